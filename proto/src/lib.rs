@@ -1,1 +1,29 @@
-//! x
+//! The brain of the mesh.
+//!
+//! ```text
+//!              intended state                    one snapshot                     packets
+//! services.toml ─┐
+//! enrolments ────┤                                        ┌─▶ engine   which fate?  (vip · translate · policy · flow)
+//! serve offers ──┼─▶ registry ──plan()──▶ NetMap ──link──▶├─▶ tunnels  which key?   (boringtun)
+//! endpoints ─────┘   (apply one   (pure)  revision 42     └─▶ zone     which name?  (DNS)
+//!                     Change)
+//! ```
+//!
+//! Sans-IO: no sockets, files, environment, clocks or entropy; `now` and seeds are arguments, private keys
+//! never enter. Modules form layers and import lower layers only (`tests/layers.rs`).
+#![forbid(unsafe_code)]
+
+// Layer 0: words.
+pub mod addr;
+pub mod clock;
+pub mod id;
+pub mod packet;
+// Layer 1: what is true.
+pub mod netmap;
+pub mod policy;
+pub mod services;
+// Layer 2: what to do.
+pub mod token;
+pub mod wire;
+// Layer 3: the pipeline.
+pub mod verdict;

@@ -1,0 +1,114 @@
+//! IPv4 packets as bytes: what they are, how they are rewritten, and the answers we make to them.
+//!
+//! Everything works in place on `&[u8]` and `&mut [u8]`; nothing allocates, and no input panics.
+
+use std::net::Ipv4Addr;
+
+/// IP protocol numbers that the engine tells apart.
+pub const ICMP: u8 = 1;
+/// TCP.
+pub const TCP: u8 = 6;
+/// UDP.
+pub const UDP: u8 = 17;
+
+/// Who talks to whom. For ICMP echo the identifier stands in the asker's port and the other is 0,
+/// so that request and reply are each other's reverse. For protocols without ports both are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FiveTuple {
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The source address.
+    pub source: Ipv4Addr,
+    /// The source port.
+    pub source_port: u16,
+    /// The destination address.
+    pub destination: Ipv4Addr,
+    /// The destination port.
+    pub destination_port: u16,
+}
+
+impl FiveTuple {
+    /// Returns the tuple of the answer.
+    pub fn reverse(self) -> Self {
+        Self {
+            protocol: self.protocol,
+            source: self.destination,
+            source_port: self.destination_port,
+            destination: self.source,
+            destination_port: self.source_port,
+        }
+    }
+}
+
+/// How the transport checksum stands in the packet (Linux, include/uapi/linux/virtio_net.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksum {
+    /// Complete: it covers pseudo-header, header and payload.
+    Complete,
+    /// Partial (VIRTIO_NET_HDR_F_NEEDS_CSUM): the folded, not complemented sum of the pseudo-header alone;
+    /// ports are no part of it.
+    Partial,
+}
+
+/// What kind of packet it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP with these flags (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
+    Tcp(u8),
+    /// UDP.
+    Udp,
+    /// ICMP echo request.
+    EchoRequest,
+    /// ICMP echo reply.
+    EchoReply,
+    /// An ICMP error (types 3, 11, 12) that quotes a packet with this tuple. The header's own tuple has ports 0.
+    IcmpError(FiveTuple),
+    /// Another ICMP message.
+    IcmpOther,
+    /// Another protocol.
+    Other,
+    /// A fragment that is not the first: no ports.
+    LaterFragment,
+}
+
+/// A parsed packet: offsets and fields, no borrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Who talks to whom.
+    pub tuple: FiveTuple,
+    /// What it is.
+    pub kind: Kind,
+    /// Length of the IPv4 header, in bytes.
+    pub header_len: usize,
+    /// Length of the whole packet as its header says, in bytes; never more than the buffer.
+    pub total_len: usize,
+    /// Whether it is the first of several fragments.
+    pub first_fragment: bool,
+    /// Whether it must not be fragmented.
+    pub dont_fragment: bool,
+    /// The identification field, which joins fragments.
+    pub identification: u16,
+    /// The type-of-service byte.
+    pub tos: u8,
+}
+
+/// Why bytes are no packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not version 4.
+    #[error("not an IPv4 packet")]
+    NotIpv4,
+    /// Cut short, or its lengths contradict each other.
+    #[error("truncated or contradictory packet")]
+    Truncated,
+}
+
+/// New source and destination for a packet; `None` leaves a side as it is. Ports of protocols without
+/// ports are ignored; for echo the asker's port is the identifier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The new source.
+    pub source: Option<(Ipv4Addr, u16)>,
+    /// The new destination.
+    pub destination: Option<(Ipv4Addr, u16)>,
+}

@@ -1,0 +1,11 @@
+//! services.toml: the one file an operator edits.
+//!
+//! `parse` reads the coordinator's file, `parse_node` a node's (only `[[serve]]`). A file is taken whole or
+//! not at all, and every error of a file is found in one run.
+
+mod model;
+
+pub use model::{
+    Allow, BackendAt, BackendSpec, Health, HealthCheck, MeshSection, Prefer, Route, ServeSpec,
+    ServiceSpec, Services, Site, SiteKind, Span, StaticNode, Test,
+};

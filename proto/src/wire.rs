@@ -1,0 +1,165 @@
+//! What node and coordinator say to each other, as JSON bodies over HTTP/2 (TLS 1.3, raw public keys).
+//!
+//! ```text
+//! POST /v1/join     JoinRequest            ─▶  JoinResponse
+//! GET  /v1/watch?revision=N                ─▶  one `WatchEvent` per line, for as long as the node listens
+//! POST /v1/report   Report                 ─▶  ReportResponse
+//! any failure                              ─▶  ErrorBody with status 4xx or 5xx
+//! ```
+//! Who speaks is known from the channel's key and never from a body. Unknown fields are ignored, so that
+//! both ends may differ by one minor version; enums that may grow have a variant for what is not known yet.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{BlockMap, Flat, MeshRange};
+use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceKey, SiteName};
+use crate::netmap::{Delta, LaneInfo, NetMap};
+use crate::token::TokenSecret;
+
+/// The version of these messages.
+pub const VERSION: u16 = 1;
+/// The ALPN word of the control channel: plain HTTP/2.
+pub const ALPN: &[u8] = b"h2";
+/// The largest body that a coordinator reads, in bytes.
+pub const MAX_REQUEST: usize = 256 * 1024;
+/// The largest line of a watch that a node reads, in bytes: a snapshot of the largest mesh we promise.
+pub const MAX_EVENT: usize = 64 * 1024 * 1024;
+/// Most candidates a node may report.
+pub const MAX_ENDPOINTS: usize = 16;
+/// Most lanes a node may report.
+pub const MAX_LANES: usize = 16;
+/// Most pod blocks a node may claim.
+pub const MAX_BLOCKS: usize = 256;
+/// Most serve offers a node may make.
+pub const MAX_OFFERS: usize = 256;
+
+/// Asks to become a member. Idempotent for the same identity key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// `VERSION` of the node.
+    pub version: u16,
+    /// The token's public half, as `JoinToken::id` prints it.
+    pub token: String,
+    /// The token's one-time secret.
+    pub secret: TokenSecret,
+    /// The name the node would like; the token's own name, if it has one, decides.
+    pub name: NodeName,
+    /// What the node says of itself.
+    pub facts: NodeFacts,
+}
+
+/// Welcomes a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResponse {
+    /// `VERSION` of the coordinator.
+    pub version: u16,
+    /// The node's name.
+    pub node: NodeName,
+    /// The node's durable number.
+    pub id: NodeId,
+    /// The node's site.
+    pub site: SiteName,
+    /// The mesh it joined.
+    pub mesh: MeshName,
+    /// The mesh range, which the node closes before it does anything else.
+    pub range: MeshRange,
+    /// The node's address.
+    pub address: Flat,
+    /// The node's pod blocks and their images.
+    pub blocks: Vec<BlockMap>,
+    /// Keys of coordinators to trust from now on.
+    pub pins: Vec<IdentityKey>,
+    /// Addresses of coordinators, as `host:port`.
+    pub coordinators: Vec<String>,
+    /// The first map.
+    pub netmap: NetMap,
+}
+
+/// What a node says of itself, at the join and whenever it changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its lanes; lane 0 first.
+    pub lanes: Vec<LaneInfo>,
+    /// Its own addresses with lane 0's port, the likeliest first.
+    pub endpoints: Vec<SocketAddr>,
+    /// The pod blocks it claims.
+    pub pods: Vec<Ipv4Net>,
+    /// What its own services.toml offers to serve.
+    pub serve: Vec<ServeOffer>,
+    /// The largest inner packet it takes, in bytes.
+    pub mtu: u16,
+    /// Whether masquerading cannot erase its pods' addresses.
+    pub guarded: bool,
+    /// The version of its meshd, for the operator.
+    pub software: String,
+}
+
+/// One `[[serve]]` of a node's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeOffer {
+    /// The service it serves.
+    pub service: ServiceKey,
+    /// The port it listens on, if it differs from the service's target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// A line of a watch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum WatchEvent {
+    /// The whole map: the first line, unless the node's revision could be resumed.
+    Snapshot {
+        /// The map.
+        netmap: Box<NetMap>,
+    },
+    /// What changed since the line before.
+    Delta {
+        /// The change.
+        delta: Box<Delta>,
+    },
+    /// Nothing changed for a while; at least one line in 10 s, so that a dead channel is noticed.
+    Alive {
+        /// The revision in force.
+        revision: Revision,
+    },
+    /// A newer connection of the same node took over; this one ends.
+    Fenced,
+    /// A kind this version does not know; ignored.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Tells the coordinator what a node is and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What the node says of itself.
+    pub facts: NodeFacts,
+    /// The revision it has in force.
+    pub applied: Revision,
+    /// Sentences for the operator of the mesh.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Answers a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportResponse {
+    /// The address that the coordinator sees the node at.
+    pub observed: IpAddr,
+    /// What the coordinator refused of the facts, in sentences.
+    #[serde(default)]
+    pub refused: Vec<String>,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// A word for programs: `token`, `claim`, `unknown_node`, `malformed`, `busy`, `internal`.
+    pub error: String,
+    /// A sentence for people that ends with what to do.
+    pub message: String,
+}
