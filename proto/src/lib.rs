@@ -17,7 +17,9 @@
 pub mod addr;
 pub mod clock;
 pub mod id;
+pub mod limiter;
 pub mod packet;
+pub mod segment;
 // Layer 1: what is true.
 pub mod netmap;
 pub mod policy;

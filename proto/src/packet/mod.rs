@@ -2,7 +2,19 @@
 //!
 //! Everything works in place on `&[u8]` and `&mut [u8]`; nothing allocates, and no input panics.
 
+mod answer;
+mod checksum;
+mod parse;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
 use std::net::Ipv4Addr;
+
+pub use answer::{LONGEST_ERROR, Unreachable, echo_reply, tcp_reset, unreachable};
+pub use checksum::{complete, partial, verify};
+pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, put_word, sum, word};
+pub use rewrite::{clamp_mss, rewrite, rewrite_icmp_error};
 
 /// IP protocol numbers that the engine tells apart.
 pub const ICMP: u8 = 1;
