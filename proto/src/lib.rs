@@ -18,6 +18,7 @@ pub mod addr;
 pub mod clock;
 pub mod id;
 pub mod limiter;
+pub mod lpm;
 pub mod packet;
 pub mod segment;
 // Layer 1: what is true.
@@ -25,7 +26,16 @@ pub mod netmap;
 pub mod policy;
 pub mod services;
 // Layer 2: what to do.
+pub mod access;
+pub mod flow;
 pub mod token;
+pub mod translate;
+pub mod vip;
 pub mod wire;
 // Layer 3: the pipeline.
+pub mod engine;
 pub mod verdict;
+pub mod view;
+
+#[cfg(test)]
+mod fixture;

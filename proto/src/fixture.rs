@@ -1,0 +1,105 @@
+//! A small mesh for unit tests: node a (this one, site s1) with pods, node b (site s2) with pods, three services.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use crate::addr::{BlockMap, Flat, MeshRange};
+use crate::id::{NodeId, Revision, ServiceId, TunnelKey};
+use crate::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
+use crate::policy::Rule;
+
+/// A rule at a line, from these words, to those.
+pub(crate) struct RuleAt<'a>(pub(crate) u32, pub(crate) &'a [&'a str], pub(crate) &'a [&'a str]);
+
+/// Node a's own address.
+pub(crate) const NODE_A: &str = "241.1.0.1";
+/// Node b's own address.
+pub(crate) const NODE_B: &str = "241.1.0.2";
+/// The image of 10.8.0.10 at node a: backs `front`.
+pub(crate) const POD_A: &str = "241.2.0.10";
+/// The image of 10.8.0.11 at node a: backs `near`.
+pub(crate) const POD_A2: &str = "241.2.0.11";
+/// The image of 10.8.0.10 at node b: backs `cart` at 8070.
+pub(crate) const POD_B: &str = "241.2.1.10";
+/// The VIP of `cart`, port 7070 to 8070.
+pub(crate) const CART: &str = "241.0.0.1";
+/// The VIP of `near`, backed by a pod of node a, port 80 to 8080.
+pub(crate) const NEAR: &str = "241.0.0.4";
+/// The VIP of `store`, backed by node a itself, port 5000, TCP and UDP.
+pub(crate) const STORE: &str = "241.0.0.3";
+/// Node b's number.
+pub(crate) const B: NodeId = NodeId(2);
+
+/// Builds the map of node a.
+pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
+    let rule = |RuleAt(line, from, to): &RuleAt<'_>| Rule {
+        file: "services.toml".into(),
+        line: *line,
+        from: from.iter().map(|w| w.parse().unwrap()).collect(),
+        to: to.iter().map(|w| w.parse().unwrap()).collect(),
+    };
+    let peer = Peer {
+        id: B,
+        site: "s2".parse().unwrap(),
+        address: Flat(NODE_B.parse().unwrap()),
+        blocks: vec!["241.2.1.0/24".parse().unwrap()],
+        lanes: vec![LaneInfo { key: TunnelKey([2; 32]), port: 51820 }],
+        endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
+        mtu: 1420,
+        guarded: true,
+    };
+    NetMap {
+        revision: Revision(1),
+        mesh: Mesh {
+            name: "test".parse().unwrap(),
+            range: MeshRange::default(),
+            domains: vec!["mesh.internal".parse().unwrap()],
+        },
+        node: OwnNode {
+            id: NodeId(1),
+            name: "a".parse().unwrap(),
+            site: "s1".parse().unwrap(),
+            address: Flat(NODE_A.parse().unwrap()),
+            blocks: vec![BlockMap { real: "10.8.0.0/24".parse().unwrap(), flat: "241.2.0.0/24".parse().unwrap() }],
+            guarded: true,
+        },
+        peers: [("b".parse().unwrap(), peer)].into(),
+        services: [
+            service("cart", 1, CART, 7070, 8070, "b", POD_B),
+            service("front", 2, "241.0.0.2", 80, 8080, "a", POD_A),
+            service("store", 3, STORE, 5000, 5000, "a", NODE_A),
+            service("near", 4, NEAR, 80, 8080, "a", POD_A2),
+        ]
+        .into(),
+        rules: rules.iter().map(rule).collect(),
+        warnings: Vec::new(),
+    }
+}
+
+fn service(
+    name: &str,
+    id: u32,
+    vip: &str,
+    port: u16,
+    target: u16,
+    node: &str,
+    address: &str,
+) -> (crate::id::ServiceKey, Service) {
+    let port = |transport| ServicePort { name: None, transport, port, target };
+    let backend = Backend {
+        name: None,
+        node: node.parse().unwrap(),
+        address: Flat(address.parse().unwrap()),
+        port: None,
+        weight: 100,
+        tier: 0,
+    };
+    let service = Service {
+        id: ServiceId(id),
+        vip: Flat(vip.parse().unwrap()),
+        ports: vec![port(Transport::Tcp), port(Transport::Udp)],
+        backends: vec![backend],
+        sticky: false,
+        strict: false,
+    };
+    (name.parse().unwrap(), service)
+}
