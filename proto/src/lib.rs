@@ -34,6 +34,7 @@ pub mod vip;
 pub mod wire;
 // Layer 3: the pipeline.
 pub mod engine;
+pub mod explain;
 pub mod verdict;
 pub mod view;
 

@@ -10,7 +10,7 @@ use crate::access::Access;
 use crate::addr::{Flat, MeshRange, Real};
 use crate::id::{NodeId, NodeName, Revision, ServiceKey};
 use crate::lpm::PrefixTable;
-use crate::netmap::{NetMap, Peer, ServicePort};
+use crate::netmap::{NetMap, Peer, Service, ServicePort};
 use crate::vip::Balancer;
 
 /// A NetMap compiled for look-ups.
@@ -158,10 +158,19 @@ impl View {
         self.peer(peer).map_or(DEFAULT_MTU, |p| p.mtu).max(MIN_MTU)
     }
 
+    /// Returns the name of the service at a place in the map.
+    pub fn service_key(&self, index: usize) -> Option<&ServiceKey> {
+        self.services.get(index).map(|service| &service.key)
+    }
+
+    /// Returns a service by its place in the map.
+    pub fn service(&self, index: usize) -> Option<&Service> {
+        self.services.get(index).and_then(|service| self.netmap.services.get(&service.key))
+    }
+
     /// Returns the port of a service that callers dial, with its service.
     pub fn port(&self, index: usize, protocol: u8, port: u16) -> Option<&ServicePort> {
-        let service = self.netmap.services.get(&self.services[index].key)?;
-        service.ports.iter().find(|p| p.transport.number() == protocol && p.port == port)
+        self.service(index)?.ports.iter().find(|p| p.transport.number() == protocol && p.port == port)
     }
 }
 

@@ -1,0 +1,60 @@
+//! ICMP errors: they pass only if the packet they quote belongs to a live flow, and are translated with it.
+//!
+//! The quoted packet went the other way, so it looks like the reverse of this direction's packets.
+
+use super::{Engine, Hit};
+use crate::clock::Timestamp;
+use crate::flow::{Key, Side};
+use crate::id::NodeId;
+use crate::packet::{self, FiveTuple, Header, Rewrite};
+use crate::verdict::{Drop, Verdict};
+
+impl Engine {
+    /// An error from this host, or a router before it, about a packet that we delivered.
+    pub(super) fn icmp_outbound(
+        &mut self,
+        bytes: &mut [u8],
+        header: &Header,
+        quoted: FiveTuple,
+        now: Timestamp,
+    ) -> Verdict {
+        let Some(hit) = self.quoted_flow(Side::Outbound, quoted, now) else {
+            return Verdict::Drop(Drop::IcmpUnmatched);
+        };
+        translate(bytes, header, &hit);
+        hit.flow.remote.map_or(Verdict::Deliver, Verdict::Forward)
+    }
+
+    /// An error from a peer about a packet that we sent it.
+    pub(super) fn icmp_inbound(
+        &mut self,
+        from: NodeId,
+        bytes: &mut [u8],
+        header: &Header,
+        quoted: FiveTuple,
+        now: Timestamp,
+    ) -> Verdict {
+        let hit = self.quoted_flow(Side::Inbound, quoted, now);
+        let Some(hit) = hit.filter(|hit| hit.flow.remote == Some(from)) else {
+            return Verdict::Drop(Drop::IcmpUnmatched);
+        };
+        translate(bytes, header, &hit);
+        Verdict::Deliver
+    }
+
+    fn quoted_flow(&mut self, side: Side, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {
+        let key = Key { side, tuple: quoted.reverse() };
+        let (place, flow) = self.flows.find(key, now)?;
+        self.recheck(Hit { key, place, flow }).ok()
+    }
+}
+
+fn translate(bytes: &mut [u8], header: &Header, hit: &Hit) {
+    let to = hit.flow.to;
+    let outer = Rewrite { source: Some((to.source, 0)), destination: Some((to.destination, 0)) };
+    let quoted = Rewrite {
+        source: Some((to.destination, to.destination_port)),
+        destination: Some((to.source, to.source_port)),
+    };
+    packet::rewrite_icmp_error(bytes, header, &outer, &quoted);
+}
