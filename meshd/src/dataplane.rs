@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use mesh_proto::id::NodeName;
 
-use crate::engine_stub::{FlowTable, View};
 pub use crate::lane_keys::LaneKeys;
 pub use crate::stats::{LaneStats, PeerStats, Stats};
+use mesh_proto::flow::FlowTable;
+use mesh_proto::view::View;
 
 /// What the data path needs to start.
 #[derive(Debug)]

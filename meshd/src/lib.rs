@@ -4,7 +4,5 @@
 //! syscall, a `worker` moves its packets between `tun` and `udp`.
 
 pub mod dataplane;
-#[doc(hidden)]
-pub mod engine_stub;
 pub mod lane_keys;
 pub mod stats;
