@@ -25,6 +25,7 @@ pub mod segment;
 pub mod netmap;
 pub mod policy;
 pub mod services;
+pub mod status;
 // Layer 2: what to do.
 pub mod access;
 pub mod flow;

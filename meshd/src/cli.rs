@@ -1,0 +1,152 @@
+//! The command line: every verb and its arguments, as DESIGN 9 names them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where meshd looks for its configuration.
+pub const CONFIG: &str = "/etc/meshd/meshd.toml";
+
+/// The node of the mesh: encrypted tunnels, translation, policy and names for every pod and host.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// How to print what is read
+    #[arg(
+        short = 'o',
+        long = "output",
+        global = true,
+        value_enum,
+        default_value = "table"
+    )]
+    pub output: Output,
+    /// The running daemon's control socket [default: what the configuration says, or /run/meshd/meshd.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How to print what is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Where the configuration is.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArg {
+    /// The configuration file
+    #[arg(long, value_name = "PATH", default_value = CONFIG)]
+    pub config: PathBuf,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the daemon
+    Run(ConfigArg),
+    /// Join a mesh with a token from `mesh-coordinator token create`
+    Join {
+        /// The token, or `-` for standard input
+        #[arg(
+            value_name = "TOKEN",
+            required_unless_present = "token_file",
+            conflicts_with = "token_file"
+        )]
+        token: Option<String>,
+        /// A file that holds the token
+        #[arg(long, value_name = "PATH")]
+        token_file: Option<PathBuf>,
+        /// The configuration file.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Leave the mesh: forget the enrolment and undo what was set up in the kernel
+    Leave(ConfigArg),
+    /// Show who this node is, how it is connected, and what is wrong
+    Status,
+    /// Show the other nodes
+    Peers,
+    /// Show the services and their backends
+    Services {
+        /// Only this one, as NAME or NAME.NAMESPACE
+        name: Option<String>,
+    },
+    /// Show what a name means in the mesh
+    Resolve {
+        /// A service, a node, or a full name
+        name: String,
+    },
+    /// Show the round trip to a node through the tunnel
+    Ping {
+        /// A node
+        node: String,
+    },
+    /// Say whether SRC may call DST, which way it would go, and which rule decides
+    Why {
+        /// A service, `host:NODE`, a node, or an address
+        src: String,
+        /// SERVICE, SERVICE:PORT, `host:NODE`, or ADDRESS:PORT
+        dst: String,
+        /// Judge UDP where the destination does not say
+        #[arg(long)]
+        udp: bool,
+    },
+    /// Check the configuration, the services.toml and the kernel, without a daemon
+    Check(ConfigArg),
+    /// Show the live flows
+    Flows,
+    /// Print the metrics as Prometheus reads them
+    Metrics,
+    /// Make the running daemon read its services.toml again
+    Reload,
+    /// Remove everything meshd set up in the kernel, whether it runs or was killed
+    Cleanup(ConfigArg),
+    /// Close the mesh range before the network comes up (for the boot unit)
+    #[command(hide = true)]
+    Guard(ConfigArg),
+    /// Print a completion script
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn socket_and_output_stand_before_or_after_the_verb() {
+        for line in [
+            ["meshd", "-o", "json", "--socket", "/s", "status"],
+            ["meshd", "status", "-o", "json", "--socket", "/s"],
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.output, Output::Json);
+            assert_eq!(cli.socket, Some(PathBuf::from("/s")));
+        }
+    }
+
+    #[test]
+    fn join_takes_one_token_from_one_place() {
+        assert!(Cli::try_parse_from(["meshd", "join"]).is_err());
+        assert!(Cli::try_parse_from(["meshd", "join", "t", "--token-file", "f"]).is_err());
+        assert!(Cli::try_parse_from(["meshd", "join", "-"]).is_ok());
+        assert!(Cli::try_parse_from(["meshd", "join", "--token-file", "f"]).is_ok());
+    }
+}

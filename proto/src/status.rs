@@ -1,0 +1,344 @@
+//! What meshd tells people and programs about itself: the JSON documents of its control socket.
+//!
+//! `-o json` prints exactly what the socket answers. Every document carries a `schema`; within one schema,
+//! fields are added and never renamed or removed, so readers ignore what they do not know.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{BlockMap, Flat, MeshRange};
+use crate::id::{MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
+use crate::netmap::Transport;
+
+/// The schema of `Status`.
+pub const STATUS: &str = "meshd.status/1";
+/// The schema of `Peers`.
+pub const PEERS: &str = "meshd.peers/1";
+/// The schema of `Services`.
+pub const SERVICES: &str = "meshd.services/1";
+/// The schema of `Resolve`.
+pub const RESOLVE: &str = "meshd.resolve/1";
+/// The schema of `Why`.
+pub const WHY: &str = "meshd.why/1";
+/// The schema of `Flows`.
+pub const FLOWS: &str = "meshd.flows/1";
+/// The schema of `Check`.
+pub const CHECK: &str = "meshd.check/1";
+/// The schema of `Done`.
+pub const DONE: &str = "meshd.done/1";
+/// The schema of `Failure`.
+pub const ERROR: &str = "meshd.error/1";
+
+/// Everything meshd knows of itself: `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// `STATUS`.
+    pub schema: String,
+    /// The version of the running meshd.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Who it is in the mesh; absent until it has joined.
+    pub node: Option<Node>,
+    /// Its control channel.
+    pub coordinator: Coordinator,
+    /// The other nodes, by name.
+    pub peers: Vec<Peer>,
+    /// The services, by namespace and name.
+    pub services: Vec<Service>,
+    /// Packets refused or dropped since the start, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// What the operator should know, each with what to do about it.
+    pub warnings: Vec<String>,
+    /// The worker threads.
+    pub lanes: Vec<Lane>,
+    /// The flow table.
+    pub flows: FlowCount,
+    /// The node's own services.toml.
+    pub file: File,
+}
+
+/// Who a node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// The mesh.
+    pub mesh: MeshName,
+    /// The range of all mesh addresses.
+    pub range: MeshRange,
+    /// Its pod blocks and their images.
+    pub blocks: Vec<BlockMap>,
+    /// Its DNS address.
+    pub dns: Flat,
+    /// Whether masquerading cannot erase its pods' addresses.
+    pub guarded: bool,
+}
+
+/// The control channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coordinator {
+    /// Whether it is up.
+    pub connected: bool,
+    /// The revision in force on this node.
+    pub revision: Revision,
+    /// The coordinator's address, of the channel that is up or was tried last.
+    pub address: Option<String>,
+    /// Seconds since the coordinator was last heard.
+    pub last_heard_s: Option<u64>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// Where its packets go; absent until something answered.
+    pub endpoint: Option<SocketAddr>,
+    /// The round trip through the tunnel, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Seconds since the last handshake.
+    pub last_handshake_s: Option<u64>,
+    /// Bytes received through the tunnel.
+    pub rx_bytes: u64,
+    /// Bytes sent through the tunnel.
+    pub tx_bytes: u64,
+}
+
+/// A service as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its bare name.
+    pub name: ServiceName,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its address in the mesh.
+    pub vip: Flat,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Its live backends.
+    pub backends: Vec<Backend>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name, where the service has several.
+    pub name: Option<String>,
+    /// Its protocol.
+    pub transport: Transport,
+    /// What callers dial.
+    pub port: u16,
+    /// What backends listen on.
+    pub target: u16,
+}
+
+/// A backend of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its name in the file; where it has none, its node's.
+    pub name: String,
+    /// The node that carries it.
+    pub node: NodeName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// Its share of new connections.
+    pub weight: u32,
+    /// Connections from this node to it that are alive.
+    pub connections: u64,
+}
+
+/// A worker thread.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Its number.
+    pub lane: usize,
+    /// Its UDP port.
+    pub port: u16,
+}
+
+/// How full the flow table is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCount {
+    /// Entries in use.
+    pub used: usize,
+    /// Entries it can hold.
+    pub slots: usize,
+}
+
+/// The state of a configuration file that is watched.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Its path.
+    pub path: String,
+    /// Whether the file on disk is the one in force.
+    pub in_force: bool,
+    /// What is wrong with the file on disk.
+    pub error: Option<String>,
+    /// Seconds for which it has been wrong.
+    pub error_age_s: Option<u64>,
+}
+
+/// `GET /v1/peers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peers {
+    /// `PEERS`.
+    pub schema: String,
+    /// The other nodes, by name.
+    pub peers: Vec<Peer>,
+}
+
+/// `GET /v1/services`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Services {
+    /// `SERVICES`.
+    pub schema: String,
+    /// The services, by namespace and name.
+    pub services: Vec<Service>,
+}
+
+/// `GET /v1/resolve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve {
+    /// `RESOLVE`.
+    pub schema: String,
+    /// What was asked.
+    pub name: String,
+    /// The addresses; empty if the name exists without one.
+    pub addresses: Vec<Ipv4Addr>,
+    /// What the name is: `service`, `node`.
+    pub kind: String,
+    /// The full name.
+    pub full_name: String,
+}
+
+/// `GET /v1/why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// `WHY`.
+    pub schema: String,
+    /// Who calls, as asked.
+    pub source: String,
+    /// The caller's address that was judged.
+    pub source_address: Ipv4Addr,
+    /// What is called, as asked.
+    pub destination: String,
+    /// The called address that was judged.
+    pub destination_address: Ipv4Addr,
+    /// The protocol's name.
+    pub transport: String,
+    /// The port, 0 where the protocol has none.
+    pub port: u16,
+    /// Whether packets get through.
+    pub allowed: bool,
+    /// The verdict in a sentence.
+    pub verdict: String,
+    /// The engine's steps, in order, up to the one that decided.
+    pub steps: Vec<Step>,
+    /// The rule that allows it.
+    pub rule: Option<RuleAt>,
+    /// The backend that the next connection would get.
+    pub backend: Option<WhyBackend>,
+    /// The node that it would go to.
+    pub peer: Option<NodeName>,
+}
+
+/// One step of the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// What came of it.
+    pub outcome: String,
+    /// Whether the packet went on.
+    pub ok: bool,
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleAt {
+    /// The file.
+    pub file: String,
+    /// The line.
+    pub line: u32,
+}
+
+/// A backend that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyBackend {
+    /// The node that carries it.
+    pub node: NodeName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// The port it listens on.
+    pub port: u16,
+}
+
+/// `GET /v1/flows`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// `FLOWS`.
+    pub schema: String,
+    /// The live flows, bounded by the table's size.
+    pub flows: Vec<Flow>,
+}
+
+/// A live flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The protocol's name.
+    pub transport: String,
+    /// Who called, `address:port`.
+    pub source: String,
+    /// What was dialled, `address:port`.
+    pub destination: String,
+    /// Where it goes, `address:port`.
+    pub backend: String,
+    /// The other node; absent for a flow that stays on this node.
+    pub peer: Option<NodeName>,
+    /// Seconds since its last packet.
+    pub idle_s: u64,
+}
+
+/// What `meshd check` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// `CHECK`.
+    pub schema: String,
+    /// What will not work, each with what to do.
+    pub errors: Vec<String>,
+    /// What may not work as expected, each with what to do.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to a command that changes something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// `DONE`.
+    pub schema: String,
+    /// What was done, in sentences.
+    pub done: Vec<String>,
+}
+
+/// Why a request was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `ERROR`.
+    pub schema: String,
+    /// A word for programs: `not_joined`, `not_found`, `malformed`, `forbidden`, `internal`.
+    pub error: String,
+    /// A sentence for people that ends with what to do.
+    pub message: String,
+}
