@@ -5,6 +5,9 @@
 //! `udp`. Everything else is control: it may be slow, and nothing in the data path waits for it.
 
 pub mod cli;
+pub mod config;
 pub mod dataplane;
+pub mod keys;
 pub mod lane_keys;
+pub mod state;
 pub mod stats;

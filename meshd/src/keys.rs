@@ -1,0 +1,157 @@
+//! The node's own keys: made once with the operating system's entropy, kept for ever, never sent.
+
+use std::fmt;
+
+use aws_lc_rs::rand;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use data_encoding::BASE64URL_NOPAD;
+use mesh_proto::id::IdentityKey;
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+use crate::state::{State, StateError};
+
+const TUNNEL: &str = "tunnel.key";
+const IDENTITY: &str = "identity.key";
+
+/// The node's secrets. Prints as `[redacted]`.
+pub struct Keys {
+    tunnel: StaticSecret,
+    pkcs8: Zeroizing<Vec<u8>>,
+    identity: IdentityKey,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({:?}, [redacted])", self.identity)
+    }
+}
+
+impl Keys {
+    /// Reads the keys, and makes those that are missing.
+    ///
+    /// # Errors
+    /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
+    pub fn load_or_make(state: &State) -> Result<Self, StateError> {
+        let tunnel = match read(state, TUNNEL)? {
+            Some(bytes) => Zeroizing::new(<[u8; 32]>::try_from(&bytes[..]).map_err(|_| {
+                damaged(state, TUNNEL, "not 32 bytes")
+            })?),
+            None => {
+                let mut bytes = Zeroizing::new([0; 32]);
+                entropy(&mut *bytes);
+                write(state, TUNNEL, &*bytes)?;
+                bytes
+            }
+        };
+        let pkcs8 = match read(state, IDENTITY)? {
+            Some(bytes) => bytes,
+            None => {
+                let made = Ed25519KeyPair::generate_pkcs8(&rand::SystemRandom::new())
+                    .expect("the operating system has entropy");
+                let bytes = Zeroizing::new(made.as_ref().to_vec());
+                write(state, IDENTITY, &bytes)?;
+                bytes
+            }
+        };
+        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8)
+            .map_err(|e| damaged(state, IDENTITY, &e.to_string()))?;
+        let public = pair.public_key().as_ref().try_into();
+        Ok(Self {
+            tunnel: StaticSecret::from(*tunnel),
+            pkcs8,
+            identity: IdentityKey(public.map_err(|_| damaged(state, IDENTITY, "not Ed25519"))?),
+        })
+    }
+
+    /// Returns lane 0's secret, from which the other lanes' are derived.
+    pub fn tunnel(&self) -> &StaticSecret {
+        &self.tunnel
+    }
+
+    /// Returns the public half of the identity.
+    pub fn identity(&self) -> IdentityKey {
+        self.identity
+    }
+
+    /// Returns the identity as PKCS #8, for TLS.
+    pub(crate) fn pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+}
+
+/// Fills a buffer with the operating system's entropy.
+pub(crate) fn entropy(bytes: &mut [u8]) {
+    rand::fill(bytes).expect("the operating system has entropy");
+}
+
+fn read(state: &State, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+    let Some(text) = state.secret(name)?.map(Zeroizing::new) else {
+        return Ok(None);
+    };
+    let bytes = BASE64URL_NOPAD.decode(text.trim_ascii());
+    let bytes = bytes.map_err(|e| damaged(state, name, &e.to_string()))?;
+    Ok(Some(Zeroizing::new(bytes)))
+}
+
+fn write(state: &State, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+    let text = Zeroizing::new(BASE64URL_NOPAD.encode(bytes) + "\n");
+    state.replace(name, text.as_bytes())
+}
+
+fn damaged(state: &State, name: &str, why: &str) -> StateError {
+    StateError::Damaged {
+        path: state.path(name),
+        why: why.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_made_once_and_hidden() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let made = Keys::load_or_make(&state).unwrap();
+        let read = Keys::load_or_make(&state).unwrap();
+
+        assert_eq!(made.identity(), read.identity());
+        assert_eq!(made.tunnel().to_bytes(), read.tunnel().to_bytes());
+        let secret = BASE64URL_NOPAD.encode(&made.tunnel().to_bytes());
+        assert!(!format!("{made:?}").contains(&secret));
+        for name in [TUNNEL, IDENTITY] {
+            let mode = fs::metadata(state.path(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn keys_that_others_may_read_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        Keys::load_or_make(&state).unwrap();
+        fs::set_permissions(state.path(TUNNEL), fs::Permissions::from_mode(0o644)).unwrap();
+
+        let error = Keys::load_or_make(&state).unwrap_err().to_string();
+
+        assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_key_is_never_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        Keys::load_or_make(&state).unwrap();
+        fs::write(state.path(IDENTITY), "AAAA\n").unwrap();
+
+        assert!(Keys::load_or_make(&state).is_err());
+        assert_eq!(fs::read(state.path(IDENTITY)).unwrap(), b"AAAA\n");
+    }
+}
