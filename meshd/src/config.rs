@@ -150,8 +150,9 @@ impl Config {
     /// `ConfigError` if it cannot be read or says something that cannot be.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&path.display().to_string(), &text)
-                .map_err(ConfigError::Mistakes),
+            Ok(text) => {
+                Self::parse(&path.display().to_string(), &text).map_err(ConfigError::Mistakes)
+            }
             Err(error)
                 if error.kind() == std::io::ErrorKind::NotFound
                     && path == Path::new(crate::cli::CONFIG) =>
@@ -233,7 +234,10 @@ impl Reader<'_> {
                 let most = 65536 - config.lanes;
                 self.mistake(
                     value.span(),
-                    format!("lane i takes port + i, so with {} lanes the port is at most {most}", config.lanes),
+                    format!(
+                        "lane i takes port + i, so with {} lanes the port is at most {most}",
+                        config.lanes
+                    ),
                 );
             }
         }
@@ -322,7 +326,10 @@ impl Reader<'_> {
         let fits = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%';
         if !(1..=15).contains(&text.len()) || !text.bytes().all(fits) || text == "lo" {
             let hint = "use 1 to 15 letters, digits, `-`, `_` or `.`";
-            self.mistake(value.span(), format!("`{text}` is no interface name; {hint}"));
+            self.mistake(
+                value.span(),
+                format!("`{text}` is no interface name; {hint}"),
+            );
             return None;
         }
         Some(text.into())
@@ -361,13 +368,17 @@ impl Reader<'_> {
     fn sockets(&mut self, value: &Value<'_>, port: u16, most: usize) -> Vec<SocketAddr> {
         let mut sockets = Vec::new();
         for item in self.strings(value, most) {
-            let Some(text) = self.text(item) else { continue };
+            let Some(text) = self.text(item) else {
+                continue;
+            };
             let bare = |text: &str| text.parse::<IpAddr>().ok().map(|ip| (ip, port).into());
             match text.parse().ok().or_else(|| bare(text)) {
                 Some(socket) => sockets.push(socket),
                 None => self.mistake(
                     item.span(),
-                    format!("`{text}` is no address; write IP:PORT or IP, such as \"192.0.2.7:{port}\""),
+                    format!(
+                        "`{text}` is no address; write IP:PORT or IP, such as \"192.0.2.7:{port}\""
+                    ),
                 ),
             }
         }
@@ -377,7 +388,9 @@ impl Reader<'_> {
     fn pods(&mut self, value: &Value<'_>) -> Vec<Ipv4Net> {
         let mut pods: Vec<Ipv4Net> = Vec::new();
         for item in self.strings(value, MAX_BLOCKS) {
-            let Some(text) = self.text(item) else { continue };
+            let Some(text) = self.text(item) else {
+                continue;
+            };
             let Ok(net) = text.parse::<Ipv4Net>() else {
                 let hint = "write it as \"10.8.1.0/24\"";
                 self.mistake(item.span(), format!("`{text}` is no IPv4 prefix; {hint}"));
@@ -388,9 +401,15 @@ impl Reader<'_> {
                 self.mistake(item.span(), format!("`{text}` has host bits set; {hint}"));
             } else if net.prefix_len() < 9 || overlaps_forbidden(net) {
                 let why = "it contains addresses that no pod may have, or is larger than /9";
-                self.mistake(item.span(), format!("`{text}` cannot be a pod block: {why}"));
+                self.mistake(
+                    item.span(),
+                    format!("`{text}` cannot be a pod block: {why}"),
+                );
             } else if let Some(other) = pods.iter().find(|&&p| mesh_proto::addr::overlap(p, net)) {
-                self.mistake(item.span(), format!("`{text}` overlaps `{other}`; name each block once"));
+                self.mistake(
+                    item.span(),
+                    format!("`{text}` overlaps `{other}`; name each block once"),
+                );
             } else {
                 pods.push(net);
             }
@@ -420,12 +439,19 @@ fn label(host: &str) -> NodeName {
     let mapped: String = first
         .chars()
         .map(|c| c.to_ascii_lowercase())
-        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_lowercase() || c.is_ascii_digit() {
+                c
+            } else {
+                '-'
+            }
+        })
         .take(63)
         .collect();
     let name = mapped.trim_matches('-');
     let name = if name.is_empty() { "node" } else { name };
-    name.parse().expect("letters, digits and inner hyphens, 1 to 63 of them")
+    name.parse()
+        .expect("letters, digits and inner hyphens, 1 to 63 of them")
 }
 
 #[cfg(test)]
@@ -468,7 +494,10 @@ mod tests {
         assert_eq!(config.runtime_dir, PathBuf::from("/r"));
         assert_eq!(
             config.endpoints,
-            ["192.0.2.1:4000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()]
+            [
+                "192.0.2.1:4000".parse().unwrap(),
+                "[2001:db8::1]:7".parse().unwrap()
+            ]
         );
         assert_eq!(config.pods, ["10.8.1.0/24".parse().unwrap()]);
         assert_eq!(config.lanes, 2);
@@ -482,11 +511,28 @@ mod tests {
     fn all_mistakes_are_found_at_once_with_their_places() {
         let text = "nmae = \"x\"\nport = 0\npods = [\"10.8.1.1/24\", \"10.8.0.0/16\", \"10.8.2.0/24\"]\n[dns]\n  upstream = []\n";
         let found = mistakes(text);
-        assert_eq!(found[0], "m.toml:1:1: unknown key `nmae`; did you mean `name`?");
-        assert!(found[1].starts_with("m.toml:2:8: this must be a number from 1"), "{found:?}");
-        assert!(found[2].starts_with("m.toml:3:9: `10.8.1.1/24` has host bits"), "{found:?}");
-        assert!(found[3].starts_with("m.toml:3:39: `10.8.2.0/24` overlaps"), "{found:?}");
-        assert!(found[4].starts_with("m.toml:5:3: unknown key `upstream` in [dns]; did you mean `upstreams`?"), "{found:?}");
+        assert_eq!(
+            found[0],
+            "m.toml:1:1: unknown key `nmae`; did you mean `name`?"
+        );
+        assert!(
+            found[1].starts_with("m.toml:2:8: this must be a number from 1"),
+            "{found:?}"
+        );
+        assert!(
+            found[2].starts_with("m.toml:3:9: `10.8.1.1/24` has host bits"),
+            "{found:?}"
+        );
+        assert!(
+            found[3].starts_with("m.toml:3:39: `10.8.2.0/24` overlaps"),
+            "{found:?}"
+        );
+        assert!(
+            found[4].starts_with(
+                "m.toml:5:3: unknown key `upstream` in [dns]; did you mean `upstreams`?"
+            ),
+            "{found:?}"
+        );
         assert_eq!(found.len(), 5);
     }
 

@@ -34,9 +34,10 @@ impl Keys {
     /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
     pub fn load_or_make(state: &State) -> Result<Self, StateError> {
         let tunnel = match read(state, TUNNEL)? {
-            Some(bytes) => Zeroizing::new(<[u8; 32]>::try_from(&bytes[..]).map_err(|_| {
-                damaged(state, TUNNEL, "not 32 bytes")
-            })?),
+            Some(bytes) => Zeroizing::new(
+                <[u8; 32]>::try_from(&bytes[..])
+                    .map_err(|_| damaged(state, TUNNEL, "not 32 bytes"))?,
+            ),
             None => {
                 let mut bytes = Zeroizing::new([0; 32]);
                 entropy(&mut *bytes);

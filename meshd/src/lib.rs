@@ -9,5 +9,6 @@ pub mod config;
 pub mod dataplane;
 pub mod keys;
 pub mod lane_keys;
+pub mod link;
 pub mod state;
 pub mod stats;

@@ -133,7 +133,9 @@ impl State {
     pub fn open(dir: &Path) -> Result<Self, StateError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|error| failed("make", dir, error))?;
-        let mode = fs::metadata(dir).map_err(|error| failed("look at", dir, error))?.mode();
+        let mode = fs::metadata(dir)
+            .map_err(|error| failed("look at", dir, error))?
+            .mode();
         if mode & 0o022 != 0 {
             return Err(StateError::Open {
                 path: dir.into(),
@@ -200,7 +202,10 @@ impl State {
             };
             let netmap = open_sealed(&bytes);
             if netmap.is_none() {
-                tracing::warn!(file = name, "cached map is torn; falling back to the one before");
+                tracing::warn!(
+                    file = name,
+                    "cached map is torn; falling back to the one before"
+                );
             }
             netmap
         })
@@ -216,7 +221,12 @@ impl State {
         let sealed = [b"sha256 ", sum.as_bytes(), b"\n", &body].concat();
         let beside = self.write_beside(NETMAP, &sealed)?;
         let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS));
-        if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
+        if self
+            .read(NETMAP)
+            .ok()
+            .flatten()
+            .is_some_and(|b| open_sealed(&b).is_some())
+        {
             fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
         }
         fs::rename(&beside, &current).map_err(|error| failed("rename", &beside, error))?;
@@ -275,7 +285,11 @@ impl State {
         let _ = fs::remove_file(&path);
         let write = || -> io::Result<()> {
             let mut options = OpenOptions::new();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)?;
             file.write_all(bytes)?;
             file.sync_all()
         };
@@ -295,7 +309,9 @@ impl State {
                 path,
                 why: format!("{} bytes", m.len()),
             }),
-            Ok(_) => fs::read(&path).map(Some).map_err(|error| failed("read", &path, error)),
+            Ok(_) => fs::read(&path)
+                .map(Some)
+                .map_err(|error| failed("read", &path, error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path, error)),
         }
@@ -405,7 +421,11 @@ pub(crate) mod tests {
         state.save_netmap(&netmap(3)).unwrap();
         assert_eq!(state.netmap(), Some(netmap(3)));
         fs::remove_file(state.path(NETMAP)).unwrap();
-        assert_eq!(state.netmap(), Some(netmap(1)), "a torn map never becomes the fallback");
+        assert_eq!(
+            state.netmap(),
+            Some(netmap(1)),
+            "a torn map never becomes the fallback"
+        );
     }
 
     #[test]

@@ -1,0 +1,227 @@
+//! The way to the coordinators: joining once, then one channel that is kept up for as long as meshd runs.
+//!
+//! ```text
+//!   coordinator 1 ─┐                       ┌─▶ maps: the newest NetMap      (daemon applies it)
+//!   coordinator 2 ─┼─ tried in turn ─ Link ┼─▶ state: connected, last error (status, metrics)
+//!   …             ─┘                       └─◀ report: facts and revision in force
+//! ```
+//! Nothing in the data path waits for this: a coordinator that is dead for days costs nothing but news.
+
+mod channel;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::id::Revision;
+use mesh_proto::netmap::NetMap;
+use mesh_proto::wire::{JoinRequest, JoinResponse, Report, WatchEvent};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+pub use channel::{Channel, Dial, LinkError, Watch};
+
+/// How long meshd tries hard after a channel broke.
+const HARD: Duration = Duration::from_secs(60);
+/// The longest wait between attempts in that time.
+const HARD_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait after that.
+const SOFT_WAIT: Duration = Duration::from_secs(15);
+/// How long several changes are gathered into one report.
+const COALESCE: Duration = Duration::from_millis(30);
+
+/// How the control channel stands.
+#[derive(Debug, Clone, Default)]
+pub struct LinkState {
+    /// Whether it is up.
+    pub connected: bool,
+    /// The coordinator it is up with, or that was tried last.
+    pub address: Option<String>,
+    /// When the coordinator was last heard.
+    pub last_heard: Option<Instant>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+    /// What the coordinator refused of the last report, in sentences.
+    pub refused: Vec<String>,
+}
+
+/// Asks the coordinators of a token, in turn, to let this node in.
+///
+/// # Errors
+/// The first refusal; if nobody answered, what the last one failed at (a wrong key before anything else).
+pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, LinkError> {
+    let mut worst: Option<LinkError> = None;
+    for address in &dial.coordinators {
+        let attempt = async { Channel::open(dial, address).await?.join(request).await };
+        match attempt.await {
+            Ok(response) => return Ok(response),
+            Err(error @ LinkError::Refused(_)) => return Err(error),
+            Err(error) => {
+                if !matches!(worst, Some(LinkError::Pin(_))) {
+                    worst = Some(error);
+                }
+            }
+        }
+    }
+    Err(worst.unwrap_or_else(|| LinkError::Malformed("the token names no coordinator".into())))
+}
+
+/// Keeps one channel up.
+#[derive(Debug)]
+pub struct Link {
+    /// Whom to reach, as whom.
+    pub dial: Dial,
+    /// The map in force, from which a watch resumes.
+    pub current: Option<Arc<NetMap>>,
+    /// Where new maps go; only the newest counts.
+    pub maps: watch::Sender<Option<Arc<NetMap>>>,
+    /// Where the channel's state goes.
+    pub state: watch::Sender<LinkState>,
+    /// What is reported; `None` until the first facts are known.
+    pub report: watch::Receiver<Option<Report>>,
+}
+
+impl Link {
+    /// Runs until the task is dropped.
+    pub async fn run(mut self) {
+        let mut down_since = Instant::now();
+        let mut attempt = 0;
+        loop {
+            let count = self.dial.coordinators.len().max(1);
+            let address = self.dial.coordinators.get(attempt % count).cloned();
+            let address = address.unwrap_or_default();
+            self.state
+                .send_modify(|s| s.address = Some(address.clone()));
+            let error = match self.session(&address).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            let was_up = self.state.borrow().connected;
+            if was_up {
+                tracing::warn!(coordinator = address, %error, "control channel lost");
+                down_since = Instant::now();
+                attempt = 0;
+            } else {
+                tracing::debug!(coordinator = address, %error, "coordinator not reached");
+                attempt = attempt.wrapping_add(1);
+            }
+            if attempt == 1 {
+                tracing::warn!(coordinator = address, %error, "coordinator not reached; forwarding goes on from the last map");
+            }
+            let patient = matches!(error, LinkError::Fenced | LinkError::Refused(_));
+            self.state.send_modify(|s| {
+                s.connected = false;
+                s.error = Some(error.to_string());
+            });
+            let waited = if patient { HARD } else { down_since.elapsed() };
+            sleep(delay(attempt, waited, random())).await;
+        }
+    }
+
+    async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, LinkError> {
+        let mut channel = Channel::open(&self.dial, address).await?;
+        let from = self
+            .current
+            .as_ref()
+            .map_or(Revision(0), |map| map.revision);
+        let mut watch = channel.watch(from).await?;
+        tracing::info!(coordinator = address, revision = %from, "control channel up");
+        self.state.send_modify(|s| {
+            s.connected = true;
+            s.error = None;
+            s.last_heard = Some(Instant::now());
+        });
+        let mut report = self.report.clone();
+        let refused = self.state.clone();
+        let reports = async move {
+            report.mark_changed();
+            loop {
+                if report.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                sleep(COALESCE).await;
+                let newest = report.borrow_and_update().clone();
+                let Some(newest) = newest else { continue };
+                match channel.report(&newest).await {
+                    Ok(answer) => refused.send_modify(|s| s.refused = answer.refused),
+                    Err(LinkError::Refused(body)) => {
+                        refused.send_modify(|s| s.refused = vec![body.message]);
+                    }
+                    Err(error) => return error,
+                }
+            }
+        };
+        tokio::pin!(reports);
+        loop {
+            let event = tokio::select! {
+                event = watch.next() => event?,
+                error = &mut reports => return Err(error),
+            };
+            self.state
+                .send_modify(|s| s.last_heard = Some(Instant::now()));
+            self.event(event)?;
+        }
+    }
+
+    fn event(&mut self, event: WatchEvent) -> Result<(), LinkError> {
+        let map = match event {
+            WatchEvent::Snapshot { netmap } => *netmap,
+            WatchEvent::Delta { delta } => {
+                let current = self.current.take();
+                let current =
+                    current.ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
+                // On a mismatch `current` stays empty, so that the next watch starts with a snapshot.
+                delta
+                    .apply(&current)
+                    .map_err(|e| LinkError::Malformed(e.to_string()))?
+            }
+            WatchEvent::Alive { .. } | WatchEvent::Unknown => return Ok(()),
+            WatchEvent::Fenced => return Err(LinkError::Fenced),
+        };
+        let map = Arc::new(map);
+        self.current = Some(Arc::clone(&map));
+        self.maps.send_replace(Some(map));
+        Ok(())
+    }
+}
+
+/// Returns how long to wait before the next attempt: `random` in 0..=u32::MAX spreads the nodes of a mesh.
+fn delay(attempt: usize, down_for: Duration, random: u32) -> Duration {
+    let longest = if down_for < HARD {
+        let doubling = Duration::from_millis(100) * (1 << attempt.min(4));
+        doubling.min(HARD_WAIT)
+    } else {
+        SOFT_WAIT
+    };
+    let share = f64::from(random) / f64::from(u32::MAX);
+    longest.mul_f64(0.5 + share / 2.0)
+}
+
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    crate::keys::entropy(&mut bytes);
+    u32::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_at_most_a_second_apart_in_the_first_minute_then_at_most_fifteen() {
+        for attempt in 0..100 {
+            for random in [0, 1 << 31, u32::MAX] {
+                let early = delay(attempt, Duration::from_secs(59), random);
+                assert!(early <= Duration::from_secs(1) && early >= Duration::from_millis(50));
+                let late = delay(attempt, Duration::from_secs(61), random);
+                assert!(late <= Duration::from_secs(15) && late >= Duration::from_secs(7));
+            }
+        }
+    }
+
+    #[test]
+    fn jitter_spreads_the_attempts() {
+        let long = Duration::from_secs(100);
+        assert_ne!(delay(5, long, 0), delay(5, long, u32::MAX));
+    }
+}
