@@ -12,13 +12,7 @@ pub const CONFIG: &str = "/etc/meshd/meshd.toml";
 #[command(name = "meshd", version, about, disable_help_subcommand = true)]
 pub struct Cli {
     /// How to print what is read
-    #[arg(
-        short = 'o',
-        long = "output",
-        global = true,
-        value_enum,
-        default_value = "table"
-    )]
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value = "table")]
     pub output: Output,
     /// The running daemon's control socket [default: what the configuration says, or /run/meshd/meshd.sock]
     #[arg(long, global = true, value_name = "PATH")]
@@ -53,11 +47,7 @@ pub enum Verb {
     /// Join a mesh with a token from `mesh-coordinator token create`
     Join {
         /// The token, or `-` for standard input
-        #[arg(
-            value_name = "TOKEN",
-            required_unless_present = "token_file",
-            conflicts_with = "token_file"
-        )]
+        #[arg(value_name = "TOKEN", required_unless_present = "token_file", conflicts_with = "token_file")]
         token: Option<String>,
         /// A file that holds the token
         #[arg(long, value_name = "PATH")]
@@ -132,10 +122,9 @@ mod tests {
 
     #[test]
     fn socket_and_output_stand_before_or_after_the_verb() {
-        for line in [
-            ["meshd", "-o", "json", "--socket", "/s", "status"],
-            ["meshd", "status", "-o", "json", "--socket", "/s"],
-        ] {
+        for line in
+            [["meshd", "-o", "json", "--socket", "/s", "status"], ["meshd", "status", "-o", "json", "--socket", "/s"]]
+        {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.output, Output::Json);
             assert_eq!(cli.socket, Some(PathBuf::from("/s")));

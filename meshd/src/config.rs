@@ -87,10 +87,7 @@ impl Default for Config {
             socket: "/run/meshd/meshd.sock".into(),
             metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9586))),
             lanes: cores.min(MAX_LANES),
-            dns: Dns {
-                enabled: true,
-                upstreams: Vec::new(),
-            },
+            dns: Dns { enabled: true, upstreams: Vec::new() },
         }
     }
 }
@@ -133,11 +130,7 @@ impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, m) in self.list.iter().enumerate() {
             let separator = if i == 0 { "" } else { "\n" };
-            write!(
-                f,
-                "{separator}{}:{}:{}: {}",
-                self.path, m.line, m.column, m.message
-            )?;
+            write!(f, "{separator}{}:{}:{}: {}", self.path, m.line, m.column, m.message)?;
         }
         Ok(())
     }
@@ -150,19 +143,11 @@ impl Config {
     /// `ConfigError` if it cannot be read or says something that cannot be.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => {
-                Self::parse(&path.display().to_string(), &text).map_err(ConfigError::Mistakes)
-            }
-            Err(error)
-                if error.kind() == std::io::ErrorKind::NotFound
-                    && path == Path::new(crate::cli::CONFIG) =>
-            {
+            Ok(text) => Self::parse(&path.display().to_string(), &text).map_err(ConfigError::Mistakes),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(crate::cli::CONFIG) => {
                 Ok(Self::default())
             }
-            Err(error) => Err(ConfigError::Read {
-                path: path.into(),
-                error,
-            }),
+            Err(error) => Err(ConfigError::Read { path: path.into(), error }),
         }
     }
 
@@ -172,23 +157,13 @@ impl Config {
     /// Every mistake in it.
     pub fn parse(path: &str, text: &str) -> Result<Self, Mistakes> {
         let (table, syntax) = DeTable::parse_recoverable(text);
-        let mut reader = Reader {
-            text,
-            mistakes: Vec::new(),
-        };
+        let mut reader = Reader { text, mistakes: Vec::new() };
         for error in syntax {
             reader.mistake(error.span().unwrap_or(0..0), error.message().to_owned());
         }
         let config = reader.config(table.get_ref());
         reader.mistakes.sort_by_key(|m| (m.line, m.column));
-        if reader.mistakes.is_empty() {
-            Ok(config)
-        } else {
-            Err(Mistakes {
-                path: path.into(),
-                list: reader.mistakes,
-            })
-        }
+        if reader.mistakes.is_empty() { Ok(config) } else { Err(Mistakes { path: path.into(), list: reader.mistakes }) }
     }
 }
 
@@ -234,10 +209,7 @@ impl Reader<'_> {
                 let most = 65536 - config.lanes;
                 self.mistake(
                     value.span(),
-                    format!(
-                        "lane i takes port + i, so with {} lanes the port is at most {most}",
-                        config.lanes
-                    ),
+                    format!("lane i takes port + i, so with {} lanes the port is at most {most}", config.lanes),
                 );
             }
         }
@@ -326,10 +298,7 @@ impl Reader<'_> {
         let fits = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%';
         if !(1..=15).contains(&text.len()) || !text.bytes().all(fits) || text == "lo" {
             let hint = "use 1 to 15 letters, digits, `-`, `_` or `.`";
-            self.mistake(
-                value.span(),
-                format!("`{text}` is no interface name; {hint}"),
-            );
+            self.mistake(value.span(), format!("`{text}` is no interface name; {hint}"));
             return None;
         }
         Some(text.into())
@@ -340,10 +309,7 @@ impl Reader<'_> {
         let number = integer.and_then(|i| u16::from_str_radix(i.as_str(), i.radix()).ok());
         let number = number.filter(|n| (least..=most).contains(n));
         if number.is_none() {
-            self.mistake(
-                value.span(),
-                format!("this must be a number from {least} to {most}, without quotes"),
-            );
+            self.mistake(value.span(), format!("this must be a number from {least} to {most}, without quotes"));
         }
         number
     }
@@ -376,9 +342,7 @@ impl Reader<'_> {
                 Some(socket) => sockets.push(socket),
                 None => self.mistake(
                     item.span(),
-                    format!(
-                        "`{text}` is no address; write IP:PORT or IP, such as \"192.0.2.7:{port}\""
-                    ),
+                    format!("`{text}` is no address; write IP:PORT or IP, such as \"192.0.2.7:{port}\""),
                 ),
             }
         }
@@ -401,15 +365,9 @@ impl Reader<'_> {
                 self.mistake(item.span(), format!("`{text}` has host bits set; {hint}"));
             } else if net.prefix_len() < 9 || overlaps_forbidden(net) {
                 let why = "it contains addresses that no pod may have, or is larger than /9";
-                self.mistake(
-                    item.span(),
-                    format!("`{text}` cannot be a pod block: {why}"),
-                );
+                self.mistake(item.span(), format!("`{text}` cannot be a pod block: {why}"));
             } else if let Some(other) = pods.iter().find(|&&p| mesh_proto::addr::overlap(p, net)) {
-                self.mistake(
-                    item.span(),
-                    format!("`{text}` overlaps `{other}`; name each block once"),
-                );
+                self.mistake(item.span(), format!("`{text}` overlaps `{other}`; name each block once"));
             } else {
                 pods.push(net);
             }
@@ -439,19 +397,12 @@ fn label(host: &str) -> NodeName {
     let mapped: String = first
         .chars()
         .map(|c| c.to_ascii_lowercase())
-        .map(|c| {
-            if c.is_ascii_lowercase() || c.is_ascii_digit() {
-                c
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
         .take(63)
         .collect();
     let name = mapped.trim_matches('-');
     let name = if name.is_empty() { "node" } else { name };
-    name.parse()
-        .expect("letters, digits and inner hyphens, 1 to 63 of them")
+    name.parse().expect("letters, digits and inner hyphens, 1 to 63 of them")
 }
 
 #[cfg(test)]
@@ -492,13 +443,7 @@ mod tests {
         let config = Config::parse("m.toml", text).unwrap();
         assert_eq!(config.name.as_str(), "pc-vm-1");
         assert_eq!(config.runtime_dir, PathBuf::from("/r"));
-        assert_eq!(
-            config.endpoints,
-            [
-                "192.0.2.1:4000".parse().unwrap(),
-                "[2001:db8::1]:7".parse().unwrap()
-            ]
-        );
+        assert_eq!(config.endpoints, ["192.0.2.1:4000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()]);
         assert_eq!(config.pods, ["10.8.1.0/24".parse().unwrap()]);
         assert_eq!(config.lanes, 2);
         assert!(!config.dns.enabled);
@@ -511,26 +456,12 @@ mod tests {
     fn all_mistakes_are_found_at_once_with_their_places() {
         let text = "nmae = \"x\"\nport = 0\npods = [\"10.8.1.1/24\", \"10.8.0.0/16\", \"10.8.2.0/24\"]\n[dns]\n  upstream = []\n";
         let found = mistakes(text);
-        assert_eq!(
-            found[0],
-            "m.toml:1:1: unknown key `nmae`; did you mean `name`?"
-        );
+        assert_eq!(found[0], "m.toml:1:1: unknown key `nmae`; did you mean `name`?");
+        assert!(found[1].starts_with("m.toml:2:8: this must be a number from 1"), "{found:?}");
+        assert!(found[2].starts_with("m.toml:3:9: `10.8.1.1/24` has host bits"), "{found:?}");
+        assert!(found[3].starts_with("m.toml:3:39: `10.8.2.0/24` overlaps"), "{found:?}");
         assert!(
-            found[1].starts_with("m.toml:2:8: this must be a number from 1"),
-            "{found:?}"
-        );
-        assert!(
-            found[2].starts_with("m.toml:3:9: `10.8.1.1/24` has host bits"),
-            "{found:?}"
-        );
-        assert!(
-            found[3].starts_with("m.toml:3:39: `10.8.2.0/24` overlaps"),
-            "{found:?}"
-        );
-        assert!(
-            found[4].starts_with(
-                "m.toml:5:3: unknown key `upstream` in [dns]; did you mean `upstreams`?"
-            ),
+            found[4].starts_with("m.toml:5:3: unknown key `upstream` in [dns]; did you mean `upstreams`?"),
             "{found:?}"
         );
         assert_eq!(found.len(), 5);
@@ -549,12 +480,7 @@ mod tests {
 
     #[test]
     fn any_host_name_becomes_a_name() {
-        for (host, name) in [
-            ("PC_VM.example.com", "pc-vm"),
-            ("--", "node"),
-            ("", "node"),
-            ("é1", "1"),
-        ] {
+        for (host, name) in [("PC_VM.example.com", "pc-vm"), ("--", "node"), ("", "node"), ("é1", "1")] {
             assert_eq!(label(host).as_str(), name);
         }
     }

@@ -77,9 +77,7 @@ impl DataPlane {
     /// Says which device, port or file cannot be had, and what to do.
     pub fn start(setup: Setup) -> Result<Self, DataPlaneError> {
         let _ = setup;
-        Ok(Self {
-            flows: Arc::new(FlowTable::new(1 << 16)),
-        })
+        Ok(Self { flows: Arc::new(FlowTable::new(1 << 16)) })
     }
 
     /// Gives all lanes a new view; they take it before their next packet.

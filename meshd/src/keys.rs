@@ -34,10 +34,9 @@ impl Keys {
     /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
     pub fn load_or_make(state: &State) -> Result<Self, StateError> {
         let tunnel = match read(state, TUNNEL)? {
-            Some(bytes) => Zeroizing::new(
-                <[u8; 32]>::try_from(&bytes[..])
-                    .map_err(|_| damaged(state, TUNNEL, "not 32 bytes"))?,
-            ),
+            Some(bytes) => {
+                Zeroizing::new(<[u8; 32]>::try_from(&bytes[..]).map_err(|_| damaged(state, TUNNEL, "not 32 bytes"))?)
+            }
             None => {
                 let mut bytes = Zeroizing::new([0; 32]);
                 entropy(&mut *bytes);
@@ -55,8 +54,7 @@ impl Keys {
                 bytes
             }
         };
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8)
-            .map_err(|e| damaged(state, IDENTITY, &e.to_string()))?;
+        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, IDENTITY, &e.to_string()))?;
         let public = pair.public_key().as_ref().try_into();
         Ok(Self {
             tunnel: StaticSecret::from(*tunnel),
@@ -101,10 +99,7 @@ fn write(state: &State, name: &str, bytes: &[u8]) -> Result<(), StateError> {
 }
 
 fn damaged(state: &State, name: &str, why: &str) -> StateError {
-    StateError::Damaged {
-        path: state.path(name),
-        why: why.into(),
-    }
+    StateError::Damaged { path: state.path(name), why: why.into() }
 }
 
 #[cfg(test)]

@@ -90,14 +90,8 @@ mod tests {
 
         assert_eq!(keys.public(0).0, PublicKey::from(&secret).to_bytes());
         assert_eq!(keys.publics().iter().collect::<BTreeSet<_>>().len(), 4);
-        assert_eq!(
-            keys.publics()[..2],
-            LaneKeys::derive(&secret, 2).publics()[..]
-        );
-        assert_ne!(
-            keys.public(1),
-            LaneKeys::derive(&StaticSecret::from([8; 32]), 4).public(1)
-        );
+        assert_eq!(keys.publics()[..2], LaneKeys::derive(&secret, 2).publics()[..]);
+        assert_ne!(keys.public(1), LaneKeys::derive(&StaticSecret::from([8; 32]), 4).public(1));
     }
 
     #[test]

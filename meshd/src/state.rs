@@ -133,15 +133,9 @@ impl State {
     pub fn open(dir: &Path) -> Result<Self, StateError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|error| failed("make", dir, error))?;
-        let mode = fs::metadata(dir)
-            .map_err(|error| failed("look at", dir, error))?
-            .mode();
+        let mode = fs::metadata(dir).map_err(|error| failed("look at", dir, error))?.mode();
         if mode & 0o022 != 0 {
-            return Err(StateError::Open {
-                path: dir.into(),
-                mode: mode & 0o7777,
-                wanted: "700",
-            });
+            return Err(StateError::Open { path: dir.into(), mode: mode & 0o7777, wanted: "700" });
         }
         Ok(Self { dir: dir.into() })
     }
@@ -160,10 +154,7 @@ impl State {
             return Ok(None);
         };
         let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|error| StateError::Damaged {
-            path: self.path(ENROLMENT),
-            why: error.to_string(),
-        })
+        parsed.map(Some).map_err(|error| StateError::Damaged { path: self.path(ENROLMENT), why: error.to_string() })
     }
 
     /// Stores the enrolment.
@@ -202,10 +193,7 @@ impl State {
             };
             let netmap = open_sealed(&bytes);
             if netmap.is_none() {
-                tracing::warn!(
-                    file = name,
-                    "cached map is torn; falling back to the one before"
-                );
+                tracing::warn!(file = name, "cached map is torn; falling back to the one before");
             }
             netmap
         })
@@ -221,12 +209,7 @@ impl State {
         let sealed = [b"sha256 ", sum.as_bytes(), b"\n", &body].concat();
         let beside = self.write_beside(NETMAP, &sealed)?;
         let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS));
-        if self
-            .read(NETMAP)
-            .ok()
-            .flatten()
-            .is_some_and(|b| open_sealed(&b).is_some())
-        {
+        if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
             fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
         }
         fs::rename(&beside, &current).map_err(|error| failed("rename", &beside, error))?;
@@ -239,9 +222,7 @@ impl State {
             .and_then(|m| m.modified())
             .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() < 600));
         let bytes = self.read(ACTIVITY).ok().flatten().filter(|_| fresh);
-        let mut list: Vec<Active> = bytes
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let mut list: Vec<Active> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         list.truncate(MAX_ACTIVE);
         list
     }
@@ -263,11 +244,7 @@ impl State {
         let metadata = fs::metadata(&path).map_err(|error| failed("look at", &path, error))?;
         let mode = metadata.permissions().mode();
         if mode & 0o077 != 0 {
-            return Err(StateError::Open {
-                path,
-                mode: mode & 0o7777,
-                wanted: "600",
-            });
+            return Err(StateError::Open { path, mode: mode & 0o7777, wanted: "600" });
         }
         Ok(Some(bytes))
     }
@@ -285,11 +262,7 @@ impl State {
         let _ = fs::remove_file(&path);
         let write = || -> io::Result<()> {
             let mut options = OpenOptions::new();
-            let mut file = options
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)?;
+            let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
             file.write_all(bytes)?;
             file.sync_all()
         };
@@ -305,13 +278,8 @@ impl State {
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.path(name);
         match fs::metadata(&path) {
-            Ok(m) if m.len() > MAX_FILE => Err(StateError::Damaged {
-                path,
-                why: format!("{} bytes", m.len()),
-            }),
-            Ok(_) => fs::read(&path)
-                .map(Some)
-                .map_err(|error| failed("read", &path, error)),
+            Ok(m) if m.len() > MAX_FILE => Err(StateError::Damaged { path, why: format!("{} bytes", m.len()) }),
+            Ok(_) => fs::read(&path).map(Some).map_err(|error| failed("read", &path, error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path, error)),
         }
@@ -319,11 +287,7 @@ impl State {
 }
 
 fn failed(verb: &'static str, path: &Path, error: io::Error) -> StateError {
-    StateError::Io {
-        verb,
-        path: path.into(),
-        error,
-    }
+    StateError::Io { verb, path: path.into(), error }
 }
 
 fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
@@ -421,11 +385,7 @@ pub(crate) mod tests {
         state.save_netmap(&netmap(3)).unwrap();
         assert_eq!(state.netmap(), Some(netmap(3)));
         fs::remove_file(state.path(NETMAP)).unwrap();
-        assert_eq!(
-            state.netmap(),
-            Some(netmap(1)),
-            "a torn map never becomes the fallback"
-        );
+        assert_eq!(state.netmap(), Some(netmap(1)), "a torn map never becomes the fallback");
     }
 
     #[test]
@@ -440,10 +400,7 @@ pub(crate) mod tests {
     fn activity_is_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let active = vec![Active {
-            peer: "n2".parse().unwrap(),
-            endpoint: "192.0.2.2:51820".parse().unwrap(),
-        }];
+        let active = vec![Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() }];
         state.save_activity(&active).unwrap();
         assert_eq!(state.activity(), active);
     }

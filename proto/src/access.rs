@@ -96,25 +96,12 @@ impl Access {
         let own = &map.node;
         let own_blocks = own.blocks.iter().map(|b| b.flat).collect::<Vec<_>>();
         let own = (&own.name, &own.site, own.address, own_blocks);
-        let peers = map
-            .peers
-            .iter()
-            .map(|(name, p)| (name, &p.site, p.address, p.blocks.clone()));
+        let peers = map.peers.iter().map(|(name, p)| (name, &p.site, p.address, p.blocks.clone()));
         for (name, site, address, blocks) in std::iter::once(own).chain(peers) {
-            let member = Member {
-                node: numbers.nodes[name],
-                site: numbers.sites[site],
-                itself: true,
-            };
+            let member = Member { node: numbers.nodes[name], site: numbers.sites[site], itself: true };
             self.members.insert(address.0.into(), member);
             for block in blocks {
-                self.members.insert(
-                    block,
-                    Member {
-                        itself: false,
-                        ..member
-                    },
-                );
+                self.members.insert(block, Member { itself: false, ..member });
             }
         }
     }
@@ -122,15 +109,8 @@ impl Access {
     fn add_backends(&mut self, map: &NetMap, service: &Service, number: u32) {
         for backend in &service.backends {
             for port in &service.ports {
-                let key = (
-                    backend.address.0,
-                    port.transport.number(),
-                    backend.target(port),
-                );
-                self.served
-                    .entry(key)
-                    .or_default()
-                    .push((number, port.port));
+                let key = (backend.address.0, port.transport.number(), backend.target(port));
+                self.served.entry(key).or_default().push((number, port.port));
             }
             if speaks_for_itself(map, backend.address) {
                 let backed = self.backed.entry(backend.address.0).or_default();
@@ -142,11 +122,7 @@ impl Access {
     }
 
     fn add_rule(&mut self, rule: &Rule, index: usize, numbers: &Numbers<'_>) {
-        for from in rule
-            .from
-            .iter()
-            .filter_map(|source| numbers.identity(source))
-        {
+        for from in rule.from.iter().filter_map(|source| numbers.identity(source)) {
             for to in rule.to.iter().filter_map(|target| numbers.name(target)) {
                 self.allowed.entry((from, to)).or_insert(index);
             }
@@ -155,55 +131,26 @@ impl Access {
 
     /// Returns the index of a rule that allows it, or none: then it is denied.
     pub fn judge(&self, question: &Question) -> Option<usize> {
-        let asked = |service: u32, port: u16| {
-            self.allows(
-                question.source,
-                [Name::Port(service, port), Name::Service(service)],
-            )
-        };
-        if let Some(rule) = question
-            .service
-            .and_then(|(service, port)| asked(service, port))
-        {
+        let asked =
+            |service: u32, port: u16| self.allows(question.source, [Name::Port(service, port), Name::Service(service)]);
+        if let Some(rule) = question.service.and_then(|(service, port)| asked(service, port)) {
             return Some(rule);
         }
-        let served = self
-            .served
-            .get(&(question.destination.0, question.protocol, question.port));
-        if let Some(rule) = served
-            .into_iter()
-            .flatten()
-            .find_map(|&(service, port)| asked(service, port))
-        {
+        let served = self.served.get(&(question.destination.0, question.protocol, question.port));
+        if let Some(rule) = served.into_iter().flatten().find_map(|&(service, port)| asked(service, port)) {
             return Some(rule);
         }
         let member = self.members.find(question.destination.0)?;
-        let host = if member.itself {
-            Name::Host(member.node)
-        } else {
-            Name::Any
-        };
+        let host = if member.itself { Name::Host(member.node) } else { Name::Any };
         self.allows(question.source, [Name::Any, Name::Site(member.site), host])
     }
 
     fn allows<const N: usize>(&self, source: Flat, names: [Name; N]) -> Option<usize> {
         let member = self.members.find(source.0)?;
-        let ask = |identity: Identity| {
-            names
-                .iter()
-                .find_map(|&name| self.allowed.get(&(identity, name)).copied())
-        };
+        let ask = |identity: Identity| names.iter().find_map(|&name| self.allowed.get(&(identity, name)).copied());
         let itself = member.itself.then_some(Identity::Host(member.node));
-        let backed = self
-            .backed
-            .get(&source.0)
-            .into_iter()
-            .flatten()
-            .map(|&s| Identity::Service(s));
-        let identities = [Identity::Any, Identity::Site(member.site)]
-            .into_iter()
-            .chain(itself)
-            .chain(backed);
+        let backed = self.backed.get(&source.0).into_iter().flatten().map(|&s| Identity::Service(s));
+        let identities = [Identity::Any, Identity::Site(member.site)].into_iter().chain(itself).chain(backed);
         identities.into_iter().find_map(ask)
     }
 }
@@ -226,11 +173,7 @@ impl<'a> Numbers<'a> {
             sites.entry(site).or_insert(next);
         }
         let nodes = std::iter::once(&map.node.name).chain(map.peers.keys());
-        Self {
-            services: map.services.keys().zip(0..).collect(),
-            nodes: nodes.zip(0..).collect(),
-            sites,
-        }
+        Self { services: map.services.keys().zip(0..).collect(), nodes: nodes.zip(0..).collect(), sites }
     }
 
     fn identity(&self, source: &Source) -> Option<Identity> {

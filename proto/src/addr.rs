@@ -142,9 +142,7 @@ impl From<MeshRange> for Ipv4Net {
 impl FromStr for MeshRange {
     type Err = RangeError;
     fn from_str(s: &str) -> Result<Self, RangeError> {
-        s.parse::<Ipv4Net>()
-            .map_err(|_| RangeError::Syntax(s.into()))?
-            .try_into()
+        s.parse::<Ipv4Net>().map_err(|_| RangeError::Syntax(s.into()))?.try_into()
     }
 }
 
@@ -194,21 +192,9 @@ mod tests {
 
     #[test]
     fn a_range_that_cannot_serve_is_refused() {
-        for bad in [
-            "241.0.0.0",
-            "241.0.0.1/8",
-            "240.0.0.0/4",
-            "10.0.0.0/17",
-            "127.0.0.0/8",
-            "x",
-        ] {
+        for bad in ["241.0.0.0", "241.0.0.1/8", "240.0.0.0/4", "10.0.0.0/17", "127.0.0.0/8", "x"] {
             assert!(bad.parse::<MeshRange>().is_err(), "{bad}");
         }
-        assert_eq!(
-            "10.200.0.0/16"
-                .parse::<MeshRange>()
-                .map(|r| r.nodes().to_string()),
-            Ok("10.200.1.0/24".into())
-        );
+        assert_eq!("10.200.0.0/16".parse::<MeshRange>().map(|r| r.nodes().to_string()), Ok("10.200.1.0/24".into()));
     }
 }

@@ -103,27 +103,16 @@ impl Engine {
             Ok(header) => header,
             Err(malformed) => return Verdict::Drop(reason(malformed)),
         };
-        let key = Key {
-            side: Side::Outbound,
-            tuple: header.tuple,
-        };
+        let key = Key { side: Side::Outbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {
                 return self.later_fragment(Side::Outbound, None, bytes, &header, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_outbound(bytes, &header, quoted, now),
             Kind::Udp if self.is_probe(&header.tuple) => return Verdict::Drop(Drop::BadProbe),
-            Kind::Tcp(_)
-            | Kind::Udp
-            | Kind::EchoRequest
-            | Kind::EchoReply
-            | Kind::IcmpOther
-            | Kind::Other => {}
+            Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
-        let known = self
-            .flows
-            .find(key, now)
-            .map(|(place, flow)| Hit { key, place, flow });
+        let known = self.flows.find(key, now).map(|(place, flow)| Hit { key, place, flow });
         let hit = match known.filter(|hit| !reopens(&header, hit)) {
             Some(hit) => self.recheck(hit),
             None => match self.open_outbound(&header, now) {
@@ -137,9 +126,7 @@ impl Engine {
             Ok(hit) => hit,
             Err(why) => return self.refuse(bytes, &header, why, now),
         };
-        let too_big = self
-            .way(hit.flow.remote)
-            .filter(|&mtu| checksum == Checksum::Complete && header.total_len > mtu);
+        let too_big = self.way(hit.flow.remote).filter(|&mtu| checksum == Checksum::Complete && header.total_len > mtu);
         if let Some(mtu) = too_big {
             return self.refuse_size(bytes, &header, mtu as u16, now);
         }
@@ -156,10 +143,7 @@ impl Engine {
         if self.view.owner(Flat(header.tuple.source)) != Some(Owner::Peer(from)) {
             return Verdict::Drop(Drop::SpoofedSource);
         }
-        let key = Key {
-            side: Side::Inbound,
-            tuple: header.tuple,
-        };
+        let key = Key { side: Side::Inbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {
                 return self.later_fragment(Side::Inbound, Some(from), bytes, &header, now);
@@ -168,17 +152,9 @@ impl Engine {
             Kind::Udp if self.is_probe(&header.tuple) => {
                 return self.answer_probe(from, bytes, &header, now);
             }
-            Kind::Tcp(_)
-            | Kind::Udp
-            | Kind::EchoRequest
-            | Kind::EchoReply
-            | Kind::IcmpOther
-            | Kind::Other => {}
+            Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
-        let known = self
-            .flows
-            .find(key, now)
-            .map(|(place, flow)| Hit { key, place, flow });
+        let known = self.flows.find(key, now).map(|(place, flow)| Hit { key, place, flow });
         let hit = match known.filter(|hit| !reopens(&header, hit)) {
             Some(hit) if hit.flow.remote != Some(from) => {
                 return Verdict::Drop(Drop::SpoofedSource);
@@ -211,36 +187,19 @@ impl Engine {
     }
 
     /// Rewrites a packet of a flow that may pass.
-    fn apply(
-        &mut self,
-        bytes: &mut [u8],
-        header: &Header,
-        hit: Hit,
-        checksum: Checksum,
-        now: Timestamp,
-    ) -> Verdict {
+    fn apply(&mut self, bytes: &mut [u8], header: &Header, hit: Hit, checksum: Checksum, now: Timestamp) -> Verdict {
         let Hit { key, place, flow } = hit;
         let to = Rewrite {
             source: Some((flow.to.source, flow.to.source_port)),
             destination: Some((flow.to.destination, flow.to.destination_port)),
         };
         packet::rewrite(bytes, header, &to, checksum);
-        let tcp_flags = if let Kind::Tcp(flags) = header.kind {
-            flags
-        } else {
-            0
-        };
+        let tcp_flags = if let Kind::Tcp(flags) = header.kind { flags } else { 0 };
         if tcp_flags & SYN != 0 {
-            let mtu = self
-                .way(flow.remote)
-                .unwrap_or_else(|| usize::from(self.mtu)) as u16;
+            let mtu = self.way(flow.remote).unwrap_or_else(|| usize::from(self.mtu)) as u16;
             packet::clamp_mss(bytes, header, mtu - TCP_HEADERS, checksum);
         }
-        let seen = Seen {
-            packets: 1,
-            bytes: header.total_len,
-            tcp_flags,
-        };
+        let seen = Seen { packets: 1, bytes: header.total_len, tcp_flags };
         match self.flows.touch(place, key, &flow, seen, now) {
             Touched::Nothing => {}
             Touched::Aged => self.flows.keep(key.answer(&flow), now),
@@ -251,8 +210,7 @@ impl Engine {
             (Side::Outbound, None) | (Side::Inbound, _) => Verdict::Deliver,
         };
         if header.first_fragment {
-            self.fragments
-                .remember(key.side, header, &flow, verdict, now);
+            self.fragments.remember(key.side, header, &flow, verdict, now);
         }
         verdict
     }
@@ -298,31 +256,20 @@ impl Engine {
                     Some(_) => Some(Flat(to.destination)),
                     None => view.flat(Real(to.destination)),
                 };
-                (
-                    self.image(key.tuple.source).ok_or(Refuse::NoRoute)?,
-                    carrier.ok_or(Refuse::BackendGone)?,
-                )
+                (self.image(key.tuple.source).ok_or(Refuse::NoRoute)?, carrier.ok_or(Refuse::BackendGone)?)
             }
         };
-        let far = if key.side == Side::Inbound {
-            source
-        } else {
-            destination
-        };
+        let far = if key.side == Side::Inbound { source } else { destination };
         if view.owner(far) != Some(remote.map_or(Owner::Own, Owner::Peer)) {
             return Err(Refuse::BackendGone);
         }
         let service = match key.side {
             Side::Outbound if view.is_vip(key.tuple.destination) => {
-                let (index, service) = view
-                    .service_by_vip(key.tuple.destination)
-                    .ok_or(Refuse::UnknownService)?;
-                let port = view
-                    .port(index, key.tuple.protocol, key.tuple.destination_port)
-                    .ok_or(Refuse::ClosedPort)?;
-                let listed = |b: &crate::netmap::Backend| {
-                    b.address == destination && b.target(port) == to.destination_port
-                };
+                let (index, service) = view.service_by_vip(key.tuple.destination).ok_or(Refuse::UnknownService)?;
+                let port =
+                    view.port(index, key.tuple.protocol, key.tuple.destination_port).ok_or(Refuse::ClosedPort)?;
+                let listed =
+                    |b: &crate::netmap::Backend| b.address == destination && b.target(port) == to.destination_port;
                 if !service.balancer.backends().iter().any(listed) {
                     return Err(Refuse::BackendGone);
                 }
@@ -330,27 +277,14 @@ impl Engine {
             }
             Side::Outbound | Side::Inbound => None,
         };
-        let question = Question {
-            source,
-            destination,
-            protocol: to.protocol,
-            port: to.destination_port,
-            service,
-        };
-        view.access()
-            .judge(&question)
-            .map(|_rule| ())
-            .ok_or(Refuse::Denied)
+        let question = Question { source, destination, protocol: to.protocol, port: to.destination_port, service };
+        view.access().judge(&question).map(|_rule| ()).ok_or(Refuse::Denied)
     }
 
     /// Remembers both directions of a new flow; `flow` is the one that `key` opens.
     fn remember(&mut self, key: Key, flow: Flow, now: Timestamp) -> Result<Hit, Fate> {
         let answer = key.answer(&flow);
-        let back = Flow {
-            to: key.tuple.reverse(),
-            opened: !flow.opened,
-            ..flow
-        };
+        let back = Flow { to: key.tuple.reverse(), opened: !flow.opened, ..flow };
         let full = |Full| Fate::Drop(Drop::FlowTableFull);
         let place = self.flows.insert(key, &flow, now).map_err(full)?;
         match self.flows.insert(answer, &back, now) {
@@ -403,10 +337,7 @@ fn is_syn(header: &Header) -> bool {
 /// does not bind it.
 fn reopens(header: &Header, hit: &Hit) -> bool {
     use crate::flow::State;
-    hit.key.tuple.protocol == TCP
-        && is_syn(header)
-        && hit.flow.opened
-        && hit.flow.state <= State::Closing
+    hit.key.tuple.protocol == TCP && is_syn(header) && hit.flow.opened && hit.flow.state <= State::Closing
 }
 
 fn reason(malformed: Malformed) -> Drop {

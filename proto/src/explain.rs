@@ -70,29 +70,14 @@ pub struct BackendPlace {
 
 /// Explains what becomes of the first packet from `source`, an address on this node or in the mesh, to
 /// `destination` at a port (0 for protocols without ports).
-pub fn explain(
-    view: &View,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
-    protocol: u8,
-    port: u16,
-) -> Explanation {
-    let mut way = Way {
-        view,
-        steps: Vec::new(),
-        out: Explanation::empty(),
-    };
+pub fn explain(view: &View, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, port: u16) -> Explanation {
+    let mut way = Way { view, steps: Vec::new(), out: Explanation::empty() };
     let verdict = way.walk(source, destination, protocol, port);
     let (verdict, allowed) = match verdict {
         Ok(word) => (word.to_owned(), true),
         Err(word) => (word.to_owned(), false),
     };
-    Explanation {
-        steps: way.steps,
-        verdict,
-        allowed,
-        ..way.out
-    }
+    Explanation { steps: way.steps, verdict, allowed, ..way.out }
 }
 
 struct Way<'a> {
@@ -131,36 +116,17 @@ impl Way<'_> {
                 Drop::SpoofedSource.label(),
             );
         };
-        self.pass(
-            "source",
-            format!("{source} is {flat} in the mesh: {}", self.who(flat)),
-        );
+        self.pass("source", format!("{source} is {flat} in the mesh: {}", self.who(flat)));
         if !view.range().contains(destination) || is_forbidden(destination) {
-            let outcome = format!(
-                "{destination} is outside the mesh range {}; meshd never sees it",
-                view.range()
-            );
+            let outcome = format!("{destination} is outside the mesh range {}; meshd never sees it", view.range());
             return self.stop("route", outcome, Drop::ForbiddenDestination.label());
         }
         let (carrier, target, service) = self.target(destination, protocol, port)?;
         self.route(carrier)?;
-        let question = Question {
-            source: flat,
-            destination: carrier,
-            protocol,
-            port: target,
-            service,
-        };
+        let question = Question { source: flat, destination: carrier, protocol, port: target, service };
         self.policy(&question)?;
-        let verdict = if self.out.peer.is_some() {
-            "forward"
-        } else {
-            "deliver"
-        };
-        self.pass(
-            "translate",
-            format!("{source} → {flat}, {destination}:{port} → {carrier}:{target}"),
-        );
+        let verdict = if self.out.peer.is_some() { "forward" } else { "deliver" };
+        self.pass("translate", format!("{source} → {flat}, {destination}:{port} → {carrier}:{target}"));
         Ok(verdict)
     }
 
@@ -183,10 +149,7 @@ impl Way<'_> {
             let outcome = format!("{} has no port {port} of protocol {protocol}", service.key);
             return self.stop("service", outcome, Refuse::ClosedPort.label());
         };
-        self.pass(
-            "service",
-            format!("{destination}:{port} is {}:{port}", service.key),
-        );
+        self.pass("service", format!("{destination}:{port} is {}:{port}", service.key));
         let Some(backend) = service.balancer.peek() else {
             let outcome = format!("{} has no live backend", service.key);
             return self.stop("backend", outcome, Refuse::NoBackend.label());
@@ -194,15 +157,8 @@ impl Way<'_> {
         let Backend { node, address, .. } = backend.clone();
         let target = backend.target(found);
         let count = service.balancer.backends().len();
-        self.pass(
-            "backend",
-            format!("{address}:{target} at {node} takes the next connection (one of {count})"),
-        );
-        self.out.backend = Some(BackendPlace {
-            node,
-            address,
-            port: target,
-        });
+        self.pass("backend", format!("{address}:{target} at {node} takes the next connection (one of {count})"));
+        self.out.backend = Some(BackendPlace { node, address, port: target });
         Ok((address, target, Some((index as u32, port))))
     }
 
@@ -211,20 +167,11 @@ impl Way<'_> {
             Some(Owner::Own) => self.pass("route", format!("{carrier} is on this node")),
             Some(Owner::Peer(id)) => {
                 self.out.peer = self.view.peer_name(id).cloned();
-                let name = self
-                    .out
-                    .peer
-                    .as_ref()
-                    .map(ToString::to_string)
-                    .unwrap_or_default();
+                let name = self.out.peer.as_ref().map(ToString::to_string).unwrap_or_default();
                 self.pass("route", format!("{carrier} is carried by peer {name}"));
             }
             None => {
-                return self.stop(
-                    "route",
-                    format!("no node owns {carrier}"),
-                    Refuse::NoRoute.label(),
-                );
+                return self.stop("route", format!("no node owns {carrier}"), Refuse::NoRoute.label());
             }
         }
         Ok(())
@@ -232,24 +179,14 @@ impl Way<'_> {
 
     fn policy(&mut self, question: &Question) -> Result<(), &'static str> {
         let map = self.view.netmap();
-        let judged = self
-            .view
-            .access()
-            .judge(question)
-            .and_then(|index| map.rules.get(index));
+        let judged = self.view.access().judge(question).and_then(|index| map.rules.get(index));
         if let Some(rule) = judged {
-            self.out.rule = Some(RulePlace {
-                file: rule.file.clone(),
-                line: rule.line,
-            });
+            self.out.rule = Some(RulePlace { file: rule.file.clone(), line: rule.line });
             self.pass("policy", format!("allowed by {}:{}", rule.file, rule.line));
             return Ok(());
         }
         let from = self.best_source(question.source);
-        let to = match question
-            .service
-            .and_then(|(index, port)| Some((self.view.service_key(index as usize)?, port)))
-        {
+        let to = match question.service.and_then(|(index, port)| Some((self.view.service_key(index as usize)?, port))) {
             Some((key, port)) => format!("{key}:{port}"),
             None => self.best_target(question.destination),
         };
@@ -262,26 +199,17 @@ impl Way<'_> {
     }
 
     fn who(&self, flat: Flat) -> String {
-        let names: Vec<String> = identities(self.view, flat)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let names: Vec<String> = identities(self.view, flat).iter().map(ToString::to_string).collect();
         names.join(", ")
     }
 
     fn best_source(&self, flat: Flat) -> String {
-        identities(self.view, flat)
-            .first()
-            .map_or_else(|| flat.to_string(), ToString::to_string)
+        identities(self.view, flat).first().map_or_else(|| flat.to_string(), ToString::to_string)
     }
 
     fn best_target(&self, flat: Flat) -> String {
         let map = self.view.netmap();
-        let host = map
-            .peers
-            .iter()
-            .find(|(_, peer)| peer.address == flat)
-            .map(|(name, _)| name);
+        let host = map.peers.iter().find(|(_, peer)| peer.address == flat).map(|(name, _)| name);
         let host = host.or((map.node.address == flat).then_some(&map.node.name));
         match (host, site(self.view, flat)) {
             (Some(name), _) => format!("host:{name}"),
@@ -291,24 +219,11 @@ impl Way<'_> {
     }
 
     fn pass(&mut self, name: &str, outcome: String) {
-        self.steps.push(Step {
-            name: name.into(),
-            outcome,
-            ok: true,
-        });
+        self.steps.push(Step { name: name.into(), outcome, ok: true });
     }
 
-    fn stop<T>(
-        &mut self,
-        name: &str,
-        outcome: String,
-        word: &'static str,
-    ) -> Result<T, &'static str> {
-        self.steps.push(Step {
-            name: name.into(),
-            outcome,
-            ok: false,
-        });
+    fn stop<T>(&mut self, name: &str, outcome: String, word: &'static str) -> Result<T, &'static str> {
+        self.steps.push(Step { name: name.into(), outcome, ok: false });
         Err(word)
     }
 }
@@ -323,22 +238,10 @@ fn image(view: &View, source: Ipv4Addr) -> Option<Flat> {
 pub fn identities(view: &View, flat: Flat) -> Vec<Source> {
     let map = view.netmap();
     let backs = |s: &&crate::netmap::Service| s.backends.iter().any(|b| b.address == flat);
-    let services = map
-        .services
-        .iter()
-        .filter(|(_, s)| backs(s))
-        .map(|(key, _)| Source::Service(key.clone()));
+    let services = map.services.iter().filter(|(_, s)| backs(s)).map(|(key, _)| Source::Service(key.clone()));
     let own = (flat == map.node.address).then(|| Source::Host(map.node.name.clone()));
-    let peer = map
-        .peers
-        .iter()
-        .find(|(_, p)| p.address == flat)
-        .map(|(name, _)| Source::Host(name.clone()));
-    services
-        .chain(own)
-        .chain(peer)
-        .chain(site(view, flat).map(Source::Site))
-        .collect()
+    let peer = map.peers.iter().find(|(_, p)| p.address == flat).map(|(name, _)| Source::Host(name.clone()));
+    services.chain(own).chain(peer).chain(site(view, flat).map(Source::Site)).collect()
 }
 
 fn site(view: &View, flat: Flat) -> Option<crate::id::SiteName> {
@@ -357,59 +260,26 @@ mod tests {
 
     fn why(rules: &[RuleAt<'_>], source: &str, destination: &str, port: u16) -> Explanation {
         let view = View::compile(Arc::new(fixture::netmap(rules)));
-        explain(
-            &view,
-            source.parse().unwrap(),
-            destination.parse().unwrap(),
-            6,
-            port,
-        )
+        explain(&view, source.parse().unwrap(), destination.parse().unwrap(), 6, port)
     }
 
     #[test]
     fn an_allowed_call_names_rule_backend_and_peer() {
-        let told = why(
-            &[RuleAt(7, &["front"], &["cart"])],
-            "10.8.0.10",
-            fixture::CART,
-            7070,
-        );
+        let told = why(&[RuleAt(7, &["front"], &["cart"])], "10.8.0.10", fixture::CART, 7070);
         assert!(told.allowed, "{told:?}");
         assert_eq!(told.verdict, "forward");
-        assert_eq!(
-            told.rule,
-            Some(RulePlace {
-                file: "services.toml".into(),
-                line: 7
-            })
-        );
-        assert_eq!(
-            told.backend.map(|b| (b.node.to_string(), b.port)),
-            Some(("b".into(), 8070))
-        );
+        assert_eq!(told.rule, Some(RulePlace { file: "services.toml".into(), line: 7 }));
+        assert_eq!(told.backend.map(|b| (b.node.to_string(), b.port)), Some(("b".into(), 8070)));
         assert_eq!(told.peer.unwrap().as_str(), "b");
         let steps: Vec<_> = told.steps.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(
-            steps,
-            [
-                "source",
-                "service",
-                "backend",
-                "route",
-                "policy",
-                "translate"
-            ]
-        );
+        assert_eq!(steps, ["source", "service", "backend", "route", "policy", "translate"]);
     }
 
     #[test]
     fn a_denied_call_names_the_rule_that_is_missing() {
         let told = why(&[], "10.8.0.10", fixture::CART, 7070);
         assert_eq!((told.verdict.as_str(), told.allowed), ("denied", false));
-        assert_eq!(
-            told.missing.as_deref(),
-            Some("[[allow]]\nfrom = [\"front\"]\nto = [\"cart:7070\"]")
-        );
+        assert_eq!(told.missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"cart:7070\"]"));
     }
 
     #[test]

@@ -4,17 +4,11 @@
 
 use crate::addr::{BlockMap, Flat, MeshRange};
 use crate::id::{NodeId, Revision, ServiceId, TunnelKey};
-use crate::netmap::{
-    Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport,
-};
+use crate::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
 use crate::policy::Rule;
 
 /// A rule at a line, from these words, to those.
-pub(crate) struct RuleAt<'a>(
-    pub(crate) u32,
-    pub(crate) &'a [&'a str],
-    pub(crate) &'a [&'a str],
-);
+pub(crate) struct RuleAt<'a>(pub(crate) u32, pub(crate) &'a [&'a str], pub(crate) &'a [&'a str]);
 
 /// Node a's own address.
 pub(crate) const NODE_A: &str = "241.1.0.1";
@@ -48,10 +42,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
         site: "s2".parse().unwrap(),
         address: Flat(NODE_B.parse().unwrap()),
         blocks: vec!["241.2.1.0/24".parse().unwrap()],
-        lanes: vec![LaneInfo {
-            key: TunnelKey([2; 32]),
-            port: 51820,
-        }],
+        lanes: vec![LaneInfo { key: TunnelKey([2; 32]), port: 51820 }],
         endpoints: vec!["192.0.2.2:51820".parse().unwrap()],
         mtu: 1420,
         guarded: true,
@@ -68,10 +59,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
             name: "a".parse().unwrap(),
             site: "s1".parse().unwrap(),
             address: Flat(NODE_A.parse().unwrap()),
-            blocks: vec![BlockMap {
-                real: "10.8.0.0/24".parse().unwrap(),
-                flat: "241.2.0.0/24".parse().unwrap(),
-            }],
+            blocks: vec![BlockMap { real: "10.8.0.0/24".parse().unwrap(), flat: "241.2.0.0/24".parse().unwrap() }],
             guarded: true,
         },
         peers: [("b".parse().unwrap(), peer)].into(),
@@ -96,12 +84,7 @@ fn service(
     node: &str,
     address: &str,
 ) -> (crate::id::ServiceKey, Service) {
-    let port = |transport| ServicePort {
-        name: None,
-        transport,
-        port,
-        target,
-    };
+    let port = |transport| ServicePort { name: None, transport, port, target };
     let backend = Backend {
         name: None,
         node: node.parse().unwrap(),

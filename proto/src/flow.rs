@@ -114,10 +114,7 @@ impl Key {
             (Side::Outbound, Some(_)) => Side::Inbound,
             (Side::Outbound, None) | (Side::Inbound, _) => Side::Outbound,
         };
-        Self {
-            side,
-            tuple: flow.to.reverse(),
-        }
+        Self { side, tuple: flow.to.reverse() }
     }
 
     fn words(self) -> [u64; 2] {
@@ -128,10 +125,7 @@ impl Key {
         };
         [
             pair(t.source, t.destination),
-            u64::from(t.source_port) << 48
-                | u64::from(t.destination_port) << 32
-                | u64::from(t.protocol) << 24
-                | side,
+            u64::from(t.source_port) << 48 | u64::from(t.destination_port) << 32 | u64::from(t.protocol) << 24 | side,
         ]
     }
 
@@ -141,10 +135,7 @@ impl Key {
             2 => Side::Inbound,
             _ => return None,
         };
-        Some(Self {
-            side,
-            tuple: tuple(w[0], w[1], (w[1] >> 24) as u8),
-        })
+        Some(Self { side, tuple: tuple(w[0], w[1], (w[1] >> 24) as u8) })
     }
 }
 
@@ -167,28 +158,9 @@ const OPENED: u64 = 0x100;
 
 impl Flow {
     /// A flow at its first packet.
-    pub fn new(
-        to: FiveTuple,
-        remote: Option<NodeId>,
-        revision: Revision,
-        opened: bool,
-        now: Timestamp,
-    ) -> Self {
-        let state = if to.protocol == TCP {
-            State::HalfOpen
-        } else {
-            State::Open
-        };
-        Self {
-            to,
-            remote,
-            revision,
-            opened,
-            state,
-            last_seen: now,
-            packets: 0,
-            bytes: 0,
-        }
+    pub fn new(to: FiveTuple, remote: Option<NodeId>, revision: Revision, opened: bool, now: Timestamp) -> Self {
+        let state = if to.protocol == TCP { State::HalfOpen } else { State::Open };
+        Self { to, remote, revision, opened, state, last_seen: now, packets: 0, bytes: 0 }
     }
 
     fn words(&self, key: Key) -> [u64; WORDS] {
@@ -198,9 +170,7 @@ impl Flow {
             addresses,
             ports,
             pair(self.to.source, self.to.destination),
-            u64::from(self.to.source_port) << 48
-                | u64::from(self.to.destination_port) << 32
-                | remote,
+            u64::from(self.to.source_port) << 48 | u64::from(self.to.destination_port) << 32 | remote,
             self.revision.0,
             self.seen_word(),
             self.packets,
@@ -274,10 +244,7 @@ impl FlowTable {
     /// Makes a table whose places an outsider cannot predict. The seed must be the same after a restart.
     pub fn with_seed(slots: usize, seed: u64) -> Self {
         let buckets = slots.div_ceil(WAYS).max(8).next_power_of_two();
-        Self {
-            buckets: (0..buckets).map(|_| Bucket::default()).collect(),
-            seed,
-        }
+        Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), seed }
     }
 
     /// Returns the number of entries that fit.
@@ -303,9 +270,7 @@ impl FlowTable {
             }
             let (way, entry) = found?;
             let flow = Flow::from_words(&entry, key.tuple.protocol);
-            return flow
-                .alive(now)
-                .then_some((Place((index * WAYS + way) as u32), flow));
+            return flow.alive(now).then_some((Place((index * WAYS + way) as u32), flow));
         }
     }
 
@@ -317,10 +282,7 @@ impl FlowTable {
         let index = self.bucket(key);
         let bucket = &self.buckets[index];
         bucket.write(|| {
-            let way = bucket
-                .way(key.words())
-                .or_else(|| bucket.cheapest(now))
-                .ok_or(Full)?;
+            let way = bucket.way(key.words()).or_else(|| bucket.cheapest(now)).ok_or(Full)?;
             bucket.store(way, &flow.words(key));
             Ok(Place((index * WAYS + way) as u32))
         })
@@ -338,14 +300,7 @@ impl FlowTable {
     }
 
     /// Notes a packet of a flow that `find` returned. Says what changed.
-    pub fn touch(
-        &self,
-        place: Place,
-        key: Key,
-        flow: &Flow,
-        seen: Seen,
-        now: Timestamp,
-    ) -> Touched {
+    pub fn touch(&self, place: Place, key: Key, flow: &Flow, seen: Seen, now: Timestamp) -> Touched {
         let words = &self.buckets[place.slot() / WAYS].ways[place.slot() % WAYS];
         words[6].fetch_add(u64::from(seen.packets), Ordering::Relaxed);
         words[7].fetch_add(seen.bytes as u64, Ordering::Relaxed);
@@ -355,24 +310,14 @@ impl FlowTable {
             return Touched::Nothing;
         }
         let [addresses, ports] = key.words();
-        let same = words[0].load(Ordering::Relaxed) == addresses
-            && words[1].load(Ordering::Relaxed) == ports;
+        let same = words[0].load(Ordering::Relaxed) == addresses && words[1].load(Ordering::Relaxed) == ports;
         let old = flow.seen_word();
-        let new = Flow {
-            state,
-            last_seen: now,
-            ..*flow
-        }
-        .seen_word();
+        let new = Flow { state, last_seen: now, ..*flow }.seen_word();
         // Another lane may have noted the same moment; then its note stands.
         if same {
             let _ = words[5].compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
         }
-        if state == flow.state {
-            Touched::Aged
-        } else {
-            Touched::State
-        }
+        if state == flow.state { Touched::Aged } else { Touched::State }
     }
 
     /// Marks a flow as allowed by another revision.
@@ -388,17 +333,7 @@ impl FlowTable {
     /// Keeps the other direction of a busy flow alive.
     pub fn keep(&self, key: Key, now: Timestamp) {
         if let Some((place, flow)) = self.find(key, now) {
-            self.touch(
-                place,
-                key,
-                &flow,
-                Seen {
-                    packets: 0,
-                    bytes: 0,
-                    tcp_flags: 0,
-                },
-                now,
-            );
+            self.touch(place, key, &flow, Seen { packets: 0, bytes: 0, tcp_flags: 0 }, now);
         }
     }
 
@@ -420,10 +355,7 @@ impl FlowTable {
     pub fn entry(&self, slot: usize) -> [u8; Self::ENTRY_BYTES] {
         let words = self.buckets[slot / WAYS].read(slot % WAYS);
         let mut bytes = [0; Self::ENTRY_BYTES];
-        for (chunk, word) in bytes
-            .chunks_exact_mut(8)
-            .zip(words.into_iter().chain([checksum(&words)]))
-        {
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words.into_iter().chain([checksum(&words)])) {
             chunk.copy_from_slice(&word.to_le_bytes());
         }
         bytes
@@ -445,10 +377,7 @@ impl FlowTable {
         let Some(key) = Key::from_words(words).filter(|_| *sum == checksum(words)) else {
             return false;
         };
-        let flow = Flow {
-            last_seen: now,
-            ..Flow::from_words(words, key.tuple.protocol)
-        };
+        let flow = Flow { last_seen: now, ..Flow::from_words(words, key.tuple.protocol) };
         if flow.state <= State::Closing || self.bucket(key) != slot / WAYS {
             return false;
         }
@@ -458,9 +387,14 @@ impl FlowTable {
     }
 
     fn bucket(&self, key: Key) -> usize {
-        let mix = |h: u64, w: u64| (h ^ w).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+        // The finaliser of MurmurHash3 (Appleby, public domain), once per word.
+        let mix = |h: u64, w: u64| {
+            let h = (h ^ w ^ h >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+            let h = (h ^ h >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+            h ^ h >> 33
+        };
         let hash = key.words().into_iter().fold(self.seed ^ 0x6d65_7368, mix);
-        (hash ^ hash >> 32) as usize & (self.buckets.len() - 1)
+        hash as usize & (self.buckets.len() - 1)
     }
 }
 
@@ -532,11 +466,7 @@ impl Bucket {
                 return Some(None);
             };
             let flow = Flow::from_words(&words, key.tuple.protocol);
-            if flow.alive(now) {
-                flow.worth(now).map(Some)
-            } else {
-                Some(None)
-            }
+            if flow.alive(now) { flow.worth(now).map(Some) } else { Some(None) }
         };
         let candidates = (0..WAYS).filter_map(|way| worth(way).map(|w| (w, way)));
         candidates.min().map(|(_, way)| way)
@@ -547,12 +477,8 @@ impl Bucket {
     fn write<T>(&self, change: impl FnOnce() -> T) -> T {
         loop {
             let version = self.version.load(Ordering::Relaxed) & !1;
-            let claimed = self.version.compare_exchange_weak(
-                version,
-                version + 1,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            );
+            let claimed =
+                self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed);
             if claimed.is_err() {
                 std::hint::spin_loop();
                 continue;
@@ -568,9 +494,7 @@ impl Bucket {
 /// FNV-1a over the words: it tells a torn write from a whole one, no more.
 fn checksum(words: &[u64]) -> u64 {
     let bytes = words.iter().flat_map(|w| w.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    })
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

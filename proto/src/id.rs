@@ -10,14 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The word is no DNS label (RFC 1123 section 2.1): 1 to 63 of a-z, 0-9 and inner hyphens.
-    #[error(
-        "`{0}` is not a name: use 1 to 63 characters of a-z, 0-9 and hyphens, with a letter or digit at both ends"
-    )]
+    #[error("`{0}` is not a name: use 1 to 63 characters of a-z, 0-9 and hyphens, with a letter or digit at both ends")]
     Name(String),
     /// The word is no DNS name of valid labels, at most 253 bytes.
-    #[error(
-        "`{0}` is not a domain: use labels of a-z, 0-9 and hyphens, separated by dots, at most 253 characters"
-    )]
+    #[error("`{0}` is not a domain: use labels of a-z, 0-9 and hyphens, separated by dots, at most 253 characters")]
     Domain(String),
     /// The word is not 32 bytes of base64url without padding.
     #[error("`{0}` is not a key: a key is 43 characters of base64url")]
@@ -268,15 +264,9 @@ mod tests {
     #[test]
     fn a_service_key_reads_what_it_prints() {
         for text in ["cartservice", "cartservice.prod"] {
-            assert_eq!(
-                text.parse::<ServiceKey>().map(|k| k.to_string()),
-                Ok(text.to_owned())
-            );
+            assert_eq!(text.parse::<ServiceKey>().map(|k| k.to_string()), Ok(text.to_owned()));
         }
-        assert_eq!(
-            "cart.default".parse::<ServiceKey>().map(|k| k.to_string()),
-            Ok("cart".to_owned())
-        );
+        assert_eq!("cart.default".parse::<ServiceKey>().map(|k| k.to_string()), Ok("cart".to_owned()));
         assert!("a.b.c".parse::<ServiceKey>().is_err());
     }
 

@@ -14,9 +14,7 @@ pub struct PrefixTable<T> {
 
 impl<T> Default for PrefixTable<T> {
     fn default() -> Self {
-        Self {
-            by_length: Vec::new(),
-        }
+        Self { by_length: Vec::new() }
     }
 }
 
@@ -73,8 +71,7 @@ mod tests {
             let mut naive: Vec<(Ipv4Net, usize)> = Vec::new();
             for owner in 0..200 {
                 let address = (random.next() & 0x00ff_ffff) | 0xf100_0000;
-                let prefix =
-                    Ipv4Net::new_assert(address.into(), (random.next() % 33) as u8).trunc();
+                let prefix = Ipv4Net::new_assert(address.into(), (random.next() % 33) as u8).trunc();
                 if table.insert(prefix, owner) {
                     naive.push((prefix, owner));
                 }
@@ -83,19 +80,10 @@ mod tests {
                 let near = naive[random.next() as usize % naive.len()].0;
                 let address = match random.next() % 3 {
                     0 => Ipv4Addr::from(random.next()),
-                    _ => Ipv4Addr::from(
-                        u32::from(near.network()) | (random.next() & u32::from(near.hostmask())),
-                    ),
+                    _ => Ipv4Addr::from(u32::from(near.network()) | (random.next() & u32::from(near.hostmask()))),
                 };
-                let best = naive
-                    .iter()
-                    .filter(|(p, _)| p.contains(&address))
-                    .max_by_key(|(p, _)| p.prefix_len());
-                assert_eq!(
-                    table.find(address),
-                    best.map(|(_, owner)| owner),
-                    "{address}"
-                );
+                let best = naive.iter().filter(|(p, _)| p.contains(&address)).max_by_key(|(p, _)| p.prefix_len());
+                assert_eq!(table.find(address), best.map(|(_, owner)| owner), "{address}");
             }
         }
     }

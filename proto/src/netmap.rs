@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
 use crate::id::{
-    BackendName, Domain, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey,
-    SiteName, TunnelKey,
+    BackendName, Domain, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey,
 };
 use crate::policy::Rule;
 
@@ -233,21 +232,12 @@ impl Delta {
         fn changed<T: PartialEq + Clone>(old: &T, new: &T) -> Option<T> {
             (old != new).then(|| new.clone())
         }
-        fn set<K: Ord + Clone, V: PartialEq + Clone>(
-            old: &BTreeMap<K, V>,
-            new: &BTreeMap<K, V>,
-        ) -> BTreeMap<K, V> {
+        fn set<K: Ord + Clone, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeMap<K, V> {
             let differs = |(k, v): &(&K, &V)| old.get(*k) != Some(*v);
-            new.iter()
-                .filter(differs)
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect()
+            new.iter().filter(differs).map(|(k, v)| (k.clone(), v.clone())).collect()
         }
         fn gone<K: Ord + Clone, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
-            old.keys()
-                .filter(|k| !new.contains_key(k))
-                .cloned()
-                .collect()
+            old.keys().filter(|k| !new.contains_key(k)).cloned().collect()
         }
         Self {
             from: old.revision,
@@ -269,10 +259,7 @@ impl Delta {
     /// `DeltaMismatch` if `old` is not at the revision that the delta starts from.
     pub fn apply(self, old: &NetMap) -> Result<NetMap, DeltaMismatch> {
         if self.from != old.revision {
-            return Err(DeltaMismatch {
-                from: self.from,
-                at: old.revision,
-            });
+            return Err(DeltaMismatch { from: self.from, at: old.revision });
         }
         let mut new = old.clone();
         new.revision = self.to;
@@ -282,8 +269,7 @@ impl Delta {
         new.warnings = self.warnings.unwrap_or(new.warnings);
         new.peers.retain(|name, _| !self.peers_gone.contains(name));
         new.peers.extend(self.peers);
-        new.services
-            .retain(|key, _| !self.services_gone.contains(key));
+        new.services.retain(|key, _| !self.services_gone.contains(key));
         new.services.extend(self.services);
         Ok(new)
     }

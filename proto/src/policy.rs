@@ -78,9 +78,7 @@ impl FromStr for Source {
             Some(("host", name)) => Ok(Self::Host(name.parse()?)),
             Some(("site", name)) => Ok(Self::Site(name.parse()?)),
             Some(("sa", account)) => {
-                let (namespace, name) = account
-                    .split_once('/')
-                    .ok_or_else(|| IdError::Name(account.into()))?;
+                let (namespace, name) = account.split_once('/').ok_or_else(|| IdError::Name(account.into()))?;
                 Ok(Self::Account(namespace.parse()?, name.parse()?))
             }
             Some((word, _)) => Err(WordError::Reserved(word.into())),
@@ -154,44 +152,18 @@ mod tests {
 
     #[test]
     fn sources_and_targets_read_what_they_print() {
-        for text in [
-            "cart",
-            "cart.prod",
-            "host:vm-1",
-            "site:c1",
-            "sa:default/loadgen",
-            "any",
-        ] {
-            assert_eq!(
-                text.parse::<Source>().map(|s| s.to_string()),
-                Ok(text.to_owned())
-            );
+        for text in ["cart", "cart.prod", "host:vm-1", "site:c1", "sa:default/loadgen", "any"] {
+            assert_eq!(text.parse::<Source>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
-        for text in [
-            "cart",
-            "cart.prod:7070",
-            "cart:7070",
-            "host:vm-1",
-            "site:c1",
-            "any",
-        ] {
-            assert_eq!(
-                text.parse::<Target>().map(|s| s.to_string()),
-                Ok(text.to_owned())
-            );
+        for text in ["cart", "cart.prod:7070", "cart:7070", "host:vm-1", "site:c1", "any"] {
+            assert_eq!(text.parse::<Target>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
     }
 
     #[test]
     fn reserved_words_and_wrong_ports_are_refused() {
-        assert_eq!(
-            "beta:frontend".parse::<Source>(),
-            Err(WordError::Reserved("beta".into()))
-        );
+        assert_eq!("beta:frontend".parse::<Source>(), Err(WordError::Reserved("beta".into())));
         assert_eq!("cart:0".parse::<Target>(), Err(WordError::Port("0".into())));
-        assert_eq!(
-            "sa:x/y".parse::<Target>(),
-            Err(WordError::Misplaced("sa".into()))
-        );
+        assert_eq!("sa:x/y".parse::<Target>(), Err(WordError::Misplaced("sa".into())));
     }
 }

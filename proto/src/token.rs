@@ -36,13 +36,8 @@ impl Serialize for TokenSecret {
 impl<'de> Deserialize<'de> for TokenSecret {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;
-        let bytes = BASE64URL_NOPAD
-            .decode(text.as_bytes())
-            .ok()
-            .and_then(|b| b.try_into().ok());
-        bytes
-            .map(Self)
-            .ok_or_else(|| de::Error::custom("the secret is not 32 bytes of base64url"))
+        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).ok().and_then(|b| b.try_into().ok());
+        bytes.map(Self).ok_or_else(|| de::Error::custom("the secret is not 32 bytes of base64url"))
     }
 }
 
@@ -69,9 +64,7 @@ pub enum TokenError {
     )]
     Prefix,
     /// It was cut, mistyped or wrapped.
-    #[error(
-        "the join token is damaged (cut short, mistyped or wrapped over lines); copy it again as one line"
-    )]
+    #[error("the join token is damaged (cut short, mistyped or wrapped over lines); copy it again as one line")]
     Damaged,
 }
 
@@ -106,9 +99,7 @@ impl FromStr for JoinToken {
         if text.len() > MAX_TEXT {
             return Err(TokenError::Damaged);
         }
-        let bytes = BASE64URL_NOPAD
-            .decode(text.as_bytes())
-            .map_err(|_| TokenError::Damaged)?;
+        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| TokenError::Damaged)?;
         let (body, sum) = bytes.split_last_chunk::<4>().ok_or(TokenError::Damaged)?;
         if crc32(body) != u32::from_be_bytes(*sum) {
             return Err(TokenError::Damaged);
@@ -140,22 +131,18 @@ fn decode(body: &[u8]) -> Option<JoinToken> {
     let id = take(8)?.try_into().ok()?;
     let secret = TokenSecret(take(32)?.try_into().ok()?);
     let in_bounds = |n: usize| (1..=MAX_LIST).contains(&n);
-    (rest.is_empty() && in_bounds(coordinators.len()) && in_bounds(pins.len())).then_some(
-        JoinToken {
-            coordinators,
-            pins,
-            id,
-            secret,
-        },
-    )
+    (rest.is_empty() && in_bounds(coordinators.len()) && in_bounds(pins.len())).then_some(JoinToken {
+        coordinators,
+        pins,
+        id,
+        secret,
+    })
 }
 
 /// CRC-32 as in IEEE 802.3, bit by bit: tokens are short and rare.
 fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
-    !bytes
-        .iter()
-        .fold(!0u32, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
+    !bytes.iter().fold(!0u32, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), step))
 }
 
 #[cfg(test)]
@@ -197,9 +184,6 @@ mod tests {
     #[test]
     fn debug_hides_the_secret() {
         let shown = format!("{:?}", token());
-        assert!(
-            shown.contains("[redacted]") && !shown.contains("5, 5"),
-            "{shown}"
-        );
+        assert!(shown.contains("[redacted]") && !shown.contains("5, 5"), "{shown}");
     }
 }

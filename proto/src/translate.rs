@@ -22,8 +22,7 @@ impl BlockMap {
 
 fn translate(from: Ipv4Net, to: Ipv4Net, address: Ipv4Addr) -> Option<Ipv4Addr> {
     let host_bits = u32::from(address) & u32::from(from.hostmask());
-    from.contains(&address)
-        .then(|| Ipv4Addr::from(u32::from(to.network()) | host_bits))
+    from.contains(&address).then(|| Ipv4Addr::from(u32::from(to.network()) | host_bits))
 }
 
 #[cfg(test)]

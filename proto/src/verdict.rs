@@ -126,16 +126,8 @@ mod tests {
     #[test]
     fn labels_are_distinct_and_sentences_are_sentences() {
         let labels = Refuse::ALL.iter().map(|r| (r.label(), r.sentence()));
-        let labels: Vec<_> = labels
-            .chain(Drop::ALL.iter().map(|r| (r.label(), r.sentence())))
-            .collect();
-        assert_eq!(
-            labels.iter().map(|(l, _)| l).collect::<BTreeSet<_>>().len(),
-            labels.len()
-        );
-        assert!(
-            labels.iter().all(|(_, s)| s.ends_with('.') && s.len() > 10),
-            "{labels:?}"
-        );
+        let labels: Vec<_> = labels.chain(Drop::ALL.iter().map(|r| (r.label(), r.sentence()))).collect();
+        assert_eq!(labels.iter().map(|(l, _)| l).collect::<BTreeSet<_>>().len(), labels.len());
+        assert!(labels.iter().all(|(_, s)| s.ends_with('.') && s.len() > 10), "{labels:?}");
     }
 }

@@ -75,20 +75,10 @@ impl View {
             by_vip.insert(service.vip.0, services.len());
             let before = previous.and_then(|view| view.service_by_key(key));
             let balancer = Balancer::new(service, before.map(|s| &s.balancer));
-            services.push(ServiceView {
-                key: key.clone(),
-                balancer,
-            });
+            services.push(ServiceView { key: key.clone(), balancer });
         }
         let access = Access::compile(&netmap);
-        Self {
-            netmap,
-            names,
-            owners,
-            by_vip,
-            services,
-            access,
-        }
+        Self { netmap, names, owners, by_vip, services, access }
     }
 
     /// Returns the map that this view was compiled from.
@@ -118,9 +108,7 @@ impl View {
 
     /// Returns a peer.
     pub fn peer(&self, id: NodeId) -> Option<&Peer> {
-        self.names
-            .get(&id)
-            .and_then(|name| self.netmap.peers.get(name))
+        self.names.get(&id).and_then(|name| self.netmap.peers.get(name))
     }
 
     /// Returns who carries a flat address: the longest prefix of the whole mesh decides, not a list per peer.
@@ -133,11 +121,7 @@ impl View {
         if real.0 == self.netmap.node.address.0 {
             return Some(self.netmap.node.address);
         }
-        self.netmap
-            .node
-            .blocks
-            .iter()
-            .find_map(|block| block.to_flat(real))
+        self.netmap.node.blocks.iter().find_map(|block| block.to_flat(real))
     }
 
     /// Returns the address behind this node that a flat one is the image of.
@@ -145,11 +129,7 @@ impl View {
         if flat == self.netmap.node.address {
             return Some(Real(flat.0));
         }
-        self.netmap
-            .node
-            .blocks
-            .iter()
-            .find_map(|block| block.to_real(flat))
+        self.netmap.node.blocks.iter().find_map(|block| block.to_real(flat))
     }
 
     /// Says whether an address belongs to the part of the range that VIPs are taken from.
@@ -159,9 +139,7 @@ impl View {
 
     /// Returns the service at a VIP.
     pub fn service_by_vip(&self, vip: Ipv4Addr) -> Option<(usize, &ServiceView)> {
-        self.by_vip
-            .get(&vip)
-            .map(|&index| (index, &self.services[index]))
+        self.by_vip.get(&vip).map(|&index| (index, &self.services[index]))
     }
 
     /// Returns a service by name.
@@ -187,17 +165,12 @@ impl View {
 
     /// Returns a service by its place in the map.
     pub fn service(&self, index: usize) -> Option<&Service> {
-        self.services
-            .get(index)
-            .and_then(|service| self.netmap.services.get(&service.key))
+        self.services.get(index).and_then(|service| self.netmap.services.get(&service.key))
     }
 
     /// Returns the port of a service that callers dial, with its service.
     pub fn port(&self, index: usize, protocol: u8, port: u16) -> Option<&ServicePort> {
-        self.service(index)?
-            .ports
-            .iter()
-            .find(|p| p.transport.number() == protocol && p.port == port)
+        self.service(index)?.ports.iter().find(|p| p.transport.number() == protocol && p.port == port)
     }
 }
 

@@ -30,12 +30,7 @@ impl Balancer {
         let cycle = cycle(&backends);
         let same = previous.filter(|p| p.cycle == cycle && p.backends == backends);
         let tickets = same.map_or_else(Arc::default, |p| Arc::clone(&p.tickets));
-        Self {
-            backends,
-            cycle,
-            tickets,
-            sticky: service.sticky,
-        }
+        Self { backends, cycle, tickets, sticky: service.sticky }
     }
 
     /// Chooses the backend of a new connection, or none if no live backend takes any.
@@ -54,10 +49,7 @@ impl Balancer {
 
     /// Returns the backend that the next connection would go to, without drawing its ticket.
     pub fn peek(&self) -> Option<&Backend> {
-        let place = self
-            .tickets
-            .load(Ordering::Relaxed)
-            .checked_rem(self.cycle.len() as u64)?;
+        let place = self.tickets.load(Ordering::Relaxed).checked_rem(self.cycle.len() as u64)?;
         self.backends.get(usize::from(self.cycle[place as usize]))
     }
 
@@ -75,11 +67,7 @@ fn cycle(backends: &[Backend]) -> Vec<u16> {
         return Vec::new();
     };
     let weight = |b: &Backend| {
-        if b.tier == tier {
-            u64::from(b.weight)
-        } else {
-            0
-        }
+        if b.tier == tier { u64::from(b.weight) } else { 0 }
     };
     let mut weights: Vec<u64> = backends.iter().map(weight).collect();
     let divisor = weights.iter().copied().fold(0, gcd).max(1);
@@ -87,11 +75,7 @@ fn cycle(backends: &[Backend]) -> Vec<u16> {
     let total: u64 = weights.iter().sum();
     if total > MAX_CYCLE {
         let fit = |w: u64| {
-            if w == 0 {
-                0
-            } else {
-                (w * MAX_CYCLE / total).max(1)
-            }
+            if w == 0 { 0 } else { (w * MAX_CYCLE / total).max(1) }
         };
         weights.iter_mut().for_each(|w| *w = fit(*w));
     }
@@ -99,13 +83,8 @@ fn cycle(backends: &[Backend]) -> Vec<u16> {
     let mut deficits = vec![0i64; weights.len()];
     let mut cycle = Vec::new();
     for _ in 0..total {
-        deficits
-            .iter_mut()
-            .zip(&weights)
-            .for_each(|(d, &w)| *d += w as i64);
-        let Some(next) = (0..deficits.len())
-            .filter(|&i| weights[i] > 0)
-            .max_by_key(|&i| (deficits[i], usize::MAX - i))
+        deficits.iter_mut().zip(&weights).for_each(|(d, &w)| *d += w as i64);
+        let Some(next) = (0..deficits.len()).filter(|&i| weights[i] > 0).max_by_key(|&i| (deficits[i], usize::MAX - i))
         else {
             break;
         };
@@ -159,10 +138,7 @@ mod tests {
     fn eighty_to_twenty_is_exact_in_every_five() {
         let balancer = Balancer::new(&service(&[(80, 0), (20, 0)]), None);
         for _ in 0..40 {
-            assert_eq!(
-                counts(&balancer, 5),
-                BTreeMap::from([("n0".into(), 4), ("n1".into(), 1)])
-            );
+            assert_eq!(counts(&balancer, 5), BTreeMap::from([("n0".into(), 4), ("n1".into(), 1)]));
         }
     }
 
@@ -170,23 +146,14 @@ mod tests {
     fn eight_lanes_share_one_account() {
         let balancer = Balancer::new(&service(&[(70, 0), (20, 0), (10, 0)]), None);
         let drawn = std::thread::scope(|scope| {
-            let lanes: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| counts(&balancer, 1250)))
-                .collect();
+            let lanes: Vec<_> = (0..8).map(|_| scope.spawn(|| counts(&balancer, 1250))).collect();
             let mut sum = BTreeMap::<String, usize>::new();
             for (node, n) in lanes.into_iter().flat_map(|lane| lane.join().unwrap()) {
                 *sum.entry(node).or_default() += n;
             }
             sum
         });
-        assert_eq!(
-            drawn,
-            BTreeMap::from([
-                ("n0".into(), 7000),
-                ("n1".into(), 2000),
-                ("n2".into(), 1000)
-            ])
-        );
+        assert_eq!(drawn, BTreeMap::from([("n0".into(), 7000), ("n1".into(), 2000), ("n2".into(), 1000)]));
     }
 
     #[test]
@@ -197,11 +164,7 @@ mod tests {
 
     #[test]
     fn nobody_is_chosen_when_all_are_drained() {
-        assert!(
-            Balancer::new(&service(&[(0, 0)]), None)
-                .choose(Ipv4Addr::LOCALHOST)
-                .is_none()
-        );
+        assert!(Balancer::new(&service(&[(0, 0)]), None).choose(Ipv4Addr::LOCALHOST).is_none());
         assert!(Balancer::new(&service(&[]), None).peek().is_none());
     }
 
@@ -210,10 +173,7 @@ mod tests {
         let first = Balancer::new(&service(&[(1, 0), (1, 0)]), None);
         counts(&first, 1);
         let same = Balancer::new(&service(&[(1, 0), (1, 0)]), Some(&first));
-        assert_eq!(
-            same.choose(Ipv4Addr::LOCALHOST).unwrap().node.as_str(),
-            "n1"
-        );
+        assert_eq!(same.choose(Ipv4Addr::LOCALHOST).unwrap().node.as_str(), "n1");
         let changed = Balancer::new(&service(&[(1, 0), (2, 0)]), Some(&first));
         assert_eq!(changed.tickets.load(Ordering::Relaxed), 0);
     }
@@ -230,13 +190,7 @@ mod tests {
         let mut sticky = service(&[(1, 0), (1, 0), (1, 0)]);
         sticky.sticky = true;
         let balancer = Balancer::new(&sticky, None);
-        let first = balancer
-            .choose(Ipv4Addr::new(241, 2, 9, 9))
-            .unwrap()
-            .node
-            .clone();
-        assert!(
-            (0..20).all(|_| balancer.choose(Ipv4Addr::new(241, 2, 9, 9)).unwrap().node == first)
-        );
+        let first = balancer.choose(Ipv4Addr::new(241, 2, 9, 9)).unwrap().node.clone();
+        assert!((0..20).all(|_| balancer.choose(Ipv4Addr::new(241, 2, 9, 9)).unwrap().node == first));
     }
 }

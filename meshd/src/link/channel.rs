@@ -11,9 +11,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_proto::id::{IdentityKey, Revision};
-use mesh_proto::wire::{
-    ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent,
-};
+use mesh_proto::wire::{ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -56,9 +54,7 @@ pub enum LinkError {
         error: io::Error,
     },
     /// Nothing answered in time.
-    #[error(
-        "the coordinator at {0} does not answer; check that it runs and that a firewall lets TCP through"
-    )]
+    #[error("the coordinator at {0} does not answer; check that it runs and that a firewall lets TCP through")]
     Timeout(String),
     /// Who answers is somebody else.
     #[error(
@@ -66,9 +62,7 @@ pub enum LinkError {
     )]
     Pin(String),
     /// TLS failed in another way.
-    #[error(
-        "no secure channel with {address}: {error}; check that it is a mesh-coordinator of a matching version"
-    )]
+    #[error("no secure channel with {address}: {error}; check that it is a mesh-coordinator of a matching version")]
     Tls {
         /// The coordinator, as configured.
         address: String,
@@ -135,23 +129,12 @@ impl Channel {
         let stream = connect(address).await?;
         stream.set_nodelay(true).ok();
         keep_alive(&stream).ok();
-        let named = |error| LinkError::Tls {
-            address: address.into(),
-            error,
-        };
-        let config =
-            client_config(&dial.keys, &dial.pins).map_err(|e| named(io::Error::other(e)))?;
+        let named = |error| LinkError::Tls { address: address.into(), error };
+        let config = client_config(&dial.keys, &dial.pins).map_err(|e| named(io::Error::other(e)))?;
         let name = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
-        let stream = TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await;
-        let stream = stream.map_err(|error| {
-            if is_pin(&error) {
-                LinkError::Pin(address.into())
-            } else {
-                named(error)
-            }
-        })?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let stream =
+            stream.map_err(|error| if is_pin(&error) { LinkError::Pin(address.into()) } else { named(error) })?;
         let handshake = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(5))
@@ -192,11 +175,7 @@ impl Channel {
     pub async fn watch(&mut self, revision: Revision) -> Result<Watch, LinkError> {
         let path = format!("/v1/watch?revision={revision}");
         let body = self.send(Method::GET, &path, Bytes::new()).await?;
-        Ok(Watch {
-            body,
-            buffer: Vec::new(),
-            searched: 0,
-        })
+        Ok(Watch { body, buffer: Vec::new(), searched: 0 })
     }
 
     async fn post<Q: Serialize, A: DeserializeOwned>(
@@ -211,12 +190,7 @@ impl Channel {
         serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
     }
 
-    async fn send(
-        &mut self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<Incoming, LinkError> {
+    async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Incoming, LinkError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("https://coordinator{path}"))
@@ -251,9 +225,7 @@ impl Watch {
     /// `LinkError` when the watch is over; it never goes on after that.
     pub async fn next(&mut self) -> Result<WatchEvent, LinkError> {
         loop {
-            let end = self.buffer[self.searched..]
-                .iter()
-                .position(|&b| b == b'\n');
+            let end = self.buffer[self.searched..].iter().position(|&b| b == b'\n');
             if let Some(end) = end.map(|i| i + self.searched) {
                 let event = serde_json::from_slice(&self.buffer[..end]);
                 self.buffer.drain(..=end);
@@ -278,12 +250,8 @@ impl Watch {
 
 async fn connect(address: &str) -> Result<TcpStream, LinkError> {
     let resolved = tokio::net::lookup_host(address).await;
-    let resolved: Vec<SocketAddr> = resolved
-        .map_err(|error| LinkError::Resolve {
-            address: address.into(),
-            error,
-        })?
-        .collect();
+    let resolved: Vec<SocketAddr> =
+        resolved.map_err(|error| LinkError::Resolve { address: address.into(), error })?.collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for socket in resolved {
         match TcpStream::connect(socket).await {
@@ -291,10 +259,7 @@ async fn connect(address: &str) -> Result<TcpStream, LinkError> {
             Err(error) => last = error,
         }
     }
-    Err(LinkError::Connect {
-        address: address.into(),
-        error: last,
-    })
+    Err(LinkError::Connect { address: address.into(), error: last })
 }
 
 /// Lets the kernel notice a dead path under a connection that has data in flight or is idle.
@@ -307,15 +272,8 @@ fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
 }
 
 fn is_pin(error: &io::Error) -> bool {
-    let inner = error
-        .get_ref()
-        .and_then(|e| e.downcast_ref::<rustls::Error>());
-    matches!(
-        inner,
-        Some(rustls::Error::InvalidCertificate(
-            rustls::CertificateError::ApplicationVerificationFailure
-        ))
-    )
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)))
 }
 
 async fn collect(body: Incoming, most: usize) -> Result<Bytes, LinkError> {

@@ -90,8 +90,7 @@ impl Link {
             let count = self.dial.coordinators.len().max(1);
             let address = self.dial.coordinators.get(attempt % count).cloned();
             let address = address.unwrap_or_default();
-            self.state
-                .send_modify(|s| s.address = Some(address.clone()));
+            self.state.send_modify(|s| s.address = Some(address.clone()));
             let error = match self.session(&address).await {
                 Ok(never) => match never {},
                 Err(error) => error,
@@ -120,10 +119,7 @@ impl Link {
 
     async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, LinkError> {
         let mut channel = Channel::open(&self.dial, address).await?;
-        let from = self
-            .current
-            .as_ref()
-            .map_or(Revision(0), |map| map.revision);
+        let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
         let mut watch = channel.watch(from).await?;
         tracing::info!(coordinator = address, revision = %from, "control channel up");
         self.state.send_modify(|s| {
@@ -157,8 +153,7 @@ impl Link {
                 event = watch.next() => event?,
                 error = &mut reports => return Err(error),
             };
-            self.state
-                .send_modify(|s| s.last_heard = Some(Instant::now()));
+            self.state.send_modify(|s| s.last_heard = Some(Instant::now()));
             self.event(event)?;
         }
     }
@@ -168,12 +163,9 @@ impl Link {
             WatchEvent::Snapshot { netmap } => *netmap,
             WatchEvent::Delta { delta } => {
                 let current = self.current.take();
-                let current =
-                    current.ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
+                let current = current.ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
                 // On a mismatch `current` stays empty, so that the next watch starts with a snapshot.
-                delta
-                    .apply(&current)
-                    .map_err(|e| LinkError::Malformed(e.to_string()))?
+                delta.apply(&current).map_err(|e| LinkError::Malformed(e.to_string()))?
             }
             WatchEvent::Alive { .. } | WatchEvent::Unknown => return Ok(()),
             WatchEvent::Fenced => return Err(LinkError::Fenced),

@@ -8,18 +8,14 @@ use mesh_proto::wire::ALPN;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{
-    CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use crate::keys::Keys;
 
 /// An Ed25519 SubjectPublicKeyInfo (RFC 8410 section 4) up to the 32 bytes of the key.
-const SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Returns the client's side of the control channel.
 ///
@@ -30,17 +26,12 @@ pub(super) fn client_config(keys: &Keys, pins: &[IdentityKey]) -> Result<ClientC
     let signer = aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(keys.pkcs8()))?;
     let spki = [&SPKI_PREFIX[..], &keys.identity().0].concat();
     let key = CertifiedKey::new(vec![CertificateDer::from(spki)], signer);
-    let verifier = Pinned {
-        pins: pins.to_vec(),
-        algorithms: provider.signature_verification_algorithms,
-    };
+    let verifier = Pinned { pins: pins.to_vec(), algorithms: provider.signature_verification_algorithms };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(
-            key,
-        ))));
+        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::new(key))));
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.alpn_protocols = vec![ALPN.to_vec()];

@@ -23,27 +23,11 @@ fn nothing_is_allowed_that_no_rule_allows() {
 #[test]
 fn a_service_rule_covers_its_backends_ports_and_nothing_else() {
     let map = fixture::netmap(&[RuleAt(7, &["front"], &["cart:7070"])]);
-    assert_eq!(
-        ask(&map, fixture::POD_A, fixture::POD_B, 8070),
-        Some(0),
-        "the backend's own port"
-    );
-    assert_eq!(
-        ask(&map, fixture::POD_A, fixture::POD_B, 7070),
-        None,
-        "the dialled port is the VIP's alone"
-    );
+    assert_eq!(ask(&map, fixture::POD_A, fixture::POD_B, 8070), Some(0), "the backend's own port");
+    assert_eq!(ask(&map, fixture::POD_A, fixture::POD_B, 7070), None, "the dialled port is the VIP's alone");
     assert_eq!(ask(&map, fixture::POD_A, fixture::POD_B, 22), None);
-    assert_eq!(
-        ask(&map, fixture::POD_A2, fixture::POD_B, 8070),
-        None,
-        "another pod of the same node"
-    );
-    assert_eq!(
-        ask(&map, fixture::NODE_A, fixture::POD_B, 8070),
-        None,
-        "the node itself is not the service"
-    );
+    assert_eq!(ask(&map, fixture::POD_A2, fixture::POD_B, 8070), None, "another pod of the same node");
+    assert_eq!(ask(&map, fixture::NODE_A, fixture::POD_B, 8070), None, "the node itself is not the service");
 }
 
 #[test]
@@ -58,11 +42,7 @@ fn host_site_and_any_mean_what_they_say() {
     assert_eq!(ask(&map, fixture::POD_B, fixture::POD_A, 1), None);
     let map = fixture::netmap(&[RuleAt(1, &["any"], &["any"])]);
     assert_eq!(ask(&map, fixture::POD_B, fixture::POD_A, 1), Some(0));
-    assert_eq!(
-        ask(&map, "241.9.9.9", fixture::POD_A, 1),
-        None,
-        "any means every member, not everybody"
-    );
+    assert_eq!(ask(&map, "241.9.9.9", fixture::POD_A, 1), None, "any means every member, not everybody");
 }
 
 #[test]
@@ -72,22 +52,13 @@ fn a_node_whose_pods_may_be_masqueraded_does_not_speak_for_its_services() {
     map.node.guarded = false;
     assert_eq!(ask(&map, fixture::NODE_A, fixture::POD_B, 8070), None);
     map.node.blocks.clear();
-    assert_eq!(
-        ask(&map, fixture::NODE_A, fixture::POD_B, 8070),
-        Some(0),
-        "without pods nothing is masqueraded"
-    );
+    assert_eq!(ask(&map, fixture::NODE_A, fixture::POD_B, 8070), Some(0), "without pods nothing is masqueraded");
 }
 
 #[test]
 fn ten_thousand_rules_answer_like_the_one_that_matters() {
-    let mut rules: Vec<RuleAt> = (0..10_000)
-        .map(|n| RuleAt(n, &["cart"], &["front"]))
-        .collect();
+    let mut rules: Vec<RuleAt<'_>> = (0..10_000).map(|n| RuleAt(n, &["cart"], &["front"])).collect();
     rules.push(RuleAt(10_001, &["front"], &["cart"]));
     let map = fixture::netmap(&rules);
-    assert_eq!(
-        ask(&map, fixture::POD_A, fixture::POD_B, 8070),
-        Some(10_000)
-    );
+    assert_eq!(ask(&map, fixture::POD_A, fixture::POD_B, 8070), Some(10_000));
 }

@@ -37,31 +37,18 @@ struct First {
 
 impl Fragments {
     pub(super) fn new() -> Self {
-        Self {
-            seen: Vec::with_capacity(MAX_FRAGMENTED),
-            next: 0,
-        }
+        Self { seen: Vec::with_capacity(MAX_FRAGMENTED), next: 0 }
     }
 
     /// Notes a first fragment that was let through.
-    pub(super) fn remember(
-        &mut self,
-        side: Side,
-        header: &Header,
-        flow: &Flow,
-        verdict: Verdict,
-        at: Timestamp,
-    ) {
+    pub(super) fn remember(&mut self, side: Side, header: &Header, flow: &Flow, verdict: Verdict, at: Timestamp) {
         let first = First {
             side,
             source: header.tuple.source,
             destination: header.tuple.destination,
             protocol: header.tuple.protocol,
             identification: header.identification,
-            to: Rewrite {
-                source: Some((flow.to.source, 0)),
-                destination: Some((flow.to.destination, 0)),
-            },
+            to: Rewrite { source: Some((flow.to.source, 0)), destination: Some((flow.to.destination, 0)) },
             remote: flow.remote,
             verdict,
             at,
@@ -96,10 +83,7 @@ impl Engine {
         header: &Header,
         now: Timestamp,
     ) -> Verdict {
-        let first = self
-            .fragments
-            .find(side, header, now)
-            .filter(|first| from.is_none() || first.remote == from);
+        let first = self.fragments.find(side, header, now).filter(|first| from.is_none() || first.remote == from);
         let Some(first) = first else {
             return Verdict::Drop(Drop::FragmentUnmatched);
         };

@@ -43,10 +43,7 @@ impl Engine {
     }
 
     fn quoted_flow(&mut self, side: Side, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {
-        let key = Key {
-            side,
-            tuple: quoted.reverse(),
-        };
+        let key = Key { side, tuple: quoted.reverse() };
         let (place, flow) = self.flows.find(key, now)?;
         self.recheck(Hit { key, place, flow }).ok()
     }
@@ -54,13 +51,8 @@ impl Engine {
 
 fn translate(bytes: &mut [u8], header: &Header, hit: &Hit) {
     let to = hit.flow.to;
-    let outer = Rewrite {
-        source: Some((to.source, 0)),
-        destination: Some((to.destination, 0)),
-    };
-    let quoted = Rewrite {
-        source: Some((to.destination, to.destination_port)),
-        destination: Some((to.source, to.source_port)),
-    };
+    let outer = Rewrite { source: Some((to.source, 0)), destination: Some((to.destination, 0)) };
+    let quoted =
+        Rewrite { source: Some((to.destination, to.destination_port)), destination: Some((to.source, to.source_port)) };
     packet::rewrite_icmp_error(bytes, header, &outer, &quoted);
 }

@@ -30,9 +30,7 @@ impl Engine {
         if !self.view.range().contains(tuple.destination) || is_forbidden(tuple.destination) {
             return Err(Fate::Drop(Drop::ForbiddenDestination));
         }
-        let source = self
-            .image(tuple.source)
-            .ok_or(Fate::Drop(Drop::SpoofedSource))?;
+        let source = self.image(tuple.source).ok_or(Fate::Drop(Drop::SpoofedSource))?;
         let goal = self.goal(source, header)?;
         let remote = match self.view.owner(goal.carrier) {
             Some(Owner::Own) => None,
@@ -47,15 +45,10 @@ impl Engine {
             service: goal.service,
         };
         if self.view.access().judge(&question).is_none() {
-            return self
-                .resume_reply_outbound(header, remote, now)
-                .ok_or(Fate::Refuse(Refuse::Denied));
+            return self.resume_reply_outbound(header, remote, now).ok_or(Fate::Refuse(Refuse::Denied));
         }
         let to = self.image_of_opening(&tuple, source, &goal, remote)?;
-        let key = Key {
-            side: Side::Outbound,
-            tuple,
-        };
+        let key = Key { side: Side::Outbound, tuple };
         let flow = Flow::new(to, remote, self.view.revision(), true, now);
         let flow = self.with_free_port(key, flow, now)?;
         self.remember(key, flow, now)
@@ -65,11 +58,7 @@ impl Engine {
     fn goal(&self, source: Flat, header: &Header) -> Result<Goal, Fate> {
         let tuple = header.tuple;
         if !self.view.is_vip(tuple.destination) {
-            return Ok(Goal {
-                carrier: Flat(tuple.destination),
-                port: tuple.destination_port,
-                service: None,
-            });
+            return Ok(Goal { carrier: Flat(tuple.destination), port: tuple.destination_port, service: None });
         }
         let Some((index, service)) = self.view.service_by_vip(tuple.destination) else {
             return Err(Fate::Refuse(Refuse::UnknownService));
@@ -77,25 +66,15 @@ impl Engine {
         if header.kind == Kind::EchoRequest {
             return Err(self.echo_to_vip(source, index));
         }
-        let Some(port) = self
-            .view
-            .port(index, tuple.protocol, tuple.destination_port)
-        else {
+        let Some(port) = self.view.port(index, tuple.protocol, tuple.destination_port) else {
             return Err(Fate::Refuse(Refuse::ClosedPort));
         };
         // The middle of a connection whose backend is forgotten: a second backend would not know it.
         if matches!(header.kind, Kind::Tcp(_)) && !is_syn(header) {
             return Err(Fate::Refuse(Refuse::BackendGone));
         }
-        let backend = service
-            .balancer
-            .choose(source.0)
-            .ok_or(Fate::Refuse(Refuse::NoBackend))?;
-        Ok(Goal {
-            carrier: backend.address,
-            port: backend.target(port),
-            service: Some((index as u32, port.port)),
-        })
+        let backend = service.balancer.choose(source.0).ok_or(Fate::Refuse(Refuse::NoBackend))?;
+        Ok(Goal { carrier: backend.address, port: backend.target(port), service: Some((index as u32, port.port)) })
     }
 
     /// An echo request to a VIP is answered here if the caller may call any port of the service.
@@ -133,29 +112,17 @@ impl Engine {
         let (source, destination) = match remote {
             Some(_) => (source.0, goal.carrier.0),
             None => {
-                let real = self
-                    .view
-                    .real(goal.carrier)
-                    .ok_or(Fate::Drop(Drop::NotHere))?;
+                let real = self.view.real(goal.carrier).ok_or(Fate::Drop(Drop::NotHere))?;
                 // The kernel drops a packet from the TUN whose source is the host's own: the node calls
                 // its own backends in the name of what it dialled.
-                let source = if source == self.view.address() {
-                    tuple.destination
-                } else {
-                    source.0
-                };
+                let source = if source == self.view.address() { tuple.destination } else { source.0 };
                 (source, real.0)
             }
         };
         if is_forbidden(destination) {
             return Err(Fate::Drop(Drop::ForbiddenDestination));
         }
-        Ok(FiveTuple {
-            source,
-            destination,
-            destination_port: goal.port,
-            ..*tuple
-        })
+        Ok(FiveTuple { source, destination, destination_port: goal.port, ..*tuple })
     }
 
     /// Keeps the caller's source port unless the answers would be taken for another flow's: two VIPs may
@@ -175,44 +142,21 @@ impl Engine {
 
     /// A packet from the middle of a connection that a peer opened and this node forgot: if that peer may
     /// open it, the flow is remembered again.
-    fn resume_reply_outbound(
-        &mut self,
-        header: &Header,
-        remote: Option<NodeId>,
-        now: Timestamp,
-    ) -> Option<Hit> {
+    fn resume_reply_outbound(&mut self, header: &Header, remote: Option<NodeId>, now: Timestamp) -> Option<Hit> {
         let peer = remote?;
         if !matches!(header.kind, Kind::Tcp(_)) || is_syn(header) {
             return None;
         }
         let own = self.view.flat(Real(header.tuple.source))?;
-        let opening = FiveTuple {
-            source: own.0,
-            ..header.tuple
-        }
-        .reverse();
-        let key = Key {
-            side: Side::Inbound,
-            tuple: opening,
-        };
+        let opening = FiveTuple { source: own.0, ..header.tuple }.reverse();
+        let key = Key { side: Side::Inbound, tuple: opening };
         let to = header.tuple.reverse();
         self.judge(key, to, Some(peer)).ok()?;
         let flow = Flow::new(to, Some(peer), self.view.revision(), true, now);
-        let back = Key {
-            side: Side::Outbound,
-            tuple: header.tuple,
-        };
-        let answer = Flow {
-            to: opening.reverse(),
-            opened: false,
-            ..flow
-        };
+        let back = Key { side: Side::Outbound, tuple: header.tuple };
+        let answer = Flow { to: opening.reverse(), opened: false, ..flow };
         self.remember(key, flow, now).ok()?;
         let (place, _) = self.flows.find(back, now)?;
-        Some(Hit {
-            key: back,
-            place,
-            flow: answer,
-        })
+        Some(Hit { key: back, place, flow: answer })
     }
 }

@@ -33,8 +33,7 @@ impl Engine {
         let Some(peer) = self.view.peer(to).map(|peer| peer.address) else {
             return false;
         };
-        self.replies
-            .make(now, |out| build(out, own, peer, ASK, now.as_micros()))
+        self.replies.make(now, |out| build(out, own, peer, ASK, now.as_micros()))
     }
 
     /// Says whether a packet belongs to the reserved port between nodes.
@@ -44,34 +43,20 @@ impl Engine {
     }
 
     /// Answers a peer's probe, or takes its answer to ours.
-    pub(super) fn answer_probe(
-        &mut self,
-        from: NodeId,
-        bytes: &[u8],
-        header: &Header,
-        now: Timestamp,
-    ) -> Verdict {
+    pub(super) fn answer_probe(&mut self, from: NodeId, bytes: &[u8], header: &Header, now: Timestamp) -> Verdict {
         let bad = Verdict::Drop(Drop::BadProbe);
         let peer = Flat(header.tuple.source);
         let own = self.view.address();
         let between_nodes = self.view.peer(from).is_some_and(|p| p.address == peer)
             && Flat(header.tuple.destination) == own
             && header.tuple.source_port == PROBE_PORT;
-        let body = bytes
-            .get(header.header_len + 8..header.total_len)
-            .and_then(|b| b.first_chunk::<16>());
-        let Some(body) = body.filter(|b| between_nodes && b[..4] == MAGIC && b[4] == VERSION)
-        else {
+        let body = bytes.get(header.header_len + 8..header.total_len).and_then(|b| b.first_chunk::<16>());
+        let Some(body) = body.filter(|b| between_nodes && b[..4] == MAGIC && b[4] == VERSION) else {
             return bad;
         };
         let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
         match body[5] {
-            ASK if self
-                .replies
-                .make(now, |out| build(out, own, peer, ANSWER, clock)) =>
-            {
-                Verdict::Reply
-            }
+            ASK if self.replies.make(now, |out| build(out, own, peer, ANSWER, clock)) => Verdict::Reply,
             ANSWER => match now.as_micros().checked_sub(clock) {
                 Some(micros) if micros <= LATEST_MICROS => Verdict::RoundTrip(micros as u32),
                 Some(_) | None => bad,
@@ -108,9 +93,7 @@ fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64) 
 
 /// RFC 1071 over the 20 bytes of a header whose checksum field is 0.
 fn header_sum(header: &[u8]) -> u16 {
-    let words = header
-        .chunks_exact(2)
-        .map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let words = header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
     let sum: u32 = words.sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     !(((folded & 0xffff) + (folded >> 16)) as u16)

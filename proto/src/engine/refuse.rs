@@ -24,12 +24,7 @@ pub(super) struct Replies {
 
 impl Replies {
     pub(super) fn new() -> Self {
-        Self {
-            buffer: Box::new([0; MAX_REPLY]),
-            length: 0,
-            second: Timestamp::default(),
-            sent: 0,
-        }
+        Self { buffer: Box::new([0; MAX_REPLY]), length: 0, second: Timestamp::default(), sent: 0 }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -57,13 +52,7 @@ impl Replies {
 
 impl Engine {
     /// Refuses a packet: TCP gets a reset, the rest an ICMP error from the address it was for.
-    pub(super) fn refuse(
-        &mut self,
-        bytes: &[u8],
-        header: &Header,
-        why: Refuse,
-        now: Timestamp,
-    ) -> Verdict {
+    pub(super) fn refuse(&mut self, bytes: &[u8], header: &Header, why: Refuse, now: Timestamp) -> Verdict {
         let error = match why {
             Refuse::Denied => Unreachable::Prohibited,
             Refuse::NoBackend | Refuse::UnknownService | Refuse::NoRoute => Unreachable::Host,
@@ -81,42 +70,24 @@ impl Engine {
             | Kind::Other
             | Kind::LaterFragment => packet::unreachable(bytes, header, from, error, out),
         });
-        if made {
-            Verdict::Refuse(why)
-        } else {
-            Verdict::Drop(Drop::ReplyLimited)
-        }
+        if made { Verdict::Refuse(why) } else { Verdict::Drop(Drop::ReplyLimited) }
     }
 
     /// Refuses a packet that is larger than the way takes, with the packet as its sender knows it
     /// (RFC 1191): the caller's addresses, not the translated ones.
-    pub(super) fn refuse_size(
-        &mut self,
-        bytes: &[u8],
-        header: &Header,
-        mtu: u16,
-        now: Timestamp,
-    ) -> Verdict {
+    pub(super) fn refuse_size(&mut self, bytes: &[u8], header: &Header, mtu: u16, now: Timestamp) -> Verdict {
         if !header.dont_fragment {
             return Verdict::Drop(Drop::Oversized);
         }
         let from = header.tuple.destination;
         let error = Unreachable::TooBig { mtu };
-        let made = self.replies.make(now, |out| {
-            packet::unreachable(bytes, header, from, error, out)
-        });
-        if made {
-            Verdict::Refuse(Refuse::TooBig)
-        } else {
-            Verdict::Drop(Drop::ReplyLimited)
-        }
+        let made = self.replies.make(now, |out| packet::unreachable(bytes, header, from, error, out));
+        if made { Verdict::Refuse(Refuse::TooBig) } else { Verdict::Drop(Drop::ReplyLimited) }
     }
 
     /// Answers an echo request to a VIP.
     pub(super) fn answer_echo(&mut self, bytes: &[u8], header: &Header, now: Timestamp) -> Verdict {
-        let made = self
-            .replies
-            .make(now, |out| packet::echo_reply(bytes, header, out));
+        let made = self.replies.make(now, |out| packet::echo_reply(bytes, header, out));
         match (made, self.replies.bytes().is_empty()) {
             (true, false) => Verdict::Reply,
             (true, true) => Verdict::Drop(Drop::Oversized),

@@ -12,36 +12,22 @@ fn key(n: u32) -> Key {
         destination: Ipv4Addr::new(241, 0, 0, 1),
         destination_port: 80,
     };
-    Key {
-        side: Side::Outbound,
-        tuple,
-    }
+    Key { side: Side::Outbound, tuple }
 }
 
 fn flow(n: u32, state: State, now: Timestamp) -> Flow {
-    let to = FiveTuple {
-        source: Ipv4Addr::from(n),
-        ..key(n).tuple
-    };
-    Flow {
-        state,
-        ..Flow::new(to, Some(NodeId(n)), Revision(3), true, now)
-    }
+    let to = FiveTuple { source: Ipv4Addr::from(n), ..key(n).tuple };
+    Flow { state, ..Flow::new(to, Some(NodeId(n)), Revision(3), true, now) }
 }
 
 #[test]
 fn what_was_inserted_is_found_until_it_is_removed() {
     let table = FlowTable::new(1024);
     for n in 0..100 {
-        table
-            .insert(key(n), &flow(n, State::Open, NOW), NOW)
-            .unwrap();
+        table.insert(key(n), &flow(n, State::Open, NOW), NOW).unwrap();
     }
     for n in 0..100 {
-        assert_eq!(
-            table.find(key(n), NOW).map(|(_, f)| f),
-            Some(flow(n, State::Open, NOW))
-        );
+        assert_eq!(table.find(key(n), NOW).map(|(_, f)| f), Some(flow(n, State::Open, NOW)));
         assert!(table.remove(key(n)).is_some());
         assert_eq!(table.find(key(n), NOW), None);
     }
@@ -50,25 +36,10 @@ fn what_was_inserted_is_found_until_it_is_removed() {
 #[test]
 fn a_flow_expires_by_its_state() {
     let table = FlowTable::new(64);
-    for (state, seconds) in [
-        (State::Open, 7440),
-        (State::Closing, 240),
-        (State::HalfOpen, 60),
-        (State::Reset, 10),
-    ] {
+    for (state, seconds) in [(State::Open, 7440), (State::Closing, 240), (State::HalfOpen, 60), (State::Reset, 10)] {
         table.insert(key(1), &flow(1, state, NOW), NOW).unwrap();
-        assert!(
-            table
-                .find(key(1), NOW + Duration::from_secs(seconds))
-                .is_some(),
-            "{state:?}"
-        );
-        assert!(
-            table
-                .find(key(1), NOW + Duration::from_secs(seconds + 1))
-                .is_none(),
-            "{state:?}"
-        );
+        assert!(table.find(key(1), NOW + Duration::from_secs(seconds)).is_some(), "{state:?}");
+        assert!(table.find(key(1), NOW + Duration::from_secs(seconds + 1)).is_none(), "{state:?}");
     }
 }
 
@@ -76,95 +47,49 @@ fn a_flow_expires_by_its_state() {
 fn a_full_bucket_gives_up_the_cheapest_and_never_a_busy_flow() {
     let table = FlowTable::new(64);
     let home = table.bucket(key(0));
-    let same: Vec<u32> = (0..)
-        .filter(|&n| table.bucket(key(n)) == home)
-        .take(10)
-        .collect();
+    let same: Vec<u32> = (0..).filter(|&n| table.bucket(key(n)) == home).take(10).collect();
     for &n in &same[..8] {
-        let state = if n == same[3] {
-            State::HalfOpen
-        } else {
-            State::Open
-        };
+        let state = if n == same[3] { State::HalfOpen } else { State::Open };
         table.insert(key(n), &flow(n, state, NOW), NOW).unwrap();
     }
-    table
-        .insert(key(same[8]), &flow(same[8], State::Open, NOW), NOW)
-        .unwrap();
-    assert!(
-        table.find(key(same[3]), NOW).is_none(),
-        "the half-open one went"
-    );
-    assert_eq!(
-        table.insert(key(same[9]), &flow(same[9], State::Open, NOW), NOW),
-        Err(Full)
-    );
+    table.insert(key(same[8]), &flow(same[8], State::Open, NOW), NOW).unwrap();
+    assert!(table.find(key(same[3]), NOW).is_none(), "the half-open one went");
+    assert_eq!(table.insert(key(same[9]), &flow(same[9], State::Open, NOW), NOW), Err(Full));
     let later = NOW + Duration::from_secs(61);
-    assert!(
-        table
-            .insert(key(same[9]), &flow(same[9], State::Open, later), later)
-            .is_ok(),
-        "idle ones may go"
-    );
+    assert!(table.insert(key(same[9]), &flow(same[9], State::Open, later), later).is_ok(), "idle ones may go");
 }
 
 #[test]
 fn touching_counts_ages_and_follows_the_flags() {
     let table = FlowTable::new(64);
-    let place = table
-        .insert(key(1), &flow(1, State::HalfOpen, NOW), NOW)
-        .unwrap();
+    let place = table.insert(key(1), &flow(1, State::HalfOpen, NOW), NOW).unwrap();
     let touch = |flags, now| {
         let (_, flow) = table.find(key(1), now).unwrap();
-        table.touch(
-            place,
-            key(1),
-            &flow,
-            Seen {
-                packets: 1,
-                bytes: 100,
-                tcp_flags: flags,
-            },
-            now,
-        )
+        table.touch(place, key(1), &flow, Seen { packets: 1, bytes: 100, tcp_flags: flags }, now)
     };
     assert_eq!(touch(16, NOW), Touched::State);
     assert_eq!(touch(16, NOW), Touched::Nothing);
     assert_eq!(touch(16, NOW + Duration::from_secs(2)), Touched::Aged);
     assert_eq!(touch(17, NOW + Duration::from_secs(2)), Touched::State);
     let (_, flow) = table.find(key(1), NOW).unwrap();
-    assert_eq!(
-        (flow.packets, flow.bytes, flow.state),
-        (4, 400, State::Closing)
-    );
+    assert_eq!((flow.packets, flow.bytes, flow.state), (4, 400, State::Closing));
 }
 
 #[test]
 fn an_entry_survives_the_way_through_a_file_and_a_torn_one_does_not() {
     let table = FlowTable::with_seed(64, 7);
-    let place = table
-        .insert(key(9), &flow(9, State::Open, NOW), NOW)
-        .unwrap();
+    let place = table.insert(key(9), &flow(9, State::Open, NOW), NOW).unwrap();
     let bytes = table.entry(place.slot());
     let later = Timestamp::from_millis(9_000_000);
     let restored = FlowTable::with_seed(64, 7);
     assert!(restored.restore(place.slot(), &bytes, later));
-    assert_eq!(
-        restored.find(key(9), later).map(|(_, f)| f.to),
-        Some(flow(9, State::Open, NOW).to)
-    );
+    assert_eq!(restored.find(key(9), later).map(|(_, f)| f.to), Some(flow(9, State::Open, NOW).to));
     for at in 0..bytes.len() {
         let mut torn = bytes;
         torn[at] ^= 0x40;
-        assert!(
-            !FlowTable::with_seed(64, 7).restore(place.slot(), &torn, later),
-            "byte {at}"
-        );
+        assert!(!FlowTable::with_seed(64, 7).restore(place.slot(), &torn, later), "byte {at}");
     }
-    assert!(
-        !FlowTable::with_seed(64, 7).restore(place.slot() ^ 8, &bytes, later),
-        "the wrong bucket"
-    );
+    assert!(!FlowTable::with_seed(64, 7).restore(place.slot() ^ 8, &bytes, later), "the wrong bucket");
 }
 
 #[test]
@@ -172,16 +97,10 @@ fn both_directions_name_each_other() {
     let there = key(5);
     let forward = flow(5, State::Open, NOW);
     let back = there.answer(&forward);
-    let backward = Flow {
-        to: there.tuple.reverse(),
-        ..forward
-    };
+    let backward = Flow { to: there.tuple.reverse(), ..forward };
     assert_eq!(back.side, Side::Inbound);
     assert_eq!(back.answer(&backward), there);
-    let local = Flow {
-        remote: None,
-        ..forward
-    };
+    let local = Flow { remote: None, ..forward };
     assert_eq!(there.answer(&local).side, Side::Outbound);
 }
 
@@ -189,10 +108,7 @@ fn both_directions_name_each_other() {
 fn readers_never_see_half_an_entry_while_eight_writers_fight_over_a_bucket() {
     let table = FlowTable::new(64);
     let home = table.bucket(key(0));
-    let same: Vec<u32> = (0..)
-        .filter(|&n| table.bucket(key(n)) == home)
-        .take(12)
-        .collect();
+    let same: Vec<u32> = (0..).filter(|&n| table.bucket(key(n)) == home).take(12).collect();
     std::thread::scope(|scope| {
         for lane in 0..8usize {
             let (table, same) = (&table, &same);

@@ -6,9 +6,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::checksum::{
-    Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, fold, pseudo, put_word, sum,
-};
+use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, fold, pseudo, put_word, sum};
 use super::parse::{ECHO_REPLY, UNREACHABLE};
 use super::{Checksum, FiveTuple, Header, ICMP, Kind, TCP};
 
@@ -58,11 +56,7 @@ pub fn tcp_reset(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
     } else {
         let payload = header.total_len.saturating_sub(header.headers_len(packet)) as u32;
         let phantom = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
-        (
-            0,
-            sequence.wrapping_add(payload).wrapping_add(phantom),
-            RST | ACK,
-        )
+        (0, sequence.wrapping_add(payload).wrapping_add(phantom), RST | ACK)
     };
     let tuple = header.tuple.reverse();
     // ECN bits are the sender's to set (RFC 3168 section 6.1.1: never on a reset).
@@ -82,13 +76,7 @@ pub fn tcp_reset(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
 
 /// Writes the ICMP error that says why a packet does not arrive, from the address `from`. Quotes as much of the
 /// packet as fits into 576 bytes and into `out`, at the least its header and 8 bytes.
-pub fn unreachable(
-    packet: &[u8],
-    header: &Header,
-    from: Ipv4Addr,
-    why: Unreachable,
-    out: &mut [u8],
-) -> usize {
+pub fn unreachable(packet: &[u8], header: &Header, from: Ipv4Addr, why: Unreachable, out: &mut [u8]) -> usize {
     const OVERHEAD: usize = IP_HEADER + ICMP_HEADER;
     /// Internetwork control (RFC 1812 section 4.3.2.5).
     const PRECEDENCE: u8 = 0xc0;
@@ -130,11 +118,7 @@ pub fn echo_reply(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
         return 0;
     };
     let length = IP_HEADER + request.len();
-    if header.kind != Kind::EchoRequest
-        || header.first_fragment
-        || !answerable(header)
-        || out.len() < length
-    {
+    if header.kind != Kind::EchoRequest || header.first_fragment || !answerable(header) || out.len() < length {
         return 0;
     }
     ip_header(out, header.tuple.reverse(), length, header.tos);
@@ -143,19 +127,14 @@ pub fn echo_reply(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
     message[0] = ECHO_REPLY;
     // By difference, so that a request damaged on its way is not answered with a checksum that vouches for it.
     let mut delta = Delta::default();
-    delta.change(
-        u16::from_be_bytes([request[0], request[1]]),
-        u16::from_be_bytes([ECHO_REPLY, request[1]]),
-    );
+    delta.change(u16::from_be_bytes([request[0], request[1]]), u16::from_be_bytes([ECHO_REPLY, request[1]]));
     delta.apply(message, ICMP_CHECKSUM, Checksum::Complete);
     length
 }
 
 /// Says whether RFC 1122 and RFC 1812 permit an answer.
 fn answerable(header: &Header) -> bool {
-    let one_host = |a: Ipv4Addr| {
-        !(a.octets()[0] == 0 || a.is_loopback() || a.is_multicast() || a.is_broadcast())
-    };
+    let one_host = |a: Ipv4Addr| !(a.octets()[0] == 0 || a.is_loopback() || a.is_multicast() || a.is_broadcast());
     let kind = match header.kind {
         Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => true,
         // The other kind may be an error that is not known here.
@@ -181,11 +160,7 @@ fn ip_header(out: &mut [u8], tuple: FiveTuple, total_len: usize, tos: u8) -> Hea
     put_word(ip, IP_CHECKSUM, !sum);
     Header {
         tuple,
-        kind: if tuple.protocol == TCP {
-            Kind::Tcp(RST)
-        } else {
-            Kind::IcmpOther
-        },
+        kind: if tuple.protocol == TCP { Kind::Tcp(RST) } else { Kind::IcmpOther },
         header_len: IP_HEADER,
         total_len,
         first_fragment: false,

@@ -48,10 +48,7 @@ pub fn complete(packet: &mut [u8], header: &Header) {
         Kind::Tcp(_) => (TCP_CHECKSUM, header.total_len - header.header_len),
         Kind::Udp => {
             let there = header.total_len - header.header_len;
-            (
-                UDP_CHECKSUM,
-                usize::from(word(packet, header.header_len + 4)).min(there),
-            )
+            (UDP_CHECKSUM, usize::from(word(packet, header.header_len + 4)).min(there))
         }
         Kind::EchoRequest
         | Kind::EchoReply
@@ -78,11 +75,7 @@ pub fn partial(header: &Header) -> u16 {
 
 /// A UDP checksum of 0 would mean none; 0xffff is the same number (RFC 768).
 pub(crate) fn nonzero_if_udp(kind: Kind, checksum: u16) -> u16 {
-    if kind == Kind::Udp && checksum == 0 {
-        0xffff
-    } else {
-        checksum
-    }
+    if kind == Kind::Udp && checksum == 0 { 0xffff } else { checksum }
 }
 
 /// Sums 16-bit words; an odd last byte is padded with zero.
@@ -90,10 +83,7 @@ pub(crate) fn sum(bytes: &[u8]) -> u16 {
     // The sum does not depend on the byte order, so words are added as the machine has them, two at a time.
     // A packet has fewer than 2^16 bytes: the 64-bit sum cannot overflow.
     let (chunks, rest) = bytes.as_chunks::<4>();
-    let mut total: u64 = chunks
-        .iter()
-        .map(|&c| u64::from(u32::from_ne_bytes(c)))
-        .sum();
+    let mut total: u64 = chunks.iter().map(|&c| u64::from(u32::from_ne_bytes(c))).sum();
     let mut tail = [0; 4];
     tail[..rest.len()].copy_from_slice(rest);
     total += u64::from(u32::from_ne_bytes(tail));

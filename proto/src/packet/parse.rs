@@ -49,11 +49,7 @@ impl Header {
         };
         if ip.fragment_offset > 0 {
             let overwrites_header = ip.tuple.protocol == TCP && ip.fragment_offset * 8 < TCP_HEADER;
-            return if overwrites_header {
-                Err(Malformed::Truncated)
-            } else {
-                Ok(header)
-            };
+            return if overwrites_header { Err(Malformed::Truncated) } else { Ok(header) };
         }
 
         let transport = &packet[header.header_len..total_len];
@@ -86,13 +82,9 @@ impl Header {
     pub fn headers_len(&self, packet: &[u8]) -> usize {
         self.header_len
             + match self.kind {
-                Kind::Tcp(_) => packet
-                    .get(self.header_len + 12)
-                    .map_or(0, |b| usize::from(b >> 4) * 4),
+                Kind::Tcp(_) => packet.get(self.header_len + 12).map_or(0, |b| usize::from(b >> 4) * 4),
                 Kind::Udp => UDP_HEADER,
-                Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError(_) | Kind::IcmpOther => {
-                    ICMP_HEADER
-                }
+                Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError(_) | Kind::IcmpOther => ICMP_HEADER,
                 Kind::Other | Kind::LaterFragment => 0,
             }
     }
@@ -138,24 +130,14 @@ impl Ip {
 }
 
 fn with_ports(tuple: FiveTuple, transport: &[u8]) -> FiveTuple {
-    FiveTuple {
-        source_port: word(transport, 0),
-        destination_port: word(transport, 2),
-        ..tuple
-    }
+    FiveTuple { source_port: word(transport, 0), destination_port: word(transport, 2), ..tuple }
 }
 
 /// The identifier stands in the asker's port.
 fn with_identifier(tuple: FiveTuple, message: &[u8]) -> FiveTuple {
     match message.first() {
-        Some(&ECHO_REQUEST) => FiveTuple {
-            source_port: word(message, 4),
-            ..tuple
-        },
-        Some(&ECHO_REPLY) => FiveTuple {
-            destination_port: word(message, 4),
-            ..tuple
-        },
+        Some(&ECHO_REQUEST) => FiveTuple { source_port: word(message, 4), ..tuple },
+        Some(&ECHO_REPLY) => FiveTuple { destination_port: word(message, 4), ..tuple },
         _ => tuple,
     }
 }
@@ -172,12 +154,9 @@ fn icmp(tuple: FiveTuple, message: &[u8]) -> Result<(FiveTuple, Kind), Malformed
     };
     match kind {
         Kind::EchoRequest | Kind::EchoReply => Ok((with_identifier(tuple, message), kind)),
-        Kind::Tcp(_)
-        | Kind::Udp
-        | Kind::IcmpError(_)
-        | Kind::IcmpOther
-        | Kind::Other
-        | Kind::LaterFragment => Ok((tuple, kind)),
+        Kind::Tcp(_) | Kind::Udp | Kind::IcmpError(_) | Kind::IcmpOther | Kind::Other | Kind::LaterFragment => {
+            Ok((tuple, kind))
+        }
     }
 }
 
@@ -194,9 +173,7 @@ fn quote(quoted: &[u8]) -> Result<Kind, Malformed> {
     Ok(match (ip.tuple.protocol, transport[0]) {
         (TCP | UDP, _) => Kind::IcmpError(with_ports(ip.tuple, transport)),
         // No error answers an error (RFC 1122 section 3.2.2).
-        (ICMP, UNREACHABLE | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER_PROBLEM) => {
-            Kind::IcmpOther
-        }
+        (ICMP, UNREACHABLE | SOURCE_QUENCH | REDIRECT | TIME_EXCEEDED | PARAMETER_PROBLEM) => Kind::IcmpOther,
         (ICMP, _) => Kind::IcmpError(with_identifier(ip.tuple, transport)),
         _ => Kind::IcmpError(ip.tuple),
     })

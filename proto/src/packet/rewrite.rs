@@ -2,9 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::checksum::{
-    Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM, put_word, word,
-};
+use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM, put_word, word};
 use super::parse::{ECHO_REPLY, ECHO_REQUEST};
 use super::{Checksum, Header, ICMP, Kind, Rewrite, TCP, UDP};
 
@@ -23,9 +21,7 @@ pub fn rewrite(packet: &mut [u8], header: &Header, to: &Rewrite, checksum: Check
         Kind::Udp => Transport::Udp,
         Kind::EchoRequest => Transport::EchoRequest,
         Kind::EchoReply => Transport::EchoReply,
-        Kind::IcmpError(_) | Kind::IcmpOther | Kind::Other | Kind::LaterFragment => {
-            Transport::Opaque
-        }
+        Kind::IcmpError(_) | Kind::IcmpOther | Kind::Other | Kind::LaterFragment => Transport::Opaque,
     };
     translate(packet, header.header_len, transport, to, checksum);
 }
@@ -37,13 +33,7 @@ pub fn rewrite_icmp_error(packet: &mut [u8], header: &Header, outer: &Rewrite, q
     let Kind::IcmpError(tuple) = header.kind else {
         return;
     };
-    translate(
-        packet,
-        header.header_len,
-        Transport::Opaque,
-        outer,
-        Checksum::Complete,
-    );
+    translate(packet, header.header_len, Transport::Opaque, outer, Checksum::Complete);
 
     let Some(message) = packet.get_mut(header.header_len..header.total_len) else {
         return;
@@ -59,13 +49,7 @@ pub fn rewrite_icmp_error(packet: &mut [u8], header: &Header, outer: &Rewrite, q
         (ICMP, Some(&ECHO_REPLY)) => Transport::EchoReply,
         _ => Transport::Opaque,
     };
-    let delta = translate(
-        quote,
-        quote_header_len,
-        transport,
-        quoted,
-        Checksum::Complete,
-    );
+    let delta = translate(quote, quote_header_len, transport, quoted, Checksum::Complete);
     delta.apply(message, ICMP_CHECKSUM, Checksum::Complete);
 }
 
@@ -137,13 +121,7 @@ enum Transport {
 }
 
 /// Rewrites one IPv4 packet, whole or quoted and cut short; returns the change of all its words, checksums included.
-fn translate(
-    ip: &mut [u8],
-    header_len: usize,
-    transport: Transport,
-    to: &Rewrite,
-    checksum: Checksum,
-) -> Delta {
+fn translate(ip: &mut [u8], header_len: usize, transport: Transport, to: &Rewrite, checksum: Checksum) -> Delta {
     let mut addresses = Delta::default();
     if let Some((address, _)) = to.source {
         put_address(ip, SOURCE, address, &mut addresses);
@@ -163,11 +141,7 @@ fn translate(
         Transport::Tcp => ([(0, source), (2, destination)], TCP_CHECKSUM, addresses),
         Transport::Udp => ([(0, source), (2, destination)], UDP_CHECKSUM, addresses),
         Transport::EchoRequest => ([(4, source), (0, None)], ICMP_CHECKSUM, Delta::default()),
-        Transport::EchoReply => (
-            [(4, destination), (0, None)],
-            ICMP_CHECKSUM,
-            Delta::default(),
-        ),
+        Transport::EchoReply => ([(4, destination), (0, None)], ICMP_CHECKSUM, Delta::default()),
         Transport::Opaque => return all,
     };
     let mut ports = Delta::default();

@@ -6,6 +6,6 @@
 mod model;
 
 pub use model::{
-    Allow, BackendAt, BackendSpec, Health, HealthCheck, MeshSection, Prefer, Route, ServeSpec,
-    ServiceSpec, Services, Site, SiteKind, Span, StaticNode, Test,
+    Allow, BackendAt, BackendSpec, Health, HealthCheck, MeshSection, Prefer, Route, ServeSpec, ServiceSpec, Services,
+    Site, SiteKind, Span, StaticNode, Test,
 };

@@ -233,22 +233,12 @@ pub struct ServeSpec {
 
 impl Default for MeshSection {
     fn default() -> Self {
-        Self {
-            name: None,
-            domains: "mesh.internal".parse().into_iter().collect(),
-            range: MeshRange::default(),
-        }
+        Self { name: None, domains: "mesh.internal".parse().into_iter().collect(), range: MeshRange::default() }
     }
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self {
-            prefer: None,
-            spill_below: 0.0,
-            sticky: false,
-            max_conn_age: None,
-            retry_syn: true,
-        }
+        Self { prefer: None, spill_below: 0.0, sticky: false, max_conn_age: None, retry_syn: true }
     }
 }
