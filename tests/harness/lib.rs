@@ -12,6 +12,9 @@
 //! snapshot   a node's routes, rules, interfaces and nftables as bytes, to be compared
 //! ```
 
+pub mod boutique;
+pub mod control;
+pub mod http;
 pub mod netns;
 pub mod undo;
 
@@ -31,10 +34,7 @@ pub fn privileged(what: &str) -> bool {
 ///
 /// # Panics
 /// With `MESH_STRICT=1` in the environment.
-#[expect(
-    clippy::print_stdout,
-    reason = "the summary of a test run counts these lines"
-)]
+#[expect(clippy::print_stdout, reason = "the summary of a test run counts these lines")]
 pub fn skip(what: &str, how: &str) {
     assert!(
         std::env::var_os("MESH_STRICT").is_none_or(|v| v != "1"),

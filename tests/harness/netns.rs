@@ -66,11 +66,7 @@ impl Namespace {
     ///
     /// # Errors
     /// `NetnsError` where the kernel refuses, mostly for lack of privilege.
-    pub fn new(
-        prefix: &str,
-        name: &str,
-        resolv: Option<(&Path, &str)>,
-    ) -> Result<Self, NetnsError> {
+    pub fn new(prefix: &str, name: &str, resolv: Option<(&Path, &str)>) -> Result<Self, NetnsError> {
         let path = Path::new(FOLDER).join(format!("{prefix}-{name}"));
         std::fs::create_dir_all(FOLDER).map_err(system("create /run/netns"))?;
         File::create(&path).map_err(system(&format!("create {}", path.display())))?;
@@ -96,18 +92,11 @@ impl Namespace {
                 }
             })
             .map_err(system("start a thread"))?;
-        let thread_id = started
-            .recv()
-            .map_err(|_| NetnsError::System("enter".into(), io::ErrorKind::BrokenPipe.into()))??;
+        let thread_id =
+            started.recv().map_err(|_| NetnsError::System("enter".into(), io::ErrorKind::BrokenPipe.into()))??;
         let own = format!("/proc/{}/task/{thread_id}/ns/net", std::process::id());
-        mount(
-            Some(own.as_str()),
-            &path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .map_err(|e| NetnsError::System(format!("bind {}", path.display()), e.into()))?;
+        mount(Some(own.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|e| NetnsError::System(format!("bind {}", path.display()), e.into()))?;
         let handle = File::open(&path).map_err(system("open the namespace"))?;
         let namespace = Self(Arc::new(Shared {
             name: name.into(),
@@ -173,28 +162,19 @@ impl Namespace {
         let jobs = self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = jobs.as_ref().map(|jobs| jobs.send(job));
         drop(jobs);
-        assert!(
-            matches!(sent, Some(Ok(()))),
-            "namespace {} is gone",
-            self.0.name
-        );
-        wait.recv()
-            .expect("a job inside a namespace does not panic")
+        assert!(matches!(sent, Some(Ok(()))), "namespace {} is gone", self.0.name);
+        wait.recv().expect("a job inside a namespace does not panic")
     }
 
-    fn netlink<T, F>(
-        &self,
-        what: String,
-        request: impl FnOnce(Handle) -> F + Send + 'static,
-    ) -> Result<T, NetnsError>
+    fn netlink<T, F>(&self, what: String, request: impl FnOnce(Handle) -> F + Send + 'static) -> Result<T, NetnsError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, rtnetlink::Error>>,
     {
         let name = self.0.name.clone();
         self.block_on(move || async move {
-            let (connection, handle, _) = rtnetlink::new_connection()
-                .map_err(|e| NetnsError::System(format!("{name}: open netlink"), e))?;
+            let (connection, handle, _) =
+                rtnetlink::new_connection().map_err(|e| NetnsError::System(format!("{name}: open netlink"), e))?;
             let driver = tokio::spawn(connection);
             let result = request(handle).await;
             driver.abort();
@@ -209,8 +189,7 @@ impl Namespace {
     pub fn index(&self, interface: &str) -> Result<u32, NetnsError> {
         let what = format!("{}: find interface {interface}", self.0.name);
         let interface = interface.to_owned();
-        self.run(move || if_nametoindex(interface.as_str()))
-            .map_err(|e| NetnsError::System(what, e.into()))
+        self.run(move || if_nametoindex(interface.as_str())).map_err(|e| NetnsError::System(what, e.into()))
     }
 
     /// Sets an interface up.
@@ -266,15 +245,10 @@ impl Namespace {
     /// `NetnsError` where the kernel refuses.
     pub fn enslave(&self, port: &str, bridge: &str) -> Result<(), NetnsError> {
         let (port_index, bridge_index) = (self.index(port)?, self.index(bridge)?);
-        self.netlink(
-            format!("put {port} into {bridge}"),
-            move |handle| async move {
-                let link = LinkUnspec::new_with_index(port_index)
-                    .controller(bridge_index)
-                    .build();
-                handle.link().set(link).execute().await
-            },
-        )
+        self.netlink(format!("put {port} into {bridge}"), move |handle| async move {
+            let link = LinkUnspec::new_with_index(port_index).controller(bridge_index).build();
+            handle.link().set(link).execute().await
+        })
     }
 
     /// Takes an interface away.
@@ -283,9 +257,10 @@ impl Namespace {
     /// `NetnsError` where the kernel refuses.
     pub fn delete_link(&self, interface: &str) -> Result<(), NetnsError> {
         let index = self.index(interface)?;
-        self.netlink(format!("delete {interface}"), move |handle| async move {
-            handle.link().del(index).execute().await
-        })
+        self.netlink(
+            format!("delete {interface}"),
+            move |handle| async move { handle.link().del(index).execute().await },
+        )
     }
 
     /// Gives an interface an address.
@@ -294,15 +269,10 @@ impl Namespace {
     /// `NetnsError` where the kernel refuses.
     pub fn address(&self, interface: &str, address: IpNet) -> Result<(), NetnsError> {
         let index = self.index(interface)?;
-        self.netlink(
-            format!("give {interface} {address}"),
-            move |handle| async move {
-                let add = handle
-                    .address()
-                    .add(index, address.addr(), address.prefix_len());
-                add.execute().await
-            },
-        )
+        self.netlink(format!("give {interface} {address}"), move |handle| async move {
+            let add = handle.address().add(index, address.addr(), address.prefix_len());
+            add.execute().await
+        })
     }
 
     /// Takes an address from an interface.
@@ -311,24 +281,21 @@ impl Namespace {
     /// `NetnsError` where the kernel refuses or the address is not there.
     pub fn remove_address(&self, interface: &str, address: IpAddr) -> Result<(), NetnsError> {
         let index = self.index(interface)?;
-        self.netlink(
-            format!("take {address} from {interface}"),
-            move |handle| async move {
-                use futures_util::TryStreamExt;
-                let found = handle
-                    .address()
-                    .get()
-                    .set_link_index_filter(index)
-                    .set_address_filter(address)
-                    .execute()
-                    .try_next()
-                    .await?;
-                match found {
-                    Some(message) => handle.address().del(message).execute().await,
-                    None => Err(rtnetlink::Error::RequestFailed),
-                }
-            },
-        )
+        self.netlink(format!("take {address} from {interface}"), move |handle| async move {
+            use futures_util::TryStreamExt;
+            let found = handle
+                .address()
+                .get()
+                .set_link_index_filter(index)
+                .set_address_filter(address)
+                .execute()
+                .try_next()
+                .await?;
+            match found {
+                Some(message) => handle.address().del(message).execute().await,
+                None => Err(rtnetlink::Error::RequestFailed),
+            }
+        })
     }
 
     /// Adds a route through a gateway, to `table` (254 is main).
@@ -352,20 +319,17 @@ impl Namespace {
     /// # Errors
     /// `NetnsError` where the kernel refuses.
     pub fn rule_from(&self, from: Ipv4Net, table: u32, priority: u32) -> Result<(), NetnsError> {
-        self.netlink(
-            format!("rule from {from} lookup {table}"),
-            move |handle| async move {
-                let rule = handle
-                    .rule()
-                    .add()
-                    .v4()
-                    .source_prefix(from.addr(), from.prefix_len())
-                    .table_id(table)
-                    .priority(priority)
-                    .action(RuleAction::ToTable);
-                rule.execute().await
-            },
-        )
+        self.netlink(format!("rule from {from} lookup {table}"), move |handle| async move {
+            let rule = handle
+                .rule()
+                .add()
+                .v4()
+                .source_prefix(from.addr(), from.prefix_len())
+                .table_id(table)
+                .priority(priority)
+                .action(RuleAction::ToTable);
+            rule.execute().await
+        })
     }
 
     /// Discards UDP packets to a range of ports that pass through here.
@@ -373,25 +337,14 @@ impl Namespace {
     /// # Errors
     /// `NetnsError` where the kernel refuses.
     pub fn block_udp(&self, first: u16, last: u16) -> Result<(), NetnsError> {
-        self.netlink(
-            format!("block udp {first}-{last}"),
-            move |handle| async move {
-                let mut rule = handle
-                    .rule()
-                    .add()
-                    .v4()
-                    .priority(50)
-                    .action(RuleAction::Blackhole);
-                rule.message_mut().attributes.extend([
-                    RuleAttribute::IpProtocol(netlink_packet_route::IpProtocol::Udp),
-                    RuleAttribute::DestinationPortRange(RulePortRange {
-                        start: first,
-                        end: last,
-                    }),
-                ]);
-                rule.execute().await
-            },
-        )
+        self.netlink(format!("block udp {first}-{last}"), move |handle| async move {
+            let mut rule = handle.rule().add().v4().priority(50).action(RuleAction::Blackhole);
+            rule.message_mut().attributes.extend([
+                RuleAttribute::IpProtocol(netlink_packet_route::IpProtocol::Udp),
+                RuleAttribute::DestinationPortRange(RulePortRange { start: first, end: last }),
+            ]);
+            rule.execute().await
+        })
     }
 
     /// Writes a kernel setting below /proc/sys, such as `net/ipv4/ip_forward`.
@@ -401,8 +354,7 @@ impl Namespace {
     pub fn sysctl(&self, key: &str, value: &str) -> Result<(), NetnsError> {
         let what = format!("{}: set {key} to {value}", self.0.name);
         let (key, value) = (format!("/proc/sys/{key}"), value.to_owned());
-        self.run(move || std::fs::write(key, value))
-            .map_err(system(&what))
+        self.run(move || std::fs::write(key, value)).map_err(system(&what))
     }
 
     /// Adds the default route.
@@ -412,10 +364,7 @@ impl Namespace {
     pub fn default_route(&self, via: IpAddr) -> Result<(), NetnsError> {
         let everything: IpNet = match via {
             IpAddr::V4(_) => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-            IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::new_assert(
-                std::net::Ipv6Addr::UNSPECIFIED,
-                0,
-            )),
+            IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::UNSPECIFIED, 0)),
         };
         self.route(everything, via, 254)
     }
@@ -425,10 +374,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         let jobs = self.jobs.get_mut().unwrap_or_else(PoisonError::into_inner);
         drop(jobs.take());
-        let thread = self
-            .thread
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             let _ = thread.join();
         }
@@ -448,38 +394,20 @@ fn enter(resolv: Option<&Path>) -> Result<i32, NetnsError> {
         let what = what.to_owned();
         move |e: nix::Error| NetnsError::System(what, e.into())
     };
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-        .map_err(refused("unshare (root is needed)"))?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(refused("unshare (root is needed)"))?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .map_err(refused("make mounts private"))?;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(refused("make mounts private"))?;
     // Not fatal: where it cannot be mounted, /sys/class/net shows the host's interfaces.
-    let _ = mount(
-        Some("sysfs"),
-        "/sys",
-        Some("sysfs"),
-        MsFlags::empty(),
-        None::<&str>,
-    );
+    let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>);
     if let Some(file) = resolv {
         let target = Path::new("/etc/resolv.conf");
-        mount(
-            Some(file),
-            target,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .map_err(refused("bind resolv.conf"))?;
+        mount(Some(file), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(refused("bind resolv.conf"))?;
     }
     Ok(gettid().as_raw())
 }
 
 fn live(inbox: &Receiver<Job>) {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime needs only an epoll descriptor");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime needs only an epoll descriptor");
     while let Ok(job) = inbox.recv() {
         job(&runtime);
     }
@@ -491,13 +419,8 @@ pub fn inhabitants(inode: u64) -> Vec<u32> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let ids = processes
-        .flatten()
-        .filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok());
-    ids.filter(|id| {
-        std::fs::metadata(format!("/proc/{id}/ns/net")).is_ok_and(|ns| ns.ino() == inode)
-    })
-    .collect()
+    let ids = processes.flatten().filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| std::fs::metadata(format!("/proc/{id}/ns/net")).is_ok_and(|ns| ns.ino() == inode)).collect()
 }
 
 /// Returns the namespaces bound under a prefix.
@@ -505,11 +428,7 @@ pub fn bound(prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(FOLDER) else {
         return Vec::new();
     };
-    let ours = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|n| n.to_str())
-            .is_some_and(|n| n.starts_with(prefix))
-    };
+    let ours = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(prefix));
     entries.flatten().map(|e| e.path()).filter(ours).collect()
 }
 
@@ -519,10 +438,7 @@ pub fn sweep(word: &str) -> usize {
     let mut swept = 0;
     for path in bound(word) {
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-        let digits: String = name[word.len()..]
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
+        let digits: String = name[word.len()..].chars().take_while(char::is_ascii_digit).collect();
         let Ok(owner) = digits.parse::<u32>() else {
             continue;
         };
@@ -581,8 +497,7 @@ mod tests {
         let ns = Namespace::new(&prefix, "pod", Some((folder.path(), text))).unwrap();
 
         let mut cat = Command::new("cat");
-        cat.arg("/etc/resolv.conf")
-            .stdout(std::process::Stdio::piped());
+        cat.arg("/etc/resolv.conf").stdout(std::process::Stdio::piped());
         let output = ns.spawn(cat).unwrap().wait_with_output().unwrap();
 
         assert_eq!(String::from_utf8_lossy(&output.stdout), text);

@@ -32,10 +32,7 @@ struct List {
     entries: BTreeMap<Ticket, Leftover>,
 }
 
-static LIST: Mutex<List> = Mutex::new(List {
-    next: 0,
-    entries: BTreeMap::new(),
-});
+static LIST: Mutex<List> = Mutex::new(List { next: 0, entries: BTreeMap::new() });
 
 /// Notes something that must be undone.
 pub fn note(what: Leftover) -> Ticket {
@@ -66,10 +63,7 @@ pub fn everything() {
 fn undo(what: &Leftover) {
     match what {
         Leftover::Process(id) => {
-            let _ = kill(
-                Pid::from_raw(i32::try_from(*id).unwrap_or(0)),
-                Signal::SIGKILL,
-            );
+            let _ = kill(Pid::from_raw(i32::try_from(*id).unwrap_or(0)), Signal::SIGKILL);
         }
         Leftover::Mount(path) => unmount(path),
         Leftover::Folder(path) => {
