@@ -3,9 +3,15 @@
 //! `parse` reads the coordinator's file, `parse_node` a node's (only `[[serve]]`). A file is taken whole or
 //! not at all, and every error of a file is found in one run.
 
+mod check;
+mod diagnostic;
 mod model;
+mod parse;
 
+pub use check::{absent_nodes, evaluate};
+pub use diagnostic::{Diagnostic, Diagnostics, Severity, position};
 pub use model::{
     Allow, BackendAt, BackendSpec, Health, HealthCheck, MeshSection, Prefer, Route, ServeSpec, ServiceSpec, Services,
     Site, SiteKind, Span, StaticNode, Test,
 };
+pub use parse::{Parsed, parse, parse_node};
