@@ -7,6 +7,8 @@
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod dns;
+pub mod kernel;
 pub mod keys;
 pub mod lane_keys;
 pub mod link;

