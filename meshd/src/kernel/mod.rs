@@ -11,12 +11,21 @@
 //! Everything goes by netlink; nothing is shelled out. All functions act on the network namespace of the
 //! calling thread. The [`Keeper`] puts back what others delete; [`cleanup`] removes all of it and only it.
 
+mod error;
+mod guards;
+mod nfnetlink;
+pub mod nft;
+mod route;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use mesh_proto::addr::{Flat, MeshRange};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+pub use error::KernelError;
+use route::Routes;
 
 /// The firewall mark of outer sockets, so that tunnel packets never enter the tunnel.
 ///
@@ -68,28 +77,6 @@ pub struct Obstacle {
     pub sentence: String,
     /// The command that mends it; empty if there is no single one.
     pub command: String,
-}
-
-/// Why the kernel could not be set up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KernelError {
-    /// No netlink socket could be opened.
-    #[error("cannot open a netlink socket: {0}; meshd needs Linux with CONFIG_INET")]
-    Socket(String),
-    /// The kernel refused a step.
-    #[error("cannot {step}: {why}")]
-    Refused {
-        /// What was asked of the kernel.
-        step: String,
-        /// What it answered, and what to do about it.
-        why: String,
-    },
-    /// The mesh interface is not there.
-    #[error("there is no interface `{0}`; it appears when `meshd run` opens it")]
-    NoInterface(String),
-    /// An interface name that the kernel would not take.
-    #[error("`{0}` is not an interface name: use 1 to 15 characters without slashes and spaces")]
-    Name(String),
 }
 
 /// A route of this host, for the check whether the mesh range is free.
@@ -145,9 +132,12 @@ pub struct Upkeep {
 /// # Errors
 /// `KernelError` if rule or route cannot be set; a guard that cannot be set is told in `Guards`.
 pub async fn close_range(shape: &Shape) -> Result<Guards, KernelError> {
-    let _ = shape;
-    tokio::task::yield_now().await;
-    Ok(Guards::default())
+    check_name(&shape.interface)?;
+    let routes = Routes::open()?;
+    // The route first: a rule into an empty table would fall through to the default route.
+    routes.ensure_unreachable(shape.range).await?;
+    routes.ensure_rule(shape.range).await?;
+    Ok(guards::ensure(shape, true).guards)
 }
 
 /// Gives the mesh interface its addresses, MTU, queue length and route, and brings it up. Idempotent.
@@ -155,19 +145,34 @@ pub async fn close_range(shape: &Shape) -> Result<Guards, KernelError> {
 /// # Errors
 /// `KernelError` if the interface is missing or the kernel refuses a step.
 pub async fn attach(shape: &Shape) -> Result<(), KernelError> {
-    let _ = shape;
-    tokio::task::yield_now().await;
-    Ok(())
+    check_name(&shape.interface)?;
+    Routes::open()?.ensure_interface(shape).await.map(drop)
 }
 
 /// Removes everything of ours from the kernel and says what it removed. Idempotent.
 ///
+/// Rule, routes and table are known by their numbers and names; the interface goes only if it is a TUN
+/// device. Stop the daemon first, or its keeper puts everything back.
+///
 /// # Errors
 /// `KernelError` if the kernel refuses to remove something.
 pub async fn cleanup(interface: &str) -> Result<Vec<String>, KernelError> {
-    let _ = interface;
-    tokio::task::yield_now().await;
-    Ok(Vec::new())
+    check_name(interface)?;
+    let mut removed = Routes::open()?.remove(interface).await?;
+    if guards::remove()? {
+        removed.push(format!("nftables table ip {}", guards::NAME));
+    }
+    Ok(removed)
+}
+
+fn check_name(interface: &str) -> Result<(), KernelError> {
+    let good = |b: u8| b.is_ascii_graphic() && b != b'/';
+    let fits = (1..=15).contains(&interface.len()) && interface != "." && interface != "..";
+    if fits && interface.bytes().all(good) {
+        Ok(())
+    } else {
+        Err(KernelError::Name(interface.to_owned()))
+    }
 }
 
 /// Finds what stands in the way of mesh packets on this host.
@@ -218,3 +223,6 @@ impl Keeper {
         let _ended = self.task.await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! The kernel's own word on what is set in it: every test runs in a network namespace of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
+mod guard;
+mod lifecycle;
+
+use std::future::Future;
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+/// Runs a test in a fresh network namespace, which ends with its thread; says SKIP without the privilege.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+            return skip("network namespaces", &format!("run as root ({error})"));
+        }
+        run(async {
+            up("lo").await;
+            test().await;
+        });
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
+
+fn skip(what: &str, how: &str) {
+    eprintln!("SKIP {what}: {how}");
+    assert!(
+        std::env::var_os("MESH_STRICT").is_none_or(|v| v != "1"),
+        "{what} skipped"
+    );
+}
+
+async fn up(interface: &str) {
+    let routes = Routes::open().unwrap();
+    let index = routes.link(interface).await.unwrap().unwrap().index;
+    let link = rtnetlink::LinkUnspec::new_with_index(index).up().build();
+    routes.handle.link().change(link).execute().await.unwrap();
+}
+
+/// A TUN device, which is there as long as the value.
+fn tun(name: &str) -> tun::Device {
+    let mut configuration = tun::Configuration::default();
+    configuration.tun_name(name);
+    tun::create(&configuration).unwrap()
+}
+
+fn shape(pods: &[&str]) -> Shape {
+    Shape {
+        interface: "mesh0".to_owned(),
+        range: MeshRange::default(),
+        address: Flat(Ipv4Addr::new(241, 1, 0, 7)),
+        mtu: 1380,
+        pods: pods.iter().map(|p| p.parse().unwrap()).collect(),
+    }
+}
+
+/// What `ip` and `nft` print; the product never calls them, the tests do so to compare.
+fn printed(command: &str) -> Option<String> {
+    let mut words = command.split(' ');
+    let output = Command::new(words.next().unwrap()).args(words).output();
+    match output {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(
+                output.status.success(),
+                "{command}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            Some(text)
+        }
+        Err(_) => {
+            skip(command, "install iproute2 and nftables");
+            None
+        }
+    }
+}
+
+/// Everything that cleanup has to restore.
+fn everything() -> Vec<Option<String>> {
+    [
+        "ip rule",
+        "ip route show table all",
+        "nft list ruleset",
+        "ip link",
+        "ip address",
+    ]
+    .map(printed)
+    .to_vec()
+}
+
+async fn add_address(interface: &str, net: &str) {
+    let net: Ipv4Net = net.parse().unwrap();
+    let routes = Routes::open().unwrap();
+    let index = routes.link(interface).await.unwrap().unwrap().index;
+    let add = routes
+        .handle
+        .address()
+        .add(index, net.addr().into(), net.prefix_len());
+    add.execute().await.unwrap();
+    up(interface).await;
+}
+
+async fn default_route(interface: &str) {
+    let routes = Routes::open().unwrap();
+    let index = routes.link(interface).await.unwrap().unwrap().index;
+    let route = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new()
+        .output_interface(index)
+        .build();
+    routes.handle.route().add(route).execute().await.unwrap();
+}
