@@ -29,21 +29,14 @@ impl KernelError {
         let why = match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => PERMISSION.to_owned(),
             // What nfnetlink answers where nf_tables, or a chain type of it, is neither built in nor loadable.
-            Some(
-                libc::EINVAL
-                | libc::ENOENT
-                | libc::EOPNOTSUPP
-                | libc::EPROTONOSUPPORT
-                | libc::EAFNOSUPPORT,
-            ) => format!(
-                "{error}; this kernel may lack nftables: load the modules nf_tables, nft_chain_nat and nft_nat (`modprobe nft_chain_nat nft_nat`)"
-            ),
+            Some(libc::EINVAL | libc::ENOENT | libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
+                format!(
+                    "{error}; this kernel may lack nftables: load the modules nf_tables, nft_chain_nat and nft_nat (`modprobe nft_chain_nat nft_nat`)"
+                )
+            }
             _ => error.to_string(),
         };
-        Self::Refused {
-            step: step.to_owned(),
-            why,
-        }
+        Self::Refused { step: step.to_owned(), why }
     }
 
     pub(super) fn route(step: &str, error: &rtnetlink::Error) -> Self {
@@ -52,10 +45,7 @@ impl KernelError {
             Some(code) => io::Error::from_raw_os_error(code).to_string(),
             None => error.to_string(),
         };
-        Self::Refused {
-            step: step.to_owned(),
-            why,
-        }
+        Self::Refused { step: step.to_owned(), why }
     }
 }
 

@@ -20,6 +20,9 @@ use super::{Guards, KernelError, MARK, Shape};
 
 /// The name of our table.
 pub(super) const NAME: &str = "meshd";
+const KEEP_SOURCE: &str = "keep_source";
+const ENTERING: &str = "entering";
+const LEAVING: &str = "leaving";
 const RESOLVING: &str = "resolving";
 const DNS_PORT: u16 = 53;
 const TCP: u8 = 6;
@@ -58,9 +61,7 @@ pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
         (Ok(()), _) => Ensured::all(true),
         (Err(error), true) => Ensured::filters_only(&error.to_string(), false),
         (Err(error), false) => match write(&filters) {
-            Ok(()) if whole.len() > filters.len() => {
-                Ensured::filters_only(&error.to_string(), true)
-            }
+            Ok(()) if whole.len() > filters.len() => Ensured::filters_only(&error.to_string(), true),
             Ok(()) => Ensured::all(true),
             Err(error) => Ensured::missing(&error),
         },
@@ -69,23 +70,14 @@ pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
 
 impl Ensured {
     fn all(written: bool) -> Self {
-        let guards = Guards {
-            masquerade: true,
-            filter: true,
-            missing: Vec::new(),
-        };
+        let guards = Guards { masquerade: true, filter: true, missing: Vec::new() };
         Self { guards, written }
     }
 
     fn filters_only(why: &str, written: bool) -> Self {
-        let sentence = format!(
-            "pods may appear as this node: no rule keeps a CNI's masquerading off mesh packets ({why})"
-        );
-        let guards = Guards {
-            masquerade: false,
-            filter: true,
-            missing: vec![sentence],
-        };
+        let sentence =
+            format!("pods may appear as this node: no rule keeps a CNI's masquerading off mesh packets ({why})");
+        let guards = Guards { masquerade: false, filter: true, missing: vec![sentence] };
         Self { guards, written }
     }
 
@@ -93,15 +85,23 @@ impl Ensured {
         let sentence = format!(
             "no nftables guards: only routes keep mesh packets from leaving in clear, and pods may appear as this node ({why})"
         );
-        let guards = Guards {
-            masquerade: false,
-            filter: false,
-            missing: vec![sentence],
-        };
-        Self {
-            guards,
-            written: false,
+        let guards = Guards { masquerade: false, filter: false, missing: vec![sentence] };
+        Self { guards, written: false }
+    }
+}
+
+/// Says which guards are in force, without changing anything.
+pub(super) fn inspect(shape: &Shape) -> Guards {
+    match read() {
+        Err(error) => Ensured::missing(&error).guards,
+        Ok(present) if same(&present, &content(shape, true)) => Ensured::all(false).guards,
+        Ok(present) if same(&present, &content(shape, false)) => {
+            Ensured::filters_only("there is no such rule", false).guards
         }
+        Ok(_) => Guards {
+            missing: vec![format!("the nftables table `ip {NAME}` is missing or changed")],
+            ..Guards::default()
+        },
     }
 }
 
@@ -123,21 +123,11 @@ pub(super) fn remove() -> Result<bool, KernelError> {
 pub(super) fn dropped() -> (u64, u64) {
     let Ok(present) = read() else { return (0, 0) };
     let sum = |name: &str| {
-        let exprs = present
-            .iter()
-            .filter(|(chain, _)| chain.name == name)
-            .flat_map(|(_, rules)| rules.iter().flatten());
-        exprs
-            .map(|expr| {
-                if let Expr::Counter { packets, .. } = expr {
-                    *packets
-                } else {
-                    0
-                }
-            })
-            .sum()
+        let exprs =
+            present.iter().filter(|(chain, _)| chain.name == name).flat_map(|(_, rules)| rules.iter().flatten());
+        exprs.map(|expr| if let Expr::Counter { packets, .. } = expr { *packets } else { 0 }).sum()
     };
-    (sum("leaving"), sum("entering"))
+    (sum(LEAVING), sum(ENTERING))
 }
 
 fn content(shape: &Shape, translation: bool) -> Content {
@@ -149,12 +139,7 @@ fn content(shape: &Shape, translation: bool) -> Content {
 }
 
 fn keep_source(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
-    let chain = chain(
-        "keep_source",
-        "nat",
-        Hook::Postrouting,
-        KEEP_SOURCE_PRIORITY,
-    );
+    let chain = chain(KEEP_SOURCE, "nat", Hook::Postrouting, KEEP_SOURCE_PRIORITY);
     let rule = |&pods| {
         let mut rule = Expr::output_is(&shape.interface).to_vec();
         rule.extend(Expr::source_in(pods));
@@ -181,10 +166,7 @@ fn entering(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
     let mut rest = Expr::destination_in(shape.range.net());
     rest.extend([Expr::COUNTER, Expr::Verdict(Fate::Drop)]);
     rules.push(rest);
-    (
-        chain("entering", "filter", Hook::Input, ENTERING_PRIORITY),
-        rules,
-    )
+    (chain(ENTERING, "filter", Hook::Input, ENTERING_PRIORITY), rules)
 }
 
 /// Accepts questions from our own pods, in a chain of its own so that a block costs one rule and not two:
@@ -195,12 +177,7 @@ fn resolving(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
         rule.push(Expr::Verdict(Fate::Accept));
         rule
     };
-    let chain = Chain {
-        family: Family::Ip,
-        table: NAME.to_owned(),
-        name: RESOLVING.to_owned(),
-        base: None,
-    };
+    let chain = Chain { family: Family::Ip, table: NAME.to_owned(), name: RESOLVING.to_owned(), base: None };
     (chain, shape.pods.iter().map(rule).collect())
 }
 
@@ -214,7 +191,7 @@ fn leaving(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
     tunnel_in_tunnel.extend(Expr::mark_is(MARK));
     tunnel_in_tunnel.extend([Expr::COUNTER, Expr::Verdict(Fate::Drop)]);
 
-    let chain = chain("leaving", "filter", Hook::Postrouting, 0);
+    let chain = chain(LEAVING, "filter", Hook::Postrouting, 0);
     (chain, vec![clear, tunnel_in_tunnel])
 }
 
@@ -223,51 +200,38 @@ fn chain(name: &str, kind: &str, hook: Hook, priority: i32) -> Chain {
         family: Family::Ip,
         table: NAME.to_owned(),
         name: name.to_owned(),
-        base: Some(Base {
-            kind: kind.to_owned(),
-            hook,
-            priority,
-            policy: Fate::Accept,
-        }),
+        base: Some(Base { kind: kind.to_owned(), hook, priority, policy: Fate::Accept }),
     }
 }
 
+/// Reads those of our chains that are there. One by one: a list of all chains of a Kubernetes node, once a
+/// second, would cost more than the rest of an idle meshd.
 fn read() -> Result<Content, KernelError> {
-    let ours = |chain: &Chain| chain.family == Family::Ip && chain.table == NAME;
     let mut content = Vec::new();
-    for chain in nft::chains()?.into_iter().filter(ours) {
-        let rules = nft::rules(&chain)?.into_iter().map(|rule| rule.exprs);
-        let rules = rules.collect();
-        content.push((chain, rules));
+    for name in [RESOLVING, ENTERING, LEAVING, KEEP_SOURCE] {
+        if let Some(chain) = nft::chain(Family::Ip, NAME, name)? {
+            let rules = nft::rules(&chain)?.into_iter().map(|rule| rule.exprs);
+            let rules = rules.collect();
+            content.push((chain, rules));
+        }
     }
     Ok(content)
 }
 
 fn write(content: &Content) -> Result<(), KernelError> {
-    let empty = Batch::new()
-        .add_table(Family::Ip, NAME)
-        .delete_table(Family::Ip, NAME)
-        .add_table(Family::Ip, NAME);
-    let chains = content
+    let empty = Batch::new().add_table(Family::Ip, NAME).delete_table(Family::Ip, NAME).add_table(Family::Ip, NAME);
+    let chains = content.iter().fold(empty, |batch, (chain, _)| batch.add_chain(chain));
+    let batch = content
         .iter()
-        .fold(empty, |batch, (chain, _)| batch.add_chain(chain));
-    let batch = content.iter().fold(chains, |batch, (chain, rules)| {
-        rules
-            .iter()
-            .fold(batch, |batch, rule| batch.add_rule(chain, rule))
-    });
+        .fold(chains, |batch, (chain, rules)| rules.iter().fold(batch, |batch, rule| batch.add_rule(chain, rule)));
     batch.commit()
 }
 
 fn same(present: &Content, wanted: &Content) -> bool {
-    let same_rule = |(a, b): (&Vec<Expr>, &Vec<Expr>)| {
-        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b))
-    };
+    let same_rule = |(a, b): (&Vec<Expr>, &Vec<Expr>)| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b));
     present.len() == wanted.len()
         && wanted.iter().all(|(chain, rules)| {
             let found = present.iter().find(|(c, _)| c == chain);
-            found.is_some_and(|(_, present)| {
-                present.len() == rules.len() && present.iter().zip(rules).all(same_rule)
-            })
+            found.is_some_and(|(_, present)| present.len() == rules.len() && present.iter().zip(rules).all(same_rule))
         })
 }

@@ -12,19 +12,23 @@
 //! calling thread. The [`Keeper`] puts back what others delete; [`cleanup`] removes all of it and only it.
 
 mod error;
+mod facts;
+mod forward;
 mod guards;
+mod keeper;
 mod nfnetlink;
 pub mod nft;
+mod obstacles;
 mod route;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use mesh_proto::addr::{Flat, MeshRange};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub use error::KernelError;
+pub use facts::{HostFacts, HostRoute, MAX_ROUTES};
+pub use keeper::{Keeper, Upkeep};
 use route::Routes;
 
 /// The firewall mark of outer sockets, so that tunnel packets never enter the tunnel.
@@ -79,54 +83,6 @@ pub struct Obstacle {
     pub command: String,
 }
 
-/// A route of this host, for the check whether the mesh range is free.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostRoute {
-    /// Where it leads to.
-    pub destination: Ipv4Net,
-    /// The interface it uses; empty for a route without one.
-    pub interface: String,
-    /// Its routing table.
-    pub table: u32,
-}
-
-/// What this host knows of its own network.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct HostFacts {
-    /// Addresses that peers may reach it at, the likeliest first.
-    pub addresses: Vec<IpAddr>,
-    /// Its IPv4 routes without default routes and our own; at most `MAX_ROUTES`.
-    pub routes: Vec<HostRoute>,
-    /// The MTU of the interface of the default route, in bytes.
-    pub mtu: u16,
-}
-
-impl HostFacts {
-    /// Says which route of this host overlaps a mesh range, in a sentence that names it.
-    pub fn collision(&self, range: MeshRange) -> Option<String> {
-        let overlapping =
-            |route: &&HostRoute| mesh_proto::addr::overlap(route.destination, range.net());
-        let route = self.routes.iter().find(overlapping)?;
-        Some(format!(
-            "the mesh range {range} overlaps this host's route to {} on `{}` (table {}); choose another range with `[mesh] v4` before the first join",
-            route.destination, route.interface, route.table
-        ))
-    }
-}
-
-/// What the keeper found at its last look.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Upkeep {
-    /// The guards in force.
-    pub guards: Guards,
-    /// What stands in the way.
-    pub obstacles: Vec<Obstacle>,
-    /// How often something had to be put back.
-    pub mended: u64,
-    /// What was put back last, in sentences.
-    pub last_mended: Vec<String>,
-}
-
 /// Closes the mesh range: rule, table, unreachable route and guards. Idempotent; outlives the process; needs no interface.
 ///
 /// # Errors
@@ -168,18 +124,12 @@ pub async fn cleanup(interface: &str) -> Result<Vec<String>, KernelError> {
 fn check_name(interface: &str) -> Result<(), KernelError> {
     let good = |b: u8| b.is_ascii_graphic() && b != b'/';
     let fits = (1..=15).contains(&interface.len()) && interface != "." && interface != "..";
-    if fits && interface.bytes().all(good) {
-        Ok(())
-    } else {
-        Err(KernelError::Name(interface.to_owned()))
-    }
+    if fits && interface.bytes().all(good) { Ok(()) } else { Err(KernelError::Name(interface.to_owned())) }
 }
 
 /// Finds what stands in the way of mesh packets on this host.
 pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
-    let _ = shape;
-    tokio::task::yield_now().await;
-    Vec::new()
+    obstacles::find(shape).await
 }
 
 /// Reads what this host knows of its own network.
@@ -187,41 +137,7 @@ pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
 /// # Errors
 /// `KernelError` if the kernel does not answer.
 pub async fn host_facts() -> Result<HostFacts, KernelError> {
-    tokio::task::yield_now().await;
-    Ok(HostFacts::default())
-}
-
-/// A background task that puts back, within 2 s, what others delete, and reports what stands in the way.
-#[derive(Debug)]
-pub struct Keeper {
-    shape: watch::Sender<Shape>,
-    task: JoinHandle<()>,
-}
-
-impl Keeper {
-    /// Starts the task on the current tokio runtime; call it after `attach`.
-    ///
-    /// # Errors
-    /// `KernelError` if no netlink socket can be opened.
-    pub fn start(shape: Shape, upkeep: watch::Sender<Upkeep>) -> Result<Self, KernelError> {
-        let (shape, mut shapes) = watch::channel(shape);
-        let task = tokio::spawn(async move {
-            let _ = upkeep;
-            while shapes.changed().await.is_ok() {}
-        });
-        Ok(Self { shape, task })
-    }
-
-    /// Replaces what is to be kept, as when a pod block appears.
-    pub fn set_shape(&self, shape: Shape) {
-        self.shape.send_replace(shape);
-    }
-
-    /// Ends the task and leaves the kernel as it is.
-    pub async fn stop(self) {
-        self.task.abort();
-        let _ended = self.task.await;
-    }
+    facts::read().await
 }
 
 #[cfg(test)]

@@ -34,29 +34,15 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Appends one nf_tables message whose attributes `fill` writes.
-    pub(super) fn message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        fill: impl FnOnce(&mut Self),
-    ) {
+    pub(super) fn message(&mut self, kind: u16, flags: u16, family: u8, fill: impl FnOnce(&mut Self)) {
         self.raw_message((SUBSYS_NFTABLES << 8) | kind, flags, family, 0, fill);
     }
 
-    fn raw_message(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        resource: u16,
-        fill: impl FnOnce(&mut Self),
-    ) {
+    fn raw_message(&mut self, kind: u16, flags: u16, family: u8, resource: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes
-            .extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 8]);
         self.bytes.extend_from_slice(&[family, 0]);
         self.bytes.extend_from_slice(&resource.to_be_bytes());
@@ -90,8 +76,7 @@ impl Writer {
     pub(super) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
-        self.bytes
-            .extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
+        self.bytes.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         fill(self);
         let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
@@ -110,8 +95,7 @@ pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 impl<'a> Attributes<'a> {
     /// Returns the first attribute of a kind.
     pub(super) fn find(self, kind: u16) -> Option<&'a [u8]> {
-        self.into_iter()
-            .find_map(|(k, value)| (k == kind).then_some(value))
+        self.into_iter().find_map(|(k, value)| (k == kind).then_some(value))
     }
 
     /// Returns the attributes inside the first attribute of a kind.
@@ -158,6 +142,11 @@ pub(super) struct Reply {
 }
 
 impl Reply {
+    fn read(payload: &[u8]) -> Option<Self> {
+        let [family, _, _, _, body @ ..] = payload else { return None };
+        Some(Self { family: *family, body: body.to_vec() })
+    }
+
     /// Returns the attributes.
     pub(super) fn attributes(&self) -> Attributes<'_> {
         Attributes(&self.body)
@@ -186,10 +175,23 @@ pub(super) fn commit(mut body: Writer) -> io::Result<()> {
             }
         }
     }
-    if acknowledged {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(libc::EPROTO))
+    if acknowledged { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPROTO)) }
+}
+
+/// Reads one object; `None` if it is not there.
+pub(super) fn get(kind: u16, family: u8, fill: impl FnOnce(&mut Writer)) -> io::Result<Option<Reply>> {
+    let mut writer = Writer::default();
+    writer.message(kind, 0, family, fill);
+    let socket = open()?;
+    send(&socket, &writer.bytes)?;
+    let Some(datagram) = receive(&socket)? else { return Ok(None) };
+    let Some(message) = messages(&datagram).next() else { return Ok(None) };
+    if message.kind != NLMSG_ERROR {
+        return Ok(Reply::read(message.payload));
+    }
+    match error_of(message.payload) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(|()| None),
     }
 }
 
@@ -220,15 +222,7 @@ fn dump_once(kind: u16, family: u8, fill: &impl Fn(&mut Writer)) -> io::Result<O
                     error_of(message.payload)?;
                     return Ok(Some(replies));
                 }
-                _ => {
-                    if let [family, _, _, _, body @ ..] = message.payload {
-                        let body = body.to_vec();
-                        replies.push(Reply {
-                            family: *family,
-                            body,
-                        });
-                    }
-                }
+                _ => replies.extend(Reply::read(message.payload)),
             }
         }
     }
@@ -291,14 +285,8 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
 
 /// Reads the negative error number at the start of an error or done message; 0 is success.
 fn error_of(payload: &[u8]) -> io::Result<()> {
-    let code = payload
-        .first_chunk::<4>()
-        .map_or(0, |b| i32::from_ne_bytes(*b));
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(-code))
-    }
+    let code = payload.first_chunk::<4>().map_or(0, |b| i32::from_ne_bytes(*b));
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
 }
 
 #[cfg(test)]

@@ -83,13 +83,7 @@ pub enum Hook {
 
 impl Hook {
     fn from_number(number: u32) -> Option<Self> {
-        let all = [
-            Self::Prerouting,
-            Self::Input,
-            Self::Forward,
-            Self::Output,
-            Self::Postrouting,
-        ];
+        let all = [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
         all.into_iter().find(|&hook| hook as u32 == number)
     }
 }
@@ -206,12 +200,7 @@ pub enum Meta {
 
 impl Meta {
     fn from_number(number: u32) -> Option<Self> {
-        let all = [
-            Self::Mark,
-            Self::InputName,
-            Self::OutputName,
-            Self::Transport,
-        ];
+        let all = [Self::Mark, Self::InputName, Self::OutputName, Self::Transport];
         all.into_iter().find(|&key| key as u32 == number)
     }
 }
@@ -279,10 +268,7 @@ pub enum Expr {
 
 impl Expr {
     /// Counts from zero.
-    pub const COUNTER: Self = Self::Counter {
-        packets: 0,
-        bytes: 0,
-    };
+    pub const COUNTER: Self = Self::Counter { packets: 0, bytes: 0 };
 
     /// Matches a packet that came in by an interface.
     pub fn input_is(interface: &str) -> [Self; 2] {
@@ -296,10 +282,7 @@ impl Expr {
 
     /// Matches a packet that leaves by any interface but this.
     pub fn output_differs(interface: &str) -> [Self; 2] {
-        [
-            Self::Meta(Meta::OutputName),
-            Self::Differs(padded(interface)),
-        ]
+        [Self::Meta(Meta::OutputName), Self::Differs(padded(interface))]
     }
 
     /// Matches an IPv4 packet from a prefix. For tables of family ip.
@@ -322,30 +305,19 @@ impl Expr {
         [
             Self::Meta(Meta::Transport),
             Self::Equal(vec![transport]),
-            Self::Payload {
-                header: Header::Transport,
-                offset: 2,
-                length: 2,
-            },
+            Self::Payload { header: Header::Transport, offset: 2, length: 2 },
             Self::Equal(port.to_be_bytes().to_vec()),
         ]
     }
 
     /// Matches a packet with a firewall mark.
     pub fn mark_is(mark: u32) -> [Self; 2] {
-        [
-            Self::Meta(Meta::Mark),
-            Self::Equal(mark.to_ne_bytes().to_vec()),
-        ]
+        [Self::Meta(Meta::Mark), Self::Equal(mark.to_ne_bytes().to_vec())]
     }
 
     /// Loads the packet's own IPv4 source into register one.
     pub fn load_source() -> Self {
-        Self::Payload {
-            header: Header::Network,
-            offset: 12,
-            length: 4,
-        }
+        Self::Payload { header: Header::Network, offset: 12, length: 4 }
     }
 
     /// Translates the destination of a packet. For chains of kind nat at prerouting and output.
@@ -367,11 +339,7 @@ impl Expr {
                 w.number(1, Register::One as u32);
                 w.number(2, *key as u32);
             }),
-            Self::Payload {
-                header,
-                offset,
-                length,
-            } => step(w, "payload", |w| {
+            Self::Payload { header, offset, length } => step(w, "payload", |w| {
                 w.number(1, Register::One as u32);
                 w.number(2, *header as u32);
                 w.number(3, *offset);
@@ -420,9 +388,7 @@ impl Expr {
         let one = Some(Register::One as u32);
         let value = |kind| data.nested(kind).find(1).map(<[u8]>::to_vec);
         match name {
-            "meta" if data.number(1) == one => {
-                Some(Self::Meta(Meta::from_number(data.number(2)?)?))
-            }
+            "meta" if data.number(1) == one => Some(Self::Meta(Meta::from_number(data.number(2)?)?)),
             "payload" if data.number(1) == one => Some(Self::Payload {
                 header: Header::from_number(data.number(2)?)?,
                 offset: data.number(3)?,
@@ -437,25 +403,21 @@ impl Expr {
                 1 => value(3).map(Self::Differs),
                 _ => None,
             },
-            "counter" => Some(Self::Counter {
-                bytes: data.long(1)?,
-                packets: data.long(2)?,
-            }),
+            "counter" => Some(Self::Counter { bytes: data.long(1)?, packets: data.long(2)? }),
             "immediate" if data.number(1) == Some(0) => {
                 let verdict = data.nested(2).nested(2);
                 let code = verdict.number(1)?.cast_signed();
                 Some(Self::Verdict(Fate::from_code(code, verdict.text(2))))
             }
-            "immediate" => Some(Self::Load(
-                Register::from_number(data.number(1)?)?,
-                value(2)?,
-            )),
+            "immediate" => Some(Self::Load(Register::from_number(data.number(1)?)?, value(2)?)),
             "nat" if data.number(3) == one => match (data.number(1)?, data.number(5)) {
                 (0, None) => Some(Self::Snat),
                 (1, port) => Some(Self::Dnat(port.and_then(Register::from_number))),
                 _ => None,
             },
             "masq" => Some(Self::Masquerade),
+            // An iptables target is known by its own name, such as REJECT.
+            "target" => Some(Self::Other(data.text(1)?)),
             _ => None,
         }
     }
@@ -493,11 +455,7 @@ fn padded(interface: &str) -> Vec<u8> {
 }
 
 fn address_in(offset: u32, net: Ipv4Net, compare: fn(Vec<u8>) -> Expr) -> Vec<Expr> {
-    let mut exprs = vec![Expr::Payload {
-        header: Header::Network,
-        offset,
-        length: 4,
-    }];
+    let mut exprs = vec![Expr::Payload { header: Header::Network, offset, length: 4 }];
     if net.prefix_len() < 32 {
         exprs.push(Expr::Mask(net.netmask().octets().to_vec()));
     }
@@ -519,34 +477,29 @@ impl Batch {
 
     /// Adds a table, unless it is there.
     pub fn add_table(mut self, family: Family, table: &str) -> Self {
-        self.writer
-            .message(NEWTABLE, NLM_F_CREATE, family.number(), |w| {
-                w.text(1, table)
-            });
+        self.writer.message(NEWTABLE, NLM_F_CREATE, family.number(), |w| w.text(1, table));
         self
     }
 
     /// Deletes a table with all that is in it; it must be there.
     pub fn delete_table(mut self, family: Family, table: &str) -> Self {
-        self.writer
-            .message(DELTABLE, 0, family.number(), |w| w.text(1, table));
+        self.writer.message(DELTABLE, 0, family.number(), |w| w.text(1, table));
         self
     }
 
     /// Adds a chain, unless it is there.
     pub fn add_chain(mut self, chain: &Chain) -> Self {
-        self.writer
-            .message(NEWCHAIN, NLM_F_CREATE, chain.family.number(), |w| {
-                w.text(1, &chain.table);
-                w.text(3, &chain.name);
-                let Some(base) = &chain.base else { return };
-                w.nest(4, |w| {
-                    w.number(1, base.hook as u32);
-                    w.number(2, base.priority.cast_unsigned());
-                });
-                w.number(5, base.policy.code().cast_unsigned());
-                w.text(7, &base.kind);
+        self.writer.message(NEWCHAIN, NLM_F_CREATE, chain.family.number(), |w| {
+            w.text(1, &chain.table);
+            w.text(3, &chain.name);
+            let Some(base) = &chain.base else { return };
+            w.nest(4, |w| {
+                w.number(1, base.hook as u32);
+                w.number(2, base.priority.cast_unsigned());
             });
+            w.number(5, base.policy.code().cast_unsigned());
+            w.text(7, &base.kind);
+        });
         self
     }
 
@@ -562,12 +515,11 @@ impl Batch {
 
     fn rule(mut self, chain: &Chain, place: u16, exprs: &[Expr]) -> Self {
         let flags = NLM_F_CREATE | place;
-        self.writer
-            .message(NEWRULE, flags, chain.family.number(), |w| {
-                w.text(1, &chain.table);
-                w.text(2, &chain.name);
-                w.nest(4, |w| exprs.iter().for_each(|expr| expr.encode(w)));
-            });
+        self.writer.message(NEWRULE, flags, chain.family.number(), |w| {
+            w.text(1, &chain.table);
+            w.text(2, &chain.name);
+            w.nest(4, |w| exprs.iter().for_each(|expr| expr.encode(w)));
+        });
         self
     }
 
@@ -586,8 +538,7 @@ impl Batch {
     /// # Errors
     /// `KernelError` if the kernel refuses any of it; then nothing was changed.
     pub fn commit(self) -> Result<(), KernelError> {
-        nfnetlink::commit(self.writer)
-            .map_err(|error| KernelError::nft("set nftables rules", &error))
+        nfnetlink::commit(self.writer).map_err(|error| KernelError::nft("set nftables rules", &error))
     }
 }
 
@@ -596,14 +547,9 @@ impl Batch {
 /// # Errors
 /// `KernelError` if the kernel has no nftables or does not permit it.
 pub fn tables() -> Result<Vec<(Family, String)>, KernelError> {
-    let replies = nfnetlink::dump(GETTABLE, 0, |_| {})
-        .map_err(|error| KernelError::nft("list nftables tables", &error))?;
-    let read = |reply: &nfnetlink::Reply| {
-        Some((
-            Family::from_number(reply.family),
-            reply.attributes().text(1)?,
-        ))
-    };
+    let replies =
+        nfnetlink::dump(GETTABLE, 0, |_| {}).map_err(|error| KernelError::nft("list nftables tables", &error))?;
+    let read = |reply: &nfnetlink::Reply| Some((Family::from_number(reply.family), reply.attributes().text(1)?));
     Ok(replies.iter().filter_map(read).collect())
 }
 
@@ -612,18 +558,32 @@ pub fn tables() -> Result<Vec<(Family, String)>, KernelError> {
 /// # Errors
 /// `KernelError` if the kernel has no nftables or does not permit it.
 pub fn chains() -> Result<Vec<Chain>, KernelError> {
-    let replies = nfnetlink::dump(GETCHAIN, 0, |_| {})
-        .map_err(|error| KernelError::nft("list nftables chains", &error))?;
-    let read = |reply: &nfnetlink::Reply| {
-        let attributes = reply.attributes();
-        Some(Chain {
-            family: Family::from_number(reply.family),
-            table: attributes.text(1)?,
-            name: attributes.text(3)?,
-            base: read_base(attributes),
-        })
-    };
-    Ok(replies.iter().filter_map(read).collect())
+    let replies =
+        nfnetlink::dump(GETCHAIN, 0, |_| {}).map_err(|error| KernelError::nft("list nftables chains", &error))?;
+    Ok(replies.iter().filter_map(read_chain).collect())
+}
+
+/// Reads one chain; `None` if it is not there. Cheaper than all of them where kube-proxy has thousands.
+///
+/// # Errors
+/// `KernelError` if the kernel has no nftables or does not permit it.
+pub fn chain(family: Family, table: &str, name: &str) -> Result<Option<Chain>, KernelError> {
+    let reply = nfnetlink::get(GETCHAIN, family.number(), |w| {
+        w.text(1, table);
+        w.text(3, name);
+    })
+    .map_err(|error| KernelError::nft("read an nftables chain", &error))?;
+    Ok(reply.as_ref().and_then(read_chain))
+}
+
+fn read_chain(reply: &nfnetlink::Reply) -> Option<Chain> {
+    let attributes = reply.attributes();
+    Some(Chain {
+        family: Family::from_number(reply.family),
+        table: attributes.text(1)?,
+        name: attributes.text(3)?,
+        base: read_base(attributes),
+    })
 }
 
 fn read_base(attributes: Attributes<'_>) -> Option<Base> {
@@ -657,10 +617,7 @@ pub fn rules(chain: &Chain) -> Result<Vec<Rule>, KernelError> {
             let element = Attributes(element);
             Expr::decode(&element.text(1).unwrap_or_default(), element.nested(2))
         };
-        Some(Rule {
-            handle: attributes.long(3)?,
-            exprs: attributes.nested(4).map(element).collect(),
-        })
+        Some(Rule { handle: attributes.long(3)?, exprs: attributes.nested(4).map(element).collect() })
     };
     Ok(replies.iter().filter_map(read).collect())
 }

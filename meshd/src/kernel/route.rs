@@ -4,19 +4,16 @@
 //! sentences what it changed: nothing, if all was well. What is ours is known by rule priority, table and
 //! [`PROTOCOL`], so that nothing of others is ever touched.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
 use mesh_proto::addr::MeshRange;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
@@ -61,8 +58,8 @@ pub(super) struct Link {
 impl Routes {
     /// Opens a socket in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Self, KernelError> {
-        let (connection, handle, _messages) = rtnetlink::new_connection_with_strict_check()
-            .map_err(|error| KernelError::Socket(error.to_string()))?;
+        let (connection, handle, _messages) =
+            rtnetlink::new_connection_with_strict_check().map_err(|error| KernelError::Socket(error.to_string()))?;
         let connection = tokio::spawn(connection);
         Ok(Self { handle, connection })
     }
@@ -76,17 +73,13 @@ impl Routes {
                 found = true;
                 continue;
             }
-            changes.push(format!(
-                "removed a stale ip rule of priority {RULE_PRIORITY}"
-            ));
+            changes.push(format!("removed a stale ip rule of priority {RULE_PRIORITY}"));
             self.delete_rule(rule).await?;
         }
         if !found {
             let net = range.net();
             let mut add = self.handle.rule().add().v4();
-            add.message_mut()
-                .attributes
-                .push(RuleAttribute::Protocol(PROTOCOL));
+            add.message_mut().attributes.push(RuleAttribute::Protocol(PROTOCOL));
             let added = add
                 .priority(RULE_PRIORITY)
                 .destination_prefix(net.network(), net.prefix_len())
@@ -95,18 +88,13 @@ impl Routes {
                 .execute()
                 .await;
             unless(libc::EEXIST, "add the ip rule", added)?;
-            changes.push(format!(
-                "ip rule {RULE_PRIORITY}: to {range} lookup {TABLE}"
-            ));
+            changes.push(format!("ip rule {RULE_PRIORITY}: to {range} lookup {TABLE}"));
         }
         Ok(changes)
     }
 
     /// Makes sure that the range is unreachable, rather than someone else's, when the interface is gone.
-    pub(super) async fn ensure_unreachable(
-        &self,
-        range: MeshRange,
-    ) -> Result<Vec<String>, KernelError> {
+    pub(super) async fn ensure_unreachable(&self, range: MeshRange) -> Result<Vec<String>, KernelError> {
         let mut changes = Vec::new();
         let mut found = false;
         for route in self.own_routes().await? {
@@ -118,10 +106,7 @@ impl Routes {
             }
         }
         if !found {
-            let route = own_route(range.net())
-                .kind(RouteType::Unreachable)
-                .priority(LAST)
-                .build();
+            let route = own_route(range.net()).kind(RouteType::Unreachable).priority(LAST).build();
             let added = self.handle.route().add(route).execute().await;
             unless(libc::EEXIST, "add the unreachable route", added)?;
             changes.push(format!("unreachable {range} in table {TABLE}"));
@@ -147,14 +132,9 @@ impl Routes {
         if !link.up {
             self.silence_ipv6(link.index).await;
         }
-        let wanted = LinkUnspec::new_with_index(link.index)
-            .mtu(mtu)
-            .txqueuelen(QUEUE)
-            .up()
-            .build();
+        let wanted = LinkUnspec::new_with_index(link.index).mtu(mtu).txqueuelen(QUEUE).up().build();
         let changed = self.handle.link().change(wanted).execute().await;
-        changed
-            .map_err(|e| KernelError::route(&format!("set up interface `{}`", link.name), &e))?;
+        changed.map_err(|e| KernelError::route(&format!("set up interface `{}`", link.name), &e))?;
         Ok(vec![format!("{}: up, mtu {mtu}, queue {QUEUE}", link.name)])
     }
 
@@ -162,23 +142,15 @@ impl Routes {
     /// only be dropped by the engine. A kernel without IPv6 refuses, and needs nothing.
     async fn silence_ipv6(&self, index: u32) {
         let spec = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let quiet = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![spec]))
-            .build();
+        let quiet =
+            LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![spec])).build();
         if let Err(error) = self.handle.link().change(quiet).execute().await {
             tracing::debug!(%error, "interface keeps its IPv6 link-local address");
         }
     }
 
-    async fn ensure_addresses(
-        &self,
-        index: u32,
-        shape: &Shape,
-    ) -> Result<Vec<String>, KernelError> {
-        let wanted = [
-            (shape.address.0, AddressScope::Universe),
-            (shape.dns(), AddressScope::Host),
-        ];
+    async fn ensure_addresses(&self, index: u32, shape: &Shape) -> Result<Vec<String>, KernelError> {
+        let wanted = [(shape.address.0, AddressScope::Universe), (shape.dns(), AddressScope::Host)];
         let mut changes = Vec::new();
         let mut found = [false; 2];
         for message in self.addresses(Some(index)).await? {
@@ -216,7 +188,7 @@ impl Routes {
             }
             if priority(&route) == FIRST
                 && output(&route) == Some(index)
-                && preferred_source(&route) == Some(shape.address.0)
+                && preferred_source(&route) == Some(shape.address.0.into())
             {
                 found = true;
             } else {
@@ -248,11 +220,7 @@ impl Routes {
         if let Some(link) = self.link(interface).await? {
             if link.kind == Some(InfoKind::Tun) {
                 let deleted = self.handle.link().del(link.index).execute().await;
-                unless(
-                    libc::ENODEV,
-                    &format!("remove interface `{interface}`"),
-                    deleted,
-                )?;
+                unless(libc::ENODEV, &format!("remove interface `{interface}`"), deleted)?;
                 removed.push(format!("interface {interface}"));
             } else {
                 removed.extend(self.remove_addresses(link.index, &ranges).await?);
@@ -269,11 +237,7 @@ impl Routes {
         Ok(removed)
     }
 
-    async fn remove_addresses(
-        &self,
-        index: u32,
-        ranges: &[Ipv4Net],
-    ) -> Result<Vec<String>, KernelError> {
+    async fn remove_addresses(&self, index: u32, ranges: &[Ipv4Net]) -> Result<Vec<String>, KernelError> {
         let mut removed = Vec::new();
         for message in self.addresses(Some(index)).await? {
             let Some(address) = local_v4(&message) else {
@@ -296,10 +260,7 @@ impl Routes {
 
     async fn own_routes(&self) -> Result<Vec<RouteMessage>, KernelError> {
         let routes = self.table(TABLE).await?;
-        Ok(routes
-            .into_iter()
-            .filter(|route| route.header.protocol == PROTOCOL)
-            .collect())
+        Ok(routes.into_iter().filter(|route| route.header.protocol == PROTOCOL).collect())
     }
 
     /// Lists the IPv4 routes of a table; the kernel filters, so that a host with a million routes costs nothing.
@@ -308,11 +269,7 @@ impl Routes {
     }
 
     /// Lists IPv4 routes, at most so many, of one table or of all.
-    pub(super) async fn routes(
-        &self,
-        table: Option<u32>,
-        most: usize,
-    ) -> Result<Vec<RouteMessage>, KernelError> {
+    pub(super) async fn routes(&self, table: Option<u32>, most: usize) -> Result<Vec<RouteMessage>, KernelError> {
         let mut filter = RouteMessageBuilder::<Ipv4Addr>::new()
             .protocol(RouteProtocol::Unspec)
             .kind(RouteType::Unspec)
@@ -335,25 +292,24 @@ impl Routes {
         }
     }
 
-    /// Asks the kernel which route a packet to an address takes.
-    pub(super) async fn lookup(&self, to: Ipv4Addr) -> Option<RouteMessage> {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to, 32)
-            .protocol(RouteProtocol::Unspec)
-            .kind(RouteType::Unspec)
-            .table_id(0)
-            .build();
+    /// Asks the kernel which route a packet to an address takes; `None` if none.
+    pub(super) async fn lookup(&self, to: IpAddr) -> Option<RouteMessage> {
+        let mut query = match to {
+            IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build(),
+            IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, 128).build(),
+        };
+        query.header.protocol = RouteProtocol::Unspec;
+        query.header.kind = RouteType::Unspec;
+        query.header.table = 0;
         let mut answers = Box::pin(self.handle.route().get(query).execute());
         answers.next().await?.ok()
     }
 
     /// Lists addresses of both families, of one interface or of all.
-    pub(super) async fn addresses(
-        &self,
-        index: Option<u32>,
-    ) -> Result<Vec<AddressMessage>, KernelError> {
+    pub(super) async fn addresses(&self, index: Option<u32>) -> Result<Vec<AddressMessage>, KernelError> {
         let mut request = self.handle.address().get();
         if let Some(index) = index {
+            request.message_mut().header.index = index;
             request = request.set_link_index_filter(index);
         }
         let addresses = request.execute().try_collect().await;
@@ -368,10 +324,7 @@ impl Routes {
             None => Ok(None),
             Some(Ok(message)) => Ok(Some(Link::read(&message))),
             Some(Err(error)) if errno(&error) == Some(libc::ENODEV) => Ok(None),
-            Some(Err(error)) => Err(KernelError::route(
-                &format!("find interface `{name}`"),
-                &error,
-            )),
+            Some(Err(error)) => Err(KernelError::route(&format!("find interface `{name}`"), &error)),
         }
     }
 
@@ -428,11 +381,7 @@ impl Link {
 }
 
 /// Takes one error for success: that what was asked for is so already.
-fn unless(
-    harmless: i32,
-    step: &str,
-    result: Result<(), rtnetlink::Error>,
-) -> Result<(), KernelError> {
+fn unless(harmless: i32, step: &str, result: Result<(), rtnetlink::Error>) -> Result<(), KernelError> {
     match result {
         Err(error) if errno(&error) == Some(harmless) => Ok(()),
         other => other.map_err(|error| KernelError::route(step, &error)),
@@ -461,80 +410,61 @@ fn is_rule_for(rule: &RuleMessage, range: MeshRange) -> bool {
         && rule.header.src_len == 0
         && rule.header.action == RuleAction::ToTable
         && rule.attributes.contains(&to)
-        && !rule.attributes.iter().any(|a| {
-            matches!(
-                a,
-                RuleAttribute::Iifname(_) | RuleAttribute::Oifname(_) | RuleAttribute::FwMark(_)
-            )
-        })
+        && !rule
+            .attributes
+            .iter()
+            .any(|a| matches!(a, RuleAttribute::Iifname(_) | RuleAttribute::Oifname(_) | RuleAttribute::FwMark(_)))
 }
 
 /// Returns the prefix that a route leads to; the whole address space for a default route.
 pub(super) fn destination(route: &RouteMessage) -> Ipv4Net {
-    let address = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        });
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
     let length = route.header.destination_prefix_length.min(32);
     Ipv4Net::new_assert(address.unwrap_or(Ipv4Addr::UNSPECIFIED), length)
 }
 
 /// Returns the table that a route is in.
 pub(super) fn table_of(route: &RouteMessage) -> u32 {
-    let table = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Table(table) => Some(*table),
-            _ => None,
-        });
+    let table = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
     table.unwrap_or_else(|| u32::from(route.header.table))
 }
 
 /// Returns the interface that a route uses.
 pub(super) fn output(route: &RouteMessage) -> Option<u32> {
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 /// Returns the source address that a route prefers.
-pub(super) fn preferred_source(route: &RouteMessage) -> Option<Ipv4Addr> {
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
-        })
+pub(super) fn preferred_source(route: &RouteMessage) -> Option<IpAddr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some((*address).into()),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    })
 }
 
 fn priority(route: &RouteMessage) -> u32 {
-    let priority = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Priority(priority) => Some(*priority),
-            _ => None,
-        });
+    let priority = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    });
     priority.unwrap_or(0)
 }
 
 /// Returns the IPv4 address of this host that an address message is about.
 fn local_v4(message: &AddressMessage) -> Option<Ipv4Addr> {
-    let local = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-            _ => None,
-        });
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
+    });
     local
 }

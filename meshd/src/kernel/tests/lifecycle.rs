@@ -5,35 +5,18 @@ use super::*;
 #[test]
 fn what_is_set_is_what_was_designed() {
     in_namespace(|| async {
-        let guards = close_range(&shape(&["10.8.1.0/24", "10.9.0.5/32"]))
-            .await
-            .unwrap();
+        let guards = close_range(&shape(&["10.8.1.0/24", "10.9.0.5/32"])).await.unwrap();
         let _device = tun("mesh0");
-        attach(&shape(&["10.8.1.0/24", "10.9.0.5/32"]))
-            .await
-            .unwrap();
+        attach(&shape(&["10.8.1.0/24", "10.9.0.5/32"])).await.unwrap();
 
-        assert_eq!(
-            guards,
-            Guards {
-                masquerade: true,
-                filter: true,
-                missing: vec![]
-            }
-        );
+        assert_eq!(guards, Guards { masquerade: true, filter: true, missing: vec![] });
         let contains = |command: &str, lines: &[&str]| {
             let Some(text) = printed(command) else { return };
             for line in lines {
-                assert!(
-                    text.contains(line),
-                    "`{line}` is not in `{command}`:\n{text}"
-                );
+                assert!(text.contains(line), "`{line}` is not in `{command}`:\n{text}");
             }
         };
-        contains(
-            "ip rule",
-            &["105:\tfrom all to 241.0.0.0/8 lookup 24105 proto 105\n"],
-        );
+        contains("ip rule", &["105:\tfrom all to 241.0.0.0/8 lookup 24105 proto 105\n"]);
         contains(
             "ip route show table 24105",
             &[
@@ -43,12 +26,7 @@ fn what_is_set_is_what_was_designed() {
         );
         contains(
             "ip address show mesh0",
-            &[
-                "mtu 1380",
-                "qlen 4000",
-                "inet 241.1.0.7/32 scope global mesh0",
-                "inet 241.0.0.53/32 scope host mesh0",
-            ],
+            &["mtu 1380", "qlen 4000", "inet 241.1.0.7/32 scope global mesh0", "inet 241.0.0.53/32 scope host mesh0"],
         );
         contains(
             "nft list ruleset",
@@ -83,18 +61,9 @@ fn setting_twice_changes_nothing_and_makes_no_duplicates() {
         assert_eq!(everything(), before);
         assert!(!guards::ensure(&shape, true).written);
         let routes = Routes::open().unwrap();
-        assert_eq!(
-            routes.ensure_rule(shape.range).await.unwrap(),
-            Vec::<String>::new()
-        );
-        assert_eq!(
-            routes.ensure_unreachable(shape.range).await.unwrap(),
-            Vec::<String>::new()
-        );
-        assert_eq!(
-            routes.ensure_interface(&shape).await.unwrap(),
-            Vec::<String>::new()
-        );
+        assert_eq!(routes.ensure_rule(shape.range).await.unwrap(), Vec::<String>::new());
+        assert_eq!(routes.ensure_unreachable(shape.range).await.unwrap(), Vec::<String>::new());
+        assert_eq!(routes.ensure_interface(&shape).await.unwrap(), Vec::<String>::new());
     });
 }
 
@@ -116,17 +85,11 @@ fn another_range_address_and_pods_replace_the_old_ones() {
         let Some(rules) = printed("ip rule") else {
             return;
         };
-        assert!(
-            rules.contains("to 100.96.0.0/12") && !rules.contains("to 241."),
-            "{rules}"
-        );
+        assert!(rules.contains("to 100.96.0.0/12") && !rules.contains("to 241."), "{rules}");
         let routes = printed("ip route show table 24105").unwrap();
         assert!(!routes.contains("241."), "{routes}");
         let ruleset = printed("nft list ruleset").unwrap();
-        assert!(
-            !ruleset.contains("241.") && !ruleset.contains("10.8.1.0"),
-            "{ruleset}"
-        );
+        assert!(!ruleset.contains("241.") && !ruleset.contains("10.8.1.0"), "{ruleset}");
     });
 }
 
@@ -140,21 +103,16 @@ fn without_its_interface_the_range_is_unreachable_and_never_the_default_route() 
         default_route("wan0").await;
 
         let routes = Routes::open().unwrap();
-        assert!(routes.lookup(Ipv4Addr::new(192, 0, 2, 9)).await.is_some());
-        assert!(
-            routes
-                .lookup(Ipv4Addr::new(198, 51, 100, 1))
-                .await
-                .is_some()
-        );
-        assert!(routes.lookup(Ipv4Addr::new(241, 0, 0, 1)).await.is_none());
+        assert!(routes.lookup(Ipv4Addr::new(192, 0, 2, 9).into()).await.is_some());
+        assert!(routes.lookup(Ipv4Addr::new(198, 51, 100, 1).into()).await.is_some());
+        assert!(routes.lookup(Ipv4Addr::new(241, 0, 0, 1).into()).await.is_none());
 
         let device = tun("mesh0");
         attach(&shape).await.unwrap();
-        let route = routes.lookup(Ipv4Addr::new(241, 0, 0, 1)).await.unwrap();
-        assert_eq!(route::preferred_source(&route), Some(shape.address.0));
+        let route = routes.lookup(Ipv4Addr::new(241, 0, 0, 1).into()).await.unwrap();
+        assert_eq!(route::preferred_source(&route), Some(shape.address.0.into()));
         drop(device);
-        assert!(routes.lookup(Ipv4Addr::new(241, 0, 0, 1)).await.is_none());
+        assert!(routes.lookup(Ipv4Addr::new(241, 0, 0, 1).into()).await.is_none());
     });
 }
 
@@ -202,22 +160,9 @@ fn cleanup_touches_nothing_of_others() {
         let _mine = tun("wan0");
         add_address("wan0", "192.0.2.1/24").await;
         let routes = Routes::open().unwrap();
-        let foreign = routes
-            .handle
-            .rule()
-            .add()
-            .v4()
-            .priority(RULE_PRIORITY)
-            .table_id(TABLE);
-        foreign
-            .action(netlink_packet_route::rule::RuleAction::ToTable)
-            .execute()
-            .await
-            .unwrap();
-        nft::Batch::new()
-            .add_table(nft::Family::Inet, "meshd")
-            .commit()
-            .unwrap();
+        let foreign = routes.handle.rule().add().v4().priority(RULE_PRIORITY).table_id(TABLE);
+        foreign.action(netlink_packet_route::rule::RuleAction::ToTable).execute().await.unwrap();
+        nft::Batch::new().add_table(nft::Family::Inet, "meshd").commit().unwrap();
         let before = everything();
 
         close_range(&shape(&[])).await.unwrap();
@@ -230,11 +175,7 @@ fn cleanup_touches_nothing_of_others() {
 #[test]
 fn names_that_no_interface_can_have_are_refused() {
     for bad in ["", ".", "..", "a/b", "mesh 0", "sixteen-letters1"] {
-        assert_eq!(
-            check_name(bad),
-            Err(KernelError::Name(bad.to_owned())),
-            "{bad}"
-        );
+        assert_eq!(check_name(bad), Err(KernelError::Name(bad.to_owned())), "{bad}");
     }
     assert_eq!(check_name("mesh0"), Ok(()));
 }

@@ -30,19 +30,13 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(future)
 }
 
 fn skip(what: &str, how: &str) {
     eprintln!("SKIP {what}: {how}");
-    assert!(
-        std::env::var_os("MESH_STRICT").is_none_or(|v| v != "1"),
-        "{what} skipped"
-    );
+    assert!(std::env::var_os("MESH_STRICT").is_none_or(|v| v != "1"), "{what} skipped");
 }
 
 async fn up(interface: &str) {
@@ -76,11 +70,7 @@ fn printed(command: &str) -> Option<String> {
     match output {
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(
-                output.status.success(),
-                "{command}: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
             Some(text)
         }
         Err(_) => {
@@ -92,25 +82,14 @@ fn printed(command: &str) -> Option<String> {
 
 /// Everything that cleanup has to restore.
 fn everything() -> Vec<Option<String>> {
-    [
-        "ip rule",
-        "ip route show table all",
-        "nft list ruleset",
-        "ip link",
-        "ip address",
-    ]
-    .map(printed)
-    .to_vec()
+    ["ip rule", "ip route show table all", "nft list ruleset", "ip link", "ip address"].map(printed).to_vec()
 }
 
 async fn add_address(interface: &str, net: &str) {
     let net: Ipv4Net = net.parse().unwrap();
     let routes = Routes::open().unwrap();
     let index = routes.link(interface).await.unwrap().unwrap().index;
-    let add = routes
-        .handle
-        .address()
-        .add(index, net.addr().into(), net.prefix_len());
+    let add = routes.handle.address().add(index, net.addr().into(), net.prefix_len());
     add.execute().await.unwrap();
     up(interface).await;
 }
@@ -118,8 +97,6 @@ async fn add_address(interface: &str, net: &str) {
 async fn default_route(interface: &str) {
     let routes = Routes::open().unwrap();
     let index = routes.link(interface).await.unwrap().unwrap().index;
-    let route = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new()
-        .output_interface(index)
-        .build();
+    let route = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).build();
     routes.handle.route().add(route).execute().await.unwrap();
 }

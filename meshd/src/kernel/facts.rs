@@ -1,0 +1,191 @@
+//! What this host knows of its own network: addresses that peers may reach it at, its routes, its MTU.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::Ipv4Net;
+use mesh_proto::addr::{MeshRange, overlap};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::InfoKind;
+use netlink_packet_route::route::RouteType;
+
+use super::route::{self, Link, PROTOCOL, Routes};
+use super::{KernelError, TABLE};
+
+/// Most routes that are looked at for a collision; a host with a full table of the Internet has a million.
+pub const MAX_ROUTES: usize = 100_000;
+/// Addresses outside this host, only ever looked up and never sent to, that tell the default route's source.
+const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// The MTU of a host without a default route.
+const ETHERNET: u16 = 1500;
+
+/// A route of this host, for the check whether the mesh range is free.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRoute {
+    /// Where it leads to.
+    pub destination: Ipv4Net,
+    /// The interface it uses; empty for a route without one.
+    pub interface: String,
+    /// Its routing table.
+    pub table: u32,
+}
+
+/// What this host knows of its own network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostFacts {
+    /// Addresses that peers may reach it at, the likeliest first.
+    pub addresses: Vec<IpAddr>,
+    /// Its IPv4 routes without default routes and our own; at most `MAX_ROUTES`.
+    pub routes: Vec<HostRoute>,
+    /// The MTU of the interface of the default route, in bytes.
+    pub mtu: u16,
+}
+
+impl HostFacts {
+    /// Says which route of this host overlaps a mesh range, in a sentence that names it.
+    pub fn collision(&self, range: MeshRange) -> Option<String> {
+        let overlapping = |route: &&HostRoute| overlap(route.destination, range.net());
+        let route = self.routes.iter().find(overlapping)?;
+        let HostRoute { destination, interface, table } = route;
+        Some(format!(
+            "the mesh range {range} overlaps this host's route to {destination} (interface `{interface}`, table {table}); choose another range with `[mesh] v4` before the first join"
+        ))
+    }
+}
+
+/// Where the default routes lead.
+#[derive(Debug, Default)]
+struct DefaultRoutes {
+    interfaces: Vec<u32>,
+    sources: Vec<IpAddr>,
+}
+
+/// Reads them in the network namespace of the calling thread.
+pub(super) async fn read() -> Result<HostFacts, KernelError> {
+    let routes = Routes::open()?;
+    let links = routes.links().await?;
+    let own = own_interfaces(&routes).await?;
+    let default = default_routes(&routes).await;
+    let addresses = routes.addresses(None).await?;
+    Ok(HostFacts {
+        addresses: candidates(&addresses, &links, &own, &default),
+        routes: host_routes(&routes, &links, &own).await?,
+        mtu: underlay_mtu(&links, &default),
+    })
+}
+
+async fn own_interfaces(routes: &Routes) -> Result<BTreeSet<u32>, KernelError> {
+    let ours = routes.table(TABLE).await?;
+    let ours = ours.iter().filter(|route| route.header.protocol == PROTOCOL);
+    Ok(ours.filter_map(route::output).collect())
+}
+
+async fn default_routes(routes: &Routes) -> DefaultRoutes {
+    let mut default = DefaultRoutes::default();
+    for far in [IpAddr::V4(FAR_V4), IpAddr::V6(FAR_V6)] {
+        if let Some(route) = routes.lookup(far).await {
+            default.interfaces.extend(route::output(&route));
+            default.sources.extend(route::preferred_source(&route));
+        }
+    }
+    default
+}
+
+/// Orders the addresses: the default route's sources, then those of its interfaces, then the others; IPv4
+/// before IPv6. Interfaces that lead to pods or tunnels are left out, unless there is nothing else.
+fn candidates(
+    addresses: &[AddressMessage],
+    links: &[Link],
+    own: &BTreeSet<u32>,
+    default: &DefaultRoutes,
+) -> Vec<IpAddr> {
+    let mut ranked: Vec<(u8, IpAddr)> = Vec::new();
+    for message in addresses {
+        let index = message.header.index;
+        let Some(link) = links.iter().find(|link| link.index == index) else { continue };
+        let Some(address) = usable(message) else { continue };
+        if !link.up || own.contains(&index) || ranked.iter().any(|&(_, a)| a == address) {
+            continue;
+        }
+        let rank = if default.sources.contains(&address) {
+            0
+        } else if default.interfaces.contains(&index) {
+            1
+        } else if leads_inward(link) {
+            3
+        } else {
+            2
+        };
+        ranked.push((rank, address));
+    }
+    let best = ranked.iter().map(|&(rank, _)| rank).min().unwrap_or(0);
+    ranked.retain(|&(rank, _)| rank < 3 || best == 3);
+    ranked.sort_by_key(|&(rank, address)| (rank, address.is_ipv6()));
+    ranked.into_iter().map(|(_, address)| address).collect()
+}
+
+fn usable(message: &AddressMessage) -> Option<IpAddr> {
+    let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Deprecated | AddressHeaderFlags::Dadfailed;
+    if message.header.flags.intersects(unusable) || message.header.scope == AddressScope::Host {
+        return None;
+    }
+    let mut found = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(address) = attribute {
+            // On a point-to-point link `Address` is the other end.
+            found = Some(*address);
+            break;
+        } else if let AddressAttribute::Address(address) = attribute {
+            found = Some(*address);
+        }
+    }
+    found.filter(|address| match address {
+        IpAddr::V4(a) => !(a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_unspecified()),
+        IpAddr::V6(a) => !(a.is_loopback() || a.is_unicast_link_local() || a.is_multicast() || a.is_unspecified()),
+    })
+}
+
+/// Says whether an interface is of a kind that leads to pods, or into another tunnel.
+fn leads_inward(link: &Link) -> bool {
+    let Some(kind) = &link.kind else { return false };
+    [
+        InfoKind::Bridge,
+        InfoKind::Dummy,
+        InfoKind::Tun,
+        InfoKind::Vxlan,
+        InfoKind::Geneve,
+        InfoKind::IpIp,
+        InfoKind::SitTun,
+        InfoKind::GreTun,
+        InfoKind::GreTap,
+        InfoKind::Wireguard,
+    ]
+    .contains(kind)
+}
+
+async fn host_routes(routes: &Routes, links: &[Link], own: &BTreeSet<u32>) -> Result<Vec<HostRoute>, KernelError> {
+    let mut found = Vec::new();
+    for route in routes.routes(None, MAX_ROUTES).await? {
+        let destination = route::destination(&route);
+        let output = route::output(&route);
+        let ours = route.header.protocol == PROTOCOL || output.is_some_and(|index| own.contains(&index));
+        let inert = matches!(route.header.kind, RouteType::Broadcast | RouteType::Multicast);
+        if ours || inert || destination.prefix_len() == 0 {
+            continue;
+        }
+        let link = links.iter().find(|link| Some(link.index) == output);
+        found.push(HostRoute {
+            destination,
+            interface: link.map(|link| link.name.clone()).unwrap_or_default(),
+            table: route::table_of(&route),
+        });
+    }
+    Ok(found)
+}
+
+fn underlay_mtu(links: &[Link], default: &DefaultRoutes) -> u16 {
+    let is_default = |link: &&Link| default.interfaces.contains(&link.index);
+    let least = links.iter().filter(is_default).map(|link| link.mtu).min();
+    least.map_or(ETHERNET, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+}
