@@ -75,7 +75,7 @@ pub fn tcp_reset(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
 }
 
 /// Writes the ICMP error that says why a packet does not arrive, from the address `from`. Quotes as much of the
-/// packet as fits into 576 bytes and into `out`, at the least its header and 8 bytes.
+/// packet as fits into 576 bytes and into `out`; 0 if that is less than its header and 8 bytes.
 pub fn unreachable(packet: &[u8], header: &Header, from: Ipv4Addr, why: Unreachable, out: &mut [u8]) -> usize {
     const OVERHEAD: usize = IP_HEADER + ICMP_HEADER;
     /// Internetwork control (RFC 1812 section 4.3.2.5).
@@ -83,7 +83,7 @@ pub fn unreachable(packet: &[u8], header: &Header, from: Ipv4Addr, why: Unreacha
 
     let room = out.len().min(LONGEST_ERROR).saturating_sub(OVERHEAD);
     let quoted = header.total_len.min(packet.len()).min(room);
-    let least = (header.header_len + 8).min(header.total_len);
+    let least = header.header_len + 8;
     if !answerable(header) || quoted < least {
         return 0;
     }

@@ -7,6 +7,8 @@ mod checksum;
 mod parse;
 mod rewrite;
 #[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
 mod tests;
 
 use std::net::Ipv4Addr;
