@@ -138,13 +138,15 @@ impl Load {
     }
 }
 
+type Set = [Option<(u64, Bucket)>; WAYS];
+
 /// Buckets by source, in sets of four. A full set gives up the bucket that was used the longest time ago; whoever
 /// comes back after that starts with a full bucket. A flood of forged sources can make that happen, which is why
 /// cookies come first under load.
 #[derive(Debug)]
 struct Sources {
     seed: u64,
-    sets: Box<[[Option<(u64, Bucket)>; WAYS]]>,
+    sets: Box<[Set]>,
 }
 
 impl Sources {

@@ -4,6 +4,8 @@
 
 mod answer;
 mod checksum;
+#[cfg(test)]
+mod differential;
 mod parse;
 mod rewrite;
 #[cfg(test)]
