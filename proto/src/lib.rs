@@ -33,6 +33,7 @@ pub mod token;
 pub mod translate;
 pub mod vip;
 pub mod wire;
+pub mod zone;
 // Layer 3: the pipeline.
 pub mod engine;
 pub mod explain;
