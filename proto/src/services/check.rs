@@ -1,16 +1,225 @@
 //! What is judged over the whole file: its own `[[test]]`s, and the nodes it names.
 
-use crate::id::NodeName;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::id::{NodeName, ServiceKey, SiteName};
+use crate::policy::{Source, Target};
+
+use super::codes;
 use super::diagnostic::Diagnostic;
-use super::model::Services;
+use super::model::{Allow, BackendAt, ServiceSpec, Services, Test};
+use super::words::{nearest, suggestion};
 
 /// Runs the file's own `[[test]]`s against its `[[allow]]` rules.
-pub fn evaluate(_services: &Services) -> Vec<Diagnostic> {
-    Vec::new()
+///
+/// A caller is judged by all the words that are known to mean it: a service's backend on a node is the
+/// service, `host:` that node, every other service at the same place, and `any`. `accept` must hold for each
+/// caller that `from` means, `deny` for all of them and for every way in: a rule to the node of a backend
+/// counts too.
+pub fn evaluate(services: &Services) -> Vec<Diagnostic> {
+    let world = Names::new(services);
+    let mut found = Vec::new();
+    for test in &services.tests {
+        let callers = world.callers(&test.from);
+        found.extend(test.accept.iter().filter_map(|(target, span)| {
+            let missing = world.ways(target).into_iter().find(|way| {
+                let allowed = |caller| world.rule(caller, std::slice::from_ref(way)).is_some();
+                !callers.iter().all(allowed)
+            })?;
+            let message = format!("the test fails: `{}` may not call `{target}`", test.from);
+            let one = Diagnostic::error(codes::NOT_ALLOWED, *span, message);
+            Some(one.label(world.why_not(test, &missing)).help(format!(
+                "allow it with [[allow]], from = [\"{}\"] and to = [\"{target}\"], or correct the test",
+                test.from
+            )))
+        }));
+        found.extend(test.deny.iter().filter_map(|(target, span)| {
+            let mut ways = world.ways(target);
+            ways.extend(world.side_doors(target));
+            let (allow, from, to) = match &test.from {
+                Source::Any => world.rules.iter().find_map(|allow| {
+                    let from = allow.rule.from.first()?;
+                    Some((allow, from, permits(allow, &ways)?))
+                }),
+                Source::Service(_) | Source::Host(_) | Source::Site(_) | Source::Account(..) => {
+                    let inside = world.members(&test.from);
+                    let mut all = callers.iter().chain(&inside);
+                    all.find_map(|caller| world.rule(caller, &ways))
+                }
+            }?;
+            let message = format!("the test fails: `{}` may call `{target}`", test.from);
+            let one = Diagnostic::error(codes::ALLOWED, *span, message).label("denied by this test");
+            let one = one.also(allow.span, format!("this rule allows `{from}` to call `{to}`"));
+            Some(one.help(match from {
+                Source::Host(_) if *from != test.from => {
+                    format!("what backs `{}` runs on that host; correct the rule or the test", test.from)
+                }
+                Source::Service(_) if *from != test.from && test.from != Source::Any => {
+                    format!("`{}` and `{from}` run at the same place; correct the rule or the test", test.from)
+                }
+                _ => "correct the rule or the test".into(),
+            }))
+        }));
+    }
+    found
 }
 
-/// Warns of backends whose node has not joined.
-pub fn absent_nodes(_services: &Services, _joined: impl Fn(&NodeName) -> bool) -> Vec<Diagnostic> {
-    Vec::new()
+/// Warns of backends whose node has not joined. A backend is live once its node has, so a name that is
+/// near a known one is probably mistyped.
+pub fn absent_nodes(services: &Services, joined: &BTreeSet<NodeName>) -> Vec<Diagnostic> {
+    let statics: BTreeSet<&NodeName> = services.nodes.iter().map(|n| &n.name).collect();
+    let mut found = Vec::new();
+    for service in &services.services {
+        for backend in &service.backends {
+            let node = backend.at.node();
+            if joined.contains(node) || statics.contains(node) {
+                continue;
+            }
+            let message = format!("node `{node}` of `{}` has not joined", service.key);
+            let one = Diagnostic::warning(codes::ABSENT_NODE, backend.span, message);
+            let one = one.label("live once it has joined");
+            let near = nearest(node.as_str(), joined.iter().map(NodeName::as_str));
+            found.push(match near {
+                Some(near) => one.help(suggestion(near)),
+                None => one,
+            });
+        }
+    }
+    found
+}
+
+/// All the words that mean one caller.
+type Caller = BTreeSet<Source>;
+
+/// The file, by name.
+struct Names<'s> {
+    rules: &'s [Allow],
+    services: BTreeMap<&'s ServiceKey, &'s ServiceSpec>,
+    /// Which services run at a place.
+    places: BTreeMap<(&'s NodeName, Option<std::net::Ipv4Addr>), Vec<&'s ServiceKey>>,
+    /// The sites of nodes, where the file says them.
+    sites: BTreeMap<&'s NodeName, &'s SiteName>,
+}
+
+impl<'s> Names<'s> {
+    fn new(file: &'s Services) -> Self {
+        let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for service in &file.services {
+            for backend in &service.backends {
+                let services = places.entry(place(&backend.at)).or_default();
+                services.push(&service.key);
+            }
+        }
+        let with_site = |n: &'s super::model::StaticNode| Some((&n.name, n.site.as_ref()?));
+        Self {
+            rules: &file.allows,
+            services: file.services.iter().map(|s| (&s.key, s)).collect(),
+            places,
+            sites: file.nodes.iter().filter_map(with_site).collect(),
+        }
+    }
+
+    /// Returns the callers that a word certainly means.
+    fn callers(&self, from: &Source) -> Vec<Caller> {
+        let plain = || vec![Caller::from([Source::Any, from.clone()])];
+        match from {
+            Source::Any | Source::Site(_) | Source::Account(..) => plain(),
+            Source::Host(node) => vec![self.caller_at((node, None))],
+            Source::Service(key) => {
+                let backends = self.services.get(key).map(|s| s.backends.as_slice());
+                match backends {
+                    None | Some([]) => plain(),
+                    Some(list) => list.iter().map(|b| self.caller_at(place(&b.at))).collect(),
+                }
+            }
+        }
+    }
+
+    /// Returns the callers inside a site, as far as the file tells where they are.
+    fn members(&self, from: &Source) -> Vec<Caller> {
+        let places = self.places.keys().filter(|(node, _)| match from {
+            Source::Site(site) => self.sites.get(node) == Some(&site),
+            Source::Service(_) | Source::Host(_) | Source::Account(..) | Source::Any => false,
+        });
+        places.map(|place| self.caller_at(*place)).collect()
+    }
+
+    fn caller_at(&self, place: (&NodeName, Option<std::net::Ipv4Addr>)) -> Caller {
+        let mut words = Caller::from([Source::Any]);
+        if place.1.is_none() {
+            words.insert(Source::Host(place.0.clone()));
+        }
+        let site = self.sites.get(place.0);
+        words.extend(site.map(|site| Source::Site((*site).clone())));
+        let services = self.places.get(&place).into_iter().flatten();
+        words.extend(services.map(|key| Source::Service((*key).clone())));
+        words
+    }
+
+    /// Takes a target apart: all ports of a service, each with every way to permit it.
+    fn ways(&self, target: &Target) -> Vec<Target> {
+        match target {
+            Target::Service(key) => {
+                let ports = self.services.get(key).map_or(&[][..], |s| &s.ports);
+                let port = |p: &crate::netmap::ServicePort| Target::Port(key.clone(), p.port);
+                ports.iter().map(port).collect()
+            }
+            Target::Port(..) | Target::Host(_) | Target::Site(_) | Target::Any => {
+                vec![target.clone()]
+            }
+        }
+    }
+
+    /// Returns the nodes and sites whose plain addresses lead to a service too.
+    fn side_doors(&self, target: &Target) -> Vec<Target> {
+        let (Target::Service(key) | Target::Port(key, _)) = target else {
+            return Vec::new();
+        };
+        let backends = self.services.get(key).map_or(&[][..], |s| &s.backends);
+        let doors = backends.iter().flat_map(|backend| {
+            let node = backend.at.node();
+            let host = match backend.at {
+                BackendAt::Host(_) => Some(Target::Host(node.clone())),
+                BackendAt::Pod { .. } => None,
+            };
+            let site = self.sites.get(node);
+            host.into_iter().chain(site.map(|s| Target::Site((*s).clone())))
+        });
+        doors.collect()
+    }
+
+    /// Finds the first rule that permits a caller any of these, and its words that do.
+    fn rule(&self, caller: &Caller, ways: &[Target]) -> Option<(&'s Allow, &'s Source, &'s Target)> {
+        self.rules.iter().find_map(|allow| {
+            let from = allow.rule.from.iter().find(|from| caller.contains(from))?;
+            Some((allow, from, permits(allow, ways)?))
+        })
+    }
+
+    fn why_not(&self, test: &Test, missing: &Target) -> String {
+        let some = self.callers(&test.from);
+        let way = std::slice::from_ref(missing);
+        match some.iter().any(|caller| self.rule(caller, way).is_some()) {
+            true => format!("only some backends of `{}` may, by their host", test.from),
+            false => format!("no rule allows `{missing}`"),
+        }
+    }
+}
+
+fn place(at: &BackendAt) -> (&NodeName, Option<std::net::Ipv4Addr>) {
+    match at {
+        BackendAt::Host(node) => (node, None),
+        BackendAt::Pod { addr, node } => (node, Some(*addr)),
+    }
+}
+
+/// Finds the word of a rule that permits any of these.
+fn permits<'a>(allow: &'a Allow, ways: &[Target]) -> Option<&'a Target> {
+    allow.rule.to.iter().find(|to| {
+        ways.iter().any(|way| match (to, way) {
+            (Target::Any, _) => true,
+            (Target::Service(all), Target::Port(key, _)) => all == key,
+            (to, way) => *to == way,
+        })
+    })
 }

@@ -227,6 +227,28 @@ pub fn position(text: &str, offset: usize) -> (usize, usize) {
     (line, before[start..].chars().count() + 1)
 }
 
+/// Counts lines for growing offsets, so that a long text is scanned once.
+pub(super) struct Lines<'t> {
+    text: &'t str,
+    offset: usize,
+    line: usize,
+}
+
+impl<'t> Lines<'t> {
+    /// Starts at the first line.
+    pub(super) fn new(text: &'t str) -> Self {
+        Self { text, offset: 0, line: 1 }
+    }
+
+    /// Returns the line of an offset, which is not before the one asked for last.
+    pub(super) fn at(&mut self, offset: usize) -> usize {
+        let between = self.text.get(self.offset..offset).unwrap_or_default();
+        self.line += between.bytes().filter(|&b| b == b'\n').count();
+        self.offset = offset.max(self.offset);
+        self.line
+    }
+}
+
 /// Cuts a span to the text and to whole characters.
 fn inside(text: &str, span: Span) -> Span {
     let start = floor(text, span.start);

@@ -4,9 +4,20 @@
 //! not at all, and every error of a file is found in one run.
 
 mod check;
+mod codes;
 mod diagnostic;
+mod health;
+mod mesh;
 mod model;
+mod names;
 mod parse;
+mod policy;
+mod ports;
+mod serve;
+mod service;
+mod syntax;
+mod walk;
+mod words;
 
 pub use check::{absent_nodes, evaluate};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, position};
@@ -14,4 +25,4 @@ pub use model::{
     Allow, BackendAt, BackendSpec, Health, HealthCheck, MeshSection, Prefer, Route, ServeSpec, ServiceSpec, Services,
     Site, SiteKind, Span, StaticNode, Test,
 };
-pub use parse::{Parsed, parse, parse_node};
+pub use parse::{MAX_TEXT, Parsed, parse, parse_node};

@@ -1,0 +1,75 @@
+//! `health`: how a caller's node learns whether a backend is well.
+
+use std::time::Duration;
+
+use super::codes;
+use super::diagnostic::Diagnostic;
+use super::model::{Health, HealthCheck};
+use super::walk::{Sink, Table, Value};
+
+/// Limits of `every`: often enough to fail over, seldom enough to cost nothing.
+const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+const DEFAULT_EVERY: Duration = Duration::from_secs(5);
+/// Limits of `fall` and `rise`.
+const IN_A_ROW: std::ops::RangeInclusive<u32> = 1..=100;
+const MAX_PATH: usize = 1024;
+
+/// Reads `health` of a service or of a `[[serve]]`.
+pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<Health> {
+    if let Some(text) = value.get_ref().as_str() {
+        let wanted = match text {
+            "tcp" | "grpc" => format!("a table: did you mean {{ {text} = true }}?"),
+            _ => "a table, such as { tcp = true } or { http = \"/healthz\" }".into(),
+        };
+        sink.wrong_type("health", value, &wanted);
+        return None;
+    }
+    let keys = ["tcp", "http", "grpc", "every", "fall", "rise"];
+    let table = Table::open(sink, "`health`", value, &keys)?;
+    let check = check(sink, table);
+    let every = table.get("every");
+    let every = every.map_or(Some(DEFAULT_EVERY), |v| sink.duration("every", v, EVERY));
+    let mut times = |key, default| {
+        let value = table.get(key);
+        value.map_or(Some(default), |v| sink.integer(key, v, IN_A_ROW))
+    };
+    let (fall, rise) = (times("fall", 3), times("rise", 2));
+    Some(Health { check: check?, every: every?, fall: fall?, rise: rise? })
+}
+
+fn check(sink: &mut Sink, table: Table<'_>) -> Option<HealthCheck> {
+    let mut found = Vec::new();
+    for key in ["tcp", "http", "grpc"] {
+        found.extend(table.get(key).map(|value| (key, value)));
+    }
+    let &[(key, value)] = found.as_slice() else {
+        let message = match found.len() {
+            0 => "`health` does not say what to ask",
+            _ => "`health` says more than one thing to ask",
+        };
+        let one = Diagnostic::error(codes::ONE_OF, table.span, message);
+        sink.push(one.label("use one of `tcp = true`, `http = \"/path\"` and `grpc = true`"));
+        return None;
+    };
+    if key == "http" {
+        let word = sink.word(key, value)?;
+        let plain = word.text.bytes().all(|b| b.is_ascii_graphic());
+        if word.text.starts_with('/') && plain && word.text.len() <= MAX_PATH {
+            return Some(HealthCheck::Http(word.text.into()));
+        }
+        let message = format!("`{}` is not a path", word.text);
+        let one = Diagnostic::error(codes::TEXT, word.span, message);
+        sink.push(one.label("use a path that begins with a slash, such as \"/healthz\""));
+        return None;
+    }
+    if !sink.boolean(key, value)? {
+        let span = table.key_span(key).unwrap_or(table.span);
+        let one = Diagnostic::error(codes::CHOICE, span, format!("`{key}` can only be true"));
+        sink.push(one.label("without health checks, remove `health`"));
+        return None;
+    }
+    Some(match key {
+        "tcp" => HealthCheck::Tcp,
+        _ => HealthCheck::Grpc,
+    })
+}
