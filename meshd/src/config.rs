@@ -190,7 +190,7 @@ impl Reader<'_> {
             config.services = path;
         }
         if let Some(path) = get("socket").and_then(|v| self.path(v)) {
-            config.runtime_dir = path.parent().unwrap_or(Path::new("/")).into();
+            config.runtime_dir = path.parent().unwrap_or_else(|| Path::new("/")).into();
             config.socket = path;
         }
         if let Some(path) = get("runtime_dir").and_then(|v| self.path(v)) {
@@ -406,82 +406,4 @@ fn label(host: &str) -> NodeName {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    fn mistakes(text: &str) -> Vec<String> {
-        let mistakes = Config::parse("m.toml", text).unwrap_err();
-        mistakes.to_string().lines().map(Into::into).collect()
-    }
-
-    #[test]
-    fn an_empty_file_means_defaults() {
-        assert_eq!(Config::parse("m.toml", "").unwrap(), Config::default());
-        assert!(!Config::default().name.as_str().is_empty());
-        assert!((1..=16).contains(&Config::default().lanes));
-    }
-
-    #[test]
-    fn every_key_is_read() {
-        let text = r#"
-            name = "pc-vm-1"
-            state_dir = "/s"
-            interface = "m1"
-            port = 4000
-            endpoints = ["192.0.2.1", "[2001:db8::1]:7"]
-            pods = "10.8.1.0/24"
-            services = "/e/services.toml"
-            socket = "/r/m.sock"
-            metrics = "127.0.0.1:1"
-            lanes = 2
-            [dns]
-            enabled = false
-            upstreams = "192.0.2.53"
-        "#;
-        let config = Config::parse("m.toml", text).unwrap();
-        assert_eq!(config.name.as_str(), "pc-vm-1");
-        assert_eq!(config.runtime_dir, PathBuf::from("/r"));
-        assert_eq!(config.endpoints, ["192.0.2.1:4000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()]);
-        assert_eq!(config.pods, ["10.8.1.0/24".parse().unwrap()]);
-        assert_eq!(config.lanes, 2);
-        assert!(!config.dns.enabled);
-        assert_eq!(config.dns.upstreams, ["192.0.2.53:53".parse().unwrap()]);
-        let off = Config::parse("m.toml", "metrics = \"off\"").unwrap();
-        assert_eq!(off.metrics, None);
-    }
-
-    #[test]
-    fn all_mistakes_are_found_at_once_with_their_places() {
-        let text = "nmae = \"x\"\nport = 0\npods = [\"10.8.1.1/24\", \"10.8.0.0/16\", \"10.8.2.0/24\"]\n[dns]\n  upstream = []\n";
-        let found = mistakes(text);
-        assert_eq!(found[0], "m.toml:1:1: unknown key `nmae`; did you mean `name`?");
-        assert!(found[1].starts_with("m.toml:2:8: this must be a number from 1"), "{found:?}");
-        assert!(found[2].starts_with("m.toml:3:9: `10.8.1.1/24` has host bits"), "{found:?}");
-        assert!(found[3].starts_with("m.toml:3:39: `10.8.2.0/24` overlaps"), "{found:?}");
-        assert!(
-            found[4].starts_with("m.toml:5:3: unknown key `upstream` in [dns]; did you mean `upstreams`?"),
-            "{found:?}"
-        );
-        assert_eq!(found.len(), 5);
-    }
-
-    #[test]
-    fn what_is_no_toml_has_a_place_too() {
-        assert!(mistakes("name = \n")[0].starts_with("m.toml:1:"));
-    }
-
-    #[test]
-    fn ports_of_all_lanes_must_exist() {
-        assert!(Config::parse("m.toml", "port = 65535\nlanes = 1").is_ok());
-        assert!(mistakes("port = 65535\nlanes = 2")[0].contains("at most 65534"));
-    }
-
-    #[test]
-    fn any_host_name_becomes_a_name() {
-        for (host, name) in [("PC_VM.example.com", "pc-vm"), ("--", "node"), ("", "node"), ("é1", "1")] {
-            assert_eq!(label(host).as_str(), name);
-        }
-    }
-}
+mod tests;

@@ -47,9 +47,7 @@ impl Keys {
         let pkcs8 = match read(state, IDENTITY)? {
             Some(bytes) => bytes,
             None => {
-                let made = Ed25519KeyPair::generate_pkcs8(&rand::SystemRandom::new())
-                    .expect("the operating system has entropy");
-                let bytes = Zeroizing::new(made.as_ref().to_vec());
+                let bytes = identity();
                 write(state, IDENTITY, &bytes)?;
                 bytes
             }
@@ -77,6 +75,12 @@ impl Keys {
     pub(crate) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
+}
+
+fn identity() -> Zeroizing<Vec<u8>> {
+    let made = Ed25519KeyPair::generate_pkcs8(&rand::SystemRandom::new());
+    let made = made.expect("the operating system has entropy");
+    Zeroizing::new(made.as_ref().to_vec())
 }
 
 /// Fills a buffer with the operating system's entropy.

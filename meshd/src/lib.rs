@@ -4,13 +4,30 @@
 //! `lane` composes engine and `tunnels` without a syscall, a `worker` moves its packets between `tun` and
 //! `udp`. Everything else is control: it may be slow, and nothing in the data path waits for it.
 
+pub mod api;
+pub mod board;
 pub mod cli;
+pub mod client;
+pub mod commands;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
 pub mod dns;
+pub mod facts;
+pub mod join;
 pub mod kernel;
 pub mod keys;
 pub mod lane_keys;
 pub mod link;
+pub mod member;
+pub mod metrics;
+pub mod names;
+pub mod offers;
+pub mod render;
+pub mod splice;
 pub mod state;
 pub mod stats;
+pub mod status;
+
+/// What a node that belongs to no mesh is told.
+pub(crate) const JOIN_HINT: &str = "make a token with `mesh-coordinator token create --site SITE` on the coordinator, then run `meshd join TOKEN` here";

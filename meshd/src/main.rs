@@ -6,6 +6,5 @@ use clap::Parser;
 use meshd::cli::Cli;
 
 fn main() -> ExitCode {
-    let _cli = Cli::parse();
-    ExitCode::FAILURE
+    meshd::commands::main(Cli::parse())
 }

@@ -23,11 +23,13 @@ use mesh_proto::addr::{BlockMap, Flat, MeshRange};
 use mesh_proto::id::{IdentityKey, MeshName, NodeId, NodeName, SiteName};
 use mesh_proto::netmap::NetMap;
 use mesh_proto::wire::JoinResponse;
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 const ENROLMENT: &str = "enrolment.json";
 const NETMAP: &str = "netmap.json";
 const PREVIOUS: &str = "netmap.previous";
+const LOCK: &str = "lock";
 const ACTIVITY: &str = "activity.json";
 /// Largest file that is read back, in bytes.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
@@ -57,6 +59,9 @@ pub enum StateError {
         /// The mode to set.
         wanted: &'static str,
     },
+    /// Another daemon uses it.
+    #[error("another meshd uses {}; stop it first (systemctl stop meshd), or set another `state_dir`", .0.display())]
+    Locked(PathBuf),
     /// The file says something else than was written.
     #[error("{} is damaged ({why}); restore it from a backup, or run `meshd leave` and join again", path.display())]
     Damaged {
@@ -66,6 +71,10 @@ pub enum StateError {
         why: String,
     },
 }
+
+/// Holds the state directory for one daemon, until it is dropped.
+#[derive(Debug)]
+pub struct StateLock(#[expect(dead_code, reason = "the lock lives as long as the open file")] File);
 
 /// Which mesh the node belongs to, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +147,20 @@ impl State {
             return Err(StateError::Open { path: dir.into(), mode: mode & 0o7777, wanted: "700" });
         }
         Ok(Self { dir: dir.into() })
+    }
+
+    /// Takes the directory for one daemon; the kernel gives it back when the process ends.
+    ///
+    /// # Errors
+    /// `StateError::Locked` if another daemon has it.
+    pub fn lock(&self) -> Result<StateLock, StateError> {
+        let path = self.path(LOCK);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(|error| failed("open", &path, error))?;
+        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        locked.map_err(|_| StateError::Locked(self.dir.clone()))?;
+        Ok(StateLock(file))
     }
 
     /// Returns the path of a file in the directory.
@@ -394,6 +417,16 @@ pub(crate) mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let error = State::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("chmod 700"), "{error}");
+    }
+
+    #[test]
+    fn one_daemon_at_a_time_holds_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let held = state.lock().unwrap();
+        assert!(matches!(state.lock(), Err(StateError::Locked(_))));
+        drop(held);
+        assert!(state.lock().is_ok());
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Status {
     pub schema: String,
     /// The version of the running meshd.
     pub version: String,
+    /// How it is, in a word.
+    pub state: Health,
     /// Seconds since it started.
     pub uptime_s: u64,
     /// Who it is in the mesh; absent until it has joined.
@@ -58,6 +60,21 @@ pub struct Status {
     pub flows: FlowCount,
     /// The node's own services.toml.
     pub file: File,
+}
+
+/// How a node is, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It has not joined a mesh.
+    NotJoined,
+    /// It forwards, and nothing stands in the way.
+    Ok,
+    /// It does not forward, or something stands in the way: see `warnings`.
+    Degraded,
+    /// A word that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Who a node is.
@@ -165,8 +182,16 @@ pub struct Backend {
 pub struct Lane {
     /// Its number.
     pub lane: usize,
-    /// Its UDP port.
-    pub port: u16,
+    /// Packets read from the interface.
+    pub tun_rx_packets: u64,
+    /// Packets written to the interface.
+    pub tun_tx_packets: u64,
+    /// Datagrams received.
+    pub udp_rx_packets: u64,
+    /// Datagrams sent.
+    pub udp_tx_packets: u64,
+    /// Handshakes completed.
+    pub handshakes: u64,
 }
 
 /// How full the flow table is.
@@ -243,12 +268,14 @@ pub struct Why {
     pub port: u16,
     /// Whether packets get through.
     pub allowed: bool,
-    /// The verdict in a sentence.
+    /// `forward`, `deliver`, or the reason why it is refused or dropped.
     pub verdict: String,
     /// The engine's steps, in order, up to the one that decided.
     pub steps: Vec<Step>,
     /// The rule that allows it.
     pub rule: Option<RuleAt>,
+    /// The rule that is missing, as the operator would write it.
+    pub missing: Option<String>,
     /// The backend that the next connection would get.
     pub backend: Option<WhyBackend>,
     /// The node that it would go to.

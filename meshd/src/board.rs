@@ -1,0 +1,120 @@
+//! The board: where every part of the daemon posts how it stands, and where status, metrics and `why` read it.
+//!
+//! Posting never waits for a reader. What is read is a consistent value per part, not over all parts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::services::ServeSpec;
+use mesh_proto::view::View;
+use tokio::sync::{Notify, watch};
+
+use crate::dataplane::DataPlane;
+use crate::kernel::Upkeep;
+use crate::link::LinkState;
+use crate::state::Enrolment;
+
+/// The node's own services.toml, as it was read last.
+#[derive(Debug, Clone, Default)]
+pub struct Offers {
+    /// Its path.
+    pub path: PathBuf,
+    /// What is in force.
+    pub serve: Vec<ServeSpec>,
+    /// What the operator should know of the file in force.
+    pub warnings: Vec<String>,
+    /// What is wrong with the file on disk, and since when; the offers in force are then older ones.
+    pub error: Option<(String, Instant)>,
+}
+
+/// Where every part posts how it stands.
+#[derive(Debug)]
+pub struct Board {
+    /// When the daemon started.
+    pub started: Instant,
+    /// Which mesh the node belongs to; `None` until it has joined.
+    pub enrolment: watch::Sender<Option<Enrolment>>,
+    /// The map in force, compiled; `None` until there is one.
+    pub view: watch::Sender<Option<Arc<View>>>,
+    /// The control channel.
+    pub link: watch::Sender<LinkState>,
+    /// The kernel set-up.
+    pub upkeep: watch::Sender<Upkeep>,
+    /// The node's own services.toml.
+    pub offers: watch::Sender<Offers>,
+    /// Asks for services.toml to be read again.
+    pub reload: Notify,
+    /// What the daemon is asked to do next.
+    pub order: watch::Sender<Order>,
+    /// Sentences by topic, for what has no place of its own; one per topic.
+    notes: Mutex<BTreeMap<&'static str, String>>,
+    plane: Mutex<Option<DataPlane>>,
+}
+
+/// What the daemon is asked to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Go on.
+    #[default]
+    Run,
+    /// Leave the mesh: stop forwarding, forget the enrolment, undo the kernel set-up; then idle.
+    Leave,
+    /// End the process; what keeps the range closed stays.
+    Stop,
+}
+
+impl Board {
+    /// Makes an empty board.
+    pub fn new(services: PathBuf) -> Self {
+        Self {
+            started: Instant::now(),
+            enrolment: watch::Sender::new(None),
+            view: watch::Sender::new(None),
+            link: watch::Sender::new(LinkState::default()),
+            upkeep: watch::Sender::new(Upkeep::default()),
+            offers: watch::Sender::new(Offers { path: services, ..Offers::default() }),
+            reload: Notify::new(),
+            order: watch::Sender::new(Order::Run),
+            notes: Mutex::new(BTreeMap::new()),
+            plane: Mutex::new(None),
+        }
+    }
+
+    /// Posts a sentence under a topic, or takes it down.
+    pub fn note(&self, topic: &'static str, sentence: Option<String>) {
+        let mut notes = lock(&self.notes);
+        match sentence {
+            Some(sentence) => notes.insert(topic, sentence),
+            None => notes.remove(topic),
+        };
+    }
+
+    /// Returns the sentences posted.
+    pub fn notes(&self) -> Vec<String> {
+        lock(&self.notes).values().cloned().collect()
+    }
+
+    /// Posts the running data path, or takes it down and returns it.
+    pub fn set_plane(&self, plane: Option<DataPlane>) -> Option<DataPlane> {
+        std::mem::replace(&mut lock(&self.plane), plane)
+    }
+
+    /// Asks the data path something, if it runs.
+    pub fn with_plane<T>(&self, ask: impl FnOnce(&DataPlane) -> T) -> Option<T> {
+        lock(&self.plane).as_ref().map(ask)
+    }
+}
+
+/// Returns the time since boot, suspend included.
+pub fn now() -> Timestamp {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let micros = u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000;
+    Timestamp::from_micros(micros + u64::try_from(t.tv_nsec).unwrap_or(0) / 1000)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,122 @@
+//! The other end of the control socket: what every verb but `run` speaks through.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use mesh_proto::status::Failure;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// The largest answer that is read, in bytes.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+/// Why the daemon did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("meshd is not running (no answer at {}): start it with systemctl start meshd", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket may not be used.
+    #[error("cannot use {}: {error}; run as root", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The daemon said no.
+    #[error("{}", .0.message)]
+    Refused(Failure),
+    /// What came cannot be read.
+    #[error("the daemon's answer cannot be read: {0}; restart it, so that it and this command have the same version")]
+    Malformed(String),
+}
+
+/// Asks one daemon.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// Names the daemon's socket.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// `ClientError` if the daemon does not answer or says no.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        parse(&self.ask(Method::GET, path).await?)
+    }
+
+    /// Asks for something to be done.
+    ///
+    /// # Errors
+    /// `ClientError` if the daemon does not answer or says no.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        parse(&self.ask(Method::POST, path).await?)
+    }
+
+    /// Reads bytes as they are.
+    ///
+    /// # Errors
+    /// `ClientError` if the daemon does not answer or says no.
+    pub async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|error| {
+            let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+            let path = self.socket.clone();
+            if nobody.contains(&error.kind()) { ClientError::NotRunning(path) } else { ClientError::Io { path, error } }
+        })?;
+        let asked = timeout(ANSWER, exchange(stream, method, path)).await;
+        let answered = asked.map_err(|_| ClientError::Malformed("no answer in 5 s".into()))?;
+        let (status, bytes) = answered.map_err(ClientError::Malformed)?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        Err(match serde_json::from_slice(&bytes) {
+            Ok(failure) => ClientError::Refused(failure),
+            Err(error) => ClientError::Malformed(format!("status {status}: {error}")),
+        })
+    }
+}
+
+async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), String> {
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
+    let driver = tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "meshd")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+    let bytes = body.map_err(|e| e.to_string())?.to_bytes();
+    driver.abort();
+    Ok((status, bytes))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(bytes).map_err(|e| ClientError::Malformed(e.to_string()))
+}
+
+/// Writes a word so that it can stand in a query.
+pub fn encode(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    let each = |b: u8| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") };
+    word.bytes().map(each).collect()
+}

@@ -1,0 +1,404 @@
+//! What every verb does: ask the daemon or do it here, print, and end with the right exit code.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::CommandFactory;
+use hyper::Method;
+use mesh_proto::services::Diagnostics;
+use mesh_proto::status as doc;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cli::{CONFIG, Cli, ConfigArg, Output, Verb};
+use crate::client::{Client, ClientError, encode};
+use crate::config::{Config, ConfigError};
+use crate::daemon::{self, DaemonError};
+use crate::join::{self, JoinError};
+use crate::kernel::{self, KernelError, Shape};
+use crate::render;
+use crate::state::{State, StateError};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const DEGRADED: u8 = 3;
+const NOT_RUNNING: u8 = 4;
+const DENIED: u8 = 5;
+
+/// How long a daemon may take to end or leave.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The daemon did not answer as asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The daemon could not run.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// The node did not join.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The state cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The daemon did not end in time.
+    #[error("meshd does not {0}; see `journalctl -u meshd`, or kill it and run this again")]
+    Stuck(&'static str),
+    /// No runtime could be made.
+    #[error("cannot start: {0}; check the limits of this process")]
+    Runtime(io::Error),
+    /// There is no such node.
+    #[error("no node of this mesh is called `{0}`; `meshd peers` lists them")]
+    NoPeer(String),
+    /// The peer never answered.
+    #[error(
+        "`{0}` has not answered through the tunnel yet; `meshd peers` shows whether it has an endpoint and a handshake"
+    )]
+    NoAnswer(String),
+}
+
+/// Runs one command line to its end.
+pub fn main(cli: Cli) -> ExitCode {
+    let code = match execute(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "meshd: {error}");
+            if matches!(error, CommandError::Client(ClientError::NotRunning(_))) {
+                NOT_RUNNING
+            } else if matches!(error, CommandError::Config(_)) {
+                USAGE
+            } else {
+                FAILED
+            }
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn execute(cli: Cli) -> Result<u8, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(CommandError::Runtime)?;
+    runtime.block_on(verb(cli))
+}
+
+async fn verb(cli: Cli) -> Result<u8, CommandError> {
+    let json = cli.output == Output::Json;
+    let ask = Asker { client: Client::new(socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
+    match cli.verb {
+        Verb::Run(config) => {
+            log();
+            daemon::run(load(&config, cli.socket)?).await?;
+            Ok(0)
+        }
+        Verb::Join { token, token_file, config } => {
+            let token = join::read_token(token.as_deref(), token_file.as_deref())?;
+            let joined = join::join(&load(&config, cli.socket)?, &token).await?;
+            let mut done = vec![join::sentence(&joined)];
+            done.extend(joined.warnings.iter().map(|w| format!("warning: {w}")));
+            finish(json, done);
+            Ok(0)
+        }
+        Verb::Leave(config) => leave(&load(&config, cli.socket)?, json).await,
+        Verb::Status => {
+            let status: doc::Status = ask.show("/v1/status", render::status).await?;
+            let fine = status.state == doc::Health::Ok;
+            Ok(if fine { 0 } else { DEGRADED })
+        }
+        Verb::Peers => {
+            let shown = |d: &doc::Peers| render::peers(&d.peers);
+            ask.show("/v1/peers", shown).await.map(|_| 0)
+        }
+        Verb::Services { name } => {
+            let query = name.map_or_else(String::new, |n| format!("?name={}", encode(&n)));
+            let shown = |d: &doc::Services| render::services(&d.services);
+            ask.show(&format!("/v1/services{query}"), shown).await.map(|_| 0)
+        }
+        Verb::Resolve { name } => {
+            let shown = |d: &doc::Resolve| {
+                let addresses: Vec<_> = d.addresses.iter().map(ToString::to_string).collect();
+                format!("{} is the {} {}", addresses.join(" "), d.kind, d.full_name)
+            };
+            ask.show(&format!("/v1/resolve?name={}", encode(&name)), shown).await.map(|_| 0)
+        }
+        Verb::Ping { node } => ping(&ask, &node).await,
+        Verb::Why { src, dst, udp } => {
+            let udp = if udp { "&udp=1" } else { "" };
+            let path = format!("/v1/why?src={}&dst={}{udp}", encode(&src), encode(&dst));
+            let why: doc::Why = ask.show(&path, render::why).await?;
+            Ok(match (why.allowed, why.verdict.as_str()) {
+                (true, _) => 0,
+                (false, "denied") => DENIED,
+                (false, _) => FAILED,
+            })
+        }
+        Verb::Check(config) => check(&config, cli.socket, json).await,
+        Verb::Flows => {
+            let shown = |d: &doc::Flows| render::flows(&d.flows);
+            ask.show("/v1/flows", shown).await.map(|_| 0)
+        }
+        Verb::Metrics => {
+            let bytes = ask.client.ask(Method::GET, "/v1/metrics").await?;
+            print(String::from_utf8_lossy(&bytes).trim_end());
+            Ok(0)
+        }
+        Verb::Reload => {
+            let done: doc::Done = ask.client.post("/v1/reload").await?;
+            finish(json, done.done);
+            Ok(0)
+        }
+        Verb::Cleanup(config) => cleanup(&load(&config, cli.socket)?, json).await,
+        Verb::Guard(config) => guard(&load(&config, cli.socket)?, json).await,
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "meshd", &mut io::stdout());
+            Ok(0)
+        }
+    }
+}
+
+/// Asks the daemon and prints what it says.
+struct Asker {
+    client: Client,
+    json: bool,
+}
+
+impl Asker {
+    async fn show<T: Serialize + DeserializeOwned>(
+        &self,
+        path: &str,
+        table: impl Fn(&T) -> String,
+    ) -> Result<T, CommandError> {
+        let document: T = self.client.get(path).await?;
+        if self.json {
+            print_json(&document);
+        } else {
+            print(&table(&document));
+        }
+        Ok(document)
+    }
+}
+
+async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
+    let peers: doc::Peers = ask.client.get("/v1/peers").await?;
+    let name = node.strip_prefix("host:").unwrap_or(node);
+    let found = peers.peers.iter().find(|p| p.name.as_str() == name);
+    let peer = found.ok_or_else(|| CommandError::NoPeer(name.into()))?;
+    if ask.json {
+        print_json(peer);
+    }
+    let rtt = peer.rtt_ms.ok_or_else(|| CommandError::NoAnswer(name.into()))?;
+    if !ask.json {
+        let endpoint = peer.endpoint.map_or_else(String::new, |e| format!(" by {e}"));
+        print(&format!("{name} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.address));
+    }
+    Ok(0)
+}
+
+async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
+    let client = Client::new(config.socket.clone());
+    match client.post::<doc::Done>("/v1/leave").await {
+        Ok(_) => {
+            let gone = |status: &Result<doc::Status, ClientError>| status.as_ref().is_ok_and(|s| s.node.is_none());
+            let asked = Instant::now();
+            while !gone(&client.get("/v1/status").await) {
+                if asked.elapsed() > PATIENCE {
+                    return Err(CommandError::Stuck("leave"));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            finish(json, vec!["left the mesh; the running meshd waits for the next `meshd join`".into()]);
+        }
+        Err(ClientError::NotRunning(_)) => {
+            let mut done = Vec::new();
+            if config.state_dir.exists() {
+                let state = State::open(&config.state_dir)?;
+                let _lock = state.lock()?;
+                state.forget()?;
+            }
+            done.extend(kernel::cleanup(&config.interface).await?);
+            done.push("left the mesh; the coordinator forgets this node with `mesh-coordinator revoke`".into());
+            finish(json, done);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(0)
+}
+
+async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
+    let client = Client::new(config.socket.clone());
+    let mut done = Vec::new();
+    match client.post::<doc::Done>("/v1/stop").await {
+        Ok(_) => {
+            let asked = Instant::now();
+            while config.socket.exists() {
+                if asked.elapsed() > PATIENCE {
+                    return Err(CommandError::Stuck("stop"));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            done.push("stopped the running meshd".into());
+        }
+        Err(ClientError::NotRunning(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let removed = kernel::cleanup(&config.interface).await?;
+    if removed.is_empty() {
+        done.push("nothing of meshd is left in the kernel".into());
+    }
+    done.extend(removed);
+    finish(json, done);
+    Ok(0)
+}
+
+async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
+    let Some((range, shape)) = join::stored_range(config)? else {
+        finish(json, vec!["not joined: nothing to close".into()]);
+        return Ok(0);
+    };
+    let guards = kernel::close_range(&shape).await?;
+    let mut done = vec![format!("closed {range}")];
+    done.extend(guards.missing.iter().map(|w| format!("warning: {w}")));
+    finish(json, done);
+    Ok(0)
+}
+
+/// Checks what can be checked without a daemon.
+async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u8, CommandError> {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let config = match load(arg, socket) {
+        Ok(config) => Some(config),
+        Err(error) => {
+            errors.push(error.to_string());
+            None
+        }
+    };
+    if let Some(config) = &config {
+        services(config, json, &mut errors, &mut warnings);
+        match shape(config) {
+            Ok(shape) => {
+                let found = kernel::obstacles(&shape).await;
+                warnings.extend(found.into_iter().map(|o| match o.command.as_str() {
+                    "" => o.sentence,
+                    command => format!("{}; run `{command}`", o.sentence),
+                }));
+                match kernel::host_facts().await {
+                    Ok(host) => errors.extend(host.collision(shape.range)),
+                    Err(error) => errors.push(error.to_string()),
+                }
+            }
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    let code = if errors.is_empty() { 0 } else { FAILED };
+    if json {
+        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings });
+        return Ok(code);
+    }
+    for error in &errors {
+        print(&format!("error: {error}"));
+    }
+    for warning in &warnings {
+        print(&format!("warning: {warning}"));
+    }
+    let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
+    print(&format!("{}, {}", plural(errors.len(), "error"), plural(warnings.len(), "warning")));
+    Ok(code)
+}
+
+/// Checks the node's services.toml; people see it drawn, programs get lines.
+fn services(config: &Config, json: bool, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+    let name = config.services.display().to_string();
+    let Ok(text) = std::fs::read_to_string(&config.services) else {
+        match crate::offers::read(&config.services) {
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
+        return;
+    };
+    match mesh_proto::services::parse_node(&text, &name) {
+        Ok((_, list)) => warnings.extend(Diagnostics::new(&name, &text, list).lines()),
+        Err(bad) => {
+            if !json {
+                print(&bad.render(io::stdout().is_terminal()));
+            }
+            errors.extend(bad.lines());
+        }
+    }
+}
+
+/// Returns what the kernel carries, or would carry after a join with the default range.
+fn shape(config: &Config) -> Result<Shape, StateError> {
+    if let Some((_, shape)) = join::stored_range(config)? {
+        return Ok(shape);
+    }
+    let range = mesh_proto::addr::MeshRange::default();
+    Ok(Shape {
+        interface: config.interface.clone(),
+        range,
+        address: mesh_proto::addr::Flat(range.nodes().network()),
+        mtu: 1420,
+        pods: config.pods.clone(),
+    })
+}
+
+/// Reads the configuration; `--socket` has the last word.
+fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, CommandError> {
+    let mut config = Config::load(&arg.config)?;
+    if let Some(socket) = socket {
+        config.socket = socket;
+    }
+    Ok(config)
+}
+
+/// Returns where the daemon listens: `--socket`, else what the configuration says, else the default.
+fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
+    let configured = || Config::load(config).unwrap_or_default().socket;
+    given.map_or_else(configured, Into::into)
+}
+
+fn finish(json: bool, done: Vec<String>) {
+    if json {
+        print_json(&doc::Done { schema: doc::DONE.into(), done });
+    } else {
+        print(&done.join("\n"));
+    }
+}
+
+fn print_json<T: Serialize>(value: &T) {
+    let text = serde_json::to_string_pretty(value);
+    print(&text.expect("documents have string keys and no failing parts"));
+}
+
+/// Prints a text and a line end; a reader that went away is no error.
+fn print(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// Logs to standard error: what MESHD_LOG says, else what an operator cares about.
+fn log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    if journal {
+        format.without_time().init();
+    } else {
+        format.init();
+    }
+}

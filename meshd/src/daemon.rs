@@ -1,0 +1,170 @@
+//! `meshd run`: the one place where everything meets.
+//!
+//! ```text
+//!   idle ── an enrolment appears ──▶ member ── `meshd leave` ──▶ idle
+//!     └───────── SIGTERM ─────────────┴──▶ stopped: rule, unreachable route and guards stay
+//! ```
+//! A member forwards from the cached map before it has said a word to the coordinator; every new map is
+//! applied first and stored after.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::api::{Socket, SocketError};
+use crate::board::{Board, Order};
+use crate::config::Config;
+use crate::dataplane::DataPlaneError;
+use crate::kernel::{self, KernelError};
+use crate::member::Member;
+use crate::state::{Enrolment, State, StateError};
+use crate::{metrics, offers};
+
+/// How often an idle daemon looks for an enrolment.
+const POLL: Duration = Duration::from_millis(500);
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The control socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The data path cannot start.
+    #[error(transparent)]
+    DataPlane(#[from] DataPlaneError),
+    /// Signals cannot be received.
+    #[error("cannot receive signals: {0}; check the limits of this process")]
+    Signals(std::io::Error),
+    /// A directory cannot be made.
+    #[error("cannot make {}: {error}; run as root, or set `runtime_dir` in meshd.toml", path.display())]
+    Runtime {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// Runs until a signal or `/v1/stop` ends it.
+///
+/// # Errors
+/// `DaemonError` that says what cannot be had, and what to do.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let state = State::open(&config.state_dir)?;
+    let _lock = state.lock()?;
+    std::fs::create_dir_all(&config.runtime_dir)
+        .map_err(|error| DaemonError::Runtime { path: config.runtime_dir.clone(), error })?;
+    let board = Arc::new(Board::new(config.services.clone()));
+    let socket = Socket::bind(&config.socket).await?;
+    // Dropping the set ends its tasks.
+    let mut background = JoinSet::new();
+    background.spawn(socket.serve(Arc::clone(&board)));
+    background.spawn(signals(Arc::clone(&board))?);
+    background.spawn(offers::keep(Arc::clone(&board)));
+    if let Some(listen) = config.metrics {
+        background.spawn(metrics::serve(listen, Arc::clone(&board)));
+    }
+    let mut order = board.order.subscribe();
+    while *order.borrow_and_update() != Order::Stop {
+        let Some(enrolment) = enrolled(&state, &board).await else {
+            continue;
+        };
+        let mut member = Member::start(&config, &state, &board, enrolment).await?;
+        tell(NotifyState::Ready);
+        member.run().await;
+        member.stop().await;
+        if *order.borrow_and_update() == Order::Leave {
+            leave(&config, &state, &board).await?;
+            board.order.send_replace(Order::Run);
+        }
+    }
+    tell(NotifyState::Stopping);
+    tracing::info!("stopped; the mesh range stays closed until `meshd leave` or `meshd cleanup`");
+    background.shutdown().await;
+    Ok(())
+}
+
+/// Waits until the node belongs to a mesh; `None` if the daemon is to do something else.
+async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
+    let mut order = board.order.subscribe();
+    let mut told = false;
+    loop {
+        match state.enrolment() {
+            Ok(Some(enrolment)) => {
+                board.note("enrolment", None);
+                board.enrolment.send_replace(Some(enrolment.clone()));
+                return Some(enrolment);
+            }
+            Ok(None) if told => {}
+            Ok(None) => {
+                tracing::info!("not joined; {}", crate::JOIN_HINT);
+                tell(NotifyState::Ready);
+                tell(NotifyState::Status("not joined"));
+            }
+            Err(error) if told => board.note("enrolment", Some(error.to_string())),
+            Err(error) => tracing::error!(%error, "enrolment not read"),
+        }
+        told = true;
+        tokio::select! {
+            () = sleep(POLL) => {}
+            Ok(()) = order.changed() => {
+                // There is nothing to leave; after `Stop` the caller's loop ends.
+                board.order.send_if_modified(|order| {
+                    let leave = *order == Order::Leave;
+                    if leave {
+                        *order = Order::Run;
+                    }
+                    leave
+                });
+                return None;
+            }
+        }
+    }
+}
+
+async fn leave(config: &Config, state: &State, board: &Board) -> Result<(), DaemonError> {
+    state.forget()?;
+    board.view.send_replace(None);
+    board.enrolment.send_replace(None);
+    board.link.send_replace(Default::default());
+    board.upkeep.send_replace(Default::default());
+    for removed in kernel::cleanup(&config.interface).await? {
+        tracing::info!(removed, "kernel set-up undone");
+    }
+    tracing::info!("left the mesh");
+    Ok(())
+}
+
+fn signals(board: Arc<Board>) -> Result<impl Future<Output = ()> + use<>, DaemonError> {
+    let open = |kind| signal(kind).map_err(DaemonError::Signals);
+    let mut terminate = open(SignalKind::terminate())?;
+    let mut interrupt = open(SignalKind::interrupt())?;
+    let mut hangup = open(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                Some(()) = terminate.recv() => { board.order.send_replace(Order::Stop); }
+                Some(()) = interrupt.recv() => { board.order.send_replace(Order::Stop); }
+                Some(()) = hangup.recv() => board.reload.notify_one(),
+            }
+        }
+    })
+}
+
+/// Tells systemd, where it listens.
+fn tell(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd not told");
+    }
+}

@@ -1,0 +1,211 @@
+//! `meshd join`: from a token to an enrolment, and the mesh range closed before the first packet.
+
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use mesh_proto::addr::{Flat, MeshRange};
+use mesh_proto::id::{MeshName, NodeName, SiteName};
+use mesh_proto::token::{JoinToken, TokenError};
+use mesh_proto::wire::{JoinRequest, VERSION};
+
+use crate::config::Config;
+use crate::facts;
+use crate::kernel::{self, KernelError, Shape};
+use crate::keys::Keys;
+use crate::lane_keys::LaneKeys;
+use crate::link::{self, Dial, LinkError};
+use crate::offers;
+use crate::state::{Enrolment, State, StateError};
+
+/// Longest token file that is read, in bytes.
+const MAX_TOKEN: u64 = 64 * 1024;
+
+/// Why a node did not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The token cannot be read.
+    #[error("cannot read the token from {from}: {error}; give it as `meshd join TOKEN`, `--token-file FILE` or `-`")]
+    Read {
+        /// Where from.
+        from: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is no token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No coordinator let the node in.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The node's own services.toml is wrong.
+    #[error("{0}\nnot joined; mend the file first, or move it away")]
+    Services(String),
+    /// The node belongs to another mesh.
+    #[error("this node belongs to mesh `{mesh}` as `{node}` already; run `meshd leave` first")]
+    Elsewhere {
+        /// That mesh.
+        mesh: MeshName,
+        /// Its name there.
+        node: NodeName,
+    },
+    /// The mesh range is in use here.
+    #[error("{0}")]
+    Collision(String),
+    /// The kernel does not answer.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// What came of a join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// The node's enrolment.
+    pub enrolment: Enrolment,
+    /// Whether it had joined before.
+    pub before: bool,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a token from a file, or from standard input for `-`.
+///
+/// # Errors
+/// `JoinError` if it cannot be read or is none.
+pub fn read_token(word: Option<&str>, file: Option<&Path>) -> Result<JoinToken, JoinError> {
+    let text = match (word, file) {
+        (_, Some(path)) => read(&path.display().to_string(), &mut || std::fs::File::open(path))?,
+        (Some("-") | None, None) => read("standard input", &mut || Ok(io::stdin()))?,
+        (Some(word), None) => word.to_owned(),
+    };
+    Ok(text.parse()?)
+}
+
+fn read<R: Read>(from: &str, open: &mut dyn FnMut() -> io::Result<R>) -> Result<String, JoinError> {
+    let mut text = String::new();
+    let result = open().and_then(|reader| reader.take(MAX_TOKEN).read_to_string(&mut text));
+    result.map_err(|error| JoinError::Read { from: from.into(), error })?;
+    Ok(text)
+}
+
+/// Joins the token's mesh. Idempotent for the same mesh.
+///
+/// # Errors
+/// `JoinError` that says what is wrong and what to do.
+pub async fn join(config: &Config, token: &JoinToken) -> Result<Joined, JoinError> {
+    let state = State::open(&config.state_dir)?;
+    if let Some(enrolment) = state.enrolment()? {
+        if enrolment.pins.iter().any(|pin| token.pins.contains(pin)) {
+            return Ok(Joined { enrolment, before: true, warnings: Vec::new() });
+        }
+        return Err(JoinError::Elsewhere { mesh: enrolment.mesh, node: enrolment.node });
+    }
+    let (serve, mut warnings) = offers::read(&config.services).map_err(JoinError::Services)?;
+    let keys = Arc::new(Keys::load_or_make(&state)?);
+    let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
+    let host = kernel::host_facts().await?;
+    let dial = Dial { coordinators: token.coordinators.clone(), pins: token.pins.clone(), keys };
+    let request = JoinRequest {
+        version: VERSION,
+        token: token.id_text(),
+        secret: token.secret.clone(),
+        name: config.name.clone(),
+        facts: facts::gather(config, &lanes, &host, &serve, config.pods.is_empty()),
+    };
+    let response = link::join(&dial, &request).await?;
+    if let Some(collision) = host.collision(response.range) {
+        return Err(JoinError::Collision(collision));
+    }
+    let mut enrolment = Enrolment::new(&response);
+    if enrolment.coordinators.is_empty() {
+        enrolment.coordinators = token.coordinators.clone();
+    }
+    if enrolment.pins.is_empty() {
+        enrolment.pins = token.pins.clone();
+    }
+    let shape = shape(config, &enrolment, facts::mtu(&host));
+    match kernel::close_range(&shape).await {
+        Ok(guards) => warnings.extend(guards.missing),
+        Err(error) => warnings.push(format!(
+            "the mesh range {} is not closed yet, so packets to it may leave in clear until `meshd run`: {error}",
+            enrolment.range
+        )),
+    }
+    state.save_netmap(&response.netmap)?;
+    // The enrolment goes last: a waiting daemon starts when it appears.
+    state.save_enrolment(&enrolment)?;
+    Ok(Joined { enrolment, before: false, warnings })
+}
+
+/// Returns what the kernel is to carry for an enrolment.
+pub fn shape(config: &Config, enrolment: &Enrolment, mtu: u16) -> Shape {
+    Shape {
+        interface: config.interface.clone(),
+        range: enrolment.range,
+        address: enrolment.address,
+        mtu,
+        pods: enrolment.blocks.iter().map(|block| block.real).collect(),
+    }
+}
+
+/// Says in one line what came of a join.
+pub fn sentence(joined: &Joined) -> String {
+    let Enrolment { mesh, node, site, address, .. } = &joined.enrolment;
+    if joined.before {
+        already(mesh, node, site, *address)
+    } else {
+        format!("joined mesh {mesh} as {node} (site {site}), {address}; next: meshd run (or systemctl start meshd)")
+    }
+}
+
+fn already(mesh: &MeshName, node: &NodeName, site: &SiteName, address: Flat) -> String {
+    format!("already joined mesh {mesh} as {node} (site {site}), {address}; the token was not used")
+}
+
+/// Returns the range that must be closed at boot, from the stored enrolment.
+///
+/// # Errors
+/// `StateError` if the enrolment cannot be read.
+pub fn stored_range(config: &Config) -> Result<Option<(MeshRange, Shape)>, StateError> {
+    if !config.state_dir.exists() {
+        return Ok(None);
+    }
+    let enrolment = State::open(&config.state_dir)?.enrolment()?;
+    Ok(enrolment.map(|e| (e.range, shape(config, &e, 1420))))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use mesh_proto::id::IdentityKey;
+    use mesh_proto::token::TokenSecret;
+
+    use super::*;
+
+    fn token() -> JoinToken {
+        JoinToken {
+            coordinators: vec!["192.0.2.1:7700".into()],
+            pins: vec![IdentityKey([3; 32])],
+            id: [9; 8],
+            secret: TokenSecret([5; 32]),
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_file_or_the_line_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, format!("{}\n", token().to_line())).unwrap();
+        assert_eq!(read_token(None, Some(&path)).unwrap(), token());
+        assert_eq!(read_token(Some(&token().to_line()), None).unwrap(), token());
+
+        let error = read_token(Some("nonsense"), None).unwrap_err().to_string();
+        assert!(error.contains("not a join token") && !error.contains("nonsense"), "{error}");
+        let error = read_token(None, Some(&dir.path().join("none"))).unwrap_err();
+        assert!(error.to_string().contains("cannot read the token from"), "{error}");
+    }
+}

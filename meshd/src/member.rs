@@ -1,0 +1,344 @@
+//! What a node does while it belongs to a mesh: it forwards from the cached map before it has said a word
+//! to the coordinator, puts every new map in force before it stores it, and reports what changed.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::netmap::{Mesh, NetMap, OwnNode};
+use mesh_proto::view::View;
+use mesh_proto::wire::Report;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::board::{Board, Order};
+use crate::config::Config;
+use crate::daemon::DaemonError;
+use crate::dataplane::{Activity, DataPlane, Setup};
+use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
+use crate::keys::Keys;
+use crate::lane_keys::LaneKeys;
+use crate::link::{Dial, Link};
+use crate::splice::{self, Splices};
+use crate::state::{Active, Enrolment, State};
+use crate::{dns, facts, join};
+
+/// How often the active peers are stored, if they changed.
+const ACTIVITY: Duration = Duration::from_secs(10);
+/// How long each part may take to stop.
+const STOP: Duration = Duration::from_millis(400);
+
+/// Everything that runs while the node belongs to a mesh.
+pub(crate) struct Member<'d> {
+    config: &'d Config,
+    state: &'d State,
+    board: &'d Arc<Board>,
+    lanes: LaneKeys,
+    host: HostFacts,
+    enrolment: Enrolment,
+    shape: Shape,
+    keeper: Keeper,
+    splices: Splices,
+    maps: watch::Receiver<Option<Arc<NetMap>>>,
+    /// The map in force, for the name server.
+    view: watch::Sender<Arc<View>>,
+    report: watch::Sender<Option<Report>>,
+    addresses: mpsc::Receiver<()>,
+    store: watch::Sender<Option<Arc<NetMap>>>,
+    storing: JoinHandle<()>,
+    active: Vec<Active>,
+    /// Dropping the set ends its tasks: the link, DNS, the address watch.
+    tasks: JoinSet<()>,
+}
+
+impl<'d> Member<'d> {
+    /// Closes the range, starts the data path from the cached map, and everything else behind it.
+    ///
+    /// # Errors
+    /// `DaemonError` that says what cannot be had.
+    pub(crate) async fn start(
+        config: &'d Config,
+        state: &'d State,
+        board: &'d Arc<Board>,
+        enrolment: Enrolment,
+    ) -> Result<Self, DaemonError> {
+        let keys = Arc::new(Keys::load_or_make(state)?);
+        let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
+        let host = kernel::host_facts().await?;
+        let shape = join::shape(config, &enrolment, facts::mtu(&host));
+        let guards = kernel::close_range(&shape).await?;
+        board.upkeep.send_modify(|upkeep| upkeep.guards = guards);
+        let cached = state.netmap().filter(|map| belongs(map, &enrolment)).map(Arc::new);
+        let map = cached.clone().unwrap_or_else(|| Arc::new(empty(&enrolment)));
+        let active = state.activity();
+        let view = Arc::new(View::compile(Arc::clone(&map)));
+        let plane = DataPlane::start(Setup {
+            interface: config.interface.clone(),
+            lanes: config.lanes,
+            port: config.port,
+            mark: MARK,
+            mtu: shape.mtu,
+            keys: lanes.clone(),
+            flow_file: Some(config.runtime_dir.join("flows")),
+            view: Arc::clone(&view),
+            locals: facts::locals(&host).into(),
+            active: active.iter().map(activity).collect(),
+        })?;
+        board.view.send_replace(Some(Arc::clone(&view)));
+        let view = watch::Sender::new(view);
+        board.set_plane(Some(plane));
+        kernel::attach(&shape).await?;
+        let keeper = Keeper::start(shape.clone(), board.upkeep.clone())?;
+        let mut tasks = JoinSet::new();
+        let (tell, addresses) = mpsc::channel(1);
+        tasks.spawn(facts::address_changes(tell));
+        if config.dns.enabled {
+            let upstreams = config.dns.upstreams.clone();
+            let view = view.subscribe();
+            tasks.spawn(names(view, shape.dns(), upstreams, Arc::clone(board)));
+        }
+        let report = watch::Sender::new(None);
+        let maps = watch::Sender::new(None);
+        let (store, storing) = storing(state.clone());
+        let member = Self {
+            config,
+            state,
+            board,
+            lanes,
+            host,
+            shape,
+            keeper,
+            splices: Splices::default(),
+            maps: maps.subscribe(),
+            view,
+            report: report.clone(),
+            addresses,
+            store,
+            storing,
+            active,
+            tasks,
+            enrolment,
+        };
+        member.report();
+        let link = Link {
+            dial: Dial {
+                coordinators: member.enrolment.coordinators.clone(),
+                pins: member.enrolment.pins.clone(),
+                keys,
+            },
+            current: cached,
+            maps,
+            state: board.link.clone(),
+            report: report.subscribe(),
+        };
+        let mut member = member;
+        member.tasks.spawn(link.run());
+        member.splice();
+        let node = &member.enrolment.node;
+        tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %map.revision, "forwarding");
+        Ok(member)
+    }
+
+    /// Runs until the daemon is ordered to do something else.
+    pub(crate) async fn run(&mut self) {
+        let mut order = self.board.order.subscribe();
+        let mut offers = self.board.offers.subscribe();
+        let mut upkeep = self.board.upkeep.subscribe();
+        let mut tick = interval(ACTIVITY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = order.wait_for(|&order| order != Order::Run) => return,
+                changed = self.maps.changed() => {
+                    let newest = self.maps.borrow_and_update().clone();
+                    match (changed, newest) {
+                        (Ok(()), Some(map)) => self.apply(map).await,
+                        (Ok(()), None) => {}
+                        // The link never ends by itself; if it did, forwarding goes on.
+                        (Err(_), _) => sleep(ACTIVITY).await,
+                    }
+                }
+                Ok(()) = offers.changed() => {
+                    self.splice();
+                    self.report();
+                }
+                Ok(()) = upkeep.changed() => self.report(),
+                Some(()) = self.addresses.recv() => self.refresh_host().await,
+                _ = tick.tick() => self.save_activity(),
+            }
+        }
+    }
+
+    /// Ends every part; rule, unreachable route and guards stay.
+    pub(crate) async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        let plane = self.board.set_plane(None);
+        let stopped = tokio::task::spawn_blocking(move || plane.map(DataPlane::stop));
+        let _ = timeout(STOP, self.keeper.stop()).await;
+        drop(self.store);
+        let _ = timeout(STOP, self.storing).await;
+        let _ = timeout(STOP, stopped).await;
+    }
+
+    /// Puts a map in force: the data path first, then names, kernel, disk, and the word to the coordinator.
+    async fn apply(&mut self, map: Arc<NetMap>) {
+        if !belongs(&map, &self.enrolment) {
+            tracing::warn!(node = %map.node.name, "a map for another node is ignored");
+            return;
+        }
+        let before = self.board.view.borrow().clone();
+        let view = Arc::new(match &before {
+            Some(before) => View::compile_after(Arc::clone(&map), before),
+            None => View::compile(Arc::clone(&map)),
+        });
+        self.board.with_plane(|plane| plane.set_view(Arc::clone(&view)));
+        self.view.send_replace(Arc::clone(&view));
+        self.board.view.send_replace(Some(view));
+        tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
+        self.enrol(&map).await;
+        self.store.send_replace(Some(Arc::clone(&map)));
+        self.splice();
+        self.report();
+    }
+
+    /// Follows a change of the node's own address or blocks.
+    async fn enrol(&mut self, map: &NetMap) {
+        let mut enrolment = self.enrolment.clone();
+        enrolment.site = map.node.site.clone();
+        enrolment.address = map.node.address;
+        enrolment.blocks = map.node.blocks.clone();
+        if enrolment == self.enrolment {
+            return;
+        }
+        let shape = join::shape(self.config, &enrolment, self.shape.mtu);
+        self.enrolment = enrolment;
+        self.board.enrolment.send_replace(Some(self.enrolment.clone()));
+        if let Err(error) = self.state.save_enrolment(&self.enrolment) {
+            tracing::error!(%error, "enrolment not stored");
+        }
+        if shape == self.shape {
+            return;
+        }
+        self.shape = shape;
+        self.keeper.set_shape(self.shape.clone());
+        if let Err(error) = kernel::attach(&self.shape).await {
+            tracing::error!(%error, "new address not set; it is tried again");
+        }
+    }
+
+    async fn refresh_host(&mut self) {
+        match kernel::host_facts().await {
+            Ok(host) if host != self.host => {
+                tracing::info!(addresses = ?host.addresses, "addresses of this host changed");
+                self.host = host;
+                let locals: Arc<[_]> = facts::locals(&self.host).into();
+                self.board.with_plane(|plane| plane.set_locals(locals));
+                self.report();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "addresses of this host not read"),
+        }
+    }
+
+    fn splice(&mut self) {
+        let view = self.board.view.borrow().clone();
+        let serve = self.board.offers.borrow().serve.clone();
+        let wanted = view.map_or_else(Vec::new, |v| splice::wanted(v.netmap(), &serve));
+        self.splices.set(&wanted, self.board);
+    }
+
+    fn report(&self) {
+        let upkeep = self.board.upkeep.borrow().clone();
+        let serve = self.board.offers.borrow().serve.clone();
+        let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
+        let obstacles = upkeep.obstacles.iter().map(|o| o.sentence.clone());
+        let guarded = upkeep.guards.masquerade;
+        let report = Report {
+            facts: facts::gather(self.config, &self.lanes, &self.host, &serve, guarded),
+            applied: applied.unwrap_or_default(),
+            warnings: obstacles.chain(upkeep.guards.missing.iter().cloned()).collect(),
+        };
+        self.report.send_if_modified(|last| {
+            let changed = last.as_ref() != Some(&report);
+            if changed {
+                *last = Some(report);
+            }
+            changed
+        });
+    }
+
+    fn save_activity(&mut self) {
+        let active = self.board.with_plane(|plane| plane.activity()).unwrap_or_default();
+        let active: Vec<Active> = active.into_iter().map(|a| Active { peer: a.peer, endpoint: a.endpoint }).collect();
+        if active == self.active {
+            return;
+        }
+        if let Err(error) = self.state.save_activity(&active) {
+            tracing::warn!(%error, "active peers not stored");
+        }
+        self.active = active;
+    }
+}
+
+fn activity(active: &Active) -> Activity {
+    Activity { peer: active.peer.clone(), endpoint: active.endpoint }
+}
+
+/// Says whether a map is this node's.
+fn belongs(map: &NetMap, enrolment: &Enrolment) -> bool {
+    map.node.id == enrolment.id && map.mesh.name == enrolment.mesh && map.mesh.range == enrolment.range
+}
+
+/// The map of a node that knows nobody yet: nothing is allowed, nothing is reachable.
+fn empty(enrolment: &Enrolment) -> NetMap {
+    NetMap {
+        revision: Default::default(),
+        mesh: Mesh { name: enrolment.mesh.clone(), range: enrolment.range, domains: Vec::new() },
+        node: OwnNode {
+            id: enrolment.id,
+            name: enrolment.node.clone(),
+            site: enrolment.site.clone(),
+            address: enrolment.address,
+            blocks: enrolment.blocks.clone(),
+            guarded: false,
+        },
+        peers: Default::default(),
+        services: Default::default(),
+        rules: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+/// Stores maps beside the control loop; of several that wait, only the newest.
+fn storing(state: State) -> (watch::Sender<Option<Arc<NetMap>>>, JoinHandle<()>) {
+    let (store, mut maps) = watch::channel(None::<Arc<NetMap>>);
+    let task = tokio::spawn(async move {
+        while maps.changed().await.is_ok() {
+            let Some(map) = maps.borrow_and_update().clone() else {
+                continue;
+            };
+            let state = state.clone();
+            let saved = tokio::task::spawn_blocking(move || state.save_netmap(&map)).await;
+            if let Ok(Err(error)) = saved {
+                tracing::error!(%error, "map not stored; a restart would begin with an older one");
+            }
+        }
+    });
+    (store, task)
+}
+
+/// Answers names until the task is dropped; a port that cannot be had is a note, and tried again.
+async fn names(view: watch::Receiver<Arc<View>>, address: Ipv4Addr, upstreams: Vec<SocketAddr>, board: Arc<Board>) {
+    loop {
+        let listen = vec![(address, 53).into()];
+        let never = std::future::pending();
+        if let Err(error) = dns::serve(listen, view.clone(), upstreams.clone(), never).await {
+            let hint = "see who listens there with `ss -lunp`";
+            board.note("dns", Some(format!("no DNS on {address}:53: {error}; {hint}")));
+        }
+        sleep(Duration::from_secs(1)).await;
+        board.note("dns", None);
+    }
+}

@@ -1,0 +1,210 @@
+//! The status as Prometheus text, and the listener that serves it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use mesh_proto::status::Status;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+
+use crate::board::Board;
+use crate::status;
+
+/// What the text is, for the reader.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Most connections at a time.
+const MAX_CONNECTIONS: usize = 16;
+/// How long a request's head may take.
+const HEAD: Duration = Duration::from_secs(5);
+/// How often binding is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+type Counters = Family<Labels, Counter>;
+
+/// Writes a status as OpenMetrics text.
+pub fn text(status: &Status) -> String {
+    let mut registry = Registry::with_prefix("meshd");
+    let info = Gauges::default();
+    registry.register("build_info", "The version that runs", info.clone());
+    info.get_or_create(&vec![("version", status.version.clone())]).set(1.0);
+    let connected = f64::from(u8::from(status.coordinator.connected));
+    let in_force = f64::from(u8::from(status.file.in_force));
+    for (name, help, value) in [
+        ("control_connected", "Whether the control channel is up", connected),
+        ("config_revision", "The revision of the map in force", status.coordinator.revision.0 as f64),
+        ("config_last_reload_success", "Whether the services.toml on disk is in force", in_force),
+        ("flows", "Entries of the flow table in use", status.flows.used as f64),
+        ("flow_slots", "Entries that the flow table can hold", status.flows.slots as f64),
+        ("warnings", "Warnings that meshd status shows", status.warnings.len() as f64),
+    ] {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    }
+    services(&mut registry, status);
+    peers(&mut registry, status);
+    let dropped = Counters::default();
+    registry.register("packets_dropped", "Packets refused or dropped, by reason", dropped.clone());
+    for (reason, &count) in &status.drops {
+        dropped.get_or_create(&vec![("reason", reason.clone())]).inc_by(count);
+    }
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("a string takes everything");
+    text
+}
+
+fn services(registry: &mut Registry, status: &Status) {
+    let (backends, connections) = (Gauges::default(), Gauges::default());
+    registry.register("service_backends", "Live backends of a service", backends.clone());
+    let help = "Connections of this node through a VIP that are alive";
+    registry.register("service_connections", help, connections.clone());
+    for s in &status.services {
+        let labels = vec![("service", s.name.to_string()), ("namespace", s.namespace.to_string())];
+        backends.get_or_create(&labels).set(s.backends.len() as f64);
+        let sum: u64 = s.backends.iter().map(|b| b.connections).sum();
+        connections.get_or_create(&labels).set(sum as f64);
+    }
+}
+
+fn peers(registry: &mut Registry, status: &Status) {
+    let handshake = Gauges::default();
+    let rtt = Gauges::default();
+    let (rx, tx) = (Counters::default(), Counters::default());
+    let name = "peer_last_handshake";
+    registry.register_with_unit(name, "Time since the last handshake", Unit::Seconds, handshake.clone());
+    registry.register_with_unit("peer_rtt", "Round trip through the tunnel", Unit::Seconds, rtt.clone());
+    registry.register_with_unit("tunnel_rx", "Bytes received through the tunnel", Unit::Bytes, rx.clone());
+    registry.register_with_unit("tunnel_tx", "Bytes sent through the tunnel", Unit::Bytes, tx.clone());
+    for peer in &status.peers {
+        let labels = vec![("peer", peer.name.to_string())];
+        if let Some(seconds) = peer.last_handshake_s {
+            handshake.get_or_create(&labels).set(seconds as f64);
+        }
+        if let Some(ms) = peer.rtt_ms {
+            rtt.get_or_create(&labels).set(ms / 1000.0);
+        }
+        rx.get_or_create(&labels).inc_by(peer.rx_bytes);
+        tx.get_or_create(&labels).inc_by(peer.tx_bytes);
+    }
+}
+
+/// Serves `/metrics`, `/livez` and `/readyz` until the task is dropped. A port that cannot be bound is a
+/// note on the board, and tried again.
+pub async fn serve(listen: SocketAddr, board: Arc<Board>) {
+    let listener = loop {
+        match TcpListener::bind(listen).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let hint = "set another `metrics` in meshd.toml, or \"off\"";
+                board.note("metrics", Some(format!("no metrics: cannot listen on {listen}: {error}; {hint}")));
+                sleep(RETRY).await;
+            }
+        }
+    };
+    board.note("metrics", None);
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let board = Arc::clone(&board);
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(|request| {
+                std::future::ready(Ok::<_, std::convert::Infallible>(answer(&board, &request)))
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .max_buf_size(16 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "metrics connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, kind, text) = match request.uri().path() {
+        "/metrics" => (StatusCode::OK, CONTENT_TYPE, text(&status::status(board))),
+        "/livez" => (StatusCode::OK, "text/plain", "ok\n".into()),
+        "/readyz" if board.with_plane(|_| ()).is_some() => (StatusCode::OK, "text/plain", "ok\n".into()),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not forwarding: see `meshd status`\n".into()),
+        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /livez and /readyz\n".into()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use mesh_proto::addr::Flat;
+    use mesh_proto::status::{Peer, Service};
+
+    use super::*;
+
+    #[test]
+    fn the_text_has_the_names_that_dashboards_use() {
+        let board = Board::new("/none".into());
+        let mut status = status::status(&board);
+        status.drops.insert("denied".into(), 3);
+        status.peers.push(Peer {
+            name: "n2".parse().unwrap(),
+            site: "c1".parse().unwrap(),
+            address: Flat([241, 1, 0, 2].into()),
+            endpoint: None,
+            rtt_ms: Some(1.5),
+            last_handshake_s: Some(7),
+            rx_bytes: 10,
+            tx_bytes: 20,
+        });
+        status.services.push(Service {
+            name: "cart".parse().unwrap(),
+            namespace: Default::default(),
+            vip: Flat([241, 0, 0, 100].into()),
+            ports: Vec::new(),
+            backends: Vec::new(),
+        });
+
+        let text = text(&status);
+
+        let version = env!("CARGO_PKG_VERSION");
+        for line in [
+            "meshd_control_connected 0.0",
+            "meshd_config_revision 0.0",
+            "meshd_packets_dropped_total{reason=\"denied\"} 3",
+            "meshd_peer_rtt_seconds{peer=\"n2\"} 0.0015",
+            "meshd_peer_last_handshake_seconds{peer=\"n2\"} 7.0",
+            "meshd_tunnel_rx_bytes_total{peer=\"n2\"} 10",
+            "meshd_tunnel_tx_bytes_total{peer=\"n2\"} 20",
+            "meshd_service_backends{service=\"cart\",namespace=\"default\"} 0.0",
+            &format!("meshd_build_info{{version=\"{version}\"}} 1.0"),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What people write where the mesh has addresses: services, nodes, `host:NODE`, full names, bare addresses.
+
+use std::net::Ipv4Addr;
+
+use mesh_proto::id::{NodeName, ServiceKey};
+use mesh_proto::netmap::{NetMap, Service, Transport};
+use mesh_proto::packet::ICMP;
+
+/// Why a word names nothing in this mesh.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Nothing has that name.
+    #[error("`{word}` is no service, node or address of this mesh{hint}")]
+    Unknown {
+        /// The word.
+        word: String,
+        /// What may have been meant.
+        hint: String,
+    },
+    /// No node has that name.
+    #[error("no node of this mesh is called `{0}`; `meshd peers` lists them")]
+    Node(String),
+    /// The service has no backend to speak for it.
+    #[error("service `{0}` has no live backend, so nobody calls as it; name an address or `host:NODE` instead")]
+    NoBackend(ServiceKey),
+    /// The port is no port.
+    #[error("`{0}` is not a port: use 1 to 65535")]
+    Port(String),
+}
+
+/// What a packet goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The port; 0 for protocols without.
+    pub port: u16,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meaning {
+    /// `service` or `node`.
+    pub kind: &'static str,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The name in full.
+    pub full_name: String,
+}
+
+/// Finds the address that a caller would have.
+///
+/// # Errors
+/// `NameError` if the word names nothing that calls.
+pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
+    if let Ok(address) = word.parse() {
+        return Ok(address);
+    }
+    if let Some(name) = word.strip_prefix("host:") {
+        return node(map, name).ok_or_else(|| NameError::Node(name.into()));
+    }
+    if let Some((key, service)) = service(map, word) {
+        let here = |b: &&mesh_proto::netmap::Backend| b.node == map.node.name;
+        let backend = service.backends.iter().find(here);
+        let backend = backend.or_else(|| service.backends.first());
+        let backend = backend.ok_or_else(|| NameError::NoBackend(key.clone()))?;
+        return Ok(backend.address.0);
+    }
+    node(map, word).ok_or_else(|| unknown(map, word))
+}
+
+/// Finds what would be called.
+///
+/// # Errors
+/// `NameError` if the word names nothing that can be called.
+pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> {
+    let transport = if udp { Transport::Udp } else { Transport::Tcp };
+    let plain = |address, port: Option<u16>| Target {
+        address,
+        protocol: port.map_or(ICMP, |_| transport.number()),
+        port: port.unwrap_or(0),
+    };
+    if let Some(rest) = word.strip_prefix("host:") {
+        let (name, port) = split_port(rest)?;
+        let address = node(map, name).ok_or_else(|| NameError::Node(name.into()))?;
+        return Ok(plain(address, port));
+    }
+    let (name, port) = split_port(word)?;
+    if let Ok(address) = name.parse() {
+        return Ok(plain(address, port));
+    }
+    if let Some((_, service)) = service(map, name) {
+        let named = |p: &&mesh_proto::netmap::ServicePort| port.is_none_or(|n| n == p.port);
+        let fits = |p: &&mesh_proto::netmap::ServicePort| !udp || p.transport == Transport::Udp;
+        let mut ports = service.ports.iter().filter(named);
+        let chosen = ports.clone().find(fits).or_else(|| ports.next());
+        return Ok(Target {
+            address: service.vip.0,
+            protocol: chosen.map_or(transport, |p| p.transport).number(),
+            port: chosen.map(|p| p.port).or(port).unwrap_or(0),
+        });
+    }
+    let address = node(map, name).ok_or_else(|| unknown(map, name))?;
+    Ok(plain(address, port))
+}
+
+/// Finds what a name stands for, as `meshd resolve` shows it.
+///
+/// # Errors
+/// `NameError` if it stands for nothing.
+pub fn resolve(map: &NetMap, word: &str) -> Result<Meaning, NameError> {
+    let domain = map.mesh.domains.first().map_or("", |d| d.as_str());
+    if let Some((key, service)) = service(map, word) {
+        return Ok(Meaning {
+            kind: "service",
+            address: service.vip.0,
+            full_name: format!("{}.{}.{domain}", key.name, key.namespace),
+        });
+    }
+    let name = word.strip_prefix("host:").unwrap_or(word);
+    let address = node(map, name).ok_or_else(|| unknown(map, word))?;
+    Ok(Meaning { kind: "node", address, full_name: format!("host:{name}") })
+}
+
+/// Finds a service by its short name, its name and namespace, or either with a domain of the mesh.
+pub fn service<'m>(map: &'m NetMap, word: &str) -> Option<(&'m ServiceKey, &'m Service)> {
+    let word = word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase();
+    let inside = |domain: &str| word.strip_suffix(domain)?.strip_suffix('.');
+    let mut domains = map.mesh.domains.iter();
+    let short = domains.find_map(|d| inside(d.as_str())).unwrap_or(&word);
+    map.services.get_key_value(&short.parse().ok()?)
+}
+
+fn node(map: &NetMap, word: &str) -> Option<Ipv4Addr> {
+    let name: NodeName = word.parse().ok()?;
+    if name == map.node.name {
+        return Some(map.node.address.0);
+    }
+    map.peers.get(&name).map(|p| p.address.0)
+}
+
+fn split_port(word: &str) -> Result<(&str, Option<u16>), NameError> {
+    let Some((name, port)) = word.split_once(':') else {
+        return Ok((word, None));
+    };
+    let number = port.parse().ok().filter(|&n: &u16| n > 0);
+    let number = number.ok_or_else(|| NameError::Port(port.into()))?;
+    Ok((name, Some(number)))
+}
+
+fn unknown(map: &NetMap, word: &str) -> NameError {
+    let services = map.services.keys().map(ToString::to_string);
+    let nodes = map.peers.keys().map(ToString::to_string);
+    let near = services.chain(nodes).map(|name| (strsim::damerau_levenshtein(word, &name), name));
+    let hint = match near.min() {
+        Some((distance, name)) if distance <= 2 => format!("; did you mean `{name}`?"),
+        Some(_) | None => "; `meshd services` and `meshd peers` list them".into(),
+    };
+    NameError::Unknown { word: word.into(), hint }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use mesh_proto::addr::Flat;
+    use mesh_proto::id::ServiceId;
+    use mesh_proto::netmap::{Backend, ServicePort};
+    use mesh_proto::packet::{TCP, UDP};
+
+    use super::*;
+    use crate::state::tests::netmap;
+
+    fn map() -> NetMap {
+        let mut map = netmap(1);
+        let port = |transport, port| ServicePort { name: None, transport, port, target: port };
+        let backend = |node: &str, last| Backend {
+            name: None,
+            node: node.parse().unwrap(),
+            address: Flat([241, 2, 0, last].into()),
+            port: None,
+            weight: 100,
+            tier: 0,
+        };
+        map.services.insert(
+            "cart".parse().unwrap(),
+            Service {
+                id: ServiceId(1),
+                vip: Flat([241, 0, 0, 100].into()),
+                ports: vec![port(Transport::Tcp, 7070), port(Transport::Udp, 53)],
+                backends: vec![backend("other", 1), backend("n1", 2)],
+                sticky: false,
+                strict: false,
+            },
+        );
+        map
+    }
+
+    #[test]
+    fn a_caller_is_an_address_a_node_or_a_backend_on_this_node_first() {
+        let map = map();
+        assert_eq!(source(&map, "10.8.0.10").unwrap(), Ipv4Addr::new(10, 8, 0, 10));
+        assert_eq!(source(&map, "host:n1").unwrap(), map.node.address.0);
+        assert_eq!(source(&map, "n1").unwrap(), map.node.address.0);
+        assert_eq!(source(&map, "cart").unwrap(), Ipv4Addr::new(241, 2, 0, 2));
+        assert!(source(&map, "crat").unwrap_err().to_string().contains("did you mean `cart`?"));
+        assert!(matches!(source(&map, "host:x"), Err(NameError::Node(_))));
+    }
+
+    #[test]
+    fn a_target_has_the_protocol_that_its_port_says() {
+        let map = map();
+        let vip = Ipv4Addr::new(241, 0, 0, 100);
+        for (word, udp, protocol, port) in [
+            ("cart", false, TCP, 7070),
+            ("cart", true, UDP, 53),
+            ("cart:53", false, UDP, 53),
+            ("cart.default.mesh.internal:7070", false, TCP, 7070),
+            ("cart.mesh.internal.", false, TCP, 7070),
+            ("cart:1", false, TCP, 1),
+        ] {
+            let expected = Target { address: vip, protocol, port };
+            assert_eq!(target(&map, word, udp), Ok(expected), "{word}");
+        }
+        let own = map.node.address.0;
+        let ping = Target { address: own, protocol: ICMP, port: 0 };
+        assert_eq!(target(&map, "host:n1", false), Ok(ping));
+        let ssh = Target { address: own, protocol: TCP, port: 22 };
+        assert_eq!(target(&map, "n1:22", false), Ok(ssh));
+        assert_eq!(target(&map, "cart:0", false), Err(NameError::Port("0".into())));
+    }
+
+    #[test]
+    fn a_name_resolves_to_what_dns_says() {
+        let map = map();
+        let meaning = resolve(&map, "cart.mesh.internal").unwrap();
+        assert_eq!(meaning.full_name, "cart.default.mesh.internal");
+        assert_eq!(meaning.address, Ipv4Addr::new(241, 0, 0, 100));
+        assert_eq!(resolve(&map, "n1").unwrap().kind, "node");
+        assert!(resolve(&map, "nothing").is_err());
+    }
+}

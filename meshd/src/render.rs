@@ -1,0 +1,209 @@
+//! The documents as tables for people. Columns are aligned, units are SI, and nothing is cut.
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use mesh_proto::status as doc;
+
+/// Shows who the node is, how it is connected, and what is wrong.
+pub fn status(status: &doc::Status) -> String {
+    let mut lines = Vec::new();
+    match &status.node {
+        Some(node) => {
+            lines.push(format!(
+                "{} (site {}) in mesh {}, {}, DNS {}",
+                node.name, node.site, node.mesh, node.address, node.dns
+            ));
+            for block in &node.blocks {
+                lines.push(format!("pods {} appear as {}", block.real, block.flat));
+            }
+        }
+        None => lines.push("not joined".into()),
+    }
+    let c = &status.coordinator;
+    let address = c.address.as_deref().unwrap_or("none");
+    lines.push(match (c.connected, c.last_heard_s) {
+        (true, _) => format!("coordinator {address}: connected, revision {}", c.revision),
+        (false, Some(s)) => format!(
+            "coordinator {address}: not connected, last heard {} ago, revision {} stays in force",
+            age(s),
+            c.revision
+        ),
+        (false, None) => format!("coordinator {address}: not connected, revision {} stays in force", c.revision),
+    });
+    let reached = status.peers.iter().filter(|p| p.last_handshake_s.is_some()).count();
+    let backends: usize = status.services.iter().map(|s| s.backends.len()).sum();
+    lines.push(format!(
+        "{} peers ({reached} with a tunnel), {} services with {backends} backends, {} flows, up {}",
+        status.peers.len(),
+        status.services.len(),
+        status.flows.used,
+        age(status.uptime_s)
+    ));
+    let drops: Vec<String> = status.drops.iter().filter(|&(_, &n)| n > 0).map(|(r, n)| format!("{r} {n}")).collect();
+    if !drops.is_empty() {
+        lines.push(format!("refused and dropped: {}", drops.join(", ")));
+    }
+    lines.extend(status.warnings.iter().map(|w| format!("warning: {w}")));
+    lines.join("\n")
+}
+
+/// Shows the other nodes.
+pub fn peers(peers: &[doc::Peer]) -> String {
+    let mut table = table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "RX", "TX"], &[4, 5, 6, 7]);
+    for p in peers {
+        table.add_row([
+            p.name.to_string(),
+            p.site.to_string(),
+            p.address.to_string(),
+            p.endpoint.map_or_else(dash, |e| e.to_string()),
+            p.rtt_ms.map_or_else(dash, |ms| format!("{ms:.2} ms")),
+            p.last_handshake_s.map_or_else(dash, |s| format!("{} ago", age(s))),
+            bytes(p.rx_bytes),
+            bytes(p.tx_bytes),
+        ]);
+    }
+    trimmed(&table)
+}
+
+/// Shows services and their backends, one line per backend.
+pub fn services(services: &[doc::Service]) -> String {
+    let mut table = table(&["SERVICE", "VIP", "PORTS", "BACKEND", "NODE", "ADDRESS", "WEIGHT", "CONNECTIONS"], &[6, 7]);
+    for s in services {
+        let name =
+            if s.namespace.as_str() == "default" { s.name.to_string() } else { format!("{}.{}", s.name, s.namespace) };
+        let ports: Vec<String> = s.ports.iter().map(port).collect();
+        let head = [name, s.vip.to_string(), ports.join(" ")];
+        let none = [dash(), dash(), dash(), dash(), dash()];
+        let row = |b: &doc::Backend| {
+            [b.name.clone(), b.node.to_string(), b.address.to_string(), b.weight.to_string(), b.connections.to_string()]
+        };
+        let rows: Vec<_> = s.backends.iter().map(row).collect();
+        let rows = if rows.is_empty() { vec![none] } else { rows };
+        for (i, row) in rows.into_iter().enumerate() {
+            let head = if i == 0 { head.clone() } else { Default::default() };
+            table.add_row(head.into_iter().chain(row));
+        }
+    }
+    trimmed(&table)
+}
+
+/// Shows the live flows.
+pub fn flows(flows: &[doc::Flow]) -> String {
+    let mut table = table(&["PROTO", "SOURCE", "DESTINATION", "BACKEND", "PEER", "IDLE"], &[5]);
+    for f in flows {
+        table.add_row([
+            f.transport.clone(),
+            f.source.clone(),
+            f.destination.clone(),
+            f.backend.clone(),
+            f.peer.as_ref().map_or_else(|| "this node".into(), ToString::to_string),
+            age(f.idle_s),
+        ]);
+    }
+    trimmed(&table)
+}
+
+/// Shows the engine's steps and what decided.
+pub fn why(why: &doc::Why) -> String {
+    let mut lines = vec![format!(
+        "{} ({}) -> {} ({}{}, {})",
+        why.source,
+        why.source_address,
+        why.destination,
+        why.destination_address,
+        if why.port == 0 { String::new() } else { format!(":{}", why.port) },
+        why.transport
+    )];
+    let width = why.steps.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    for s in &why.steps {
+        let mark = if s.ok { "ok" } else { "NO" };
+        lines.push(format!("  {mark}  {:width$}  {}", s.name, s.outcome));
+    }
+    let word = if why.allowed { "allowed" } else { "refused" };
+    let mut end = format!("{word}: {}", why.verdict);
+    if let Some(rule) = &why.rule {
+        end += &format!(", by the rule at {}:{}", rule.file, rule.line);
+    }
+    if let Some(b) = &why.backend {
+        end += &format!(", backend {}:{} on {}", b.address, b.port, b.node);
+    }
+    if let Some(peer) = &why.peer {
+        end += &format!(", through the tunnel to {peer}");
+    }
+    lines.push(end);
+    if let Some(missing) = &why.missing {
+        lines.push(format!("to allow it, add to the coordinator's services.toml: {missing}"));
+    }
+    lines.join("\n")
+}
+
+/// Writes a time in seconds as people say it.
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86400 => format!("{} h", seconds / 3600),
+        86400.. => format!("{} d", seconds / 86400),
+    }
+}
+
+fn port(p: &doc::Port) -> String {
+    let to = if p.target == p.port { String::new() } else { format!("->{}", p.target) };
+    let transport = match p.transport {
+        mesh_proto::netmap::Transport::Tcp => "",
+        mesh_proto::netmap::Transport::Udp => "/udp",
+    };
+    format!("{}{to}{transport}", p.port)
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} B"),
+        1_000..1_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        1_000_000_000.. => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}
+
+fn dash() -> String {
+    "-".into()
+}
+
+fn table(head: &[&str], right: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(head.iter().map(Cell::new));
+    for &column in right {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn trimmed(table: &Table) -> String {
+    let lines: Vec<String> = table.lines().map(|l| l.strip_prefix(' ').unwrap_or(&l).trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_units() {
+        assert_eq!(
+            (age(59), age(60), age(7200), age(200_000)),
+            ("59 s".into(), "1 min".into(), "2 h".into(), "2 d".into())
+        );
+        assert_eq!((bytes(999), bytes(1500), bytes(2_500_000)), ("999 B".into(), "1.5 kB".into(), "2.5 MB".into()));
+    }
+
+    #[test]
+    fn a_table_is_aligned_and_has_no_trailing_blanks() {
+        let mut t = table(&["A", "B"], &[1]);
+        t.add_row(["long word", "1"]);
+        let shown = trimmed(&t);
+        assert_eq!(shown.lines().count(), 2);
+        assert!(shown.lines().all(|l| l == l.trim_end() && !l.starts_with(' ')), "{shown}");
+    }
+}

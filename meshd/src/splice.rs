@@ -1,0 +1,143 @@
+//! `[[serve]] bind`: connections to the node's mesh address are carried to a server that listens on loopback.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::netmap::{NetMap, Transport};
+use mesh_proto::services::ServeSpec;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::board::Board;
+
+/// Most connections at a time of one `[[serve]]`.
+const MAX_CONNECTIONS: usize = 1024;
+/// How often listening is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The listeners that run, by where they listen and where they lead.
+#[derive(Debug, Default)]
+pub struct Splices(BTreeMap<(SocketAddr, SocketAddr), JoinHandle<()>>);
+
+impl Drop for Splices {
+    fn drop(&mut self) {
+        self.0.values().for_each(JoinHandle::abort);
+    }
+}
+
+impl Splices {
+    /// Starts and ends listeners so that they are what the file says.
+    pub fn set(&mut self, wanted: &[(SocketAddr, SocketAddr)], board: &Arc<Board>) {
+        self.0.retain(|pair, task| {
+            let keep = wanted.contains(pair);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for &(listen, to) in wanted {
+            let start = || tokio::spawn(run(listen, to, Arc::clone(board)));
+            self.0.entry((listen, to)).or_insert_with(start);
+        }
+        if self.0.is_empty() {
+            board.note("splice", None);
+        }
+    }
+}
+
+/// Returns where to listen and where to lead, for every `[[serve]]` with a `bind`.
+pub fn wanted(map: &NetMap, serve: &[ServeSpec]) -> Vec<(SocketAddr, SocketAddr)> {
+    let own: Ipv4Addr = map.node.address.0;
+    let pair = |spec: &ServeSpec| {
+        let tcp = |service: &mesh_proto::netmap::Service| {
+            let mut ports = service.ports.iter();
+            ports.find(|p| p.transport == Transport::Tcp).map(|p| p.target)
+        };
+        let to = spec.bind?;
+        let known = || map.services.get(&spec.service).and_then(tcp);
+        let port = spec.port.or_else(known)?;
+        Some((SocketAddr::from((own, port)), to))
+    };
+    serve.iter().filter_map(pair).collect()
+}
+
+async fn run(listen: SocketAddr, to: SocketAddr, board: Arc<Board>) {
+    let listener = loop {
+        match TcpListener::bind(listen).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                let hint = "let the server listen on its `bind` address alone";
+                board.note("splice", Some(format!("[[serve]] cannot listen on {listen}: {error}; {hint}")));
+                sleep(RETRY).await;
+            }
+        }
+    };
+    board.note("splice", None);
+    tracing::info!(%listen, %to, "serving a loopback server");
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((mut caller, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        tokio::spawn(async move {
+            match TcpStream::connect(to).await {
+                Ok(mut server) => {
+                    let _ = caller.set_nodelay(true);
+                    let _ = server.set_nodelay(true);
+                    let _ = copy_bidirectional(&mut caller, &mut server).await;
+                }
+                Err(error) => tracing::debug!(%to, %error, "the server does not listen"),
+            }
+            drop(place);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_and_the_listener_ends_when_it_is_no_longer_wanted() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = server.local_addr().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = free.local_addr().unwrap();
+        drop(free);
+        let board = Arc::new(Board::new("/none".into()));
+        let mut splices = Splices::default();
+        splices.set(&[(listen, to)], &board);
+
+        let mut caller = loop {
+            match TcpStream::connect(listen).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let (mut accepted, _) = server.accept().await.unwrap();
+        caller.write_all(b"ping").await.unwrap();
+        let mut got = [0; 4];
+        accepted.read_exact(&mut got).await.unwrap();
+        accepted.write_all(b"pong").await.unwrap();
+        caller.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"pong");
+
+        splices.set(&[], &board);
+        while TcpStream::connect(listen).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
