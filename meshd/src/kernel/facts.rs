@@ -14,9 +14,10 @@ use super::{KernelError, TABLE};
 
 /// Most routes that are looked at for a collision; a host with a full table of the Internet has a million.
 pub const MAX_ROUTES: usize = 100_000;
-/// Addresses outside this host, only ever looked up and never sent to, that tell the default route's source.
-const FAR_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// Addresses that no host has (RFC 7600 dummy, RFC 6666 discard): looked up, never sent to, they tell where
+/// the default routes lead.
+const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
 /// The MTU of a host without a default route.
 const ETHERNET: u16 = 1500;
 
@@ -83,8 +84,8 @@ async fn own_interfaces(routes: &Routes) -> Result<BTreeSet<u32>, KernelError> {
 
 async fn default_routes(routes: &Routes) -> DefaultRoutes {
     let mut default = DefaultRoutes::default();
-    for far in [IpAddr::V4(FAR_V4), IpAddr::V6(FAR_V6)] {
-        if let Some(route) = routes.lookup(far).await {
+    for nowhere in [IpAddr::V4(NOWHERE_V4), IpAddr::V6(NOWHERE_V6)] {
+        if let Some(route) = routes.lookup(nowhere).await {
             default.interfaces.extend(route::output(&route));
             default.sources.extend(route::preferred_source(&route));
         }

@@ -461,7 +461,7 @@ fn priority(route: &RouteMessage) -> u32 {
 }
 
 /// Returns the IPv4 address of this host that an address message is about.
-fn local_v4(message: &AddressMessage) -> Option<Ipv4Addr> {
+pub(super) fn local_v4(message: &AddressMessage) -> Option<Ipv4Addr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
         _ => None,

@@ -3,7 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
+mod find;
 mod guard;
+mod host;
+mod keep;
 mod lifecycle;
 
 use std::future::Future;
@@ -19,6 +22,8 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
             return skip("network namespaces", &format!("run as root ({error})"));
         }
+        // Duplicate address detection would change what `ip` prints while a test compares it.
+        let _no_ipv6 = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         run(async {
             up("lo").await;
             test().await;
