@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout, RxqOvfl};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType,
-    recvmsg, setsockopt, socket,
+    AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
+    socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -70,19 +70,12 @@ impl Capture {
             .name("capture".into())
             .spawn(move || watch(&socket, Classifier::new(known), &sink, &stopped))
             .map_err(|_| nix::Error::EAGAIN)?;
-        Ok(Self {
-            seen,
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { seen, stop, thread: Some(thread) })
     }
 
     /// Returns what was seen so far.
     pub fn seen(&self) -> Seen {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -100,12 +93,7 @@ impl Drop for Capture {
 /// # Errors
 /// Mostly for lack of privilege.
 pub fn open() -> nix::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::EthAll,
-    )?;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     setsockopt(&socket, RcvBufForce, &QUEUE_BYTES)?;
     setsockopt(&socket, RxqOvfl, &1)?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50))?;
@@ -134,8 +122,7 @@ fn watch(socket: &OwnedFd, mut classifier: Classifier, sink: &Mutex<Seen>, stop:
         seen.lost = lost.unwrap_or(seen.lost);
         if class == Class::Leak && seen.leaks.len() < MAX_KEPT {
             let kept = buffer[..length.min(KEPT_BYTES)].to_vec();
-            seen.leaks
-                .push((u32::try_from(link).unwrap_or(0), kept));
+            seen.leaks.push((u32::try_from(link).unwrap_or(0), kept));
         }
     }
 }
@@ -180,9 +167,7 @@ mod tests {
 
         let found = || {
             let seen = capture.seen();
-            seen.leaks
-                .iter()
-                .any(|(_, bytes)| hex_dump(bytes).contains("in clear"))
+            seen.leaks.iter().any(|(_, bytes)| hex_dump(bytes).contains("in clear"))
         };
         let end = Instant::now() + Duration::from_secs(5);
         while !found() && Instant::now() < end {

@@ -63,10 +63,7 @@ const MAX_MESSAGE: usize = 1500;
 impl Classifier {
     /// Starts with what is known.
     pub fn new(known: Known) -> Self {
-        Self {
-            known,
-            streams: BTreeMap::new(),
-        }
+        Self { known, streams: BTreeMap::new() }
     }
 
     /// Classifies an Ethernet frame.
@@ -96,9 +93,7 @@ impl Classifier {
         let Some(payload) = packet.get(header..end) else {
             return Class::Leak;
         };
-        let address = |at: usize| {
-            Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]).into()
-        };
+        let address = |at: usize| Ipv4Addr::new(packet[at], packet[at + 1], packet[at + 2], packet[at + 3]).into();
         let ends = (address(12), address(16));
         match packet[9] {
             1 if !quoted && payload.len() >= 28 && matches!(payload[0], 3 | 11 | 12) => {
@@ -153,10 +148,7 @@ impl Classifier {
             return Class::Leak;
         }
         let port = |at: usize| u16::from_be_bytes([payload[at], payload[at + 1]]);
-        let ends = (
-            SocketAddr::new(source, port(0)),
-            SocketAddr::new(destination, port(2)),
-        );
+        let ends = (SocketAddr::new(source, port(0)), SocketAddr::new(destination, port(2)));
         let good = match protocol {
             17 => {
                 let ports = &self.known.tunnel_ports;
@@ -166,11 +158,7 @@ impl Classifier {
             6 => {
                 let known = &self.known.coordinators;
                 let ours = known.contains(&ends.0) || known.contains(&ends.1);
-                return if ours && (quoted || self.segment(ends, payload)) {
-                    Class::Control
-                } else {
-                    Class::Leak
-                };
+                return if ours && (quoted || self.segment(ends, payload)) { Class::Control } else { Class::Leak };
             }
             _ => false,
         };
@@ -188,10 +176,7 @@ impl Classifier {
             if self.streams.len() >= MAX_STREAMS {
                 self.streams.clear();
             }
-            let stream = Stream {
-                next: sequence.wrapping_add(1),
-                ..Stream::default()
-            };
+            let stream = Stream { next: sequence.wrapping_add(1), ..Stream::default() };
             // The same SYN is seen on several links, the later ones perhaps after data.
             let entry = self.streams.entry(ends).or_default();
             if entry.next == 0 || ahead(stream.next, entry.next) > 0 {
@@ -203,25 +188,17 @@ impl Classifier {
         if payload.len() <= 1 {
             return true;
         }
-        let stream = self.streams.entry(ends).or_insert_with(|| Stream {
-            next: sequence,
-            ..Stream::default()
-        });
+        let stream = self.streams.entry(ends).or_insert_with(|| Stream { next: sequence, ..Stream::default() });
         let old = ahead(stream.next, sequence);
         if old < 0 {
             // A gap: what follows must begin a record, or wait for its retransmission in order.
-            *stream = Stream {
-                next: sequence,
-                ..Stream::default()
-            };
+            *stream = Stream { next: sequence, ..Stream::default() };
         }
         let known = usize::try_from(old.max(0)).unwrap_or(0);
         let Some(fresh) = payload.get(known..) else {
             return true;
         };
-        stream.next = stream
-            .next
-            .wrapping_add(u32::try_from(fresh.len()).unwrap_or(0));
+        stream.next = stream.next.wrapping_add(u32::try_from(fresh.len()).unwrap_or(0));
         stream.take(fresh)
     }
 }
@@ -289,9 +266,7 @@ fn are_data(payload: &[u8], size: usize) -> bool {
     let Some(Some(first)) = counters.next() else {
         return false;
     };
-    counters
-        .zip(first + 1..)
-        .all(|(counter, expected)| counter == Some(expected))
+    counters.zip(first + 1..).all(|(counter, expected)| counter == Some(expected))
 }
 
 #[cfg(test)]
@@ -345,10 +320,7 @@ mod tests {
         initiation.resize(148, 7);
         assert_eq!(c.classify(&udp((51820, 51821), &initiation)), Class::Tunnel);
         assert_eq!(c.classify(&udp((51820, 53), &initiation)), Class::Leak);
-        assert_eq!(
-            c.classify(&udp((51820, 51821), &initiation[..147])),
-            Class::Leak
-        );
+        assert_eq!(c.classify(&udp((51820, 51821), &initiation[..147])), Class::Leak);
         assert_eq!(c.classify(&udp((51820, 51820), &data(5, 96))), Class::Tunnel);
         assert_eq!(c.classify(&udp((51820, 51820), b"clear text")), Class::Leak);
     }
@@ -376,10 +348,9 @@ mod tests {
     #[test]
     fn an_icmp_error_is_as_good_as_what_it_quotes() {
         let mut c = classifier();
-        for (inner, class) in [
-            (udp((51820, 51820), &data(1, 64)), Class::Quoted),
-            (udp((53, 53), b"clear"), Class::Leak),
-        ] {
+        for (inner, class) in
+            [(udp((51820, 51820), &data(1, 64)), Class::Quoted), (udp((53, 53), b"clear"), Class::Leak)]
+        {
             let mut error = vec![3, 3, 0, 0, 0, 0, 0, 0];
             error.extend(&inner[14..]);
             let mut packet = frame(1, (0, 0), &[]);

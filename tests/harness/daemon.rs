@@ -74,17 +74,10 @@ impl Process {
     /// As `Command::spawn`.
     pub fn start(namespace: &Namespace, mut command: Command, log: &Path) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let child = namespace.spawn(command)?;
         let ticket = undo::note(Leftover::Process(child.id()));
-        Ok(Self {
-            child,
-            ticket,
-            log: log.into(),
-        })
+        Ok(Self { child, ticket, log: log.into() })
     }
 
     /// Returns its id.
@@ -146,10 +139,7 @@ pub fn tail(path: &Path, lines: usize) -> String {
 /// # Errors
 /// As `Command::spawn`; `TimedOut` if it does not end.
 pub fn run(namespace: &Namespace, mut command: Command) -> io::Result<Output> {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = namespace.spawn(command)?;
     let ticket = undo::note(Leftover::Process(child.id()));
     let id = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0));
@@ -319,10 +309,7 @@ fn succeeded(name: &str, words: &[&str], output: Output) -> io::Result<String> {
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     let verb = words.first().unwrap_or(&"");
-    Err(io::Error::other(format!(
-        "{name}: {verb} failed with {}: {said}{complaint}",
-        output.status
-    )))
+    Err(io::Error::other(format!("{name}: {verb} failed with {}: {said}{complaint}", output.status)))
 }
 
 /// Asks again and again until the answer is yes; says whether it was in time.

@@ -13,9 +13,15 @@
 //! ```
 
 pub mod boutique;
+pub mod capture;
+pub mod classify;
 pub mod control;
+pub mod daemon;
 pub mod http;
 pub mod netns;
+pub mod nft;
+pub mod snapshot;
+pub mod topology;
 pub mod undo;
 
 /// Says whether a test may go on that needs root; prints what to do if it may not.
