@@ -196,24 +196,4 @@ fn random() -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attempts_are_at_most_a_second_apart_in_the_first_minute_then_at_most_fifteen() {
-        for attempt in 0..100 {
-            for random in [0, 1 << 31, u32::MAX] {
-                let early = delay(attempt, Duration::from_secs(59), random);
-                assert!(early <= Duration::from_secs(1) && early >= Duration::from_millis(50));
-                let late = delay(attempt, Duration::from_secs(61), random);
-                assert!(late <= Duration::from_secs(15) && late >= Duration::from_secs(7));
-            }
-        }
-    }
-
-    #[test]
-    fn jitter_spreads_the_attempts() {
-        let long = Duration::from_secs(100);
-        assert_ne!(delay(5, long, 0), delay(5, long, u32::MAX));
-    }
-}
+mod tests;
