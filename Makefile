@@ -1,0 +1,44 @@
+# Everything that is done to this repository. `make` alone lists it.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PACKAGES := $(TARGET)/package
+
+.PHONY: help check test lab bench package deny
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile
+
+check: ## Format, lints, documentation, purity of the brain
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+	@if rustup target list --installed 2>/dev/null | grep -qx wasm32-unknown-unknown; then \
+		echo cargo check --package mesh-proto --target wasm32-unknown-unknown; \
+		cargo check --package mesh-proto --target wasm32-unknown-unknown --locked; \
+	else \
+		echo "SKIP purity of mesh-proto by compiling it for wasm: rustup target add wasm32-unknown-unknown"; \
+	fi
+
+test: ## All tests; those that need root or a tool say so and are skipped without it
+	cargo test --workspace --locked
+
+lab: ## Two clusters with the same addresses, a VM and a coordinator, on this machine
+	cargo lab
+
+bench: ## Throughput and latency figures
+	cargo lab --bench
+
+package: ## A deb and an rpm of each daemon, in target/package
+	@command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
+	@command -v cargo-generate-rpm >/dev/null || cargo install --locked cargo-generate-rpm
+	cargo build --release --locked --package meshd --package coordinator
+	rm -rf $(PACKAGES)
+	mkdir -p $(PACKAGES)
+	for crate in meshd coordinator; do \
+		cargo deb --no-build --no-strip --package $$crate --output $(PACKAGES)/ || exit 1; \
+		cargo generate-rpm --package $$crate --target-dir $(TARGET) --output $(PACKAGES)/ || exit 1; \
+	done
+	@ls -l $(PACKAGES)
+
+deny: ## Licences, bans and sources of all dependencies
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check licenses bans sources
