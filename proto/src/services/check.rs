@@ -7,7 +7,7 @@ use crate::policy::{Source, Target};
 
 use super::codes;
 use super::diagnostic::Diagnostic;
-use super::model::{Allow, BackendAt, ServiceSpec, Services, Test};
+use super::model::{Allow, BackendAt, ServiceSpec, Services, Span, StaticNode, Test};
 use super::words::{nearest, suggestion};
 
 /// Runs the file's own `[[test]]`s against its `[[allow]]` rules.
@@ -21,45 +21,10 @@ pub fn evaluate(services: &Services) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for test in &services.tests {
         let callers = world.callers(&test.from);
-        found.extend(test.accept.iter().filter_map(|(target, span)| {
-            let missing = world.ways(target).into_iter().find(|way| {
-                let allowed = |caller| world.rule(caller, std::slice::from_ref(way)).is_some();
-                !callers.iter().all(allowed)
-            })?;
-            let message = format!("the test fails: `{}` may not call `{target}`", test.from);
-            let one = Diagnostic::error(codes::NOT_ALLOWED, *span, message);
-            Some(one.label(world.why_not(test, &missing)).help(format!(
-                "allow it with [[allow]], from = [\"{}\"] and to = [\"{target}\"], or correct the test",
-                test.from
-            )))
-        }));
-        found.extend(test.deny.iter().filter_map(|(target, span)| {
-            let mut ways = world.ways(target);
-            ways.extend(world.side_doors(target));
-            let (allow, from, to) = match &test.from {
-                Source::Any => world.rules.iter().find_map(|allow| {
-                    let from = allow.rule.from.first()?;
-                    Some((allow, from, permits(allow, &ways)?))
-                }),
-                Source::Service(_) | Source::Host(_) | Source::Site(_) | Source::Account(..) => {
-                    let inside = world.members(&test.from);
-                    let mut all = callers.iter().chain(&inside);
-                    all.find_map(|caller| world.rule(caller, &ways))
-                }
-            }?;
-            let message = format!("the test fails: `{}` may call `{target}`", test.from);
-            let one = Diagnostic::error(codes::ALLOWED, *span, message).label("denied by this test");
-            let one = one.also(allow.span, format!("this rule allows `{from}` to call `{to}`"));
-            Some(one.help(match from {
-                Source::Host(_) if *from != test.from => {
-                    format!("what backs `{}` runs on that host; correct the rule or the test", test.from)
-                }
-                Source::Service(_) if *from != test.from && test.from != Source::Any => {
-                    format!("`{}` and `{from}` run at the same place; correct the rule or the test", test.from)
-                }
-                _ => "correct the rule or the test".into(),
-            }))
-        }));
+        let missing = |(target, span): &(Target, Span)| world.not_allowed(test, &callers, target, *span);
+        found.extend(test.accept.iter().filter_map(missing));
+        let permitted = |(target, span): &(Target, Span)| world.allowed(test, &callers, target, *span);
+        found.extend(test.deny.iter().filter_map(permitted));
     }
     found
 }
@@ -97,26 +62,67 @@ struct Names<'s> {
     services: BTreeMap<&'s ServiceKey, &'s ServiceSpec>,
     /// Which services run at a place.
     places: BTreeMap<(&'s NodeName, Option<std::net::Ipv4Addr>), Vec<&'s ServiceKey>>,
-    /// The sites of nodes, where the file says them.
+    /// The sites of nodes, where the file says them, or where one site alone can hold a pod of theirs.
     sites: BTreeMap<&'s NodeName, &'s SiteName>,
 }
 
 impl<'s> Names<'s> {
     fn new(file: &'s Services) -> Self {
         let mut places: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let with_site = |n: &'s StaticNode| Some((&n.name, n.site.as_ref()?));
+        let mut sites: BTreeMap<_, _> = file.nodes.iter().filter_map(with_site).collect();
         for service in &file.services {
             for backend in &service.backends {
                 let services = places.entry(place(&backend.at)).or_default();
                 services.push(&service.key);
+                if let BackendAt::Pod { addr, node } = &backend.at {
+                    let mut holding = file.sites.iter().filter(|s| s.pods.iter().any(|net| net.contains(addr)));
+                    if let (Some(site), None) = (holding.next(), holding.next()) {
+                        sites.entry(node).or_insert(&site.name);
+                    }
+                }
             }
         }
-        let with_site = |n: &'s super::model::StaticNode| Some((&n.name, n.site.as_ref()?));
-        Self {
-            rules: &file.allows,
-            services: file.services.iter().map(|s| (&s.key, s)).collect(),
-            places,
-            sites: file.nodes.iter().filter_map(with_site).collect(),
-        }
+        Self { rules: &file.allows, services: file.services.iter().map(|s| (&s.key, s)).collect(), places, sites }
+    }
+
+    /// Judges one word of `accept`.
+    fn not_allowed(&self, test: &Test, callers: &[Caller], target: &Target, span: Span) -> Option<Diagnostic> {
+        let may = |caller: &Caller, way: &Target| self.rule(caller, std::slice::from_ref(way)).is_some();
+        let ways = self.ways(target);
+        let missing = ways.iter().find(|way| !callers.iter().all(|caller| may(caller, way)))?;
+        let from = &test.from;
+        let label = if callers.iter().any(|caller| may(caller, missing)) {
+            format!("only some backends of `{from}` may, by where they run")
+        } else {
+            format!("no rule allows `{missing}`")
+        };
+        let message = format!("the test fails: `{from}` may not call `{target}`");
+        let one = Diagnostic::error(codes::NOT_ALLOWED, span, message).label(label);
+        Some(
+            one.help(format!(
+                "allow it with [[allow]], from = [\"{from}\"] and to = [\"{target}\"], or correct the test"
+            )),
+        )
+    }
+
+    /// Judges one word of `deny`.
+    fn allowed(&self, test: &Test, callers: &[Caller], target: &Target, span: Span) -> Option<Diagnostic> {
+        let mut ways = self.ways(target);
+        ways.extend(self.side_doors(target));
+        let by_anybody = |allow: &'s Allow| Some((allow, allow.rule.from.first()?, permits(allow, &ways)?));
+        let (allow, from, to) = if test.from == Source::Any {
+            self.rules.iter().find_map(by_anybody)
+        } else {
+            let inside = self.members(&test.from);
+            callers.iter().chain(&inside).find_map(|caller| self.rule(caller, &ways))
+        }?;
+        let message = format!("the test fails: `{}` may call `{target}`", test.from);
+        let one = Diagnostic::error(codes::ALLOWED, span, message).label("denied by this test");
+        let one = one.also(allow.span, format!("this rule allows `{from}` to call `{to}`"));
+        let mut why = because(&test.from, from, target, to);
+        why.push("correct the rule or the test".into());
+        Some(one.help(why.join("; ")))
     }
 
     /// Returns the callers that a word certainly means.
@@ -195,15 +201,6 @@ impl<'s> Names<'s> {
             Some((allow, from, permits(allow, ways)?))
         })
     }
-
-    fn why_not(&self, test: &Test, missing: &Target) -> String {
-        let some = self.callers(&test.from);
-        let way = std::slice::from_ref(missing);
-        match some.iter().any(|caller| self.rule(caller, way).is_some()) {
-            true => format!("only some backends of `{}` may, by their host", test.from),
-            false => format!("no rule allows `{missing}`"),
-        }
-    }
 }
 
 fn place(at: &BackendAt) -> (&NodeName, Option<std::net::Ipv4Addr>) {
@@ -222,4 +219,22 @@ fn permits<'a>(allow: &'a Allow, ways: &[Target]) -> Option<&'a Target> {
             (to, way) => *to == way,
         })
     })
+}
+
+/// Says how a rule's words mean a test's, where they are not the same.
+fn because(caller: &Source, from: &Source, target: &Target, to: &Target) -> Vec<String> {
+    let of_caller = match from {
+        _ if from == caller || *caller == Source::Any => None,
+        Source::Host(node) => Some(format!("a backend of `{caller}` runs on {node}")),
+        Source::Site(site) => Some(format!("`{caller}` runs in {site}")),
+        Source::Service(key) => Some(format!("`{caller}` and `{key}` run at the same place")),
+        Source::Account(..) | Source::Any => None,
+    };
+    let of_target = match to {
+        _ if to == target => None,
+        Target::Host(node) => Some(format!("a backend of `{target}` runs on {node}")),
+        Target::Site(site) => Some(format!("a backend of `{target}` runs in {site}")),
+        Target::Service(_) | Target::Port(..) | Target::Any => None,
+    };
+    of_caller.into_iter().chain(of_target).collect()
 }

@@ -26,3 +26,6 @@ pub use model::{
     Site, SiteKind, Span, StaticNode, Test,
 };
 pub use parse::{MAX_TEXT, Parsed, parse, parse_node};
+
+#[cfg(test)]
+mod tests;

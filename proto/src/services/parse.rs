@@ -177,9 +177,10 @@ fn unknown_table(
     header: &str,
 ) {
     let is_table = value.get_ref().is_table() || value.get_ref().is_array();
-    let (code, message) = match is_table {
-        true => (codes::UNKNOWN_TABLE, format!("unknown table {header}")),
-        false => (codes::UNKNOWN_KEY, format!("unknown key {header} above the first table")),
+    let (code, message) = if is_table {
+        (codes::UNKNOWN_TABLE, format!("unknown table {header}"))
+    } else {
+        (codes::UNKNOWN_KEY, format!("unknown key {header} above the first table"))
     };
     let titles = |(name, repeats): &(&str, bool)| title(name, *repeats);
     let one = Diagnostic::error(code, span_of(key), message);
@@ -202,10 +203,7 @@ fn unknown_table(
 }
 
 fn title(name: &str, repeats: bool) -> String {
-    match repeats {
-        true => format!("[[{name}]]"),
-        false => format!("[{name}]"),
-    }
+    if repeats { format!("[[{name}]]") } else { format!("[{name}]") }
 }
 
 /// Writes a key as the file does.

@@ -41,10 +41,7 @@ fn service(sink: &mut Sink, value: &Value<'_>, names: &mut Names) -> Option<Serv
         None => Some(Namespace::default()),
     };
     let discovered = names.open && table.get("port").or_else(|| table.get("ports")).is_none();
-    let ports = match discovered {
-        true => None,
-        false => ports::read(sink, table),
-    };
+    let ports = if discovered { None } else { ports::read(sink, table) };
     let backends = backends(sink, table, ports.as_deref(), names);
     let health = table.get("health").and_then(|v| health::read(sink, v));
     let route = route(sink, table, names);
@@ -204,10 +201,7 @@ fn outside(sink: &mut Sink, word: Word<'_>, names: &Names) {
             all.push(net);
         }
     }
-    let known = match all.is_empty() {
-        true => "no site has `pods`".to_owned(),
-        false => format!("sites have {}", all.join(", ")),
-    };
+    let known = if all.is_empty() { "no site has `pods`".to_owned() } else { format!("sites have {}", all.join(", ")) };
     let help = "add its prefix to `pods` of its [[site]]; a process on a node itself is `host = \"NODE\"`";
     sink.push(one.label(known).help(help));
 }

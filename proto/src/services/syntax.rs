@@ -15,19 +15,21 @@ use super::model::Span;
 use super::walk::Sink;
 use super::words::suggestion;
 
-/// The text is read again at most this often.
+/// The text is read again at most this often, and at most so many bytes are read again.
 const MAX_MENDS: usize = 64;
+const MAX_WORK: usize = 2 << 20;
 /// Broken lines beyond these are neither mended nor shown.
 const MAX_LINES: usize = 128;
 
 /// Notes the statements that hide others, and returns the text without them.
 pub(super) fn mend<'t>(sink: &mut Sink, text: &'t str) -> Cow<'t, str> {
     let mut mended = Cow::Borrowed(text);
-    for _ in 0..MAX_MENDS {
+    for _ in 0..(MAX_WORK / text.len().max(1)).clamp(1, MAX_MENDS) {
         let (_, errors) = DeTable::parse_recoverable(&mended);
         let errors = first_of_each_line(&mended, &errors);
-        let hiding = errors.iter().find_map(|(_, span, message)| hides(&mended, *span, message));
-        let Some((hidden, diagnostic)) = hiding else { break };
+        let hiding = |(_, span, message): &(usize, Span, &str)| hides(&mended, *span, message);
+        // What follows an unclosed bracket is misread, so that only the first of these is known.
+        let Some((hidden, diagnostic)) = errors.iter().find_map(hiding) else { break };
         sink.push_once(diagnostic);
         blank(mended.to_mut(), hidden);
     }

@@ -1,0 +1,353 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::id::{NodeName, ServiceKey};
+use crate::netmap::Transport;
+use crate::policy::{Source, Target};
+
+const BOUTIQUE: &str = include_str!("../../../tests/lab/boutique.services.toml");
+const VM: &str = "# what runs here\nversion = 1\n[[serve]]\nservice = \"productcatalogservice\"\nport    = 3550\n";
+
+fn taken(text: &str) -> Services {
+    match parse(text, "services.toml") {
+        Ok(parsed) => parsed.services,
+        Err(all) => panic!("{all}"),
+    }
+}
+
+fn service<'s>(services: &'s Services, key: &str) -> &'s ServiceSpec {
+    let key: ServiceKey = key.parse().unwrap();
+    services.services.iter().find(|s| s.key == key).unwrap()
+}
+
+/// A file with two services and whatever rules and tests a case needs.
+fn with(rules: &str) -> String {
+    format!(
+        r#"version = 1
+[[site]]
+name = "c1"
+pods = ["10.8.0.0/14"]
+[[node]]
+name = "edge"
+key = "mEO9f2SJ1cFyUxV2gPbzWvQQHNv2ZBuA3V0aZJ8r1mE="
+site = "c1"
+[[service]]
+name = "web"
+ports = {{ http = "80->8080", admin = 9000 }}
+backends = [{{ addr = "10.8.0.10", node = "n1" }}, {{ host = "vm" }}]
+[[service]]
+name = "db"
+port = 5432
+backends = [{{ host = "vm" }}, {{ host = "edge" }}]
+[[service]]
+name = "log"
+port = "514/udp"
+{rules}"#
+    )
+}
+
+fn failing(rules: &str) -> Vec<&'static str> {
+    match parse(&with(rules), "services.toml") {
+        Ok(_) => Vec::new(),
+        Err(all) => all.list.iter().map(|d| d.code).collect(),
+    }
+}
+
+#[test]
+fn the_boutique_is_read_as_it_is_written() {
+    let parsed = parse(BOUTIQUE, "/etc/mesh-coordinator/services.toml").unwrap();
+
+    let services = parsed.services;
+
+    assert_eq!(parsed.warnings, []);
+    assert_eq!(services.mesh.name.as_ref().map(ToString::to_string).as_deref(), Some("boutique"));
+    assert_eq!(services.mesh.domains.len(), 2);
+    assert_eq!((services.sites.len(), services.services.len()), (3, 11));
+    assert_eq!(services.sites[0].kind, SiteKind::Kubernetes);
+    assert_eq!(services.sites[0].locality, ["us-west1", "us-west1-b"]);
+    let email = &service(&services, "emailservice").ports[0];
+    assert_eq!((email.transport, email.port, email.target), (Transport::Tcp, 5000, 8080));
+    let catalog = service(&services, "productcatalogservice");
+    let weights: Vec<_> = catalog.backends.iter().map(|b| b.weight).collect();
+    assert_eq!(weights, [Some(80), Some(20)]);
+    assert_eq!(catalog.backends[0].at, BackendAt::Host("pc-vm-1".parse().unwrap()));
+    let rule = &services.allows[1].rule;
+    assert_eq!(rule.file, "/etc/mesh-coordinator/services.toml");
+    let line = BOUTIQUE.lines().nth(rule.line as usize - 1);
+    assert_eq!(line, Some("[[allow]]"));
+    assert_eq!(rule.from, [Source::Service("frontend".parse().unwrap())]);
+    assert_eq!(rule.to.len(), 7);
+    assert_eq!(services.tests[1].deny.len(), 3);
+}
+
+#[test]
+fn a_node_file_is_read_as_it_is_written() {
+    let (serves, warnings) = parse_node(VM, "/etc/meshd/services.toml").unwrap();
+    assert_eq!(warnings, []);
+    assert_eq!(serves.len(), 1);
+    assert_eq!(serves[0].service.to_string(), "productcatalogservice");
+    assert_eq!((serves[0].port, serves[0].bind), (Some(3550), None));
+
+    let text = "version = 1\n[[serve]]\nservice = \"db.prod\"\nbind = \"127.0.0.1:5432\"\nhealth = { tcp = true, every = \"2s\" }\n";
+    let (serves, _) = parse_node(text, "f").unwrap();
+    assert_eq!(serves[0].bind, "127.0.0.1:5432".parse().ok());
+    assert_eq!(serves[0].health.as_ref().map(|h| h.every), Some(Duration::from_secs(2)));
+}
+
+#[test]
+fn every_key_of_the_grammar_is_taken() {
+    let text = r#"
+        version = 1
+        [mesh]
+        name = "shop"
+        default = "deny"
+        domains = ["mesh.internal"]
+        v4 = "10.200.0.0/16"
+        [[site]]
+        name = "c1"
+        kind = "kubernetes"
+        pods = "10.8.0.0/14"
+        locality = "eu"
+        [[node]]
+        name = "router"
+        key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+        endpoint = "[2001:db8::7]:51820"
+        site = "c1"
+        [[service]]
+        name = "cart"
+        namespace = "prod"
+        ports = { grpc = 7070, dns = "53/udp", dns-tcp = 53 }
+        health = { http = "/healthz", every = "500ms", fall = 2, rise = 1 }
+        route = { prefer = ["c1"], spill_below = 0.5, sticky = "client", max_conn_age = "1h", retry_syn = false }
+        strict = true
+        [[service.backends]]
+        host = "router"
+        [[service.backends]]
+        addr = "10.8.0.10"
+        node = "n1"
+        name = "pod"
+        weight = 0
+        [[allow]]
+        from = "any"
+        to = ["cart.prod:grpc", "host:router", "site:c1"]
+        [[test]]
+        from = "sa:prod/loadgen"
+        accept = "cart.prod:7070"
+    "#;
+
+    let services = taken(text);
+
+    assert_eq!(services.mesh.range.to_string(), "10.200.0.0/16");
+    assert_eq!(services.nodes[0].key.0, [0; 32]);
+    let cart = service(&services, "cart.prod");
+    let names: Vec<_> = cart.ports.iter().filter_map(|p| p.name.as_ref()).map(ToString::to_string).collect();
+    assert_eq!(names, ["grpc", "dns", "dns-tcp"], "ports stand in the order of the file");
+    let health = cart.health.as_ref().unwrap();
+    assert_eq!(health.check, HealthCheck::Http("/healthz".into()));
+    assert_eq!((health.every, health.fall, health.rise), (Duration::from_millis(500), 2, 1));
+    assert_eq!(cart.route.prefer, Some(Prefer::Sites(vec!["c1".parse().unwrap()])));
+    assert!(cart.route.sticky && !cart.route.retry_syn && cart.strict);
+    assert_eq!(cart.route.max_conn_age, Some(Duration::from_secs(3600)));
+    assert_eq!(cart.backends[1].weight, Some(0));
+    let to = &services.allows[0].rule.to;
+    assert_eq!(to[0], Target::Port("cart.prod".parse().unwrap(), 7070));
+}
+
+#[test]
+fn a_test_is_judged_by_every_word_that_means_its_caller() {
+    let allow = |from: &str, to: &str| format!("[[allow]]\nfrom = [\"{from}\"]\nto = [\"{to}\"]\n");
+    let accept = |from: &str, to: &str| format!("[[test]]\nfrom = \"{from}\"\naccept = [\"{to}\"]\n");
+    let deny = |from: &str, to: &str| format!("[[test]]\nfrom = \"{from}\"\ndeny = [\"{to}\"]\n");
+    let (missing, permitted) = (vec!["MESH0160"], vec!["MESH0161"]);
+    for (rules, expected, why) in [
+        (allow("log", "web") + &accept("log", "web:80"), vec![], "a service means all of its ports"),
+        (allow("log", "web:80") + &accept("log", "web"), missing.clone(), "one port is not all"),
+        (allow("log", "web:80") + &deny("log", "web:9000"), vec![], "another port is another matter"),
+        (allow("log", "web:80") + &deny("log", "web"), permitted.clone(), "one port is too many"),
+        (allow("any", "db") + &accept("web", "db:5432"), vec![], "any includes everybody"),
+        (allow("log", "any") + &accept("log", "db:5432"), vec![], "any includes everything"),
+        (allow("host:vm", "log") + &accept("web", "log:514"), missing.clone(), "web runs elsewhere too"),
+        (allow("host:vm", "log") + &deny("web", "log:514"), permitted.clone(), "web runs on vm"),
+        (allow("db", "log") + &deny("web", "log:514"), permitted.clone(), "web and db share vm"),
+        (allow("site:c1", "log") + &deny("db", "log:514"), permitted.clone(), "edge is in c1"),
+        (allow("site:c1", "log") + &deny("web", "log:514"), permitted.clone(), "c1 alone can hold web's pod"),
+        (allow("web", "log") + &deny("any", "log:514"), permitted.clone(), "any is somebody"),
+        (allow("web", "log") + &accept("any", "log:514"), missing.clone(), "any is everybody"),
+        (allow("log", "host:edge") + &deny("log", "db:5432"), permitted.clone(), "edge backs db"),
+        (allow("log", "host:edge") + &accept("log", "db:5432"), missing.clone(), "vm backs db too"),
+        (allow("log", "host:vm") + &accept("log", "host:vm"), vec![], "a host is a target"),
+        (accept("web", "db:5432"), missing.clone(), "nothing is allowed that no rule allows"),
+        (deny("web", "db:5432"), vec![], "nothing is allowed that no rule allows"),
+    ] {
+        assert_eq!(failing(&rules), expected, "{why}:\n{rules}");
+    }
+}
+
+#[test]
+fn a_failing_test_points_at_its_word_and_at_the_rule() {
+    let rules = "[[allow]]\nfrom = [\"web\"]\nto = [\"db\"]\n[[test]]\nfrom = \"web\"\ndeny = [\"log\", \"db:5432\"]\n";
+    let text = with(rules);
+
+    let all = parse(&text, "services.toml").unwrap_err();
+
+    let one = &all.list[0];
+    assert_eq!(&text[one.span.start..one.span.end], "\"db:5432\"");
+    let rule = one.secondary[0].0;
+    assert_eq!(&text[rule.start..rule.end], "[[allow]]");
+}
+
+#[test]
+fn a_node_that_has_not_joined_is_a_warning_with_a_suggestion() {
+    let services = taken(&with(""));
+    let joined: BTreeSet<NodeName> = ["n1", "vm1"].iter().map(|n| n.parse().unwrap()).collect();
+
+    let warnings = absent_nodes(&services, &joined);
+
+    let nodes: Vec<_> = warnings.iter().map(|w| (w.severity, w.help.as_deref())).collect();
+    let expected = (Severity::Warning, Some("did you mean `vm1`?"));
+    assert_eq!(nodes, [expected, expected], "a static node needs no joining");
+}
+
+#[test]
+fn a_file_full_of_mistakes_is_refused_quickly_and_the_report_is_short() {
+    let size = MAX_TEXT / 4;
+    for text in [
+        "[".repeat(size),
+        "a\n".repeat(size / 2),
+        "a = [\n".repeat(size / 6),
+        "a = [1 1 1 1\n".repeat(size / 13),
+        format!("a = [\n{}", "[a]\n".repeat(size / 4)),
+        format!("version = 1\n[[allow]]\nfrom = [{}]\nto = [\"any\"]", "\"xyz\",".repeat(size / 7)),
+        "[[site]]\nname=\"x\"\n".repeat(MAX_TEXT / 18),
+        "x".repeat(MAX_TEXT + 1),
+    ] {
+        let begin = Instant::now();
+        let all = parse(&text, "f").unwrap_err();
+        let report = all.render(false);
+        assert!(all.list.len() <= 101, "{} diagnostics", all.list.len());
+        assert!(report.len() < 100_000, "a report of {} bytes", report.len());
+        let took = begin.elapsed();
+        assert!(took < Duration::from_secs(20), "{took:?} for {:?}…", &text[..20]);
+    }
+}
+
+/// A file is taken, or refused with a reason whose place lies in the text and which can be drawn.
+fn judged(text: &str) -> Result<(), TestCaseError> {
+    let all = [parse(text, "f").err(), parse_node(text, "f").err()];
+    for one in all.iter().flatten() {
+        prop_assert!(one.has_errors(), "refused without a reason");
+        for d in &one.list {
+            let spans = std::iter::once(d.span).chain(d.secondary.iter().map(|s| s.0));
+            for span in spans {
+                let inside = span.start <= span.end && span.end <= text.len();
+                prop_assert!(inside && text.is_char_boundary(span.start), "{d:?} in {} bytes", text.len());
+            }
+        }
+        prop_assert!(one.render(false).contains("--> f:"));
+    }
+    Ok(())
+}
+
+/// Pieces that files are made of, so that random texts get past the first line.
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(vec![
+        "version = 1\n",
+        "[mesh]\n",
+        "[[site]]\n",
+        "[[service]]\n",
+        "[[allow]]\n",
+        "[[test]]\n",
+        "[[node]]\n",
+        "[[serve]]\n",
+        "[service]\n",
+        "[a.b]\n",
+        "name = ",
+        "port = ",
+        "ports = ",
+        "backends = ",
+        "from = ",
+        "to = ",
+        "pods = ",
+        "health = ",
+        "route = ",
+        "accept = ",
+        "deny = ",
+        "v4 = ",
+        "{ ",
+        " }",
+        "[",
+        "]",
+        ", ",
+        "\n",
+        "\"cart\"",
+        "\"c1\"",
+        "\"host:vm\"",
+        "\"10.8.0.0/14\"",
+        "\"5000->8080/tcp\"",
+        "host = \"vm\"",
+        "addr = \"10.8.0.10\"",
+        "80",
+        "-1",
+        "1.5",
+        "true",
+        "2020-01-01",
+        "\"",
+        "'",
+        "\"\"\"",
+        "#",
+        "=",
+        ".",
+        "ä",
+        "\r\n",
+        "\t",
+        "\u{feff}",
+        "\0",
+        "日本",
+    ]);
+    prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_makes_the_parser_panic(text in any::<String>()) {
+        judged(&text)?;
+    }
+
+    #[test]
+    fn no_heap_of_pieces_makes_the_parser_panic(text in pieces()) {
+        judged(&text)?;
+    }
+
+    #[test]
+    fn a_boutique_with_one_character_changed_is_taken_or_refused_with_a_place(
+        at in any::<prop::sample::Index>(),
+        with in prop::sample::select("\0\n\"'[]{}=,.#:-/> aZ09äß\u{202e}".chars().collect::<Vec<_>>()),
+        how in 0..3,
+    ) {
+        let places: Vec<usize> = BOUTIQUE.char_indices().map(|(i, _)| i).collect();
+        let at = places[at.index(places.len())];
+        let mut text = BOUTIQUE.to_owned();
+        match how {
+            0 => text.insert(at, with),
+            1 => drop(text.remove(at)),
+            _ => {
+                text.remove(at);
+                text.insert(at, with);
+            }
+        }
+        judged(&text)?;
+    }
+
+    #[test]
+    fn a_boutique_cut_anywhere_is_taken_or_refused_with_a_place(at in any::<prop::sample::Index>()) {
+        let places: Vec<usize> = BOUTIQUE.char_indices().map(|(i, _)| i).collect();
+        judged(&BOUTIQUE[..places[at.index(places.len())]])?;
+    }
+}
