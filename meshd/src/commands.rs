@@ -17,7 +17,7 @@ use crate::client::{Client, ClientError, encode};
 use crate::config::{Config, ConfigError};
 use crate::daemon::{self, DaemonError};
 use crate::join::{self, JoinError};
-use crate::kernel::{self, KernelError, Shape};
+use crate::kernel::{self, KernelError, Obstacle, Shape};
 use crate::render;
 use crate::state::{State, StateError};
 
@@ -162,7 +162,9 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
         Verb::Cleanup(config) => cleanup(&load(&config, cli.socket)?, json).await,
         Verb::Guard(config) => guard(&load(&config, cli.socket)?, json).await,
         Verb::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "meshd", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "meshd", &mut script);
+            print(String::from_utf8_lossy(&script).trim_end());
             Ok(0)
         }
     }
@@ -277,34 +279,22 @@ async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
 /// Checks what can be checked without a daemon.
 async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u8, CommandError> {
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-    let config = match load(arg, socket) {
-        Ok(config) => Some(config),
-        Err(error) => {
-            errors.push(error.to_string());
-            None
+    let mut drawn = None;
+    match load(arg, socket) {
+        Ok(config) => {
+            drawn = services(&config, &mut errors, &mut warnings);
+            host(&config, &mut errors, &mut warnings).await;
         }
-    };
-    if let Some(config) = &config {
-        services(config, json, &mut errors, &mut warnings);
-        match shape(config) {
-            Ok(shape) => {
-                let found = kernel::obstacles(&shape).await;
-                warnings.extend(found.into_iter().map(|o| match o.command.as_str() {
-                    "" => o.sentence,
-                    command => format!("{}; run `{command}`", o.sentence),
-                }));
-                match kernel::host_facts().await {
-                    Ok(host) => errors.extend(host.collision(shape.range)),
-                    Err(error) => errors.push(error.to_string()),
-                }
-            }
-            Err(error) => errors.push(error.to_string()),
-        }
+        Err(error) => errors.extend(error.to_string().lines().map(Into::into)),
     }
-    let code = if errors.is_empty() { 0 } else { FAILED };
+    let code = if errors.is_empty() && drawn.is_none() { 0 } else { FAILED };
     if json {
+        errors.extend(drawn.iter().flat_map(Diagnostics::lines));
         print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings });
         return Ok(code);
+    }
+    if let Some(drawn) = &drawn {
+        print(&drawn.render(io::stdout().is_terminal()));
     }
     for error in &errors {
         print(&format!("error: {error}"));
@@ -312,45 +302,56 @@ async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u
     for warning in &warnings {
         print(&format!("warning: {warning}"));
     }
-    let plural = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
-    print(&format!("{}, {}", plural(errors.len(), "error"), plural(warnings.len(), "warning")));
+    if code == 0 {
+        print(if warnings.is_empty() { "all is well" } else { "no errors" });
+    }
     Ok(code)
 }
 
-/// Checks the node's services.toml; people see it drawn, programs get lines.
-fn services(config: &Config, json: bool, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+/// Checks the node's services.toml; returns its mistakes with their places.
+fn services(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) -> Option<Diagnostics> {
     let name = config.services.display().to_string();
     let Ok(text) = std::fs::read_to_string(&config.services) else {
-        match crate::offers::read(&config.services) {
-            Ok(_) => {}
-            Err(error) => errors.push(error),
-        }
-        return;
+        errors.extend(crate::offers::read(&config.services).err());
+        return None;
     };
     match mesh_proto::services::parse_node(&text, &name) {
-        Ok((_, list)) => warnings.extend(Diagnostics::new(&name, &text, list).lines()),
-        Err(bad) => {
-            if !json {
-                print(&bad.render(io::stdout().is_terminal()));
-            }
-            errors.extend(bad.lines());
+        Ok((_, list)) => {
+            warnings.extend(Diagnostics::new(&name, &text, list).lines());
+            None
         }
+        Err(bad) => Some(bad),
     }
 }
 
-/// Returns what the kernel carries, or would carry after a join with the default range.
-fn shape(config: &Config) -> Result<Shape, StateError> {
-    if let Some((_, shape)) = join::stored_range(config)? {
-        return Ok(shape);
+/// Checks the kernel: what stands in the way, and whether the range is free.
+async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+    let (joined, shape) = match join::stored_range(config) {
+        Ok(Some((_, shape))) => (true, shape),
+        Ok(None) => (false, default_shape(config)),
+        Err(error) => return errors.push(error.to_string()),
+    };
+    let mut found = kernel::obstacles(&shape).await;
+    // Before the join, what the join sets is not there, and that is no obstacle.
+    let ours = |o: &Obstacle| o.sentence.contains("ip meshd") || o.sentence.contains(&shape.interface);
+    found.retain(|o| joined || !ours(o));
+    warnings.extend(found.iter().map(render::obstacle));
+    match kernel::host_facts().await {
+        Ok(host) => errors.extend(host.collision(shape.range)),
+        Err(error) => errors.push(error.to_string()),
     }
+}
+
+/// Returns what the kernel would carry after a join with the default range.
+fn default_shape(config: &Config) -> Shape {
     let range = mesh_proto::addr::MeshRange::default();
-    Ok(Shape {
+    Shape {
         interface: config.interface.clone(),
         range,
         address: mesh_proto::addr::Flat(range.nodes().network()),
         mtu: 1420,
         pods: config.pods.clone(),
-    })
+    }
 }
 
 /// Reads the configuration; `--socket` has the last word.

@@ -66,6 +66,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     std::fs::create_dir_all(&config.runtime_dir)
         .map_err(|error| DaemonError::Runtime { path: config.runtime_dir.clone(), error })?;
     let board = Arc::new(Board::new(config.services.clone()));
+    // The first report must already say what the node serves, or its backends would be gone for a moment.
+    offers::load(&board, &config.services);
     let socket = Socket::bind(&config.socket).await?;
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();

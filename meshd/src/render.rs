@@ -3,6 +3,8 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use mesh_proto::status as doc;
 
+use crate::kernel::Obstacle;
+
 /// Shows who the node is, how it is connected, and what is wrong.
 pub fn status(status: &doc::Status) -> String {
     let mut lines = Vec::new();
@@ -134,6 +136,14 @@ pub fn why(why: &doc::Why) -> String {
         lines.push(format!("to allow it, add to the coordinator's services.toml: {missing}"));
     }
     lines.join("\n")
+}
+
+/// Writes an obstacle with the command that mends it.
+pub fn obstacle(obstacle: &Obstacle) -> String {
+    match obstacle.command.as_str() {
+        "" => obstacle.sentence.clone(),
+        command => format!("{}; run `{command}`", obstacle.sentence),
+    }
 }
 
 /// Writes a time in seconds as people say it.

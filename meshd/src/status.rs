@@ -14,8 +14,8 @@ use mesh_proto::view::View;
 
 use crate::board::{Board, now};
 use crate::dataplane::Stats;
-use crate::kernel::Obstacle;
 use crate::names::{self, NameError};
+use crate::render;
 
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
@@ -128,14 +128,10 @@ pub fn warnings(board: &Board, view: Option<&View>) -> Vec<String> {
 /// What makes a node degraded.
 fn grave(board: &Board) -> Vec<String> {
     let upkeep = board.upkeep.borrow();
-    let obstacle = |o: &Obstacle| match o.command.as_str() {
-        "" => o.sentence.clone(),
-        command => format!("{}; run `{command}`", o.sentence),
-    };
-    let mut list: Vec<String> = upkeep.obstacles.iter().map(obstacle).collect();
+    let mut list: Vec<String> = upkeep.obstacles.iter().map(render::obstacle).collect();
     list.extend(upkeep.guards.missing.iter().cloned());
     if let Some((error, since)) = &board.offers.borrow().error {
-        let age = crate::render::age(since.elapsed().as_secs());
+        let age = render::age(since.elapsed().as_secs());
         list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
     }
     let link = board.link.borrow();
