@@ -117,6 +117,8 @@ pub struct EdgeStats {
     pub ok: u64,
     /// Calls that failed or came too late.
     pub failed: u64,
+    /// Of those, calls that were refused at once, as the mesh does without permission.
+    pub refused: u64,
     /// Connections opened.
     pub opened: u64,
     /// The median of the last calls, in microseconds.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout, RxqOvfl};
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, RxqOvfl};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, setsockopt,
     socket,
@@ -94,7 +94,10 @@ impl Drop for Capture {
 /// Mostly for lack of privilege.
 pub fn open() -> nix::Result<OwnedFd> {
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
-    setsockopt(&socket, RcvBufForce, &QUEUE_BYTES)?;
+    // Beyond the system's limit only with privilege over the whole machine, which a user namespace lacks.
+    if setsockopt(&socket, RcvBufForce, &QUEUE_BYTES).is_err() {
+        setsockopt(&socket, RcvBuf, &QUEUE_BYTES)?;
+    }
     setsockopt(&socket, RxqOvfl, &1)?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(50))?;
     Ok(socket)

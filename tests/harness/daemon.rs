@@ -7,6 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mesh_proto::status::Status;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -287,6 +288,14 @@ impl Daemon {
     /// With everything it said, if it failed.
     pub fn expect_config(&self, words: &[&str]) -> io::Result<String> {
         succeeded(&self.name, words, self.config_verb(words)?)
+    }
+
+    /// Returns what a running meshd tells of itself.
+    ///
+    /// # Errors
+    /// If it does not run or its answer is not as documented.
+    pub fn status(&self) -> io::Result<Status> {
+        Ok(serde_json::from_value(self.json(&["status"])?)?)
     }
 
     /// Runs a reading verb with `-o json`, whatever its exit code says of the mesh's health.

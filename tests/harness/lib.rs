@@ -4,11 +4,13 @@
 //! undo       what must be undone, whatever happens
 //! netns      namespaces, links, addresses, routes, rules; threads and processes inside
 //! nft        the masquerading that CNIs install, and a strict host's FORWARD policy
+//! classify   what may be seen on the underlay, and what is a leak
 //! capture    every frame on the underlay, classified
 //! boutique   the application's roles, edges and figures (played by the binary `boutique`)
 //! control    asking a running stub what it saw, and telling it what to do
 //! daemon     the real meshd and mesh-coordinator as processes
 //! topology   the lab's two clusters, the VM, the loadgen host
+//! evil       a member gone bad, and who watches it
 //! snapshot   a node's routes, rules, interfaces and nftables as bytes, to be compared
 //! ```
 
@@ -17,6 +19,7 @@ pub mod capture;
 pub mod classify;
 pub mod control;
 pub mod daemon;
+pub mod evil;
 pub mod http;
 pub mod netns;
 pub mod nft;

@@ -28,7 +28,10 @@ impl Channel {
         let began = Instant::now();
         let answer = timeout(self.callee.deadline(), self.exchange(shop, path)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let failure = answer.as_ref().err().map(|e| format!("{path} of {}: {e}", self.callee.service()));
+        let failure = answer.as_ref().err().map(|e| {
+            let said = format!("{path} of {}: {e}", self.callee.service());
+            (is_refusal(e), said)
+        });
         shop.note_call(self.callee, began.elapsed(), failure);
         answer
     }
@@ -56,6 +59,13 @@ impl Channel {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         Ok(body)
     }
+}
+
+/// Says whether an error is the quick answer of a mesh that does not permit the call.
+fn is_refusal(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied};
+    let kinds = [ConnectionRefused, HostUnreachable, NetworkUnreachable, PermissionDenied];
+    kinds.contains(&error.kind())
 }
 
 async fn ping(connection: &mut Connection<TcpStream>) -> io::Result<Vec<u8>> {

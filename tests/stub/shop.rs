@@ -55,11 +55,12 @@ impl Shop {
         self.figures().edges.entry(callee).or_default().stats.opened += 1;
     }
 
-    pub(crate) fn note_call(&self, callee: Role, took: Duration, failure: Option<String>) {
+    pub(crate) fn note_call(&self, callee: Role, took: Duration, failure: Option<(bool, String)>) {
         let mut figures = self.figures();
         let edge = figures.edges.entry(callee).or_default();
-        if let Some(failure) = failure {
+        if let Some((refused, failure)) = failure {
             edge.stats.failed += 1;
+            edge.stats.refused += u64::from(refused);
             edge.stats.last_error = Some(failure);
             return;
         }

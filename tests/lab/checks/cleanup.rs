@@ -1,0 +1,46 @@
+//! `cleanup`: a node is left byte for byte as it was, also after kill -9, and the lab leaves nothing.
+
+use std::time::Duration;
+
+use mesh_tests::daemon::wait_until;
+use mesh_tests::netns::{bound, inhabitants};
+use mesh_tests::snapshot;
+
+use super::{ensure, said};
+use crate::lab::Lab;
+use crate::report::Outcome;
+
+pub(crate) fn run(lab: Lab) -> Outcome {
+    let outcome = nodes(&lab);
+    let inodes: Vec<u64> = lab.world.namespaces().iter().map(|n| n.inode()).collect();
+    let own = std::process::id();
+    drop(lab);
+    let prefix = format!("{}{own}", crate::WORD);
+    let gone = wait_until(Duration::from_secs(3), || {
+        let inside = inodes.iter().flat_map(|&i| inhabitants(i));
+        bound(&prefix).is_empty() && inside.filter(|&p| p != own).count() == 0
+    });
+    let figure = outcome?;
+    ensure(gone, || format!("{figure}; but namespaces or processes are left"))?;
+    Ok(format!("{figure}; no namespace and no process is left"))
+}
+
+fn nodes(lab: &Lab) -> Outcome {
+    let (mut killed, mut stopped) = (0, 0);
+    for (name, node) in &lab.world.nodes {
+        // Every other one the hard way.
+        if (killed + stopped) % 2 == 0 {
+            node.kill();
+            killed += 1;
+        } else {
+            node.terminate();
+            stopped += 1;
+        }
+        node.expect_config(&["cleanup"]).map_err(said)?;
+        let before = lab.before.get(name).ok_or("no snapshot was taken")?;
+        let after = snapshot::take(&node.namespace)?;
+        let difference = snapshot::difference(before, &after);
+        ensure(difference.is_empty(), || format!("{name} is not as it was:\n{}", difference.join("\n")))?;
+    }
+    Ok(format!("{} nodes byte-identical after `cleanup`, {killed} of them killed with -9", killed + stopped))
+}

@@ -1,0 +1,31 @@
+//! `one-port`: with only lane 0's port open between two clusters, no connection is lost.
+
+use mesh_tests::boutique::Role;
+use mesh_tests::topology::{PORT, World};
+
+use super::{ensure, ms, said};
+use crate::lab::LANES;
+use crate::report::Outcome;
+
+const CONNECTIONS: u64 = 300;
+
+pub(crate) async fn run(world: &World) -> Outcome {
+    world.network.router.block_udp(PORT + 1, PORT + 64).map_err(said)?;
+    let (caller, callee) = (world.program(Role::Frontend), Role::Currency);
+    let vip = crate::lab::service(world, caller.node, callee)?.vip.to_string();
+    for node in [caller.node, world.program(callee).node] {
+        world.node(node).kill();
+        world.node(node).start().map_err(said)?;
+    }
+    // At once, while the lanes are still finding out that their ports are closed.
+    let how = format!("n={CONNECTIONS}&every=10&parallel=200&patience=5000");
+    let series = caller.control.series(&vip, callee.dials(), &how).await.map_err(said)?;
+    let figure = format!(
+        "{CONNECTIONS} connections over {LANES} lanes with UDP {PORT} alone open, {} lost, p50 {}, the slowest {}",
+        series.failed,
+        ms(series.p50_us),
+        ms(series.max_us)
+    );
+    ensure(series.failed == 0, || format!("{figure}: {:?}", series.errors))?;
+    Ok(figure)
+}
