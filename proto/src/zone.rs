@@ -301,9 +301,9 @@ mod tests {
 
     #[test]
     fn another_type_or_a_name_with_names_below_it_is_no_data() {
-        let zone = |answer: Answer| match answer {
-            Answer::NoData(soa) => soa.zone,
-            other => panic!("{other:?}"),
+        let zone = |answer: Answer| {
+            let Answer::NoData(soa) = answer else { panic!("{answer:?}") };
+            soa.zone
         };
         let of = |name: &str, query| zone(answer(&netmap(), name, query));
         assert_eq!(of("cart.mesh.internal", QueryType::Aaaa), "mesh.internal");

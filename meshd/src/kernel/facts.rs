@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use mesh_proto::addr::{MeshRange, overlap};
+use mesh_proto::wire::MAX_ENDPOINTS;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::RouteType;
@@ -35,7 +37,7 @@ pub struct HostRoute {
 /// What this host knows of its own network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
-    /// Addresses that peers may reach it at, the likeliest first.
+    /// Addresses that peers may reach it at, the likeliest first; at most `MAX_ENDPOINTS`.
     pub addresses: Vec<IpAddr>,
     /// Its IPv4 routes without default routes and our own; at most `MAX_ROUTES`.
     pub routes: Vec<HostRoute>,
@@ -123,12 +125,17 @@ fn candidates(
     let best = ranked.iter().map(|&(rank, _)| rank).min().unwrap_or(0);
     ranked.retain(|&(rank, _)| rank < 3 || best == 3);
     ranked.sort_by_key(|&(rank, address)| (rank, address.is_ipv6()));
-    ranked.into_iter().map(|(_, address)| address).collect()
+    ranked.into_iter().map(|(_, address)| address).take(MAX_ENDPOINTS).collect()
 }
 
 fn usable(message: &AddressMessage) -> Option<IpAddr> {
     let unusable = AddressHeaderFlags::Tentative | AddressHeaderFlags::Deprecated | AddressHeaderFlags::Dadfailed;
     if message.header.flags.intersects(unusable) || message.header.scope == AddressScope::Host {
+        return None;
+    }
+    // A secondary IPv6 address is a temporary one (RFC 8981), gone within a day.
+    let secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
+    if secondary && message.header.family == AddressFamily::Inet6 {
         return None;
     }
     let mut found = None;

@@ -40,20 +40,34 @@ pub(super) struct Ensured {
     pub(super) guards: Guards,
     /// Whether the table had to be written.
     pub(super) written: bool,
+    /// What the guards had dropped.
+    pub(super) dropped: Dropped,
+}
+
+/// What the guards dropped since the table was written, in packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// Would have left in clear, or entered the tunnel a second time.
+    pub(super) leaving: u64,
+    /// Came to mesh addresses by another way than the mesh.
+    pub(super) entering: u64,
 }
 
 /// Makes sure that the table is as it should be. Where the kernel takes no translation, `retry` says whether to try again.
 pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
+    match read() {
+        Ok(present) => Ensured { dropped: dropped(&present), ..mend(shape, &present, retry) },
+        Err(error) => Ensured::missing(&error),
+    }
+}
+
+fn mend(shape: &Shape, present: &Content, retry: bool) -> Ensured {
     let whole = content(shape, true);
     let filters = content(shape, false);
-    let present = match read() {
-        Ok(present) => present,
-        Err(error) => return Ensured::missing(&error),
-    };
-    if same(&present, &whole) {
+    if same(present, &whole) {
         return Ensured::all(false);
     }
-    let settled = same(&present, &filters);
+    let settled = same(present, &filters);
     if settled && !retry {
         return Ensured::filters_only("the kernel takes no translation rules", false);
     }
@@ -71,14 +85,14 @@ pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
 impl Ensured {
     fn all(written: bool) -> Self {
         let guards = Guards { masquerade: true, filter: true, missing: Vec::new() };
-        Self { guards, written }
+        Self { guards, written, dropped: Dropped::default() }
     }
 
     fn filters_only(why: &str, written: bool) -> Self {
         let sentence =
             format!("pods may appear as this node: no rule keeps a CNI's masquerading off mesh packets ({why})");
         let guards = Guards { masquerade: false, filter: true, missing: vec![sentence] };
-        Self { guards, written }
+        Self { guards, written, dropped: Dropped::default() }
     }
 
     fn missing(why: &KernelError) -> Self {
@@ -86,7 +100,7 @@ impl Ensured {
             "no nftables guards: only routes keep mesh packets from leaving in clear, and pods may appear as this node ({why})"
         );
         let guards = Guards { masquerade: false, filter: false, missing: vec![sentence] };
-        Self { guards, written: false }
+        Self { guards, written: false, dropped: Dropped::default() }
     }
 }
 
@@ -118,16 +132,13 @@ pub(super) fn remove() -> Result<bool, KernelError> {
     Ok(true)
 }
 
-/// Counts what the guards dropped since the table was written: packets that would have left in clear, and
-/// packets that came to mesh addresses by another way than the mesh.
-pub(super) fn dropped() -> (u64, u64) {
-    let Ok(present) = read() else { return (0, 0) };
+fn dropped(present: &Content) -> Dropped {
     let sum = |name: &str| {
-        let exprs =
-            present.iter().filter(|(chain, _)| chain.name == name).flat_map(|(_, rules)| rules.iter().flatten());
+        let chains = present.iter().filter(|(chain, _)| chain.name == name);
+        let exprs = chains.flat_map(|(_, rules)| rules.iter().flatten());
         exprs.map(|expr| if let Expr::Counter { packets, .. } = expr { *packets } else { 0 }).sum()
     };
-    (sum(LEAVING), sum(ENTERING))
+    Dropped { leaving: sum(LEAVING), entering: sum(ENTERING) }
 }
 
 fn content(shape: &Shape, translation: bool) -> Content {

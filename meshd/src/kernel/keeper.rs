@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::guards::Dropped;
 use super::route::Routes;
 use super::{Guards, KernelError, Obstacle, Shape, guards, obstacles};
 
@@ -84,8 +85,17 @@ async fn keep(routes: Routes, events: Events, mut shapes: watch::Receiver<Shape>
     let mut look = 0;
     loop {
         let started = Instant::now();
+        let moved = shapes.has_changed().unwrap_or(false);
         let shape = shapes.borrow_and_update().clone();
-        let seen = look_once(&routes, &shape, look).await;
+        let mut seen = look_once(&routes, &shape, look).await;
+        // What another shape needs was not taken away by anybody.
+        let changes = std::mem::take(&mut seen.changes);
+        if moved {
+            tracing::info!(?changes, "set up what the new map needs");
+        } else if !changes.is_empty() {
+            tracing::warn!(mended = ?changes, "put back what something else had removed or changed");
+            seen.changes = changes;
+        }
         upkeep.send_if_modified(|upkeep| seen.apply(upkeep));
         look += 1;
         tokio::select! {
@@ -99,11 +109,11 @@ async fn keep(routes: Routes, events: Events, mut shapes: watch::Receiver<Shape>
 
 /// What one look found.
 struct Seen {
-    mended: Vec<String>,
+    changes: Vec<String>,
     failed: Option<KernelError>,
     guards: Guards,
     obstacles: Option<Vec<Obstacle>>,
-    dropped: (u64, u64),
+    dropped: Dropped,
 }
 
 impl Seen {
@@ -112,23 +122,24 @@ impl Seen {
         let before = upkeep.clone();
         upkeep.guards = self.guards;
         upkeep.failed = self.failed;
-        (upkeep.kept_in, upkeep.kept_out) = self.dropped;
+        upkeep.kept_in = self.dropped.leaving;
+        upkeep.kept_out = self.dropped.entering;
         if let Some(obstacles) = self.obstacles {
             upkeep.obstacles = obstacles;
         }
-        if !self.mended.is_empty() {
+        if !self.changes.is_empty() {
             upkeep.mended += 1;
-            upkeep.last_mended = self.mended;
+            upkeep.last_mended = self.changes;
         }
         *upkeep != before
     }
 }
 
 async fn look_once(routes: &Routes, shape: &Shape, look: u64) -> Seen {
-    let mut mended = Vec::new();
+    let mut changes = Vec::new();
     let mut failed = None;
     let mut note = |result: Result<Vec<String>, KernelError>| match result {
-        Ok(changes) => mended.extend(changes),
+        Ok(more) => changes.extend(more),
         Err(error) => failed = Some(error),
     };
     note(routes.ensure_unreachable(shape.range).await);
@@ -136,16 +147,11 @@ async fn look_once(routes: &Routes, shape: &Shape, look: u64) -> Seen {
     note(routes.ensure_interface(shape).await);
     let ensured = guards::ensure(shape, look.is_multiple_of(RETRY));
     if ensured.written {
-        mended.push("the nftables table `ip meshd`".to_owned());
+        changes.push("the nftables table `ip meshd`".to_owned());
     }
-    if !mended.is_empty() {
-        tracing::warn!(?mended, "put back what something else had removed or changed");
-    }
-    let obstacles = match look.is_multiple_of(SEARCH) {
-        true => Some(obstacles::find(shape).await),
-        false => None,
-    };
-    Seen { mended, failed, guards: ensured.guards, obstacles, dropped: guards::dropped() }
+    let obstacles =
+        if look.is_multiple_of(SEARCH) || !changes.is_empty() { Some(obstacles::find(shape).await) } else { None };
+    Seen { changes, failed, guards: ensured.guards, obstacles, dropped: ensured.dropped }
 }
 
 /// The kernel's announcements. What they say does not matter, only that there was one.

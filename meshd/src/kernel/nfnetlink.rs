@@ -99,8 +99,8 @@ impl<'a> Attributes<'a> {
     }
 
     /// Returns the attributes inside the first attribute of a kind.
-    pub(super) fn nested(self, kind: u16) -> Attributes<'a> {
-        Attributes(self.find(kind).unwrap_or_default())
+    pub(super) fn nested(self, kind: u16) -> Self {
+        Self(self.find(kind).unwrap_or_default())
     }
 
     /// Returns a text attribute without its final zero byte.

@@ -64,19 +64,17 @@ async fn catches(routes: &Routes, rule: &RuleMessage, shape: &Shape) -> Result<b
     if (elsewhere && !inverted) || special {
         return Ok(false);
     }
-    match rule.header.action {
-        RuleAction::ToTable => match table(rule) {
-            Some(LOCAL) | None => Ok(false),
-            Some(table) => {
-                let suppressed = suppressed(rule);
-                let routes = routes.table(table).await?;
-                Ok(routes.iter().any(|route| takes(route, shape, suppressed)))
-            }
-        },
-        RuleAction::Nop | RuleAction::Unspec => Ok(false),
-        // `goto` leads past our rule; the others end here.
-        _ => Ok(true),
+    let action = rule.header.action;
+    if action != RuleAction::ToTable {
+        // `goto` leads past our rule; `unreachable` and its like end here.
+        return Ok(!matches!(action, RuleAction::Nop | RuleAction::Unspec));
     }
+    let Some(table) = table(rule).filter(|&table| table != LOCAL) else {
+        return Ok(false);
+    };
+    let suppressed = suppressed(rule);
+    let routes = routes.table(table).await?;
+    Ok(routes.iter().any(|route| takes(route, shape, suppressed)))
 }
 
 /// Says whether a route of another table would take mesh packets.
@@ -155,10 +153,10 @@ fn sysctl(path: &str) -> Option<u32> {
 }
 
 fn priority(rule: &RuleMessage) -> u32 {
-    let priority = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Priority(priority) => Some(*priority),
-        _ => None,
-    });
+    let priority = rule
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RuleAttribute::Priority(priority) = attribute { Some(*priority) } else { None });
     priority.unwrap_or(0)
 }
 
@@ -166,32 +164,37 @@ fn table(rule: &RuleMessage) -> Option<u32> {
     if rule.header.action != RuleAction::ToTable {
         return None;
     }
-    let table = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
+    let table = rule
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RuleAttribute::Table(table) = attribute { Some(*table) } else { None });
     Some(table.unwrap_or_else(|| u32::from(rule.header.table)))
 }
 
 fn to(rule: &RuleMessage) -> Option<Ipv4Net> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Destination(IpAddr::V4(net)) => Ipv4Net::new(*net, rule.header.dst_len).ok(),
-        _ => None,
+    rule.attributes.iter().find_map(|attribute| {
+        if let RuleAttribute::Destination(IpAddr::V4(net)) = attribute {
+            Ipv4Net::new(*net, rule.header.dst_len).ok()
+        } else {
+            None
+        }
     })
 }
 
 fn from(rule: &RuleMessage) -> Option<Ipv4Net> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Source(IpAddr::V4(net)) => Ipv4Net::new(*net, rule.header.src_len).ok(),
-        _ => None,
+    rule.attributes.iter().find_map(|attribute| {
+        if let RuleAttribute::Source(IpAddr::V4(net)) = attribute {
+            Ipv4Net::new(*net, rule.header.src_len).ok()
+        } else {
+            None
+        }
     })
 }
 
 fn input(rule: &RuleMessage) -> Option<&str> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::Iifname(name) => Some(name.as_str()),
-        _ => None,
-    })
+    rule.attributes
+        .iter()
+        .find_map(|attribute| if let RuleAttribute::Iifname(name) = attribute { Some(name.as_str()) } else { None })
 }
 
 fn has_output(rule: &RuleMessage) -> bool {
@@ -199,15 +202,17 @@ fn has_output(rule: &RuleMessage) -> bool {
 }
 
 fn mark(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(mark) if *mark != 0 => Some(*mark),
-        _ => None,
-    })
+    rule.attributes
+        .iter()
+        .find_map(|attribute| if let RuleAttribute::FwMark(mark) = attribute { Some(*mark) } else { None })
+        .filter(|&mark| mark != 0)
 }
 
 fn suppressed(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::SuppressPrefixLen(length) if *length != u32::MAX => Some(*length),
-        _ => None,
-    })
+    rule.attributes
+        .iter()
+        .find_map(
+            |attribute| if let RuleAttribute::SuppressPrefixLen(length) = attribute { Some(*length) } else { None },
+        )
+        .filter(|&length| length != u32::MAX)
 }

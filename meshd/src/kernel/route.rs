@@ -58,8 +58,10 @@ pub(super) struct Link {
 impl Routes {
     /// Opens a socket in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Self, KernelError> {
-        let (connection, handle, _messages) =
-            rtnetlink::new_connection_with_strict_check().map_err(|error| KernelError::Socket(error.to_string()))?;
+        // Kernels before 4.20 know no strict check, and answer filtered questions in full.
+        let (connection, handle, _messages) = rtnetlink::new_connection_with_strict_check()
+            .or_else(|_| rtnetlink::new_connection())
+            .map_err(|error| KernelError::Socket(error.to_string()))?;
         let connection = tokio::spawn(connection);
         Ok(Self { handle, connection })
     }
@@ -370,10 +372,9 @@ impl Link {
             } else if let LinkAttribute::TxQueueLen(queue) = attribute {
                 link.queue = *queue;
             } else if let LinkAttribute::LinkInfo(infos) = attribute {
-                link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.clone()),
-                    _ => None,
-                });
+                link.kind = infos
+                    .iter()
+                    .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind.clone()) } else { None });
             }
         }
         link
@@ -418,9 +419,8 @@ fn is_rule_for(rule: &RuleMessage, range: MeshRange) -> bool {
 
 /// Returns the prefix that a route leads to; the whole address space for a default route.
 pub(super) fn destination(route: &RouteMessage) -> Ipv4Net {
-    let address = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-        _ => None,
+    let address = route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet(address)) = attribute { Some(*address) } else { None }
     });
     let length = route.header.destination_prefix_length.min(32);
     Ipv4Net::new_assert(address.unwrap_or(Ipv4Addr::UNSPECIFIED), length)
@@ -428,43 +428,46 @@ pub(super) fn destination(route: &RouteMessage) -> Ipv4Net {
 
 /// Returns the table that a route is in.
 pub(super) fn table_of(route: &RouteMessage) -> u32 {
-    let table = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
+    let table = route
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None });
     table.unwrap_or_else(|| u32::from(route.header.table))
 }
 
 /// Returns the interface that a route uses.
 pub(super) fn output(route: &RouteMessage) -> Option<u32> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
 }
 
 /// Returns the source address that a route prefers.
 pub(super) fn preferred_source(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::PrefSource(RouteAddress::Inet(address)) => Some((*address).into()),
-        RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => Some((*address).into()),
-        _ => None,
+    route.attributes.iter().find_map(|attribute| {
+        let RouteAttribute::PrefSource(source) = attribute else { return None };
+        if let RouteAddress::Inet(address) = source {
+            Some((*address).into())
+        } else if let RouteAddress::Inet6(address) = source {
+            Some((*address).into())
+        } else {
+            None
+        }
     })
 }
 
 fn priority(route: &RouteMessage) -> u32 {
-    let priority = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Priority(priority) => Some(*priority),
-        _ => None,
-    });
+    let priority = route
+        .attributes
+        .iter()
+        .find_map(|attribute| if let RouteAttribute::Priority(priority) = attribute { Some(*priority) } else { None });
     priority.unwrap_or(0)
 }
 
 /// Returns the IPv4 address of this host that an address message is about.
 pub(super) fn local_v4(message: &AddressMessage) -> Option<Ipv4Addr> {
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-        _ => None,
-    });
-    local
+    message.attributes.iter().find_map(|attribute| {
+        if let AddressAttribute::Local(IpAddr::V4(address)) = attribute { Some(*address) } else { None }
+    })
 }

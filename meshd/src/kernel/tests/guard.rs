@@ -7,6 +7,12 @@ use super::*;
 const NODE: Ipv4Addr = Ipv4Addr::new(241, 1, 0, 7);
 const DNS: Ipv4Addr = Ipv4Addr::new(241, 0, 0, 53);
 
+/// Packets that were kept from leaving, and from entering.
+fn dropped(shape: &Shape) -> (u64, u64) {
+    let dropped = guards::ensure(shape, false).dropped;
+    (dropped.leaving, dropped.entering)
+}
+
 fn reply_to(packet: &Packet, payload: &[u8]) -> Packet {
     Packet { source: packet.destination, destination: packet.source, payload: payload.to_vec() }
 }
@@ -30,7 +36,32 @@ fn a_masquerade_rule_does_not_hide_the_pod_and_the_reply_reaches_it_under_strict
         assert_eq!((packet.source.0, packet.destination), (POD, (VIP, 7070)));
         mesh.deliver(&reply_to(&packet, b"world"));
         assert_eq!(received(&client), Some((b"world".to_vec(), (VIP, 7070).into())));
-        assert_eq!(guards::dropped(), (0, 0));
+        assert_eq!(dropped(&shape), (0, 0));
+    });
+}
+
+#[test]
+fn a_strict_rp_filter_would_drop_what_comes_from_the_mesh_but_for_the_rule() {
+    in_namespace(|| async {
+        sysctl("conf/all/rp_filter", "1");
+        let shape = shape(&[POD_BLOCK]);
+        let pod = Pod::start().await;
+        sysctl("ip_forward", "1");
+        close_range(&shape).await.unwrap();
+        let mut mesh = Mesh::start(&shape).await;
+        let client = pod.run(|| socket((POD, 4000)));
+        let packet =
+            |payload: &[u8]| Packet { source: (VIP, 7070), destination: (POD, 4000), payload: payload.to_vec() };
+        let routes = Routes::open().unwrap();
+        let rules = routes.rules().await.unwrap();
+        let ours = rules.into_iter().find(route::is_our_rule).unwrap();
+        routes.handle.rule().del(ours).execute().await.unwrap();
+
+        mesh.deliver(&packet(b"without the rule"));
+        close_range(&shape).await.unwrap();
+        mesh.deliver(&packet(b"with the rule"));
+
+        assert_eq!(received(&client).unwrap().0, b"with the rule");
     });
 }
 
@@ -89,7 +120,7 @@ fn mesh_addresses_are_closed_to_pods_but_for_dns_and_open_to_the_node_itself() {
         assert_eq!((question.as_slice(), from.ip()), (&b"question"[..], POD.into()));
         dns.send_to(b"answer", from).unwrap();
         assert_eq!(received(&client), Some((b"answer".to_vec(), (DNS, 53).into())));
-        assert_eq!(guards::dropped(), (0, 2));
+        assert_eq!(dropped(&shape), (0, 2));
         // What is local comes by lo, and is the first that the server sees.
         socket((NODE, 0)).send_to(b"local", (NODE, 9999)).unwrap();
         assert_eq!(received(&server).unwrap().0, b"local");
@@ -112,7 +143,7 @@ fn dns_is_closed_to_whoever_is_no_pod_of_ours() {
         client.send_to(b"hello", (VIP, 7070)).unwrap();
 
         assert_eq!(mesh.next().unwrap().payload, b"hello");
-        assert_eq!(guards::dropped(), (0, 1));
+        assert_eq!(dropped(&shape), (0, 1));
     });
 }
 
@@ -135,7 +166,7 @@ fn nothing_for_the_mesh_leaves_in_clear_whatever_the_routes_say() {
 
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
         assert_eq!(received(&witness).unwrap().0, b"not for the mesh");
-        assert_eq!(guards::dropped(), (1, 0));
+        assert_eq!(dropped(&shape), (1, 0));
     });
 }
 

@@ -70,8 +70,8 @@ fn shape(pods: &[&str]) -> Shape {
 
 /// What `ip` and `nft` print; the product never calls them, the tests do so to compare.
 fn printed(command: &str) -> Option<String> {
-    let mut words = command.split(' ');
-    let output = Command::new(words.next().unwrap()).args(words).output();
+    let words: Vec<&str> = command.split(' ').collect();
+    let output = Command::new(words[0]).args(&words[1..]).output();
     match output {
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
