@@ -1,0 +1,171 @@
+//! Batches of datagrams between the lanes and the sockets: one arena each, no allocation per datagram.
+//!
+//! Datagrams of equal size to one endpoint lie back to back and form a *run*, which the kernel takes as one
+//! (UDP_SEGMENT) or gives as one (UDP_GRO); the last of a run may be shorter.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// Most bytes of a run: what one UDP datagram could carry, less room for headers.
+const MAX_RUN: usize = 65_000;
+/// Most datagrams of a run. Kernels before 6.9 take 64, and count one more than they say.
+const MAX_SEGMENTS: usize = 63;
+
+/// A peer's UDP address, with the own address that it speaks to, where that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// The own address from which to answer.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
+
+/// Datagrams of equal size, but for the last, to or from one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Where they go or come from.
+    pub endpoint: Endpoint,
+    /// Where the first begins in the arena.
+    pub start: usize,
+    /// Bytes of all together.
+    pub len: usize,
+    /// Bytes of each but the last.
+    pub segment: usize,
+}
+
+impl Run {
+    /// Returns how many datagrams there are.
+    pub fn count(&self) -> usize {
+        self.len.div_ceil(self.segment.max(1)).max(1)
+    }
+
+    fn takes(&self, len: usize, endpoint: Endpoint) -> bool {
+        self.endpoint == endpoint
+            && (1..=self.segment).contains(&len)
+            && self.len.is_multiple_of(self.segment)
+            && self.len + len <= MAX_RUN
+            && self.count() < MAX_SEGMENTS
+    }
+}
+
+/// Datagrams waiting to be sent.
+#[derive(Debug)]
+pub struct Outbox {
+    arena: Box<[u8]>,
+    used: usize,
+    runs: Vec<Run>,
+}
+
+impl Outbox {
+    /// Makes an outbox of that many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self { arena: vec![0; bytes].into(), used: 0, runs: Vec::with_capacity(256) }
+    }
+
+    /// Returns how many bytes are free.
+    pub fn room(&self) -> usize {
+        self.arena.len() - self.used
+    }
+
+    /// Says whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Returns the free bytes, to write a datagram at their start.
+    pub fn space(&mut self) -> &mut [u8] {
+        &mut self.arena[self.used..]
+    }
+
+    /// Takes the first `len` bytes of the free ones as a datagram to `endpoint`.
+    pub fn commit(&mut self, len: usize, endpoint: Endpoint) {
+        let start = self.used;
+        self.used += len.min(self.room());
+        if let Some(last) = self.runs.last_mut().filter(|run| run.takes(len, endpoint)) {
+            last.len += len;
+            return;
+        }
+        self.runs.push(Run { endpoint, start, len, segment: len });
+    }
+
+    /// Appends a datagram. Says whether there was room.
+    pub fn push(&mut self, datagram: &[u8], endpoint: Endpoint) -> bool {
+        let Some(space) = self.space().get_mut(..datagram.len()) else {
+            return false;
+        };
+        space.copy_from_slice(datagram);
+        self.commit(datagram.len(), endpoint);
+        true
+    }
+
+    /// Returns what waits, in order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Returns the bytes of a run.
+    pub fn bytes(&self, run: &Run) -> &[u8] {
+        &self.arena[run.start..run.start + run.len]
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.runs.clear();
+    }
+
+    /// Returns every waiting datagram by itself.
+    pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, &[u8])> {
+        self.runs.iter().flat_map(|run| {
+            let datagrams = self.bytes(run).chunks(run.segment.max(1));
+            datagrams.map(|datagram| (run.endpoint, datagram))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(port: u16) -> Endpoint {
+        SocketAddr::from(([192, 0, 2, 1], port)).into()
+    }
+
+    #[test]
+    fn equal_datagrams_to_one_endpoint_form_a_run_that_a_shorter_one_ends() {
+        let mut outbox = Outbox::new(10_000);
+        for (len, port) in [(100, 1), (100, 1), (60, 1), (60, 1), (100, 1), (100, 2), (101, 2)] {
+            assert!(outbox.push(&vec![len as u8; len], endpoint(port)));
+        }
+
+        let shape: Vec<_> = outbox.runs().iter().map(|r| (r.endpoint.remote.port(), r.len, r.segment)).collect();
+        assert_eq!(shape, [(1, 260, 100), (1, 60, 60), (1, 100, 100), (2, 100, 100), (2, 101, 101)]);
+        let lengths: Vec<_> = outbox.datagrams().map(|(_, d)| d.len()).collect();
+        assert_eq!(lengths, [100, 100, 60, 60, 100, 100, 101]);
+        assert!(outbox.datagrams().all(|(_, d)| d.iter().all(|&b| usize::from(b) == d.len())));
+    }
+
+    #[test]
+    fn a_run_is_no_longer_than_the_kernel_takes() {
+        let mut outbox = Outbox::new(1 << 20);
+        (0..64).for_each(|_| assert!(outbox.push(&[0; 100], endpoint(1))));
+        (0..50).for_each(|_| assert!(outbox.push(&[0; 1400], endpoint(2))));
+        let counts: Vec<_> = outbox.runs().iter().map(Run::count).collect();
+        assert_eq!(counts, [63, 1, 46, 4]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut outbox = Outbox::new(150);
+        assert!(outbox.push(&[1; 100], endpoint(1)));
+        assert!(!outbox.push(&[2; 51], endpoint(1)));
+        assert_eq!(outbox.room(), 50);
+        outbox.clear();
+        assert!(outbox.is_empty() && outbox.room() == 150);
+    }
+}

@@ -1,0 +1,273 @@
+//! The TUN device: one queue per lane, each packet with a virtio header in front (linux/virtio_net.h).
+//!
+//! Queues are opened here, because the `tun` crate refuses more than one queue and sets neither
+//! IFF_MULTI_QUEUE nor offloads. It opens the device where one queue is all there is: with one lane, and
+//! where the kernel refuses several. In the latter case the lanes after the first share the queue for
+//! writing and read nothing, so that a node keeps the lanes that its peers know.
+//!
+//! The device goes when its last queue is closed. What keeps the mesh range closed is not the device but
+//! the kernel's rules (see `kernel`).
+#![expect(unsafe_code, reason = "opening a TUN device takes three ioctls")]
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// Length of the virtio header before each packet, in bytes.
+pub const HEADER: usize = 10;
+/// The largest packet that a queue gives or takes, in bytes.
+pub const MAX_PACKET: usize = 65535;
+
+/// Why the TUN device cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// The name does not fit the kernel.
+    #[error("`{0}` is no interface name: use 1 to 15 characters without `/` and blanks")]
+    Name(String),
+    /// There is no /dev/net/tun.
+    #[error("cannot open /dev/net/tun: {0}; load the module (`modprobe tun`) or give the container the device")]
+    Device(io::Error),
+    /// The kernel refused the interface.
+    #[error("cannot create the interface {name}: {source}; {}", advice(source))]
+    Create {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match Errno::from_io_error(error) {
+        Some(Errno::PERM | Errno::ACCESS) => "run as root, or with CAP_NET_ADMIN",
+        Some(Errno::BUSY) => "another program holds it: stop that, or choose another `interface`",
+        Some(Errno::INVAL) => {
+            "an interface of that name and another kind exists: delete it, or choose another `interface`"
+        }
+        _ => "see the kernel's log",
+    }
+}
+
+/// What the kernel knows about a packet beyond its bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// Whether the transport checksum is partial and has to be completed (VIRTIO_NET_HDR_F_NEEDS_CSUM).
+    pub partial: bool,
+    /// The kind of super-packet; 0 for a plain packet.
+    pub gso_type: u8,
+    /// Payload bytes per segment of a super-packet.
+    pub gso_size: u16,
+    /// Where the checksummed bytes begin.
+    pub csum_start: u16,
+    /// Where the checksum stands, counted from `csum_start`.
+    pub csum_offset: u16,
+}
+
+const NEEDS_CSUM: u8 = 1;
+
+impl Offload {
+    fn read(header: &[u8; HEADER]) -> Self {
+        let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+        Self {
+            partial: header[0] & NEEDS_CSUM != 0,
+            gso_type: header[1],
+            gso_size: word(4),
+            csum_start: word(6),
+            csum_offset: word(8),
+        }
+    }
+
+    fn write(self, header_len: u16) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[0] = if self.partial { NEEDS_CSUM } else { 0 };
+        header[1] = self.gso_type;
+        header[2..4].copy_from_slice(&header_len.to_ne_bytes());
+        header[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());
+        header[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
+        header[8..10].copy_from_slice(&self.csum_offset.to_ne_bytes());
+        header
+    }
+}
+
+/// One queue of the device, non-blocking.
+#[derive(Debug)]
+pub struct Queue {
+    fd: OwnedFd,
+    reads: bool,
+}
+
+impl Queue {
+    /// Says whether packets arrive here; false for a lane that shares another's queue for writing.
+    pub fn reads(&self) -> bool {
+        self.reads
+    }
+
+    /// Reads one packet into `packet`, which should hold `MAX_PACKET` bytes; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub fn read(&self, packet: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
+        let mut header = [0; HEADER];
+        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(packet)];
+        loop {
+            match rustix::io::readv(&self.fd, &mut parts) {
+                Ok(length) => return Ok(length.checked_sub(HEADER).map(|l| (l, Offload::read(&header)))),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes one packet. Says whether the kernel took it: it does not while the interface is down or full.
+    pub fn write(&self, packet: &[u8], offload: Offload) -> bool {
+        let header = offload.write(0);
+        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+        loop {
+            match rustix::io::writev(&self.fd, &parts) {
+                Ok(_) => return true,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Opens the device with one queue per lane.
+///
+/// # Errors
+/// Says what is wrong with the name, the device file or the interface.
+pub fn open(name: &str, lanes: usize) -> Result<Vec<Queue>, TunError> {
+    let valid = (1..libc::IFNAMSIZ).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
+    if !valid || matches!(name, "." | "..") {
+        return Err(TunError::Name(name.to_owned()));
+    }
+    if lanes <= 1 {
+        return Ok(vec![open_single(name)?]);
+    }
+    match (0..lanes).map(|_| open_queue(name)).collect() {
+        Ok(queues) => Ok(queues),
+        Err(TunError::Create { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            let first = open_single(name)?;
+            tracing::warn!(interface = name, "the kernel refuses several TUN queues: lane 0 reads for all");
+            share(first, lanes).map_err(|source| create(name, source))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens one queue again after the device was deleted; the first lane to do so creates the device.
+///
+/// # Errors
+/// As `open`.
+pub fn reopen(name: &str, lanes: usize) -> Result<Queue, TunError> {
+    if lanes <= 1 { open_single(name) } else { open_queue(name) }
+}
+
+fn create(name: &str, source: io::Error) -> TunError {
+    TunError::Create { name: name.to_owned(), source }
+}
+
+/// Opens a device of one queue by the `tun` crate, which configures nothing here: addresses, MTU and state are
+/// set by netlink.
+fn open_single(name: &str) -> Result<Queue, TunError> {
+    if let Err(error) = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        return Err(TunError::Device(error.into()));
+    }
+    let mut configuration = tun::Configuration::default();
+    configuration.tun_name(name).platform_config(|platform| {
+        platform.ensure_root_privileges(false).vnet_hdr(true);
+    });
+    let device = tun::create(&configuration).map_err(|error| match error {
+        tun::Error::Io(source) => create(name, source),
+        other => create(name, io::Error::other(other)),
+    })?;
+    // SAFETY: `into_raw_fd` gives up the device's descriptor, so nobody else closes or uses it.
+    let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    adopt(name, fd)
+}
+
+fn open_queue(name: &str) -> Result<Queue, TunError> {
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let fd = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| TunError::Device(error.into()))?;
+    set_interface(&fd, name, flags).map_err(|source| create(name, source))?;
+    adopt(name, fd)
+}
+
+fn share(first: Queue, lanes: usize) -> io::Result<Vec<Queue>> {
+    let others = (1..lanes).map(|_| Ok(Queue { fd: first.fd.try_clone()?, reads: false }));
+    let others: Vec<_> = others.collect::<io::Result<_>>()?;
+    Ok(std::iter::once(first).chain(others).collect())
+}
+
+/// Sets what every queue needs: the header's length, no offloads, no blocking.
+fn adopt(name: &str, fd: OwnedFd) -> Result<Queue, TunError> {
+    set_header_size(&fd).map_err(|source| create(name, source))?;
+    set_offloads(&fd, 0).map_err(|source| create(name, source))?;
+    rustix::io::ioctl_fionbio(&fd, true).map_err(|error| create(name, error.into()))?;
+    Ok(Queue { fd, reads: true })
+}
+
+fn set_interface(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: an ifreq is plain data, for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which lives until the call returns.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+fn set_header_size(fd: &OwnedFd) -> io::Result<()> {
+    let size = HEADER as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads one int, which lives until the call returns.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })
+}
+
+fn set_offloads(fd: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_reads_what_it_wrote() {
+        let offload = Offload { partial: true, gso_type: 1, gso_size: 1380, csum_start: 20, csum_offset: 16 };
+        assert_eq!(Offload::read(&offload.write(40)), offload);
+        assert_eq!(Offload::default().write(0), [0; HEADER]);
+    }
+
+    #[test]
+    fn a_name_that_is_none_is_refused_in_words() {
+        for name in ["", "a/b", "a b", "sixteen-letters-x", "."] {
+            assert!(matches!(open(name, 1), Err(TunError::Name(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_busy_interface_is_said_to_be_busy() {
+        let error = create("mesh0", io::Error::from_raw_os_error(libc::EBUSY));
+        let text = error.to_string();
+        assert!(text.contains("mesh0") && text.contains("another program holds it"), "{text}");
+        let denied = create("mesh0", io::Error::from_raw_os_error(libc::EPERM)).to_string();
+        assert!(denied.contains("CAP_NET_ADMIN"), "{denied}");
+    }
+}
