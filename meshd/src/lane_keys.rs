@@ -13,8 +13,6 @@ use zeroize::Zeroize;
 /// The most lanes that a node can have: one per core, and no gain was measured beyond.
 pub const MAX_LANES: usize = 16;
 
-const SALT: &[u8] = b"meshd-lane";
-
 /// The private keys of a node's lanes. They are wiped when dropped and never printed.
 #[derive(Clone)]
 pub struct LaneKeys(Vec<StaticSecret>);
@@ -42,6 +40,15 @@ impl LaneKeys {
         (0..self.lanes()).map(|lane| self.public(lane)).collect()
     }
 
+    /// Returns a number that only this node knows and that stays the same: the flow table's seed.
+    pub(crate) fn flow_seed(&self) -> u64 {
+        let mut bytes = expand(self.secret(0), b"meshd-flows", 0);
+        let (seed, _) = bytes.split_first_chunk().expect("32 bytes begin with 8");
+        let seed = u64::from_le_bytes(*seed);
+        bytes.zeroize();
+        seed
+    }
+
     pub(crate) fn secret(&self, lane: usize) -> &StaticSecret {
         self.0.get(lane).unwrap_or(&self.0[0])
     }
@@ -53,20 +60,25 @@ impl fmt::Debug for LaneKeys {
     }
 }
 
-/// HKDF-SHA256 (RFC 5869) of the node's secret, with the lane's number as info.
 fn derive_lane(secret: &StaticSecret, lane: usize) -> StaticSecret {
+    let mut bytes = expand(secret, b"meshd-lane", lane);
+    let lane_secret = StaticSecret::from(bytes);
+    bytes.zeroize();
+    lane_secret
+}
+
+/// HKDF-SHA256 (RFC 5869) of the node's secret: the purpose is the salt, the number is the info.
+fn expand(secret: &StaticSecret, purpose: &[u8], number: usize) -> [u8; 32] {
     let mut input = secret.to_bytes();
-    let number = u32::try_from(lane).unwrap_or(u32::MAX).to_be_bytes();
+    let number = u32::try_from(number).unwrap_or(u32::MAX).to_be_bytes();
     let mut output = [0; 32];
-    Salt::new(HKDF_SHA256, SALT)
+    Salt::new(HKDF_SHA256, purpose)
         .extract(&input)
         .expand(&[&number], Length)
         .and_then(|key| key.fill(&mut output))
         .expect("32 bytes are a length that HKDF-SHA256 can fill");
-    let lane_secret = StaticSecret::from(output);
     input.zeroize();
-    output.zeroize();
-    lane_secret
+    output
 }
 
 struct Length;

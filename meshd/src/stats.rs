@@ -45,7 +45,7 @@ macro_rules! counters {
         /// The counters of one lane: written by its thread alone, read by anybody.
         #[derive(Debug, Default)]
         #[repr(align(128))]
-        pub struct Counters { $($(#[$doc])* pub $field: Counter,)+ refused: Reasons, dropped: Reasons }
+        pub struct Counters { $($(#[$doc])* pub $field: Counter,)+ overflows_seen: [Counter; 2], refused: Reasons, dropped: Reasons }
 
         impl Counters {
             /// Returns the present values.
@@ -81,18 +81,27 @@ counters!(
 
 impl Counters {
     /// Counts a refused packet.
-    pub fn refuse(&self, reason: Refuse) {
+    pub fn count_refused(&self, reason: Refuse) {
         self.refused.add(reason as usize, 1);
     }
 
     /// Counts a dropped packet.
-    pub fn drop(&self, reason: Drop) {
-        self.drop_many(reason, 1);
+    pub fn count_dropped(&self, reason: Drop) {
+        self.count_dropped_many(reason, 1);
     }
 
     /// Counts several packets dropped for one reason.
-    pub fn drop_many(&self, reason: Drop, count: u64) {
+    pub fn count_dropped_many(&self, reason: Drop, count: u64) {
         self.dropped.add(reason as usize, count);
+    }
+
+    /// Takes note of the kernel's running count of datagrams lost at one of the two sockets.
+    pub fn overflows(&self, socket: usize, count: u32) {
+        let seen = &self.overflows_seen[socket.min(1)];
+        let before = seen.get();
+        let lost = u64::from(count).saturating_sub(before);
+        seen.add(lost);
+        self.udp_rx_overflows.add(lost);
     }
 
     /// Adds this lane's refused and dropped packets to a sum by label.
@@ -147,10 +156,10 @@ mod tests {
     fn every_reason_has_a_counter_of_its_own() {
         let counters = Counters::default();
         for (i, &reason) in Refuse::ALL.iter().enumerate() {
-            (0..=i).for_each(|_| counters.refuse(reason));
+            (0..=i).for_each(|_| counters.count_refused(reason));
         }
         for (i, &reason) in Drop::ALL.iter().enumerate() {
-            counters.drop_many(reason, 100 + i as u64);
+            counters.count_dropped_many(reason, 100 + i as u64);
         }
 
         let mut sum = BTreeMap::new();

@@ -1,0 +1,185 @@
+//! The peers of a NetMap as the lanes look them up: by number, by key, by address. Made once per map and
+//! shared by all lanes; what the lanes learn about a peer lives in its `Cell` and outlasts the map.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::id::{NodeId, TunnelKey};
+use mesh_proto::netmap::{LaneInfo, NetMap};
+
+use crate::lane_keys::MAX_LANES;
+use crate::stats::PeerStats;
+
+/// Most nodes that are remembered for one address; a NAT hides no more from a lost session's repair.
+const MAX_BEHIND: usize = 8;
+
+/// The peers of one NetMap.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    by_id: HashMap<NodeId, Arc<Peer>>,
+    by_key: HashMap<TunnelKey, (NodeId, usize)>,
+    by_address: HashMap<IpAddr, Vec<NodeId>>,
+}
+
+/// A peer that a tunnel can be made to.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: NodeId,
+    /// Its lanes; never empty.
+    pub(crate) lanes: Vec<LaneInfo>,
+    endpoints: Vec<SocketAddr>,
+    pub(crate) cell: Arc<Cell>,
+}
+
+impl Peers {
+    /// Takes the peers out of a map, but for those with an unusable key: our own, zero, or another peer's.
+    pub(crate) fn compile(netmap: &NetMap, own: &[TunnelKey], previous: Option<&Self>) -> Self {
+        let mut peers = Self::default();
+        for (name, peer) in &netmap.peers {
+            let lanes: Vec<LaneInfo> = peer.lanes.iter().copied().take(MAX_LANES).collect();
+            let usable = |lane: &LaneInfo| {
+                lane.key.0 != [0; 32] && !own.contains(&lane.key) && !peers.by_key.contains_key(&lane.key)
+            };
+            if lanes.is_empty() || !lanes.iter().all(usable) || peer.id == netmap.node.id {
+                tracing::warn!(peer = %name, "its tunnel keys are unusable; it is left out");
+                continue;
+            }
+            let endpoints: Vec<SocketAddr> = peer.endpoints.iter().copied().filter(can_send_to).collect();
+            let known = previous.and_then(|p| p.by_id.get(&peer.id));
+            let cell = known.map_or_else(Arc::default, |known| Arc::clone(&known.cell));
+            peers.add(Peer { id: peer.id, lanes, endpoints, cell });
+        }
+        peers
+    }
+
+    fn add(&mut self, peer: Peer) {
+        self.by_key.extend(peer.lanes.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
+        for endpoint in &peer.endpoints {
+            let behind = self.by_address.entry(endpoint.ip()).or_default();
+            if behind.len() < MAX_BEHIND && !behind.contains(&peer.id) {
+                behind.push(peer.id);
+            }
+        }
+        self.by_id.insert(peer.id, Arc::new(peer));
+    }
+
+    pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<Peer>> {
+        self.by_id.get(&id)
+    }
+
+    /// Says whose key it is, and which of its lanes'.
+    pub(crate) fn by_key(&self, key: TunnelKey) -> Option<(&Arc<Peer>, usize)> {
+        let &(id, lane) = self.by_key.get(&key)?;
+        Some((self.by_id.get(&id)?, lane))
+    }
+
+    /// Says which peer's lane is expected at an address.
+    pub(crate) fn by_address(&self, address: SocketAddr) -> Option<(&Arc<Peer>, usize)> {
+        let behind = self.by_address.get(&address.ip())?;
+        let lane_at = |id: &NodeId| {
+            let peer = self.by_id.get(id)?;
+            let lane = (0..peer.lanes.len()).find(|&lane| peer.candidates(lane, None).contains(&address))?;
+            Some((peer, lane))
+        };
+        behind.iter().find_map(lane_at)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.by_id.values()
+    }
+}
+
+impl Peer {
+    /// Returns where a lane may be, in the order to be tried: where lane 0 answered last, then what the map says.
+    pub(crate) fn candidates(&self, lane: usize, last: Option<SocketAddr>) -> Vec<SocketAddr> {
+        let port = self.lanes.get(lane).map(|info| info.port).filter(|_| lane > 0);
+        let at_lane = |address: SocketAddr| match port {
+            Some(port) => SocketAddr::new(address.ip(), port),
+            None => address,
+        };
+        let mut candidates = Vec::with_capacity(self.endpoints.len() + 1);
+        for address in last.into_iter().chain(self.endpoints.iter().copied()).map(at_lane) {
+            if !candidates.contains(&address) {
+                candidates.push(address);
+            }
+        }
+        candidates
+    }
+}
+
+fn can_send_to(address: &SocketAddr) -> bool {
+    !address.ip().is_unspecified() && !address.ip().is_multicast() && address.port() != 0
+}
+
+/// What the lanes learned about a peer. Lanes add to it four times a second, not per packet.
+#[derive(Debug, Default)]
+pub(crate) struct Cell {
+    endpoint: Mutex<Option<SocketAddr>>,
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
+    /// Microseconds; 0 is never.
+    rtt: AtomicU64,
+    handshake: AtomicU64,
+    active: AtomicU64,
+}
+
+impl Cell {
+    /// Takes note of where lane 0 answered.
+    pub(crate) fn set_endpoint(&self, endpoint: SocketAddr) {
+        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(endpoint);
+    }
+
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, rx_bytes: u64, tx_bytes: u64) {
+        self.rx_bytes.fetch_add(rx_bytes, Ordering::Relaxed);
+        self.tx_bytes.fetch_add(tx_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_rtt(&self, micros: u32) {
+        self.rtt.store(u64::from(micros.max(1)), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_handshake(&self, now: Timestamp) {
+        self.handshake.fetch_max(now.as_micros(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_active(&self, at: Timestamp) {
+        self.active.fetch_max(at.as_micros(), Ordering::Relaxed);
+    }
+
+    /// Says whether a packet was sent to or received from the peer in the last `span`, on any lane.
+    pub(crate) fn active_within(&self, span: Duration, now: Timestamp) -> bool {
+        let at = self.active.load(Ordering::Relaxed);
+        at != 0 && now.since(Timestamp::from_micros(at)) <= span
+    }
+
+    /// Returns what is known; `None` before the first handshake and without traffic.
+    pub(crate) fn stats(&self, now: Timestamp) -> Option<PeerStats> {
+        let micros = |cell: &AtomicU64| Some(cell.load(Ordering::Relaxed)).filter(|&v| v != 0);
+        let stats = PeerStats {
+            endpoint: self.endpoint(),
+            rtt: micros(&self.rtt).map(Duration::from_micros),
+            last_handshake: micros(&self.handshake).map(|at| now.since(Timestamp::from_micros(at))),
+            rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
+            tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
+        };
+        (stats != PeerStats::default()).then_some(stats)
+    }
+}
+
+/// Peers made by hand for tests.
+#[cfg(test)]
+pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) -> Peers {
+    let mut peers = Peers::default();
+    for (id, lanes, endpoints) in list {
+        peers.add(Peer { id, lanes, endpoints, cell: Arc::default() });
+    }
+    peers
+}

@@ -1,0 +1,465 @@
+//! All tunnels of one lane: which there are, which is used, when they shake hands, where they lead.
+//!
+//! ```text
+//!            own lane i                                   peer with M lanes
+//!   seal ──▶ pair tunnel (i, i mod M) ── hears? ──▶ send
+//!                │ silent or no session
+//!                ├─ lane 0: keep the packet in the tunnel until its handshake is done
+//!                └─ other lanes: `Elsewhere` (lane 0 sends it), and shake hands meanwhile
+//! ```
+//!
+//! Handshakes are lazy. Besides a packet to send, these start one: a peer that was active before the restart,
+//! a data message for a session that we lost, 12 s of silence after we sent, and a failed attempt while the
+//! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
+
+mod door;
+mod timers;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::id::{NodeId, TunnelKey};
+use mesh_proto::limiter::HandshakeLimiter;
+use mesh_proto::verdict::Drop;
+use x25519_dalek::StaticSecret;
+
+use crate::datagrams::{Endpoint, Outbox};
+use crate::path::Path;
+use crate::peers::{Peer, Peers};
+use crate::stats::Counters;
+use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, Opened, Tunnel};
+
+/// Bytes of outbox that sealing or answering may need at most.
+pub(crate) const ROOM: usize = 66_000;
+/// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.
+const SILENCE: Duration = Duration::from_secs(12);
+/// Handshakes taken in per turn, so that a flood of them does not starve data.
+const HANDSHAKES_PER_TURN: u32 = 16;
+/// Lost sessions looked into per turn.
+const NUDGES_PER_TURN: u32 = 4;
+
+/// All tunnels of one lane.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    lane: usize,
+    door: Door,
+    limiter: HandshakeLimiter,
+    peers: Arc<Peers>,
+    counters: Arc<Counters>,
+    slab: Vec<Option<Session>>,
+    free: Vec<u32>,
+    by_peer: HashMap<NodeId, Vec<u32>>,
+    by_endpoint: HashMap<SocketAddr, u32>,
+    /// Tunnels whose timers run.
+    ticking: Vec<u32>,
+    /// Tunnels that offer an initiation.
+    racing: Vec<u32>,
+    /// Tunnels with packets that waited for their session.
+    flushing: Vec<u32>,
+    /// Peers to shake hands with as soon as possible, a few per turn.
+    greeting: Vec<NodeId>,
+    /// Peers whose round trip is to be measured.
+    probes: Vec<NodeId>,
+    next_tick: Option<Timestamp>,
+    handshakes_left: u32,
+    nudges_left: u32,
+    scratch: Box<[u8]>,
+}
+
+/// One tunnel and what is known about it.
+struct Session {
+    tunnel: Tunnel,
+    key: TunnelKey,
+    peer: Arc<Peer>,
+    peer_lane: usize,
+    path: Path,
+    ticking: bool,
+    /// Whether a packet would be sealed at once.
+    ready: bool,
+    /// Whether we initiated and heard nothing since.
+    initiated: bool,
+    expired: bool,
+    /// When to start again after giving up, and how long to wait the next time.
+    retry: Option<Timestamp>,
+    backoff: Duration,
+    /// Since when we send without hearing anything.
+    unanswered: Option<Timestamp>,
+    heard: Option<Timestamp>,
+    /// When a data message for an unknown session last made us initiate.
+    nudged: Option<Timestamp>,
+    /// When a packet for the peer last came along.
+    wanted: Option<Timestamp>,
+    waiting: u64,
+    probe_due: Option<Timestamp>,
+    quick_probes: u8,
+    rx_bytes: u64,
+    tx_bytes: u64,
+    active: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?} lane {}, ready {})", self.peer.id, self.peer_lane, self.ready)
+    }
+}
+
+impl Session {
+    fn new(tunnel: Tunnel, key: TunnelKey, peer: Arc<Peer>, peer_lane: usize) -> Self {
+        Self {
+            tunnel,
+            key,
+            peer,
+            peer_lane,
+            path: Path::default(),
+            ticking: false,
+            ready: false,
+            initiated: false,
+            expired: false,
+            retry: None,
+            backoff: timers::FIRST_BACKOFF,
+            unanswered: None,
+            heard: None,
+            nudged: None,
+            wanted: None,
+            waiting: 0,
+            probe_due: None,
+            quick_probes: 0,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            active: None,
+        }
+    }
+
+    /// Says whether its session hears the peer.
+    fn hears(&self, now: Timestamp) -> bool {
+        self.ready && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
+    }
+}
+
+/// What became of a packet that was to be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sealed {
+    /// It is in the outbox, or waits for a handshake.
+    Done,
+    /// This lane has no session; lane 0 is to send it.
+    Elsewhere,
+    /// It is lost.
+    Dropped(Drop),
+}
+
+/// Whether a packet makes a peer count as active.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    /// It does.
+    Payload,
+    /// It does not: answers and probes of our own, which would keep an idle mesh awake.
+    Own,
+}
+
+/// What was in a datagram.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received<'a> {
+    /// A packet from a peer, by the tunnel of that number.
+    Packet(NodeId, u32, &'a mut [u8]),
+    /// Something that was dealt with.
+    Handled,
+    /// Something that was not.
+    Dropped(Drop),
+}
+
+impl Sessions {
+    pub(crate) fn new(lane: usize, secret: &StaticSecret, peers: Arc<Peers>, counters: Arc<Counters>) -> Self {
+        Self {
+            lane,
+            door: Door::new(secret),
+            limiter: HandshakeLimiter::new(random()),
+            peers,
+            counters,
+            slab: Vec::new(),
+            free: Vec::new(),
+            by_peer: HashMap::new(),
+            by_endpoint: HashMap::new(),
+            ticking: Vec::new(),
+            racing: Vec::new(),
+            flushing: Vec::new(),
+            greeting: Vec::new(),
+            probes: Vec::new(),
+            next_tick: None,
+            handshakes_left: 0,
+            nudges_left: 0,
+            scratch: vec![0; ROOM].into(),
+        }
+    }
+
+    /// Puts the peers of another map in force; tunnels to keys that are gone are closed.
+    pub(crate) fn set_peers(&mut self, peers: Arc<Peers>) {
+        self.peers = peers;
+        self.limiter.retain_peers(|id| self.peers.get(id).is_some());
+        for index in 0..self.slab.len() {
+            let Some(session) = &mut self.slab[index] else { continue };
+            let owner = self.peers.by_key(session.key);
+            match owner.filter(|(peer, lane)| peer.id == session.peer.id && *lane == session.peer_lane) {
+                Some((peer, _)) => session.peer = Arc::clone(peer),
+                None => self.remove(index as u32),
+            }
+        }
+    }
+
+    /// Asks for a handshake with a peer as soon as possible.
+    pub(crate) fn greet(&mut self, peer: NodeId) {
+        if self.peers.get(peer).is_some() && !self.greeting.contains(&peer) {
+            self.greeting.push(peer);
+        }
+    }
+
+    /// Seals a packet for a peer into the outbox, which must have `ROOM`.
+    pub(crate) fn seal(
+        &mut self,
+        peer: NodeId,
+        packet: &[u8],
+        traffic: Traffic,
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Sealed {
+        let Some(index) = self.choose(peer, now) else {
+            return Sealed::Dropped(Drop::NoTunnel);
+        };
+        let Some(session) = self.slab[index as usize].as_mut() else {
+            return Sealed::Dropped(Drop::NoTunnel);
+        };
+        if traffic == Traffic::Payload {
+            session.wanted = Some(now);
+            session.active = Some(now);
+        }
+        if self.lane > 0 && !session.hears(now) {
+            self.shake_hands(index, outbox, now);
+            return Sealed::Elsewhere;
+        }
+        if !session.ready {
+            return self.hold(index, packet, outbox, now);
+        }
+        let Some(endpoint) = session.path.endpoint() else {
+            return Sealed::Dropped(Drop::NoEndpoint);
+        };
+        match session.tunnel.seal(packet, outbox.space()) {
+            Some(Made::Message(len)) => outbox.commit(len, endpoint),
+            Some(Made::Initiation | Made::Nothing | Made::Expired) => return self.lost_session(index, outbox, now),
+            None => return Sealed::Dropped(Drop::SocketFull),
+        }
+        session.unanswered.get_or_insert(now);
+        session.tx_bytes += packet.len() as u64;
+        Sealed::Done
+    }
+
+    /// Opens a datagram into `into`, which must hold as many bytes; what is to be answered goes to the outbox,
+    /// which must have `ROOM`.
+    pub(crate) fn open<'a>(
+        &mut self,
+        from: Endpoint,
+        datagram: &[u8],
+        into: &'a mut [u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        let number = match Door::sort(datagram) {
+            None => return Received::Dropped(Drop::NotWireguard),
+            Some(Message::Initiation) => return self.initiation(from, datagram, outbox, now),
+            Some(Message::Response(number) | Message::Cookie(number)) => {
+                return self.response(number, from, datagram, outbox, now);
+            }
+            Some(Message::Data(number)) => number,
+        };
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) else {
+            self.nudge(from, outbox, now);
+            return Received::Dropped(Drop::UnknownSession);
+        };
+        match session.tunnel.open(from.remote.ip(), datagram, into) {
+            Opened::Packet(packet) => {
+                session.rx_bytes += packet.len() as u64;
+                let peer = session.peer.id;
+                self.heard(number, from, outbox, now);
+                Received::Packet(peer, number, packet)
+            }
+            Opened::Keepalive => {
+                self.heard(number, from, outbox, now);
+                Received::Handled
+            }
+            Opened::NotIpv4 => Received::Dropped(Drop::NotIpv4),
+            Opened::Malformed => Received::Dropped(Drop::Malformed),
+            Opened::Unauthenticated => Received::Dropped(Drop::Unauthenticated),
+            Opened::UnknownSession => {
+                self.nudge(from, outbox, now);
+                Received::Dropped(Drop::UnknownSession)
+            }
+        }
+    }
+
+    /// Takes note that a packet that came by a tunnel was meant for somebody here.
+    pub(crate) fn delivered(&mut self, number: u32, now: Timestamp) {
+        if let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) {
+            session.active = Some(now);
+        }
+    }
+
+    /// Returns the next peer whose round trip is to be measured.
+    pub(crate) fn next_probe(&mut self) -> Option<NodeId> {
+        self.probes.pop()
+    }
+
+    /// Chooses the tunnel to send by: the pair's, or another that hears the peer while that does not.
+    fn choose(&mut self, peer: NodeId, now: Timestamp) -> Option<u32> {
+        let lane = self.lane;
+        if let Some(numbers) = self.by_peer.get(&peer) {
+            let at = |number: &u32| self.slab[*number as usize].as_ref();
+            let pair = |number: &&u32| at(number).is_some_and(|s| s.peer_lane == lane % s.peer.lanes.len());
+            let hears = |number: &&u32| at(number).is_some_and(|s| s.hears(now));
+            let paired = numbers.iter().find(pair);
+            if let Some(&number) = paired.filter(hears).or_else(|| numbers.iter().find(hears)).or(paired) {
+                return Some(number);
+            }
+        }
+        let lanes = self.peers.get(peer)?.lanes.len();
+        self.tunnel_to(peer, lane % lanes)
+    }
+
+    /// Returns the tunnel to a peer's lane and makes it if need be; `None` if its key is no good.
+    fn tunnel_to(&mut self, id: NodeId, peer_lane: usize) -> Option<u32> {
+        let known = self.by_peer.get(&id).into_iter().flatten();
+        let at_lane = |n: &&u32| self.slab[**n as usize].as_ref().is_some_and(|s| s.peer_lane == peer_lane);
+        if let Some(&number) = { known }.find(at_lane) {
+            return Some(number);
+        }
+        let peer = Arc::clone(self.peers.get(id)?);
+        let key = peer.lanes.get(peer_lane)?.key;
+        let number = self.free.last().copied().unwrap_or(self.slab.len() as u32);
+        let tunnel = self.door.tunnel(key, number).filter(|_| number < MAX_TUNNELS)?;
+        let session = Some(Session::new(tunnel, key, peer, peer_lane));
+        match self.free.pop() {
+            Some(free) => self.slab[free as usize] = session,
+            None => self.slab.push(session),
+        }
+        self.by_peer.entry(id).or_default().push(number);
+        Some(number)
+    }
+
+    fn remove(&mut self, number: u32) {
+        let Some(session) = self.slab[number as usize].take() else { return };
+        self.counters.count_dropped_many(Drop::NoTunnel, session.waiting);
+        if let Some(numbers) = self.by_peer.get_mut(&session.peer.id) {
+            numbers.retain(|&n| n != number);
+            if numbers.is_empty() {
+                self.by_peer.remove(&session.peer.id);
+            }
+        }
+        self.by_endpoint.retain(|_, &mut n| n != number);
+        for list in [&mut self.ticking, &mut self.racing, &mut self.flushing] {
+            list.retain(|&n| n != number);
+        }
+        self.free.push(number);
+    }
+
+    /// Lets a packet wait in its tunnel for the handshake.
+    fn hold(&mut self, number: u32, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab[number as usize].as_mut() else {
+            return Sealed::Dropped(Drop::NoTunnel);
+        };
+        if session.waiting >= MAX_WAITING {
+            return Sealed::Dropped(Drop::NoTunnel);
+        }
+        let last = session.peer.cell.endpoint();
+        if session.path.endpoint().is_none() && session.peer.candidates(session.peer_lane, last).is_empty() {
+            return Sealed::Dropped(Drop::NoEndpoint);
+        }
+        let Some(made) = session.tunnel.seal(packet, &mut self.scratch) else {
+            return Sealed::Dropped(Drop::Oversized);
+        };
+        session.waiting += 1;
+        if made == Made::Initiation {
+            self.offer_scratch(number, outbox, now);
+        }
+        Sealed::Done
+    }
+
+    /// The tunnel kept the packet instead of sealing it: the session went between two ticks.
+    fn lost_session(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        if let Some(session) = self.slab[number as usize].as_mut() {
+            session.ready = false;
+            session.waiting += 1;
+        }
+        self.initiate(number, outbox, now);
+        Sealed::Done
+    }
+
+    /// Starts a handshake unless one is under way or to be awaited.
+    fn shake_hands(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        self.wake(number, outbox, now);
+        let session = self.slab[number as usize].as_ref();
+        if session.is_some_and(|s| !s.initiated && s.retry.is_none()) {
+            self.initiate(number, outbox, now);
+        }
+    }
+
+    /// Makes an initiation and offers it.
+    fn initiate(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
+        let Some(scratch) = self.scratch.first_chunk_mut::<INITIATION>() else { return };
+        if session.tunnel.initiate(scratch) {
+            self.offer_scratch(number, outbox, now);
+        }
+    }
+
+    /// Offers the initiation that stands at the start of the scratch buffer to the peer's addresses.
+    fn offer_scratch(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        let Some(initiation) = self.scratch.first_chunk::<INITIATION>() else { return };
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
+        let candidates = session.peer.candidates(session.peer_lane, session.peer.cell.endpoint());
+        session.initiated = true;
+        session.expired = false;
+        session.retry = None;
+        if session.path.offer(initiation, &candidates, now) && !self.racing.contains(&number) {
+            self.racing.push(number);
+        }
+        self.keep_ticking(number);
+        self.race(outbox, now);
+    }
+
+    /// A data message came for a session that we do not have, from where a peer is known to be: we lost it, most
+    /// likely by a restart, and the peer would go on talking to us in vain.
+    fn nudge(&mut self, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
+        let Some(left) = self.nudges_left.checked_sub(1) else { return };
+        self.nudges_left = left;
+        let known = self.by_endpoint.get(&from.remote).copied();
+        let number = known.or_else(|| {
+            let (peer, lane) = self.peers.by_address(from.remote)?;
+            let id = peer.id;
+            self.tunnel_to(id, lane)
+        });
+        let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
+        let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < timers::NUDGE_INTERVAL);
+        if recent(session.nudged) || session.ready && recent(session.heard) {
+            return;
+        }
+        session.nudged = Some(now);
+        let Some(number) = number else { return };
+        self.wake(number, outbox, now);
+        self.initiate(number, outbox, now);
+    }
+}
+
+/// A number that strangers cannot guess; without entropy 0, which costs the limiter its protection from
+/// sources chosen to collide, and nothing else.
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Handshakes as they come in: what strangers may cost us, and what follows from an answer.
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::limiter::Admission;
+use mesh_proto::verdict::Drop;
+
+use super::{Received, Sessions, timers};
+use crate::datagrams::{Endpoint, Outbox};
+use crate::tunnels::{Credentials, Made};
+
+impl Sessions {
+    /// Somebody wants a session: cheap checks first, a bounded number of costly ones per turn.
+    pub(super) fn initiation<'a>(
+        &mut self,
+        from: Endpoint,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        if self.handshakes_left == 0 {
+            return Received::Dropped(Drop::HandshakeLimited);
+        }
+        let source = from.remote.ip();
+        let credentials = self.door.check(source, datagram, outbox.space());
+        let (cookie, demand) = match credentials {
+            Credentials::Cookie => (true, 0),
+            Credentials::Key(demand) => (false, demand),
+            Credentials::None => return Received::Dropped(Drop::Unauthenticated),
+        };
+        match self.limiter.admit(source, cookie, now) {
+            Admission::Admit => {}
+            Admission::DemandCookie => {
+                outbox.commit(demand, from);
+                return Received::Dropped(Drop::HandshakeLimited);
+            }
+            Admission::Drop => return Received::Dropped(Drop::HandshakeLimited),
+        }
+        self.handshakes_left -= 1;
+        let Some(key) = self.door.initiator(datagram) else {
+            return Received::Dropped(Drop::Unauthenticated);
+        };
+        let Some((id, lane)) = self.peers.by_key(key).map(|(peer, lane)| (peer.id, lane)) else {
+            return Received::Dropped(Drop::UnknownPeer);
+        };
+        if !self.limiter.admit_peer(id, now) {
+            return Received::Dropped(Drop::HandshakeLimited);
+        }
+        let Some(number) = self.tunnel_to(id, lane) else {
+            return Received::Dropped(Drop::UnknownPeer);
+        };
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab[number as usize].as_mut() else {
+            return Received::Dropped(Drop::UnknownPeer);
+        };
+        // The answer goes to where the question came from, but that is not yet the peer's endpoint: a captured
+        // initiation can be sent from anywhere. What the peer then sends under the new session proves it.
+        let Some(Made::Message(len)) = session.tunnel.handshake(source, datagram, outbox.space()) else {
+            return Received::Dropped(Drop::Unauthenticated);
+        };
+        outbox.commit(len, from);
+        session.peer.cell.set_handshake(now);
+        self.counters.handshakes.add(1);
+        self.keep_ticking(number);
+        Received::Handled
+    }
+
+    /// A response to our initiation, or a demand for a cookie.
+    pub(super) fn response<'a>(
+        &mut self,
+        number: u32,
+        from: Endpoint,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) else {
+            return Received::Dropped(Drop::UnknownSession);
+        };
+        match session.tunnel.handshake(from.remote.ip(), datagram, outbox.space()) {
+            Some(Made::Message(len)) => outbox.commit(len, from),
+            // A cookie: the next initiation, sent by the timers, shows it. It proves nothing about the sender.
+            Some(Made::Nothing | Made::Initiation | Made::Expired) => return Received::Handled,
+            None => return Received::Dropped(Drop::Unauthenticated),
+        }
+        session.backoff = timers::FIRST_BACKOFF;
+        session.peer.cell.set_handshake(now);
+        self.counters.handshakes.add(1);
+        self.heard(number, from, outbox, now);
+        Received::Handled
+    }
+
+    /// Something genuine came from a peer: that is where it is, and what waited can go.
+    pub(super) fn heard(&mut self, number: u32, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
+        session.heard = Some(now);
+        session.unanswered = None;
+        session.initiated = false;
+        if let Some(former) = session.path.heard(from) {
+            if let Some(former) = former.filter(|former| former.remote != from.remote) {
+                self.by_endpoint.remove(&former.remote);
+            }
+            self.by_endpoint.insert(from.remote, number);
+            if self.lane == 0 && session.peer_lane == 0 {
+                session.peer.cell.set_endpoint(from.remote);
+            }
+        }
+        if !session.ready && session.tunnel.has_session() {
+            session.ready = true;
+            session.quick_probes = timers::QUICK_PROBES;
+            session.probe_due = Some(now);
+        }
+        if session.ready && session.waiting > 0 && !self.flushing.contains(&number) {
+            self.flushing.push(number);
+            self.flush(outbox, now);
+        }
+    }
+}
