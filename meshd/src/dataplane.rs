@@ -6,16 +6,34 @@
 //!                ◀──── counters, peer cells (atomics) ──── …
 //! ```
 
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use mesh_proto::id::NodeName;
-
-pub use crate::lane_keys::LaneKeys;
-pub use crate::stats::{LaneStats, PeerStats, Stats};
 use mesh_proto::flow::FlowTable;
+use mesh_proto::id::{NodeName, TunnelKey};
 use mesh_proto::view::View;
+
+use crate::handover::Handover;
+use crate::lane::{Lane, Parts};
+pub use crate::lane_keys::{LaneKeys, MAX_LANES};
+use crate::peers::Peers;
+use crate::stats::Counters;
+pub use crate::stats::{LaneStats, PeerStats, Stats};
+use crate::tun::{self, Queue, TunError};
+use crate::udp::{Sockets, UdpError};
+use crate::worker::{Mailbox, Worker, now};
+
+/// Entries of the flow table, two per flow: some 5 MiB.
+const FLOW_SLOTS: usize = 1 << 16;
+/// How long a peer counts as active after its last packet.
+const ACTIVE: Duration = Duration::from_secs(600);
 
 /// What the data path needs to start.
 #[derive(Debug)]
@@ -54,20 +72,50 @@ pub struct Activity {
 /// Why the data path cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum DataPlaneError {
+    /// There are more lanes than keys, none, or too many.
+    #[error("{0} lanes cannot run: `lanes` is 1 to {MAX_LANES}, and as many keys are needed")]
+    Lanes(usize),
     /// The ports of the lanes do not fit below 65536.
-    #[error("{lanes} lanes from UDP port {port} on need ports above 65535; choose a lower `port`")]
+    #[error("{lanes} lanes from UDP port {port} on need ports up to 65535 at most; choose a `port` between 1 and {}", 65536 - lanes)]
     Ports {
         /// The port of lane 0.
         port: u16,
         /// The number of lanes.
         lanes: usize,
     },
+    /// The TUN device cannot be had.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// A port cannot be had.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// The file of flows cannot be had.
+    #[error("cannot open {path}, where connections outlive a restart: {source}; make its directory writable")]
+    FlowFile {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel refuses a thread or a descriptor.
+    #[error("cannot start a lane: {0}; raise the limits of processes and open files")]
+    Thread(io::Error),
 }
 
-/// A running data path.
+/// A running data path. Dropping it stops it.
 #[derive(Debug)]
 pub struct DataPlane {
     flows: Arc<FlowTable>,
+    own_keys: Vec<TunnelKey>,
+    current: Mutex<(Arc<View>, Arc<Peers>)>,
+    lanes: Vec<LaneHandle>,
+}
+
+#[derive(Debug)]
+struct LaneHandle {
+    mailbox: Arc<Mailbox>,
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl DataPlane {
@@ -76,28 +124,123 @@ impl DataPlane {
     /// # Errors
     /// Says which device, port or file cannot be had, and what to do.
     pub fn start(setup: Setup) -> Result<Self, DataPlaneError> {
-        let _ = setup;
-        Ok(Self { flows: Arc::new(FlowTable::new(1 << 16)) })
+        let lanes = setup.lanes;
+        if !(1..=setup.keys.lanes()).contains(&lanes) {
+            return Err(DataPlaneError::Lanes(lanes));
+        }
+        if setup.port == 0 || usize::from(setup.port) + lanes > 65536 {
+            return Err(DataPlaneError::Ports { port: setup.port, lanes });
+        }
+        let ports = setup.port..=u16::MAX;
+        let sockets: Vec<Sockets> =
+            ports.take(lanes).map(|port| Sockets::open(port, setup.mark)).collect::<Result<_, _>>()?;
+        let queues = tun::open(&setup.interface, lanes)?;
+        let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
+        let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
+        let own_keys = setup.keys.publics();
+        let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None));
+        let mut plane =
+            Self { flows, own_keys, current: Mutex::new((Arc::clone(&setup.view), peers)), lanes: Vec::new() };
+        let handover = Arc::new(Handover::new());
+        for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
+            plane.start_lane(lane, &setup, queue, sockets, &handover, flow_file.clone())?;
+        }
+        Ok(plane)
+    }
+
+    fn start_lane(
+        &mut self,
+        number: usize,
+        setup: &Setup,
+        queue: Queue,
+        sockets: Sockets,
+        handover: &Arc<Handover>,
+        flow_file: Option<Arc<File>>,
+    ) -> Result<(), DataPlaneError> {
+        let counters: Arc<Counters> = Arc::default();
+        let mailbox = Arc::new(Mailbox::new().map_err(|error| DataPlaneError::Thread(error.into()))?);
+        let (view, peers) = self.current();
+        let mut lane = Lane::new(Parts {
+            lane: number,
+            secret: setup.keys.secret(number),
+            view: Arc::clone(&view),
+            peers: Arc::clone(&peers),
+            flows: Arc::clone(&self.flows),
+            counters: Arc::clone(&counters),
+            handover: Arc::clone(handover),
+            mtu: setup.mtu,
+        });
+        lane.set_locals(Arc::clone(&setup.locals));
+        for Activity { peer, endpoint } in &setup.active {
+            let known = view.netmap().peers.get(peer).and_then(|peer| peers.get(peer.id));
+            if let Some(peer) = known {
+                peer.cell.set_endpoint(*endpoint);
+                peer.cell.set_active(now());
+                lane.greet(peer.id);
+            }
+        }
+        let worker = Worker {
+            lane,
+            queue,
+            sockets,
+            mailbox: Arc::clone(&mailbox),
+            lane_0: self.lanes.first().map(|lane| Arc::clone(&lane.mailbox)),
+            flow_file,
+            counters: Arc::clone(&counters),
+            interface: setup.interface.clone(),
+            lanes: setup.lanes,
+        };
+        let run = move || {
+            if let Err(error) = worker.run() {
+                tracing::error!(lane = number, %error, "a lane stopped: packets on it are lost until a restart");
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("lane-{number}"));
+        let thread = Some(thread.spawn(run).map_err(DataPlaneError::Thread)?);
+        self.lanes.push(LaneHandle { mailbox, counters, thread });
+        Ok(())
     }
 
     /// Gives all lanes a new view; they take it before their next packet.
     pub fn set_view(&self, view: Arc<View>) {
-        let _ = view;
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let peers = Arc::new(Peers::compile(view.netmap(), &self.own_keys, Some(&current.1)));
+        *current = (Arc::clone(&view), Arc::clone(&peers));
+        for lane in &self.lanes {
+            lane.mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
+        }
     }
 
     /// Gives all lanes the host's own underlay addresses.
     pub fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
-        let _ = locals;
+        for lane in &self.lanes {
+            lane.mailbox.set_locals(Arc::clone(&locals));
+        }
     }
 
-    /// Returns what the data path did so far.
+    /// Returns what the data path did so far. It reads the whole flow table: not for a loop.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let now = now();
+        let (_, peers) = self.current();
+        let peers = peers.iter().filter_map(|peer| Some((peer.id, peer.cell.stats(now)?))).collect();
+        let mut drops = BTreeMap::new();
+        self.lanes.iter().for_each(|lane| lane.counters.add_drops(&mut drops));
+        let mut entries = 0usize;
+        self.flows.for_each(now, |_, _| entries += 1);
+        let lanes = self.lanes.iter().map(|lane| lane.counters.read()).collect();
+        Stats { peers, drops, lanes, flows: entries.div_ceil(2) }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
     pub fn activity(&self) -> Vec<Activity> {
-        Vec::new()
+        let now = now();
+        let (view, peers) = self.current();
+        let active = peers.iter().filter(|peer| peer.cell.active_within(ACTIVE, now));
+        let named = active.filter_map(|peer| {
+            let name = view.peer_name(peer.id)?.clone();
+            Some(Activity { peer: name, endpoint: peer.cell.endpoint()? })
+        });
+        named.collect()
     }
 
     /// Returns the flow table that all lanes share.
@@ -106,5 +249,50 @@ impl DataPlane {
     }
 
     /// Stops the lanes and closes devices and sockets.
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn current(&self) -> (Arc<View>, Arc<Peers>) {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        self.lanes.iter().for_each(|lane| lane.mailbox.stop());
+        for thread in self.lanes.iter_mut().filter_map(|lane| lane.thread.take()) {
+            // A lane that panicked has said so on its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Opens the file of flows, takes back what is in it, and makes it as long as the table.
+fn open_flows(path: &Path, flows: &FlowTable) -> Result<File, DataPlaneError> {
+    let fail = |source| DataPlaneError::FlowFile { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(fail)?;
+    let length = (flows.slots() * FlowTable::ENTRY_BYTES) as u64;
+    if file.metadata().map_err(fail)?.len() == length {
+        let taken = restore(&file, flows).map_err(fail)?;
+        tracing::info!(entries = taken, "connections of before go on");
+    } else {
+        file.set_len(0).and_then(|()| file.set_len(length)).map_err(fail)?;
+    }
+    Ok(file)
+}
+
+fn restore(mut file: &File, flows: &FlowTable) -> io::Result<usize> {
+    let now = now();
+    let mut chunk = vec![0; 512 * FlowTable::ENTRY_BYTES];
+    let mut taken = 0;
+    for first in (0..flows.slots()).step_by(512) {
+        let entries = 512.min(flows.slots() - first);
+        let bytes = &mut chunk[..entries * FlowTable::ENTRY_BYTES];
+        file.read_exact(bytes)?;
+        let entries = bytes.chunks_exact(FlowTable::ENTRY_BYTES).enumerate();
+        taken += entries.filter(|(i, entry)| flows.restore(first + i, entry, now)).count();
+    }
+    Ok(taken)
 }

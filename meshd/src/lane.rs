@@ -1,0 +1,246 @@
+//! One lane: engine and sessions put together, without a syscall.
+//!
+//! ```text
+//! TUN ──▶ handle_packet ───▶ Engine::outbound ─ Forward ─▶ Sessions::seal ─▶ Outbox ──▶ sockets
+//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0
+//!   └── Packets ◀─────────────────┘                                │
+//! sockets ──▶ handle_datagram ─▶ Sessions::open ─▶ Engine::inbound ┤ Reply, Refuse
+//!                                 Deliver ─▶ Packets ──▶ TUN       └─▶ Outbox ──▶ sockets
+//! ```
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::engine::Engine;
+use mesh_proto::flow::FlowTable;
+use mesh_proto::id::NodeId;
+use mesh_proto::packet::{self, Checksum, Header};
+use mesh_proto::verdict::{Drop, Verdict};
+use mesh_proto::view::View;
+use x25519_dalek::StaticSecret;
+
+use crate::datagrams::{Endpoint, Outbox};
+use crate::handover::Handover;
+use crate::packets::Packets;
+use crate::peers::Peers;
+use crate::sessions::{Received, Sealed, Sessions, Traffic};
+use crate::stats::Counters;
+use crate::tun::Offload;
+
+pub(crate) use crate::sessions::ROOM;
+
+/// What a lane wants written. Before each call both sides must have `ROOM`.
+#[derive(Debug)]
+pub(crate) struct Out {
+    pub(crate) tun: Packets,
+    pub(crate) udp: Outbox,
+}
+
+impl Out {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { tun: Packets::new(bytes), udp: Outbox::new(bytes) }
+    }
+}
+
+/// What a lane is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) lane: usize,
+    pub(crate) secret: &'a StaticSecret,
+    pub(crate) view: Arc<View>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) flows: Arc<FlowTable>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) handover: Arc<Handover>,
+    pub(crate) mtu: u16,
+}
+
+/// Engine and sessions of one lane.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    engine: Engine,
+    sessions: Sessions,
+    peers: Arc<Peers>,
+    counters: Arc<Counters>,
+    handover: Arc<Handover>,
+    /// Whether lane 0 has to be woken.
+    handed_over: bool,
+}
+
+impl Lane {
+    pub(crate) fn new(parts: Parts<'_>) -> Self {
+        let Parts { lane, secret, view, peers, flows, counters, handover, mtu } = parts;
+        let sessions = Sessions::new(lane, secret, Arc::clone(&peers), Arc::clone(&counters));
+        let mut engine = Engine::new(view, flows);
+        engine.set_mtu(mtu);
+        Self { engine, sessions, peers, counters, handover, handed_over: false }
+    }
+
+    /// Puts another map in force.
+    pub(crate) fn set_view(&mut self, view: Arc<View>, peers: Arc<Peers>) {
+        self.engine.set_view(view);
+        self.sessions.set_peers(Arc::clone(&peers));
+        self.peers = peers;
+    }
+
+    /// Says which addresses outside the mesh are the host's own.
+    pub(crate) fn set_locals(&mut self, locals: Arc<[Ipv4Addr]>) {
+        self.engine.set_locals(locals);
+    }
+
+    /// Asks for a handshake with a peer as soon as possible.
+    pub(crate) fn greet(&mut self, peer: NodeId) {
+        self.sessions.greet(peer);
+    }
+
+    /// Starts a turn: new budgets for what strangers may cause.
+    pub(crate) fn begin_turn(&mut self) {
+        self.sessions.begin_turn();
+    }
+
+    /// Takes a packet from the TUN.
+    pub(crate) fn handle_packet(&mut self, packet: &mut [u8], offload: Offload, out: &mut Out, now: Timestamp) {
+        let checksum = if offload.partial { Checksum::Partial } else { Checksum::Complete };
+        match self.engine.outbound(packet, checksum, now) {
+            Verdict::Forward(peer) => {
+                complete(packet, checksum);
+                self.forward(peer, packet, out, now);
+            }
+            Verdict::Deliver => {
+                complete(packet, checksum);
+                self.deliver(packet, out);
+            }
+            Verdict::Reply => self.answer_tun(out),
+            Verdict::Refuse(reason) => {
+                self.counters.count_refused(reason);
+                self.answer_tun(out);
+            }
+            Verdict::Drop(reason) => self.counters.count_dropped(reason),
+            Verdict::RoundTrip(_) => self.counters.count_dropped(Drop::BadProbe),
+        }
+    }
+
+    /// Takes a datagram from a socket.
+    pub(crate) fn handle_datagram(&mut self, from: Endpoint, datagram: &[u8], out: &mut Out, now: Timestamp) {
+        let Out { tun, udp } = out;
+        let (peer, tunnel, packet) = match self.sessions.open(from, datagram, tun.space(), udp, now) {
+            Received::Packet(peer, tunnel, packet) => (peer, tunnel, packet),
+            Received::Handled => return,
+            Received::Dropped(reason) => return self.counters.count_dropped(reason),
+        };
+        match self.engine.inbound(peer, packet, now) {
+            Verdict::Deliver => {
+                let len = packet.len();
+                tun.commit(len, Offload::default());
+                self.sessions.delivered(tunnel, now);
+            }
+            Verdict::Forward(to) => {
+                let sealed = self.sessions.seal(to, packet, Traffic::Payload, udp, now);
+                self.conclude(sealed, to, packet);
+            }
+            Verdict::Reply => self.answer_peer(peer, out, now),
+            Verdict::Refuse(reason) => {
+                self.counters.count_refused(reason);
+                self.answer_peer(peer, out, now);
+            }
+            Verdict::Drop(reason) => self.counters.count_dropped(reason),
+            Verdict::RoundTrip(micros) => {
+                if let Some(peer) = self.peers.get(peer) {
+                    peer.cell.set_rtt(micros);
+                }
+            }
+        }
+    }
+
+    /// Takes a packet that another lane had no session for. Says whether there was one.
+    pub(crate) fn handle_handover(&mut self, out: &mut Out, now: Timestamp) -> bool {
+        let Some((peer, packet)) = self.handover.pop() else { return false };
+        let sealed = self.sessions.seal(peer, &packet, Traffic::Payload, &mut out.udp, now);
+        if let Sealed::Dropped(reason) = sealed {
+            self.counters.count_dropped(reason);
+        }
+        self.handover.done(packet);
+        true
+    }
+
+    /// Says whether a packet was handed over since the last call, so that lane 0 has to be woken.
+    pub(crate) fn take_handed_over(&mut self) -> bool {
+        std::mem::take(&mut self.handed_over)
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(&mut self, out: &mut Out, now: Timestamp) {
+        self.sessions.handle_timeout(&mut out.udp, now);
+        while out.udp.room() >= ROOM
+            && let Some(peer) = self.sessions.next_probe()
+        {
+            if self.engine.probe(peer, now) {
+                self.answer_peer(peer, out, now);
+            }
+        }
+    }
+
+    /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
+    pub(crate) fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
+        self.sessions.poll_timeout(now)
+    }
+
+    /// Calls `f` with every flow entry that changed since the last call.
+    pub(crate) fn drain_dirty(&mut self, f: impl FnMut(usize, &[u8])) {
+        self.engine.drain_dirty(f);
+    }
+
+    fn forward(&mut self, peer: NodeId, packet: &[u8], out: &mut Out, now: Timestamp) {
+        let sealed = self.sessions.seal(peer, packet, Traffic::Payload, &mut out.udp, now);
+        self.conclude(sealed, peer, packet);
+    }
+
+    fn conclude(&mut self, sealed: Sealed, peer: NodeId, packet: &[u8]) {
+        match sealed {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere if self.handover.push(peer, packet) => {
+                self.counters.handovers.add(1);
+                self.handed_over = true;
+            }
+            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
+        }
+    }
+
+    fn deliver(&self, packet: &[u8], out: &mut Out) {
+        if !out.tun.push(packet) {
+            self.counters.count_dropped(Drop::DeviceFull);
+        }
+    }
+
+    /// Sends the engine's answer to the TUN, from where the question came.
+    fn answer_tun(&self, out: &mut Out) {
+        let reply = self.engine.reply();
+        if !reply.is_empty() {
+            self.deliver(reply, out);
+        }
+    }
+
+    /// Sends the engine's answer to the peer that the question came from.
+    fn answer_peer(&mut self, peer: NodeId, out: &mut Out, now: Timestamp) {
+        let reply = self.engine.reply();
+        if reply.is_empty() {
+            return;
+        }
+        match self.sessions.seal(peer, reply, Traffic::Own, &mut out.udp, now) {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere if self.handover.push(peer, reply) => self.handed_over = true,
+            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
+        }
+    }
+}
+
+/// What leaves this host, or goes back into it, has a checksum of its own.
+fn complete(bytes: &mut [u8], checksum: Checksum) {
+    if checksum == Checksum::Partial
+        && let Ok(header) = Header::parse(bytes)
+    {
+        packet::complete(bytes, &header);
+    }
+}

@@ -1,0 +1,315 @@
+//! The thread of one lane: it moves what there is between the TUN queue, the sockets and the lane, in batches.
+//!
+//! ```text
+//! wait ─▶ mail ─▶ drain UDP ─▶ flush TUN ─▶ drain TUN ─▶ timers ─▶ flush ─▶ write changed flows ─▶ wait
+//! ```
+//!
+//! There is no artificial delay: a batch is what is there. Each drain is bounded, so that one side cannot
+//! starve the other; epoll is level-triggered, so what is left is found in the next turn.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::flow::FlowTable;
+use mesh_proto::verdict::Drop;
+use mesh_proto::view::View;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::lane::{Lane, Out, ROOM};
+use crate::peers::Peers;
+use crate::stats::Counters;
+use crate::tun::{self, MAX_PACKET, Queue};
+use crate::udp::{Inbox, Sockets};
+
+/// Batches of datagrams read from a socket per turn.
+const RECEIVES_PER_TURN: usize = 4;
+/// Packets read from the TUN per turn.
+const READS_PER_TURN: usize = 256;
+/// Packets taken over from other lanes per turn.
+const HANDOVERS_PER_TURN: usize = 1024;
+/// Bytes that may wait on each side; twice what one call may need, and small enough for the cache.
+const OUT: usize = 4 * ROOM;
+/// Pause between two tries to get a lost device back.
+const REOPEN: Duration = Duration::from_secs(1);
+
+const MAIL: u64 = 0;
+const TUN: u64 = 1;
+const UDP: u64 = 2;
+
+/// What others want from a lane: the newest of each, and a bell.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    bell: OwnedFd,
+    stop: AtomicBool,
+    view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
+    locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { bell, stop: AtomicBool::new(false), view: Mutex::new(None), locals: Mutex::new(None) })
+    }
+
+    pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<Peers>) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, peers));
+        self.ring();
+    }
+
+    pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
+        *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
+        self.ring();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    /// Wakes the lane.
+    pub(crate) fn ring(&self) {
+        // It fails only when the counter is full, and then the lane is awake.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+}
+
+/// Everything that the thread of one lane owns.
+pub(crate) struct Worker {
+    pub(crate) lane: Lane,
+    pub(crate) queue: Queue,
+    pub(crate) sockets: Sockets,
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// Lane 0's mailbox, for the other lanes.
+    pub(crate) lane_0: Option<Arc<Mailbox>>,
+    pub(crate) flow_file: Option<Arc<File>>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) interface: String,
+    pub(crate) lanes: usize,
+}
+
+/// The worker's own buffers, made on its thread.
+struct Buffers {
+    inbox: Inbox,
+    out: Out,
+    packet: Box<[u8]>,
+}
+
+/// Returns the time since boot.
+pub(crate) fn now() -> Timestamp {
+    let time = clock_gettime(ClockId::Boottime);
+    Timestamp::from_micros(time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() / 1000)
+}
+
+impl Worker {
+    /// Runs until the mailbox says stop.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait on the descriptors.
+    pub(crate) fn run(mut self) -> Result<(), Errno> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch(&epoll, &self.mailbox.bell, MAIL)?;
+        for (i, socket) in self.sockets.each().enumerate() {
+            watch(&epoll, socket, UDP + i as u64)?;
+        }
+        if self.queue.reads() {
+            watch(&epoll, &self.queue, TUN)?;
+        }
+        let mut buffers = Buffers { inbox: Inbox::default(), out: Out::new(OUT), packet: vec![0; MAX_PACKET].into() };
+        let mut events = Vec::with_capacity(8);
+        let mut lost_device = None;
+        loop {
+            events.clear();
+            let timeout = self.timeout(lost_device);
+            match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+            let now = now();
+            let ready: u64 = events.iter().map(|event: &epoll::Event| 1 << event.data.u64()).sum();
+            if ready & 1 << MAIL != 0 && !self.take_mail() {
+                return Ok(());
+            }
+            if !self.turn(ready, &mut buffers, now) {
+                tracing::error!(interface = self.interface, "the TUN device is gone; trying to get it back");
+                let _ = epoll::delete(&epoll, &self.queue);
+                lost_device = Some(now + REOPEN);
+            }
+            if lost_device.is_some_and(|due| due <= now) {
+                lost_device = self.reopen(&epoll, now)?;
+            }
+        }
+    }
+
+    fn timeout(&self, lost_device: Option<Timestamp>) -> Option<Timespec> {
+        let now = now();
+        let due = self.lane.poll_timeout(now).into_iter().chain(lost_device).min()?;
+        // Rounded up, lest it wakes just before the time and goes round again.
+        Timespec::try_from(due.since(now) + Duration::from_micros(1)).ok()
+    }
+
+    /// Does one turn of the loop. Says whether the device is still there.
+    fn turn(&mut self, ready: u64, buffers: &mut Buffers, now: Timestamp) -> bool {
+        self.lane.begin_turn();
+        if ready & 1 << MAIL != 0 {
+            self.take_over(buffers, now);
+        }
+        self.drain_udp(ready, buffers, now);
+        self.flush(buffers);
+        let device = ready & 1 << TUN == 0 || self.drain_tun(buffers, now);
+        self.lane.handle_timeout(&mut buffers.out, now);
+        self.flush(buffers);
+        self.write_flows();
+        if self.lane.take_handed_over()
+            && let Some(lane_0) = &self.lane_0
+        {
+            lane_0.ring();
+        }
+        device
+    }
+
+    /// Takes what is in the mailbox. Says whether to go on.
+    fn take_mail(&mut self) -> bool {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.mailbox.bell, &mut count);
+        if self.mailbox.stop.load(Ordering::Acquire) {
+            return false;
+        }
+        let view = self.mailbox.view.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((view, peers)) = view {
+            self.lane.set_view(view, peers);
+        }
+        let locals = self.mailbox.locals.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(locals) = locals {
+            self.lane.set_locals(locals);
+        }
+        true
+    }
+
+    /// Sends what other lanes handed over; only lane 0 has such.
+    fn take_over(&mut self, buffers: &mut Buffers, now: Timestamp) {
+        if self.lane_0.is_some() {
+            return;
+        }
+        for _ in 0..HANDOVERS_PER_TURN {
+            self.make_room(buffers);
+            if !self.lane.handle_handover(&mut buffers.out, now) {
+                return;
+            }
+        }
+        self.mailbox.ring();
+    }
+
+    fn drain_udp(&mut self, ready: u64, buffers: &mut Buffers, now: Timestamp) {
+        for i in 0..2 {
+            if ready & 1 << (UDP + i) == 0 {
+                continue;
+            }
+            for _ in 0..RECEIVES_PER_TURN {
+                let Some(socket) = self.sockets.each().nth(i as usize) else { break };
+                let Ok(count @ 1..) = socket.receive(&mut buffers.inbox) else { break };
+                self.take_datagrams(i as usize, buffers, now);
+                if count < crate::udp::BATCH {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn take_datagrams(&mut self, socket: usize, buffers: &mut Buffers, now: Timestamp) {
+        let Buffers { inbox, out, .. } = buffers;
+        for (from, datagram) in inbox.datagrams() {
+            self.counters.udp_rx_packets.add(1);
+            self.counters.udp_rx_bytes.add(datagram.len() as u64);
+            if out.tun.room() < ROOM || out.udp.room() < ROOM {
+                write_out(&self.queue, &self.sockets, &self.counters, out);
+            }
+            self.lane.handle_datagram(from, datagram, out, now);
+        }
+        self.counters.count_dropped_many(Drop::NotWireguard, inbox.cut());
+        self.counters.overflows(socket, inbox.overflows());
+    }
+
+    /// Says whether the device is still there.
+    fn drain_tun(&mut self, buffers: &mut Buffers, now: Timestamp) -> bool {
+        for _ in 0..READS_PER_TURN {
+            let (len, offload) = match self.queue.read(&mut buffers.packet) {
+                Ok(Some(read)) => read,
+                Ok(None) => return true,
+                Err(_) => return false,
+            };
+            self.counters.tun_rx_packets.add(1);
+            self.make_room(buffers);
+            self.lane.handle_packet(&mut buffers.packet[..len], offload, &mut buffers.out, now);
+        }
+        true
+    }
+
+    fn make_room(&self, buffers: &mut Buffers) {
+        if buffers.out.tun.room() < ROOM || buffers.out.udp.room() < ROOM {
+            self.flush(buffers);
+        }
+    }
+
+    fn flush(&self, buffers: &mut Buffers) {
+        write_out(&self.queue, &self.sockets, &self.counters, &mut buffers.out);
+    }
+
+    fn write_flows(&mut self) {
+        let Some(file) = self.flow_file.take() else {
+            return self.lane.drain_dirty(|_, _| {});
+        };
+        let mut failed = None;
+        self.lane.drain_dirty(|slot, entry| {
+            let at = slot as u64 * FlowTable::ENTRY_BYTES as u64;
+            failed = file.write_all_at(entry, at).err().or(failed.take());
+        });
+        match failed {
+            Some(error) => tracing::warn!(%error, "flows are no longer saved: a restart will cut connections"),
+            None => self.flow_file = Some(file),
+        }
+    }
+
+    /// Opens the device again after somebody deleted it. Returns when to try next, if it did not work.
+    fn reopen(&mut self, epoll: &OwnedFd, now: Timestamp) -> Result<Option<Timestamp>, Errno> {
+        match tun::reopen(&self.interface, self.lanes) {
+            Ok(queue) => {
+                self.queue = queue;
+                watch(epoll, &self.queue, TUN)?;
+                tracing::info!(interface = self.interface, "the TUN device is back");
+                Ok(None)
+            }
+            Err(_) => Ok(Some(now + REOPEN)),
+        }
+    }
+}
+
+fn write_out(queue: &Queue, sockets: &Sockets, counters: &Counters, out: &mut Out) {
+    if !out.tun.is_empty() {
+        for (packet, offload) in out.tun.iter() {
+            if queue.write(packet, offload) {
+                counters.tun_tx_packets.add(1);
+            } else {
+                counters.count_dropped(Drop::DeviceFull);
+            }
+        }
+        out.tun.clear();
+    }
+    if !out.udp.is_empty() {
+        let sent = sockets.send(&mut out.udp);
+        counters.udp_tx_packets.add(sent.datagrams);
+        counters.udp_tx_bytes.add(sent.bytes);
+        counters.count_dropped_many(Drop::SocketFull, sent.lost);
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: impl std::os::fd::AsFd, token: u64) -> Result<(), Errno> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+}
