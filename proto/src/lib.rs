@@ -22,13 +22,16 @@ pub mod lpm;
 pub mod packet;
 pub mod segment;
 // Layer 1: what is true.
+pub mod allocate;
 pub mod netmap;
 pub mod policy;
 pub mod services;
 pub mod status;
+pub mod world;
 // Layer 2: what to do.
 pub mod access;
 pub mod flow;
+pub mod plan;
 pub mod token;
 pub mod translate;
 pub mod vip;

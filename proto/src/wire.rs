@@ -9,15 +9,15 @@
 //! Who speaks is known from the channel's key and never from a body. Unknown fields are ignored, so that
 //! both ends may differ by one minor version; enums that may grow have a variant for what is not known yet.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
-use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceKey, SiteName};
-use crate::netmap::{Delta, LaneInfo, NetMap};
+use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
+use crate::netmap::{Delta, NetMap};
 use crate::token::TokenSecret;
+pub use crate::world::{NodeFacts, ServeOffer};
 
 /// The version of these messages.
 pub const VERSION: u16 = 1;
@@ -78,35 +78,6 @@ pub struct JoinResponse {
     pub netmap: NetMap,
 }
 
-/// What a node says of itself, at the join and whenever it changes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeFacts {
-    /// Its lanes; lane 0 first.
-    pub lanes: Vec<LaneInfo>,
-    /// Its own addresses with lane 0's port, the likeliest first.
-    pub endpoints: Vec<SocketAddr>,
-    /// The pod blocks it claims.
-    pub pods: Vec<Ipv4Net>,
-    /// What its own services.toml offers to serve.
-    pub serve: Vec<ServeOffer>,
-    /// The largest inner packet it takes, in bytes.
-    pub mtu: u16,
-    /// Whether masquerading cannot erase its pods' addresses.
-    pub guarded: bool,
-    /// The version of its meshd, for the operator.
-    pub software: String,
-}
-
-/// One `[[serve]]` of a node's file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServeOffer {
-    /// The service it serves.
-    pub service: ServiceKey,
-    /// The port it listens on, if it differs from the service's target.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-}
-
 /// A line of a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -158,7 +129,8 @@ pub struct ReportResponse {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// A word for programs: `token`, `claim`, `unknown_node`, `malformed`, `busy`, `internal`.
+    /// A word for programs: `token`, `claim`, `name`, `site`, `services`, `unknown_node`, `revoked`,
+    /// `malformed`, `busy`, `internal`.
     pub error: String,
     /// A sentence for people that ends with what to do.
     pub message: String,

@@ -1,0 +1,164 @@
+//! The world: all that is true of the mesh at one revision, and the planner's only input.
+//!
+//! A value, not a service: the registry makes the next one from a copy, and whoever holds an older one keeps
+//! a consistent picture. Copies are cheap (the maps are shared), so that many sessions and the history can
+//! hold one each.
+//!
+//! ```text
+//!   services.toml ─▶ services, vips          joins, reports ─▶ nodes          allocate ─▶ pool
+//!                          └──────────────────────┴── World ──┴─▶ plan(&world, node) ─▶ NetMap
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{BlockMap, Flat};
+use crate::allocate::Pool;
+pub use crate::clock::UnixTime;
+use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName};
+use crate::netmap::{LaneInfo, Mesh};
+use crate::services::{Services, Site};
+
+/// All that is true of the mesh at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct World {
+    /// Its number.
+    pub revision: Revision,
+    /// The mesh's name, range and domains.
+    pub mesh: Mesh,
+    /// The services.toml in force.
+    pub services: Arc<Services>,
+    /// The path of that file, as the operator wrote it; empty before there was one.
+    pub file: Arc<str>,
+    /// The members, and the static nodes of the file.
+    pub nodes: Arc<BTreeMap<NodeName, Arc<NodeRecord>>>,
+    /// The number and address of every service of the file.
+    pub vips: Arc<BTreeMap<ServiceKey, Vip>>,
+    /// What was given out and may be given out next.
+    pub pool: Arc<Pool>,
+    members: Arc<BTreeMap<IdentityKey, NodeName>>,
+}
+
+/// A node: a member that joined with a token, or a static one of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its durable number.
+    pub id: NodeId,
+    /// What it proves itself by on the control channel; `None` for a static node, which has none.
+    pub identity: Option<IdentityKey>,
+    /// Its site.
+    pub site: SiteName,
+    /// Its own address.
+    pub address: Flat,
+    /// Its pod blocks that were accepted, ordered by `real`.
+    pub blocks: Vec<BlockMap>,
+    /// What it says of itself, as far as it was accepted: `pods` are those of `blocks`.
+    pub facts: NodeFacts,
+    /// The address that the coordinator last saw it at.
+    pub observed: Option<IpAddr>,
+    /// The services that its tokens allow it to serve, in order.
+    pub grants: Vec<ServiceKey>,
+    /// The public half of the token that it last joined with.
+    pub token: Option<String>,
+    /// When it first joined.
+    pub joined_at: UnixTime,
+}
+
+/// A service's number and address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    /// Its durable number.
+    pub id: ServiceId,
+    /// Its address in the mesh.
+    pub address: Flat,
+}
+
+impl World {
+    /// Makes the world before anything happened: revision 0, nobody, no services.
+    pub fn new(name: MeshName) -> Self {
+        let services = Services::default();
+        let mesh = Mesh { name, range: services.mesh.range, domains: services.mesh.domains.clone() };
+        Self {
+            revision: Revision::default(),
+            mesh,
+            services: Arc::new(services),
+            file: "".into(),
+            nodes: Arc::default(),
+            vips: Arc::default(),
+            pool: Arc::default(),
+            members: Arc::default(),
+        }
+    }
+
+    /// Returns the name of the member with this identity.
+    pub fn member(&self, identity: &IdentityKey) -> Option<&NodeName> {
+        self.members.get(identity)
+    }
+
+    /// Returns a site of the file.
+    pub fn site(&self, name: &SiteName) -> Option<&Site> {
+        self.services.sites.iter().find(|site| site.name == *name)
+    }
+
+    /// Adds a node, or replaces the one of that name.
+    pub fn insert_node(&mut self, name: NodeName, record: NodeRecord) {
+        self.remove_node(&name);
+        if let Some(identity) = record.identity {
+            Arc::make_mut(&mut self.members).insert(identity, name.clone());
+        }
+        Arc::make_mut(&mut self.nodes).insert(name, Arc::new(record));
+    }
+
+    /// Takes a node out and returns it.
+    pub fn remove_node(&mut self, name: &NodeName) -> Option<Arc<NodeRecord>> {
+        let record = Arc::make_mut(&mut self.nodes).remove(name)?;
+        if let Some(identity) = record.identity {
+            Arc::make_mut(&mut self.members).remove(&identity);
+        }
+        Some(record)
+    }
+
+    /// Returns the nodes' own addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = Flat> {
+        self.nodes.values().map(|node| node.address)
+    }
+
+    /// Returns the flat images of all pod blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = Ipv4Net> {
+        let blocks = self.nodes.values().flat_map(|node| &node.blocks);
+        blocks.map(|block| block.flat)
+    }
+}
+
+/// What a node says of itself, at the join and whenever it changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its lanes; lane 0 first.
+    pub lanes: Vec<LaneInfo>,
+    /// Its own addresses with lane 0's port, the likeliest first.
+    pub endpoints: Vec<SocketAddr>,
+    /// The pod blocks it claims.
+    pub pods: Vec<Ipv4Net>,
+    /// What its own services.toml offers to serve.
+    pub serve: Vec<ServeOffer>,
+    /// The largest inner packet it takes, in bytes.
+    pub mtu: u16,
+    /// Whether masquerading cannot erase its pods' addresses.
+    pub guarded: bool,
+    /// The version of its meshd, for the operator.
+    pub software: String,
+}
+
+/// One `[[serve]]` of a node's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeOffer {
+    /// The service it serves.
+    pub service: ServiceKey,
+    /// The port it listens on, if it differs from the service's target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
