@@ -1,0 +1,206 @@
+//! How a machine becomes a member, and how a member tells what it is.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_proto::addr::BlockMap;
+use mesh_proto::allocate::Owner;
+use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::plan::refused_offers;
+use mesh_proto::wire::{JoinRequest, NodeFacts};
+use mesh_proto::world::{NodeRecord, UnixTime};
+
+use super::claims::{self, Claimant};
+use super::state::State;
+use super::{Refused, tokens};
+
+/// Who speaks on a channel: the key that it proved, and the address that it comes from.
+pub(super) type Speaker = (IdentityKey, IpAddr);
+
+impl State {
+    /// Admits a machine. A member is welcomed again without another use of its token, since the first answer
+    /// may have been lost.
+    pub(super) fn join(
+        &mut self,
+        from: Speaker,
+        request: JoinRequest,
+        underlay: &[IpAddr],
+        now: UnixTime,
+        refused: &mut Vec<String>,
+    ) -> Result<NodeName, Refused> {
+        let (identity, observed) = from;
+        if let Some(name) = self.world.member(&identity).cloned() {
+            self.rejoin(&name, &request, now)?;
+            claims::limits(&request.facts)?;
+            *refused = self.accept(&name, request.facts, observed, underlay, now);
+            return Ok(name);
+        }
+        let token = self.redeem(&request.token, &request.secret, now)?;
+        self.check_revoked(&identity)?;
+        claims::limits(&request.facts)?;
+        if self.world.site(&token.site).is_none() {
+            return Err(Refused::new("site", self.no_site(&token.site)));
+        }
+        let name = token.name.unwrap_or(request.name);
+        if self.world.nodes.contains_key(&name) {
+            let text = format!(
+                "the name `{name}` belongs to another node; set another `name` in meshd.toml, or, if that machine is gone, run mesh-coordinator revoke {name} and join again"
+            );
+            return Err(Refused::new("name", text));
+        }
+
+        let world = Arc::make_mut(&mut self.world);
+        let pool = Arc::make_mut(&mut world.pool);
+        let live = world.nodes.values().map(|node| node.address);
+        let address = pool.node(world.mesh.range, live, now);
+        let address = address.map_err(|error| Refused::new("busy", error.to_string()))?;
+        let mut grants = token.serve;
+        grants.sort();
+        grants.dedup();
+        let record = NodeRecord {
+            id: pool.node_id(),
+            identity: Some(identity),
+            site: token.site,
+            address,
+            blocks: Vec::new(),
+            facts: NodeFacts::default(),
+            observed: None,
+            grants,
+            token: Some(request.token),
+            joined_at: now,
+        };
+        world.insert_node(name.clone(), record);
+
+        let problems = self.accept_claims(&name, request.facts, observed, underlay, now);
+        if !problems.is_empty() {
+            return Err(Refused::new("claim", problems.join("; ")));
+        }
+        *refused = refused_offers(&self.world, &name);
+        Ok(name)
+    }
+
+    /// Takes up what a member says of itself. Returns its name, and what of it was refused.
+    pub(super) fn report(
+        &mut self,
+        identity: IdentityKey,
+        facts: NodeFacts,
+        observed: IpAddr,
+        underlay: &[IpAddr],
+        now: UnixTime,
+    ) -> Result<(NodeName, Vec<String>), Refused> {
+        self.check_revoked(&identity)?;
+        let Some(name) = self.world.member(&identity).cloned() else {
+            let text = "this node is no member of the mesh; join again with a token of mesh-coordinator token create";
+            return Err(Refused::new("unknown_node", text));
+        };
+        claims::limits(&facts)?;
+        let refused = self.accept(&name, facts, observed, underlay, now);
+        Ok((name, refused))
+    }
+
+    /// Checks the token that a member presents: its own again, or another that adds grants.
+    fn rejoin(&mut self, name: &NodeName, request: &JoinRequest, now: UnixTime) -> Result<(), Refused> {
+        let Some(known) = self.world.nodes.get(name).cloned() else {
+            return Ok(());
+        };
+        if known.token.as_ref() == Some(&request.token) {
+            return match self.contradicts(&request.token, &request.secret) {
+                true => Err(tokens::unusable()),
+                false => Ok(()),
+            };
+        }
+        let token = self.redeem(&request.token, &request.secret, now)?;
+        let other_name = token.name.as_ref().is_some_and(|other| other != name);
+        if token.site != known.site || other_name {
+            let text = format!(
+                "this machine is the node `{name}` of site `{}` already; to move it, run meshd leave, then mesh-coordinator revoke {name}, and join again",
+                known.site
+            );
+            return Err(Refused::new("name", text));
+        }
+        let mut record = NodeRecord::clone(&known);
+        record.grants.extend(token.serve);
+        record.grants.sort();
+        record.grants.dedup();
+        record.token = Some(request.token.clone());
+        Arc::make_mut(&mut self.world).insert_node(name.clone(), record);
+        Ok(())
+    }
+
+    fn check_revoked(&self, identity: &IdentityKey) -> Result<(), Refused> {
+        let Some(revoked) = self.revoked.get(identity) else {
+            return Ok(());
+        };
+        let text = format!(
+            "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave, which discards its key, and join with a new token",
+            revoked.name
+        );
+        Err(Refused::new("revoked", text))
+    }
+
+    /// Takes up the good part of what a member says, and returns what was refused of claims and offers.
+    fn accept(
+        &mut self,
+        name: &NodeName,
+        facts: NodeFacts,
+        observed: IpAddr,
+        underlay: &[IpAddr],
+        now: UnixTime,
+    ) -> Vec<String> {
+        let mut refused = self.accept_claims(name, facts, observed, underlay, now);
+        refused.extend(refused_offers(&self.world, name));
+        refused
+    }
+
+    fn accept_claims(
+        &mut self,
+        name: &NodeName,
+        mut facts: NodeFacts,
+        observed: IpAddr,
+        underlay: &[IpAddr],
+        now: UnixTime,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        let observed = observed.to_canonical();
+        let Some(known) = self.world.nodes.get(name).cloned() else {
+            return problems;
+        };
+        let mut record = NodeRecord::clone(&known);
+        if let Err(problem) = claims::lanes(&self.world, name, &facts.lanes) {
+            problems.push(problem);
+            facts.lanes.clone_from(&record.facts.lanes);
+        }
+        let claimant =
+            Claimant { world: &self.world, name, record: &known, endpoints: &facts.endpoints, observed, underlay, now };
+        let (wanted, bad) = claimant.check(&facts.pods);
+        problems.extend(bad);
+
+        let world = Arc::make_mut(&mut self.world);
+        let pool = Arc::make_mut(&mut world.pool);
+        let id = record.id;
+        let (mut kept, gone): (Vec<_>, Vec<_>) =
+            record.blocks.into_iter().partition(|block| wanted.contains(&block.real));
+        for block in gone {
+            pool.free(block.flat, Owner::Block(id, block.real), now);
+        }
+        for real in wanted {
+            if kept.iter().any(|block: &BlockMap| block.real == real) {
+                continue;
+            }
+            let others = world.nodes.iter().filter(|(other, _)| *other != name);
+            let others = others.flat_map(|(_, node)| node.blocks.iter().map(|b| b.flat));
+            let live = others.chain(kept.iter().map(|block| block.flat));
+            match pool.block(world.mesh.range, id, real, live, now) {
+                Ok(flat) => kept.push(BlockMap { real, flat }),
+                Err(error) => problems.push(format!("{real}: {error}")),
+            }
+        }
+        kept.sort();
+        facts.pods = kept.iter().map(|block| block.real).collect();
+        record.blocks = kept;
+        record.facts = facts;
+        record.observed = Some(observed);
+        world.insert_node(name.clone(), record);
+        problems
+    }
+}

@@ -1,0 +1,294 @@
+//! The registry: the one door through which the mesh can be altered.
+//!
+//! ```text
+//!   apply(change, now):   copy ─▶ decide ─▶ store.commit(expected revision) ─▶ visible
+//!                                   └─ Refused: a word and a sentence; nothing happened
+//! ```
+//! Whoever asks, whatever for: the change is decided on a copy of the state, committed in one transaction, and
+//! only then seen by anybody. A change that alters nothing costs no write and no revision. Time and entropy
+//! come from outside.
+
+mod claims;
+mod history;
+mod join;
+mod live;
+mod records;
+mod services;
+mod state;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_proto::id::{IdentityKey, MeshName, NodeName, Revision};
+use mesh_proto::services::Services;
+use mesh_proto::wire::{JoinRequest, NodeFacts};
+use mesh_proto::world::{UnixTime, World};
+
+use crate::store::{Store, StoreError};
+use history::History;
+pub use live::{Live, LiveNode};
+use state::State;
+pub use state::{Accepted, Revoked};
+pub use tokens::{TokenRecord, TokenSpec};
+
+/// All that can alter the mesh.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A services.toml that was read and checked.
+    Services {
+        /// The path of the file, as the operator wrote it.
+        file: String,
+        /// Its text, to be kept.
+        text: String,
+        /// What it says.
+        services: Arc<Services>,
+    },
+    /// A new join token.
+    TokenCreate(TokenSpec),
+    /// Makes a join token worthless.
+    TokenRevoke {
+        /// The token's public half.
+        id: String,
+    },
+    /// A machine asks to become a member.
+    Join {
+        /// The key that the channel proved.
+        identity: IdentityKey,
+        /// What it asks.
+        request: JoinRequest,
+        /// The address it comes from.
+        observed: IpAddr,
+    },
+    /// A member says what it is.
+    Facts {
+        /// The key that the channel proved.
+        identity: IdentityKey,
+        /// What it says.
+        facts: NodeFacts,
+        /// The address it comes from.
+        observed: IpAddr,
+    },
+    /// Expels a member for good: its identity is never admitted again.
+    Revoke {
+        /// The member.
+        node: NodeName,
+    },
+}
+
+/// What a change led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision in force afterwards.
+    pub revision: Revision,
+    /// Whether the change altered anything, and so made a new revision.
+    pub altered: bool,
+    /// The node that joined, reported or was revoked.
+    pub node: Option<NodeName>,
+    /// What was not taken of an otherwise good change, in sentences.
+    pub refused: Vec<String>,
+}
+
+/// Why a change was refused; nothing of it happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// A word for programs: the `error` of `wire::ErrorBody`.
+    pub word: &'static str,
+    /// A sentence for people that ends with what to do.
+    pub message: String,
+}
+
+impl Refused {
+    fn new(word: &'static str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { word, message }
+    }
+}
+
+/// Reads a services.toml: its text and its path. The error is a message for the operator.
+pub type Parse = fn(&str, &str) -> Result<Services, String>;
+
+/// What a registry needs to know apart from what it stores.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The name of the mesh while services.toml says none.
+    pub name: MeshName,
+    /// The coordinator's own underlay addresses, which no pod block may contain.
+    pub underlay: Vec<IpAddr>,
+    /// Reads the stored services.toml.
+    pub parse: Parse,
+}
+
+/// Why a registry cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record does not read.
+    #[error(
+        "the stored record {table}/{key} does not read: {detail}; restore the state from a backup, or run the version of mesh-coordinator that wrote it"
+    )]
+    Record {
+        /// The record's table.
+        table: &'static str,
+        /// The record's key.
+        key: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The stored services.toml is not understood.
+    #[error(
+        "the last accepted services.toml, as stored, is not understood: {0}; run the version of mesh-coordinator that accepted it"
+    )]
+    Services(String),
+}
+
+/// Decides about every change, and keeps what was decided.
+pub struct Registry {
+    store: Box<dyn Store>,
+    setup: Setup,
+    state: State,
+    history: History,
+    live: Live,
+}
+
+impl Registry {
+    /// Opens the registry on what the store holds.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or holds what this version does not understand.
+    pub fn open(store: Box<dyn Store>, setup: Setup) -> Result<Self, OpenError> {
+        let state = records::read(&store.load()?, &setup)?;
+        let history = History::new(Arc::clone(&state.world));
+        Ok(Self { store, setup, state, history, live: Live::default() })
+    }
+
+    /// Decides about a change and makes it durable; what it leads to is visible afterwards.
+    ///
+    /// # Errors
+    /// `Refused` if the change may not happen, or could not be stored; then nothing of it happened.
+    pub fn apply(&mut self, change: Change, now: UnixTime) -> Result<Applied, Refused> {
+        let (mut next, mut applied) = self.decide(change, now)?;
+        let expected = self.state.world.revision;
+        let writes = records::differences(&self.state, &next).map_err(|error| Refused::new("internal", error))?;
+        if writes.is_empty() {
+            applied.revision = expected;
+            return Ok(applied);
+        }
+        let revision = Revision(expected.0 + 1);
+        Arc::make_mut(&mut next.world).revision = revision;
+        if let Err(error) = self.store.commit(expected, revision, &writes) {
+            return Err(self.recover(error));
+        }
+        self.history.push(Arc::clone(&next.world));
+        self.live.retain(&next.world);
+        self.state = next;
+        applied.altered = true;
+        applied.revision = revision;
+        Ok(applied)
+    }
+
+    /// Returns the world that a change would lead to, without making it happen. Its revision is the present one.
+    ///
+    /// # Errors
+    /// `Refused` if the change may not happen.
+    pub fn preview(&self, change: Change, now: UnixTime) -> Result<Arc<World>, Refused> {
+        Ok(self.decide(change, now)?.0.world)
+    }
+
+    /// Returns all that is true at the present revision.
+    pub fn world(&self) -> Arc<World> {
+        Arc::clone(&self.state.world)
+    }
+
+    /// Returns all that was true at one of the last 64 revisions.
+    pub fn world_at(&self, revision: Revision) -> Option<Arc<World>> {
+        self.history.at(revision)
+    }
+
+    /// Returns the name of the member with this identity.
+    pub fn member(&self, identity: &IdentityKey) -> Option<&NodeName> {
+        self.state.world.member(identity)
+    }
+
+    /// Says whether a member with this identity was revoked.
+    pub fn is_revoked(&self, identity: &IdentityKey) -> bool {
+        self.state.revoked.contains_key(identity)
+    }
+
+    /// Returns the join tokens by their public half, those used up or expired of late included.
+    pub fn tokens(&self) -> impl Iterator<Item = (&str, &TokenRecord)> {
+        self.state.tokens.iter().map(|(id, token)| (&**id, token))
+    }
+
+    /// Returns the last accepted services.toml.
+    pub fn accepted(&self) -> Option<&Accepted> {
+        self.state.accepted.as_deref()
+    }
+
+    /// Returns what is known of connected nodes and not stored.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// Returns what is known of connected nodes and not stored, to be noted down.
+    pub fn live_mut(&mut self) -> &mut Live {
+        &mut self.live
+    }
+
+    /// Replaces the coordinator's own underlay addresses, which no pod block may contain.
+    pub fn set_underlay(&mut self, underlay: Vec<IpAddr>) {
+        self.setup.underlay = underlay;
+    }
+
+    fn decide(&self, change: Change, now: UnixTime) -> Result<(State, Applied), Refused> {
+        let mut state = self.state.clone();
+        let mut applied = Applied { revision: state.world.revision, altered: false, node: None, refused: Vec::new() };
+        let underlay = &self.setup.underlay;
+        match change {
+            Change::Services { file, text, services } => {
+                let accepted = Accepted { file, text };
+                state.set_services(accepted, services, &self.setup.name, now)?;
+            }
+            Change::TokenCreate(spec) => state.create_token(spec, now)?,
+            Change::TokenRevoke { id } => state.revoke_token(&id)?,
+            Change::Join { identity, request, observed } => {
+                let from = (identity, observed);
+                let node = state.join(from, request, underlay, now, &mut applied.refused)?;
+                applied.node = Some(node);
+            }
+            Change::Facts { identity, facts, observed } => {
+                let (node, refused) = state.report(identity, facts, observed, underlay, now)?;
+                applied.node = Some(node);
+                applied.refused = refused;
+            }
+            Change::Revoke { node } => {
+                state.revoke(&node, now)?;
+                applied.node = Some(node);
+            }
+        }
+        Ok((state, applied))
+    }
+
+    /// Takes up what the store holds after a failed commit: somebody else's commit, or our own, which may
+    /// have got through although its acknowledgement did not.
+    fn recover(&mut self, error: StoreError) -> Refused {
+        let reloaded = self.store.load().map_err(OpenError::from);
+        let reloaded = reloaded.and_then(|records| records::read(&records, &self.setup));
+        let ours = self.state.world.revision;
+        if let Some(state) = reloaded.ok().filter(|state| state.world.revision != ours) {
+            self.history.push(Arc::clone(&state.world));
+            self.live.retain(&state.world);
+            self.state = state;
+        }
+        let word = match error {
+            StoreError::Conflict { .. } => "busy",
+            StoreError::Io { .. } | StoreError::Locked { .. } | StoreError::Damaged { .. } => "internal",
+        };
+        Refused::new(word, error.to_string())
+    }
+}

@@ -1,0 +1,130 @@
+//! How a state is stored: one JSON record for each node, VIP and token, and what differs between two states.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use mesh_proto::world::World;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::state::{Accepted, State, mesh};
+use super::{OpenError, Setup};
+use crate::store::{Records, Table, Write};
+
+/// The version of the records; a coordinator refuses to open a newer one.
+const FORMAT: u32 = 1;
+
+/// Reads a state; the one before anything happened from an empty store.
+pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError> {
+    let format: Option<u32> = single(records, Table::Meta, "format")?;
+    if let Some(format) = format.filter(|&format| format > FORMAT) {
+        let detail = format!("its format is {format}, this version reads {FORMAT}");
+        return Err(broken(Table::Meta, "format", detail));
+    }
+    let accepted: Option<Accepted> = single(records, Table::Services, "accepted")?;
+    let mut world = World::new(setup.name.clone());
+    world.revision = records.revision;
+    if let Some(accepted) = &accepted {
+        let services = (setup.parse)(&accepted.text, &accepted.file);
+        let services = services.map_err(OpenError::Services)?;
+        world.mesh = mesh(&services, &setup.name);
+        world.services = Arc::new(services);
+        world.file = accepted.file.as_str().into();
+    }
+    for (name, record) in table(records, Table::Nodes)? {
+        world.insert_node(name, record);
+    }
+    world.vips = Arc::new(table(records, Table::Vips)?);
+    world.pool = Arc::new(single(records, Table::Meta, "pool")?.unwrap_or_default());
+    Ok(State {
+        world: Arc::new(world),
+        tokens: Arc::new(table(records, Table::Tokens)?),
+        revoked: Arc::new(table(records, Table::Revoked)?),
+        accepted: accepted.map(Arc::new),
+    })
+}
+
+/// Returns the writes that lead from one state to another; none if they are alike.
+pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String> {
+    let mut writes = Writes::default();
+    writes.map(Table::Nodes, &old.world.nodes, &new.world.nodes)?;
+    writes.map(Table::Vips, &old.world.vips, &new.world.vips)?;
+    writes.map(Table::Tokens, &old.tokens, &new.tokens)?;
+    writes.map(Table::Revoked, &old.revoked, &new.revoked)?;
+    let (old_file, new_file) = (old.accepted.as_ref(), new.accepted.as_ref());
+    writes.value(Table::Services, "accepted", old_file, new_file)?;
+    let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);
+    writes.value(Table::Meta, "pool", Some(old_pool), Some(new_pool))?;
+    if !writes.0.is_empty() && old.world.revision.0 == 0 {
+        writes.value(Table::Meta, "format", None, Some(&FORMAT))?;
+    }
+    Ok(writes.0)
+}
+
+#[derive(Default)]
+struct Writes(Vec<Write>);
+
+impl Writes {
+    fn map<K: Ord + Display, V: PartialEq + Serialize>(
+        &mut self,
+        table: Table,
+        old: &Arc<BTreeMap<K, V>>,
+        new: &Arc<BTreeMap<K, V>>,
+    ) -> Result<(), String> {
+        if Arc::ptr_eq(old, new) {
+            return Ok(());
+        }
+        for (key, value) in &**new {
+            self.value(table, key, old.get(key), Some(value))?;
+        }
+        for key in old.keys().filter(|key| !new.contains_key(key)) {
+            let key = key.to_string();
+            let value = None;
+            self.0.push(Write { table, key, value });
+        }
+        Ok(())
+    }
+
+    fn value<V: PartialEq + Serialize>(
+        &mut self,
+        table: Table,
+        key: impl Display,
+        old: Option<&V>,
+        new: Option<&V>,
+    ) -> Result<(), String> {
+        if old == new {
+            return Ok(());
+        }
+        let key = key.to_string();
+        let value = new.map(serde_json::to_vec).transpose();
+        let value = value.map_err(|error| format!("{}/{key}: {error}", table.name()))?;
+        self.0.push(Write { table, key, value });
+        Ok(())
+    }
+}
+
+fn single<T: DeserializeOwned>(records: &Records, table: Table, key: &str) -> Result<Option<T>, OpenError> {
+    let bytes = records.records.get(&(table, key.to_owned()));
+    let value = bytes.map(|bytes| serde_json::from_slice(bytes)).transpose();
+    value.map_err(|error| broken(table, key, error))
+}
+
+fn table<K, V>(records: &Records, table: Table) -> Result<BTreeMap<K, V>, OpenError>
+where
+    K: FromStr<Err: Display> + Ord,
+    V: DeserializeOwned,
+{
+    let rows = records.records.iter().filter(|((t, _), _)| *t == table);
+    let read = |((_, key), bytes): (&(Table, String), &Vec<u8>)| {
+        let name = key.parse::<K>().map_err(|error| broken(table, key, error))?;
+        let value = serde_json::from_slice(bytes).map_err(|error| broken(table, key, error))?;
+        Ok((name, value))
+    };
+    rows.map(read).collect()
+}
+
+fn broken(table: Table, key: &str, detail: impl Display) -> OpenError {
+    OpenError::Record { table: table.name(), key: key.to_owned(), detail: detail.to_string() }
+}

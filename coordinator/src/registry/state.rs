@@ -1,0 +1,88 @@
+//! All that is stored: the world, and what the planner need not know of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use mesh_proto::allocate::Owner;
+use mesh_proto::id::{IdentityKey, MeshName, NodeName};
+use mesh_proto::netmap::Mesh;
+use mesh_proto::services::Services;
+use mesh_proto::world::{NodeRecord, UnixTime, World};
+use serde::{Deserialize, Serialize};
+
+use super::Refused;
+use super::tokens::Tokens;
+
+/// One state of the mesh. Copies are cheap: the parts are shared until one is altered.
+#[derive(Clone)]
+pub(super) struct State {
+    /// What the planner reads.
+    pub(super) world: Arc<World>,
+    /// Join tokens by their public half.
+    pub(super) tokens: Arc<Tokens>,
+    /// Identities that are never admitted again.
+    pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
+    /// The last accepted services.toml.
+    pub(super) accepted: Option<Arc<Accepted>>,
+}
+
+/// A services.toml that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Its path, as the operator wrote it.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// A member that was expelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The name it had.
+    pub name: NodeName,
+    /// When it was expelled.
+    pub at: UnixTime,
+}
+
+impl State {
+    /// Expels a member.
+    pub(super) fn revoke(&mut self, name: &NodeName, now: UnixTime) -> Result<(), Refused> {
+        let Some(record) = self.world.nodes.get(name) else {
+            let text = format!("there is no node `{name}`; see mesh-coordinator nodes");
+            return Err(Refused::new("unknown_node", text));
+        };
+        let Some(identity) = record.identity else {
+            let text = format!("`{name}` is a [[node]] of {}; remove it there to expel it", self.world.file);
+            return Err(Refused::new("unknown_node", text));
+        };
+        let entry = Revoked { name: name.clone(), at: now };
+        Arc::make_mut(&mut self.revoked).insert(identity, entry);
+        self.remove(name, now);
+        Ok(())
+    }
+
+    /// Takes a node out and puts what it held into quarantine.
+    pub(super) fn remove(&mut self, name: &NodeName, now: UnixTime) {
+        let world = Arc::make_mut(&mut self.world);
+        let Some(record) = world.remove_node(name) else {
+            return;
+        };
+        let NodeRecord { id, address, .. } = *record;
+        let pool = Arc::make_mut(&mut world.pool);
+        pool.free(Ipv4Net::from(address.0), Owner::Node(id), now);
+        for block in &record.blocks {
+            pool.free(block.flat, Owner::Block(id, block.real), now);
+        }
+    }
+}
+
+/// Returns what a file says of the mesh as a whole.
+pub(super) fn mesh(services: &Services, default_name: &MeshName) -> Mesh {
+    let section = &services.mesh;
+    Mesh {
+        name: section.name.clone().unwrap_or_else(|| default_name.clone()),
+        range: section.range,
+        domains: section.domains.clone(),
+    }
+}

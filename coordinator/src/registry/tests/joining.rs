@@ -1,0 +1,195 @@
+//! Tokens, joins and expulsions.
+
+use std::sync::{Barrier, Mutex};
+
+use super::*;
+
+const UNUSABLE: &str = "the token is unknown, used or expired; make a new one with mesh-coordinator token create";
+
+#[test]
+fn a_machine_with_a_token_becomes_a_member() {
+    let mut registry = registry();
+    let applied = join(&mut registry, 1, "c1-n1", "c1", &["10.8.0.0/24"]).unwrap();
+    assert_eq!(applied.node, Some("c1-n1".parse().unwrap()));
+    assert!(applied.altered && applied.refused.is_empty());
+    assert_eq!(applied.revision, registry.world().revision);
+
+    let node = node(&registry, "c1-n1");
+    assert_eq!((node.site.as_str(), node.address.to_string().as_str()), ("c1", "241.1.0.1"));
+    assert_eq!(blocks(&registry, "c1-n1"), ["10.8.0.0/24=241.2.0.0/24"]);
+    assert_eq!(registry.member(&identity(1)).map(|n| n.as_str()), Some("c1-n1"));
+    let (_, token) = registry.tokens().next().unwrap();
+    assert_eq!(token.uses_left, 0);
+}
+
+#[test]
+fn every_token_that_does_not_work_gets_the_same_answer() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "dc", &[]).unwrap();
+    token(&mut registry, 2, "dc");
+    token(&mut registry, 3, "dc");
+    registry.apply(Change::TokenRevoke { id: id(3) }, NOW).unwrap();
+    let mut wrong = request(2, "b", facts(9, &[]));
+    wrong.secret = TokenSecret([77; 32]);
+    let late = Change::Join { identity: identity(9), request: request(2, "b", facts(9, &[])), observed: observed(9) };
+
+    let answers = [
+        ask(&mut registry, 9, request(1, "b", facts(9, &[]))),
+        ask(&mut registry, 9, wrong),
+        ask(&mut registry, 9, request(3, "b", facts(9, &[]))),
+        ask(&mut registry, 9, request(88, "b", facts(9, &[]))),
+        registry.apply(late, later(900)),
+    ];
+    for answer in answers {
+        assert_eq!(answer, Err(Refused::new("token", UNUSABLE)));
+    }
+    assert_eq!(registry.world().nodes.len(), 1);
+    ask(&mut registry, 9, request(2, "b", facts(9, &[]))).unwrap();
+}
+
+#[test]
+fn joining_again_with_the_same_key_changes_nothing() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "c1", &["10.8.0.0/24"]).unwrap();
+    let before = registry.world();
+    let again = ask(&mut registry, 1, request(1, "other", facts(1, &["10.8.0.0/24"]))).unwrap();
+    assert_eq!(again.node, Some("a".parse().unwrap()));
+    assert!(!again.altered);
+    assert_eq!(registry.world(), before);
+
+    let mut wrong = request(1, "a", facts(1, &[]));
+    wrong.secret = TokenSecret([77; 32]);
+    assert_refused(ask(&mut registry, 1, wrong), "token", &[UNUSABLE]);
+}
+
+#[test]
+fn a_token_of_several_uses_admits_each_machine_once() {
+    let mut registry = registry();
+    registry.apply(Change::TokenCreate(TokenSpec { uses: 2, ..spec(5, "dc") }), NOW).unwrap();
+    for _ in 0..3 {
+        ask(&mut registry, 1, request(5, "a", facts(1, &[]))).unwrap();
+    }
+    ask(&mut registry, 2, request(5, "b", facts(2, &[]))).unwrap();
+    assert_refused(ask(&mut registry, 3, request(5, "c", facts(3, &[]))), "token", &[UNUSABLE]);
+}
+
+#[test]
+fn a_member_may_redeem_another_token_of_its_site_for_its_grants() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "dc", &[]).unwrap();
+    let serve = vec!["cart".parse().unwrap()];
+    registry.apply(Change::TokenCreate(TokenSpec { serve: serve.clone(), ..spec(5, "dc") }), NOW).unwrap();
+    ask(&mut registry, 1, request(5, "a", facts(1, &[]))).unwrap();
+    assert_eq!(node(&registry, "a").grants, serve);
+
+    token(&mut registry, 6, "c1");
+    let moved = ask(&mut registry, 1, request(6, "a", facts(1, &[])));
+    assert_refused(moved, "name", &["is the node `a` of site `dc`", "meshd leave"]);
+    assert!(registry.tokens().any(|(token, record)| token == id(6) && record.uses_left == 1));
+}
+
+#[test]
+fn a_name_belongs_to_one_machine() {
+    let mut registry = registry();
+    join(&mut registry, 1, "vm", "dc", &[]).unwrap();
+    let parts = ["`vm` belongs to another node", "mesh-coordinator revoke vm"];
+    assert_refused(join(&mut registry, 2, "vm", "dc", &[]), "name", &parts);
+    ask(&mut registry, 2, request(2, "vm-2", facts(2, &[]))).unwrap();
+}
+
+#[test]
+fn the_tokens_name_decides() {
+    let mut registry = registry();
+    let name = Some("chosen".parse().unwrap());
+    registry.apply(Change::TokenCreate(TokenSpec { name, ..spec(1, "dc") }), NOW).unwrap();
+    let applied = ask(&mut registry, 1, request(1, "wish", facts(1, &[]))).unwrap();
+    assert_eq!(applied.node, Some("chosen".parse().unwrap()));
+}
+
+#[test]
+fn a_site_that_left_the_file_admits_nobody() {
+    let mut registry = registry();
+    token(&mut registry, 1, "dc");
+    file(&mut registry, "site c1").unwrap();
+    let result = ask(&mut registry, 1, request(1, "a", facts(1, &[])));
+    assert_refused(result, "site", &["no site `dc`", "services.toml has c1"]);
+}
+
+#[test]
+fn a_revoked_machine_never_returns_and_its_name_is_free() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "dc", &[]).unwrap();
+    revoke(&mut registry, "a").unwrap();
+    assert!(registry.is_revoked(&identity(1)) && registry.member(&identity(1)).is_none());
+
+    let parts = ["expelled from the mesh as `a`", "meshd leave"];
+    token(&mut registry, 9, "dc");
+    assert_refused(ask(&mut registry, 1, request(9, "b", facts(1, &[]))), "revoked", &parts);
+    assert_refused(report(&mut registry, 1, facts(1, &[])), "revoked", &parts);
+    assert_refused(revoke(&mut registry, "a"), "unknown_node", &["no node `a`"]);
+
+    let old = "241.1.0.1";
+    join(&mut registry, 2, "a", "dc", &[]).unwrap();
+    assert_ne!(node(&registry, "a").address.to_string(), old);
+    assert_eq!(node(&registry, "a").id.0, 2);
+}
+
+#[test]
+fn a_stranger_may_not_report() {
+    assert_refused(report(&mut registry(), 1, facts(1, &[])), "unknown_node", &["token create"]);
+}
+
+#[test]
+fn tokens_that_make_no_sense_are_refused() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "dc", &[]).unwrap();
+    let name = || Some("x".parse().unwrap());
+    let seconds = Duration::from_secs;
+    let cases = [
+        (spec(2, "nowhere"), "site", "no site `nowhere`"),
+        (TokenSpec { ttl: seconds(0), ..spec(2, "dc") }, "malformed", "between 1 second and 90 days"),
+        (TokenSpec { ttl: seconds(91 * 86400), ..spec(2, "dc") }, "malformed", "between 1 second and 90 days"),
+        (TokenSpec { uses: 0, ..spec(2, "dc") }, "malformed", "1 to 1000 nodes"),
+        (TokenSpec { uses: 1001, ..spec(2, "dc") }, "malformed", "1 to 1000 nodes"),
+        (TokenSpec { uses: 2, name: name(), ..spec(2, "dc") }, "malformed", "exactly one if it has a name"),
+        (TokenSpec { name: Some("a".parse().unwrap()), ..spec(2, "dc") }, "name", "`a` belongs to a node"),
+        (spec(1, "dc"), "busy", "try again"),
+    ];
+    for (spec, word, part) in cases {
+        assert_refused(registry.apply(Change::TokenCreate(spec), NOW), word, &[part]);
+    }
+    assert_refused(registry.apply(Change::TokenRevoke { id: id(9) }, NOW), "token", &["token list"]);
+}
+
+#[test]
+fn tokens_are_forgotten_a_week_after_their_end() {
+    let mut registry = registry();
+    token(&mut registry, 1, "dc");
+    let week = 7 * 86400;
+    registry.apply(Change::TokenCreate(spec(2, "dc")), later(900 + week - 1)).unwrap();
+    assert_eq!(registry.tokens().count(), 2);
+    registry.apply(Change::TokenCreate(spec(3, "dc")), later(900 + week)).unwrap();
+    assert_eq!(registry.tokens().map(|(id, _)| id.to_owned()).collect::<Vec<_>>(), [id(2), id(3)]);
+}
+
+#[test]
+fn sixty_four_machines_racing_for_a_one_time_token_give_one_node() {
+    let mut registry = registry();
+    token(&mut registry, 200, "dc");
+    let registry = Mutex::new(registry);
+    let start = Barrier::new(64);
+    let joined: usize = std::thread::scope(|scope| {
+        let racer = |number: u8| {
+            let (registry, start) = (&registry, &start);
+            scope.spawn(move || {
+                start.wait();
+                let request = request(200, &format!("n{number}"), facts(number, &[]));
+                usize::from(ask(&mut registry.lock().unwrap(), number, request).is_ok())
+            })
+        };
+        let racers: Vec<_> = (1..=64).map(racer).collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).sum()
+    });
+    assert_eq!(joined, 1);
+    assert_eq!(registry.lock().unwrap().world().nodes.len(), 1);
+}

@@ -1,0 +1,176 @@
+//! Join tokens: who may make a machine a member, how often and until when.
+//!
+//! The store holds the SHA-256 of a secret, never the secret: with 256 bits of entropy a plain hash is enough.
+//! Whoever presents a token that does not work learns nothing about why.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::{constant_time, digest};
+use data_encoding::HEXLOWER;
+use mesh_proto::id::{NodeName, ServiceKey, SiteName};
+use mesh_proto::token::TokenSecret;
+use mesh_proto::world::UnixTime;
+use serde::{Deserialize, Serialize};
+
+use super::Refused;
+use super::state::State;
+
+/// Most tokens kept, those used up or expired of late included.
+const MAX_TOKENS: usize = 10_000;
+/// Longest life of a token.
+const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Most nodes that one token may admit.
+const MAX_USES: u32 = 1000;
+/// How long a token is still listed after its end.
+const LISTED: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What a new token is for. Its entropy comes from the caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenSpec {
+    /// Its public half, 64 random bits.
+    pub id: [u8; 8],
+    /// Its secret half, 256 random bits.
+    pub secret: TokenSecret,
+    /// The site of the nodes that it admits.
+    pub site: SiteName,
+    /// The name of the node that it admits; the node's own choice if `None`.
+    pub name: Option<NodeName>,
+    /// The services that these nodes may offer to serve although the file does not name them as backends.
+    pub serve: Vec<ServiceKey>,
+    /// How long it lives: 1 s to 90 days.
+    pub ttl: Duration,
+    /// How many nodes it admits: 1 to 1000, and 1 if it has a name.
+    pub uses: u32,
+}
+
+/// A token as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The SHA-256 of its secret, in hexadecimal digits.
+    digest: String,
+    /// The site of the nodes that it admits.
+    pub site: SiteName,
+    /// The name of the node that it admits.
+    pub name: Option<NodeName>,
+    /// The services that these nodes may offer to serve.
+    pub serve: Vec<ServiceKey>,
+    /// When it was made.
+    pub created: UnixTime,
+    /// When it ends.
+    pub expires: UnixTime,
+    /// How many nodes it still admits.
+    pub uses_left: u32,
+}
+
+impl TokenRecord {
+    /// Says whether it still admits a node.
+    pub fn is_usable(&self, now: UnixTime) -> bool {
+        self.uses_left > 0 && now < self.expires
+    }
+
+    /// Compares in constant time, so that a guess is not answered by how long the answer takes.
+    fn has_secret(&self, secret: &TokenSecret) -> bool {
+        let hashed = hash(secret);
+        constant_time::verify_slices_are_equal(hashed.as_bytes(), self.digest.as_bytes()).is_ok()
+    }
+}
+
+impl State {
+    /// Adds a token.
+    pub(super) fn create_token(&mut self, spec: TokenSpec, now: UnixTime) -> Result<(), Refused> {
+        let refuse = |word, message: String| Err(Refused::new(word, message));
+        if self.world.site(&spec.site).is_none() {
+            return refuse("site", self.no_site(&spec.site));
+        }
+        if spec.ttl < Duration::from_secs(1) || spec.ttl > MAX_TTL {
+            return refuse("malformed", "a token lives between 1 second and 90 days; give another --ttl".into());
+        }
+        if !(1..=MAX_USES).contains(&spec.uses) || (spec.name.is_some() && spec.uses > 1) {
+            let text = format!(
+                "a token admits 1 to {MAX_USES} nodes, and exactly one if it has a name; give another number of uses"
+            );
+            return refuse("malformed", text);
+        }
+        if let Some(name) = spec.name.iter().find(|&n| self.world.nodes.contains_key(n)) {
+            let text = format!(
+                "the name `{name}` belongs to a node; choose another, or first run mesh-coordinator revoke {name}"
+            );
+            return refuse("name", text);
+        }
+        let tokens = Arc::make_mut(&mut self.tokens);
+        tokens.retain(|_, token| now < token.expires + LISTED);
+        if tokens.len() >= MAX_TOKENS {
+            let text = format!("there are {MAX_TOKENS} tokens already; revoke some with mesh-coordinator token revoke");
+            return refuse("busy", text);
+        }
+        let id = HEXLOWER.encode(&spec.id);
+        if tokens.contains_key(&id) {
+            return refuse("busy", format!("there is a token {id} already; try again"));
+        }
+        let token = TokenRecord {
+            digest: hash(&spec.secret),
+            site: spec.site,
+            name: spec.name,
+            serve: spec.serve,
+            created: now,
+            expires: now + spec.ttl,
+            uses_left: spec.uses,
+        };
+        tokens.insert(id, token);
+        Ok(())
+    }
+
+    /// Takes a token away.
+    pub(super) fn revoke_token(&mut self, id: &str) -> Result<(), Refused> {
+        match Arc::make_mut(&mut self.tokens).remove(id) {
+            Some(_) => Ok(()),
+            None => {
+                let text = format!("there is no token {id}; see mesh-coordinator token list");
+                Err(Refused::new("token", text))
+            }
+        }
+    }
+
+    /// Uses a token once.
+    pub(super) fn redeem(&mut self, id: &str, secret: &TokenSecret, now: UnixTime) -> Result<TokenRecord, Refused> {
+        let token = Arc::make_mut(&mut self.tokens).get_mut(id);
+        match token.filter(|token| token.has_secret(secret) && token.is_usable(now)) {
+            Some(token) => {
+                token.uses_left -= 1;
+                Ok(token.clone())
+            }
+            None => Err(unusable()),
+        }
+    }
+
+    /// Says whether a secret is not that of a token that we know; true for tokens that we forgot.
+    pub(super) fn contradicts(&self, id: &str, secret: &TokenSecret) -> bool {
+        let token = self.tokens.get(id);
+        token.is_some_and(|token| !token.has_secret(secret))
+    }
+
+    /// Returns the sentence for a site that the file does not have.
+    pub(super) fn no_site(&self, site: &SiteName) -> String {
+        let sites = self.world.services.sites.iter();
+        let known: Vec<_> = sites.map(|site| site.name.as_str()).collect();
+        let known = match &*known {
+            [] => "services.toml has no [[site]] yet".to_owned(),
+            known => format!("services.toml has {}", known.join(", ")),
+        };
+        format!("there is no site `{site}`: {known}; add a [[site]] or name one of these")
+    }
+}
+
+/// One answer for an unknown, expired, used and mistaken token alike.
+pub(super) fn unusable() -> Refused {
+    Refused::new("token", "the token is unknown, used or expired; make a new one with mesh-coordinator token create")
+}
+
+fn hash(secret: &TokenSecret) -> String {
+    HEXLOWER.encode(digest::digest(&digest::SHA256, &secret.0).as_ref())
+}
+
+/// Tokens by their public half.
+pub(super) type Tokens = BTreeMap<String, TokenRecord>;

@@ -1,0 +1,152 @@
+//! The embedded store: one redb file, two-phase commit, every commit on the disk before it is acknowledged.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use mesh_proto::id::Revision;
+use redb::backends::FileBackend;
+use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+
+use super::{Records, Store, StoreError, Table, Write};
+
+/// The table that holds the revision, apart from the records.
+const REVISION: TableDefinition<'_, &str, u64> = TableDefinition::new("revision");
+const REVISION_KEY: &str = "revision";
+/// Pages kept in memory, in bytes: the whole of a usual store.
+const CACHE: usize = 4 * 1024 * 1024;
+
+/// A store in one file, locked while it is open.
+#[derive(Debug)]
+pub struct Embedded {
+    database: Database,
+    path: PathBuf,
+}
+
+impl Embedded {
+    /// Opens the file and checks all of it; makes it with mode 0600 if it does not exist.
+    ///
+    /// # Errors
+    /// If the file is damaged, locked by another process, or cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source: io::Error| StoreError::Io {
+            doing: "open",
+            path: path.display().to_string(),
+            source: source.into(),
+        };
+        let is_new = !path.exists();
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).mode(0o600);
+        let file = options.open(path).map_err(failed)?;
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+
+        let mut builder = Database::builder();
+        let builder = builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+        let locked = FileBackend::new(file);
+        let opened = locked.and_then(|backend| builder.create_with_backend(backend));
+        let database = opened.map_err(|error| open_error(path, error))?;
+        if is_new {
+            sync_parent(path).map_err(failed)?;
+        }
+        let path = path.to_owned();
+        Ok(Self { database, path })
+    }
+
+    fn failed(&self, doing: &'static str, error: redb::Error) -> StoreError {
+        storage_error(&self.path, doing, error)
+    }
+
+    fn read(&self) -> Result<Records, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let mut records = Records::default();
+        match transaction.open_table(REVISION) {
+            Ok(table) => {
+                let found = table.get(REVISION_KEY)?;
+                records.revision = Revision(found.map_or(0, |value| value.value()));
+            }
+            Err(TableError::TableDoesNotExist(_)) => return Ok(records),
+            Err(error) => return Err(error.into()),
+        }
+        for table in Table::ALL {
+            let opened = match transaction.open_table(definition(table)) {
+                Ok(opened) => opened,
+                Err(TableError::TableDoesNotExist(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            for entry in opened.iter()? {
+                let (key, value) = entry?;
+                let place = (table, key.value().to_owned());
+                records.records.insert(place, value.value().to_vec());
+            }
+        }
+        Ok(records)
+    }
+
+    /// Returns the revision found instead of the expected one, if the commit was refused.
+    fn write(&self, expected: Revision, next: Revision, writes: &[Write]) -> Result<Option<Revision>, redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_two_phase_commit(true);
+        transaction.set_durability(Durability::Immediate)?;
+        {
+            let mut table = transaction.open_table(REVISION)?;
+            let found = Revision(table.get(REVISION_KEY)?.map_or(0, |value| value.value()));
+            if found != expected {
+                return Ok(Some(found));
+            }
+            table.insert(REVISION_KEY, next.0)?;
+        }
+        for write in writes {
+            let mut table = transaction.open_table(definition(write.table))?;
+            match &write.value {
+                Some(value) => drop(table.insert(write.key.as_str(), value.as_slice())?),
+                None => drop(table.remove(write.key.as_str())?),
+            }
+        }
+        transaction.commit()?;
+        Ok(None)
+    }
+}
+
+impl Store for Embedded {
+    fn load(&self) -> Result<Records, StoreError> {
+        self.read().map_err(|error| self.failed("read", error))
+    }
+
+    fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError> {
+        match self.write(expected, next, writes) {
+            Ok(None) => Ok(()),
+            Ok(Some(found)) => Err(StoreError::Conflict { expected, found }),
+            Err(error) => Err(self.failed("write", error)),
+        }
+    }
+}
+
+fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
+    TableDefinition::new(table.name())
+}
+
+fn open_error(path: &Path, error: DatabaseError) -> StoreError {
+    if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
+        return StoreError::Locked { path: path.display().to_string() };
+    }
+    storage_error(path, "open", error.into())
+}
+
+/// Tells what the disk did from what the file contains: only the latter calls for a backup.
+fn storage_error(path: &Path, doing: &'static str, error: redb::Error) -> StoreError {
+    let path = path.display().to_string();
+    let torn = [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof];
+    let is_io = matches!(&error, redb::Error::Io(source) if !torn.contains(&source.kind()));
+    let is_disk = is_io || matches!(error, redb::Error::PreviousIo);
+    match is_disk {
+        true => StoreError::Io { doing, path, source: error.into() },
+        false => StoreError::Damaged { path, detail: error.to_string() },
+    }
+}
+
+/// Makes the new file's name as durable as its content.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
+}

@@ -1,0 +1,139 @@
+//! Where the registry keeps what must not be lost.
+//!
+//! A store holds small JSON records in named tables, and one revision for all of them. A commit states the
+//! revision it was decided on; it is taken whole or not at all, and only if nobody else was quicker. What a
+//! commit acknowledged survives a power cut.
+
+mod embedded;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mesh_proto::id::Revision;
+
+pub use embedded::Embedded;
+pub use memory::Memory;
+
+/// A table of records. Names are part of the stored format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// One record each on the format, the pool of addresses.
+    Meta,
+    /// The accepted services.toml.
+    Services,
+    /// Nodes by name.
+    Nodes,
+    /// VIPs by service.
+    Vips,
+    /// Join tokens by their public half.
+    Tokens,
+    /// Revoked identities by key.
+    Revoked,
+}
+
+impl Table {
+    /// All tables.
+    pub const ALL: [Self; 6] = [Self::Meta, Self::Services, Self::Nodes, Self::Vips, Self::Tokens, Self::Revoked];
+
+    /// Returns the name that the table is stored by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Services => "services",
+            Self::Nodes => "nodes",
+            Self::Vips => "vips",
+            Self::Tokens => "tokens",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// One alteration of one record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    /// The table.
+    pub table: Table,
+    /// The record's key.
+    pub key: String,
+    /// The record's new value, or `None` to delete it.
+    pub value: Option<Vec<u8>>,
+}
+
+/// All that a store holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Records {
+    /// The revision of the last commit; 0 for a new store.
+    pub revision: Revision,
+    /// The records, by table and key.
+    pub records: BTreeMap<(Table, String), Vec<u8>>,
+}
+
+/// Why a store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Somebody else committed first.
+    #[error(
+        "the store is at revision {found}, but the change was decided on revision {expected}; nothing was written, try again"
+    )]
+    Conflict {
+        /// The revision that the change was decided on.
+        expected: Revision,
+        /// The revision that the store is at.
+        found: Revision,
+    },
+    /// The file cannot be opened, read or written.
+    #[error(
+        "cannot {doing} {path}: {source}; check the disk's space, health and permissions, and start the coordinator again"
+    )]
+    Io {
+        /// What was being done: `open`, `read`, `write`.
+        doing: &'static str,
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another process has the file open.
+    #[error("{path} is open in another process; is a mesh-coordinator already running?")]
+    Locked {
+        /// The file.
+        path: String,
+    },
+    /// The file is torn or was written by something else.
+    #[error(
+        "{path} is damaged: {detail}; stop the coordinator, move the file away and restore it from a backup (mesh-coordinator backup)"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// A place for records, with one revision for all of them.
+pub trait Store: Send {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is damaged.
+    fn load(&self) -> Result<Records, StoreError>;
+
+    /// Writes all of `writes` and moves from revision `expected` to `next`, or does nothing. Returns after
+    /// the writes are durable.
+    ///
+    /// # Errors
+    /// `Conflict` if the store is not at `expected`; others if it cannot be written.
+    fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError>;
+}
+
+/// Opens the embedded store in a file, which is made with mode 0600 if it does not exist.
+///
+/// # Errors
+/// If the file is damaged, locked by another process, or cannot be opened.
+pub fn open_embedded(path: &Path) -> Result<Box<dyn Store>, StoreError> {
+    Ok(Box::new(Embedded::open(path)?))
+}
