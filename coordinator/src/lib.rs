@@ -1,4 +1,32 @@
-//! The control plane of the mesh: who belongs, which names exist, and who may call whom.
+//! The control plane of the mesh: who belongs to it, which names exist, and who may call whom.
+//!
+//! ```text
+//!                        hands                    decides                    hands
+//! services.toml ─ watch ──┐
+//! verbs ───────── admin ──┼─▶ hub ─ Change ─▶ registry ─▶ store ─ Arc<World> ─▶ feed ─ plan() ─▶ nodes
+//! nodes ─ tls ─ server ───┘                   (durable before visible)       (Snapshot, then Deltas)
+//! ```
+//! It never carries a packet and never holds a node's private key.
 
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod daemon;
+mod feed;
+mod hub;
+pub mod init;
+pub mod keys;
+mod metrics;
 pub mod registry;
+pub mod render;
+mod report;
+mod server;
+mod session;
 pub mod store;
+pub mod tls;
+pub mod verbs;
+mod watch;

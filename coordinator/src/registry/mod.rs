@@ -8,6 +8,7 @@
 //! only then seen by anybody. A change that alters nothing costs no write and no revision. Time and entropy
 //! come from outside.
 
+mod backup;
 mod claims;
 mod history;
 mod join;

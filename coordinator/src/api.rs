@@ -1,0 +1,292 @@
+//! What the admin socket says, and what `-o json` prints: the same documents.
+//!
+//! ```text
+//! GET    /v1/status            Status          POST   /v1/tokens   NewToken ─▶ TokenLine
+//! GET    /v1/nodes             Nodes           DELETE /v1/tokens/ID         ─▶ Done
+//! GET    /v1/services          Services        DELETE /v1/nodes/NAME        ─▶ Done
+//! GET    /v1/tokens            Tokens          POST   /v1/plan     Proposal ─▶ Plan
+//! any failure                  wire::ErrorBody POST   /v1/backup   Backup   ─▶ Done
+//! ```
+//! Each document carries a `schema`; within one schema fields are only ever added.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use mesh_proto::addr::{BlockMap, Flat};
+use mesh_proto::id::{
+    BackendName, IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceKey, ServiceName, SiteName,
+};
+use mesh_proto::netmap::ServicePort;
+use serde::{Deserialize, Serialize};
+
+/// The schema of `Status`.
+pub const STATUS: &str = "coordinator.status/1";
+/// The schema of `Nodes`.
+pub const NODES: &str = "coordinator.nodes/1";
+/// The schema of `Services`.
+pub const SERVICES: &str = "coordinator.services/1";
+/// The schema of `Tokens`.
+pub const TOKENS: &str = "coordinator.tokens/1";
+/// The schema of `Plan`.
+pub const PLAN: &str = "coordinator.plan/1";
+/// The schema of `TokenLine` and `Done`.
+pub const DONE: &str = "coordinator.done/1";
+
+/// How the mesh is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// `STATUS`.
+    pub schema: String,
+    /// The name of the mesh.
+    pub mesh: MeshName,
+    /// The mesh range.
+    pub range: Ipv4Net,
+    /// The version of the coordinator.
+    pub software: String,
+    /// The coordinator's public key, which nodes pin.
+    pub key: IdentityKey,
+    /// Where the control channel listens.
+    pub listen: Vec<SocketAddr>,
+    /// What join tokens tell nodes to dial.
+    pub public: Vec<String>,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// The revision in force.
+    pub revision: Revision,
+    /// Which nodes have it in force.
+    pub live: Live,
+    /// The store's file.
+    pub store: PathBuf,
+    /// The services.toml.
+    pub services: FileStatus,
+    /// Sentences for the operator.
+    pub warnings: Vec<String>,
+}
+
+/// How many nodes have the present revision in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// Nodes connected with the present revision in force.
+    pub current: usize,
+    /// Nodes connected.
+    pub connected: usize,
+    /// All nodes that have joined.
+    pub nodes: usize,
+}
+
+/// How the services.toml is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStatus {
+    /// Its path.
+    pub path: PathBuf,
+    /// What became of it.
+    pub state: FileState,
+    /// Seconds it has been in that state.
+    pub age_s: u64,
+    /// Seconds since the text in force was taken, if this process took it.
+    pub accepted_age_s: Option<u64>,
+    /// What is wrong with it, one line each.
+    pub errors: Vec<String>,
+    /// The same, drawn with the lines of the file.
+    #[serde(default)]
+    pub rendered: String,
+    /// What the operator should know all the same.
+    pub warnings: Vec<String>,
+}
+
+/// What became of a services.toml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileState {
+    /// It was not looked at yet.
+    Unread,
+    /// It is in force.
+    Accepted,
+    /// It has errors; what was in force before still is.
+    Rejected,
+    /// It is missing or cannot be read; what was in force before still is.
+    Unreadable,
+}
+
+/// The nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// `NODES`.
+    pub schema: String,
+    /// The revision that this was true at.
+    pub revision: Revision,
+    /// The nodes, by name.
+    pub nodes: Vec<Node>,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// Whether it is a plain WireGuard peer of services.toml, without a control channel.
+    pub r#static: bool,
+    /// Whether it has a watch open.
+    pub connected: bool,
+    /// The revision it has in force, if it said.
+    pub applied: Option<Revision>,
+    /// Its UDP endpoints, the likeliest first.
+    pub endpoints: Vec<SocketAddr>,
+    /// Its pod blocks and their images.
+    pub blocks: Vec<BlockMap>,
+    /// Seconds since it was last heard of; none if it was not since the coordinator started.
+    pub last_seen_s: Option<u64>,
+    /// The version of its meshd.
+    pub software: String,
+    /// Its sentences for the operator.
+    pub warnings: Vec<String>,
+}
+
+/// The services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Services {
+    /// `SERVICES`.
+    pub schema: String,
+    /// The revision that this was true at.
+    pub revision: Revision,
+    /// The services, by namespace and name.
+    pub services: Vec<Service>,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its bare name.
+    pub name: ServiceName,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its address in the mesh.
+    pub vip: Flat,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its name, if it has one.
+    pub name: Option<BackendName>,
+    /// The node that carries it.
+    pub node: NodeName,
+    /// Its address in the mesh; none until its node has joined.
+    pub address: Option<Flat>,
+    /// Its share of new connections.
+    pub weight: u32,
+    /// Whether nodes are told of it.
+    pub live: bool,
+}
+
+/// The join tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// `TOKENS`.
+    pub schema: String,
+    /// The tokens, by id.
+    pub tokens: Vec<Token>,
+}
+
+/// A join token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// Its public half.
+    pub id: String,
+    /// The name of the node that it admits.
+    pub name: Option<NodeName>,
+    /// The site that its nodes belong to.
+    pub site: SiteName,
+    /// What its nodes may serve.
+    pub serve: Vec<ServiceKey>,
+    /// When it was made, in seconds since 1970.
+    pub created: u64,
+    /// When it ends, in seconds since 1970.
+    pub expires: u64,
+    /// Seconds until it ends; 0 if it has ended.
+    pub expires_in_s: u64,
+    /// How many nodes it still admits.
+    pub uses_left: u32,
+    /// Whether it still admits a node.
+    pub usable: bool,
+}
+
+/// Asks for a join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewToken {
+    /// The site that its nodes belong to.
+    pub site: SiteName,
+    /// The name of the node that it admits.
+    pub name: Option<NodeName>,
+    /// Seconds that it lives.
+    pub ttl_s: u64,
+    /// What its nodes may serve.
+    pub serve: Vec<ServiceKey>,
+    /// How many nodes it admits.
+    pub uses: u32,
+}
+
+/// A new join token. The one document that carries a secret, hence no `Debug`.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct TokenLine {
+    /// `DONE`.
+    pub schema: String,
+    /// Its public half.
+    pub id: String,
+    /// The token, the secret included.
+    pub token: String,
+}
+
+/// Asks what a services.toml would change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// Its path, for messages.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// What a services.toml would change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// `PLAN`.
+    pub schema: String,
+    /// The revision that it was compared with.
+    pub revision: Revision,
+    /// What would change, and for whom, in sentences; empty if nothing would.
+    pub changes: Vec<String>,
+    /// What the operator should know all the same.
+    pub warnings: Vec<String>,
+}
+
+/// Asks for a copy of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backup {
+    /// The file to write, absolute; it must not exist.
+    pub file: PathBuf,
+}
+
+/// Something was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// `DONE`.
+    pub schema: String,
+    /// What was done, as a sentence.
+    pub message: String,
+}
+
+impl Done {
+    /// Says what was done.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { schema: DONE.into(), message: message.into() }
+    }
+}

@@ -1,0 +1,194 @@
+//! The words of the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_proto::id::{MeshName, NodeName, ServiceKey, SiteName};
+
+use crate::config;
+
+/// The control plane of the mesh: who belongs to it, which names exist, and who may call whom.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-coordinator", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The admin socket of the running coordinator
+    #[arg(long, global = true, value_name = "PATH", default_value = config::ADMIN_SOCKET)]
+    pub socket: PathBuf,
+    /// How to print what a reading verb reads
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make the identity key, the store, and those files that do not exist yet
+    Init(Init),
+    /// Run the coordinator in the foreground
+    Run {
+        /// The configuration
+        #[arg(long, value_name = "PATH", default_value = config::CONFIG)]
+        config: PathBuf,
+    },
+    /// Make, list and revoke join tokens
+    #[command(subcommand)]
+    Token(Token),
+    /// List the nodes
+    Nodes,
+    /// List the services and their backends
+    Services,
+    /// Say how the mesh is
+    Status,
+    /// Check a services.toml without a running coordinator
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Say what a services.toml would change, and for whom
+    Plan {
+        /// The file
+        file: PathBuf,
+    },
+    /// Expel a node for good
+    Revoke {
+        /// Its name
+        node: NodeName,
+    },
+    /// Copy the store into a file
+    Backup {
+        /// The file; it must not exist
+        file: PathBuf,
+    },
+    /// Print a completion script
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Words of `init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// The name of the mesh
+    #[arg(long)]
+    pub name: MeshName,
+    /// An address that nodes reach this coordinator at; may repeat
+    #[arg(long, required = true, value_name = "HOST:PORT", value_parser = config::public)]
+    pub public: Vec<String>,
+    /// An address to listen on; may repeat [default: all addresses, the first public port]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Vec<SocketAddr>,
+    /// The configuration to write
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// The services.toml to write [default: beside the configuration]
+    #[arg(long, value_name = "PATH")]
+    pub services: Option<PathBuf>,
+    /// Where to keep the identity key and the store
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the running coordinator will take the verbs' requests
+    #[arg(long, value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Where Prometheus will read [default: 127.0.0.1:9587]
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Words of `token`.
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a join token and print it as one line
+    Create {
+        /// The site that the nodes belong to
+        #[arg(long)]
+        site: SiteName,
+        /// The name of the node [default: the node chooses]
+        #[arg(long, value_name = "NODE")]
+        name: Option<NodeName>,
+        /// How long it lives, such as 90s, 15m, 12h, 30d
+        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
+        ttl: Duration,
+        /// A service that the nodes may serve although services.toml names no backend there; may repeat
+        #[arg(long, value_name = "SERVICE")]
+        serve: Vec<ServiceKey>,
+        /// How many nodes it admits
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        uses: u32,
+    },
+    /// List the join tokens
+    List,
+    /// Make a join token worthless
+    Revoke {
+        /// Its public half, as `token list` shows it
+        id: String,
+    },
+}
+
+/// Reads a time such as `90s`, `15m`, `12h` or `30d`.
+///
+/// # Errors
+/// A sentence that says how to write one.
+pub fn duration(word: &str) -> Result<Duration, String> {
+    let advice = || format!("`{word}` is not a time; write a number and a unit, such as 90s, 15m, 12h or 30d");
+    let unit = word.chars().last().ok_or_else(advice)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(advice()),
+    };
+    let number = word[..word.len() - 1].parse::<u64>().map_err(|_| advice())?;
+    let total = number.checked_mul(seconds).filter(|&total| total > 0);
+    total.map(Duration::from_secs).ok_or_else(advice)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn socket_and_output_may_stand_before_or_after_the_verb() {
+        for line in [
+            ["mesh-coordinator", "--socket", "/x", "-o", "json", "token", "list"],
+            ["mesh-coordinator", "token", "list", "--socket", "/x", "-o", "json"],
+            ["mesh-coordinator", "-o", "json", "token", "--socket", "/x", "list"],
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.socket, PathBuf::from("/x"));
+            assert_eq!(cli.output, Output::Json);
+        }
+    }
+
+    #[test]
+    fn times_are_read_and_nonsense_is_refused() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(2_592_000)));
+        for bad in ["", "15", "m", "-1m", "0s", "1w", "1é", "99999999999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

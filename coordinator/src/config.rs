@@ -1,0 +1,285 @@
+//! coordinator.toml: where the coordinator listens and keeps its things. Every key is optional.
+//!
+//! A mistyped key is an error with a suggestion, and every error of the file is found in one run.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Where coordinator.toml lies unless `--config` says otherwise.
+pub const CONFIG: &str = "/etc/mesh-coordinator/coordinator.toml";
+/// Where the admin socket lies unless `admin_socket` or `--socket` says otherwise.
+pub const ADMIN_SOCKET: &str = "/run/mesh-coordinator/admin.sock";
+/// The port of the control channel where none is given.
+pub const PORT: u16 = 7700;
+
+const STATE_DIR: &str = "/var/lib/mesh-coordinator";
+const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
+const METRICS: &str = "127.0.0.1:9587";
+const KEYS: [&str; 7] = ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store"];
+/// Most addresses in `listen` and in `public`; a join token has room for as many.
+const MAX_ADDRESSES: usize = 8;
+
+/// What coordinator.toml says, defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `listen`: where the control channel listens; by default all addresses, port 7700.
+    pub listen: Vec<SocketAddr>,
+    /// `public`: the addresses that join tokens carry, as `host:port`.
+    pub public: Vec<String>,
+    /// `state_dir`: where the identity key and the store lie.
+    pub state_dir: PathBuf,
+    /// `services`: the path of services.toml.
+    pub services: PathBuf,
+    /// `admin_socket`: the path of the Unix socket that the verbs speak to.
+    pub admin_socket: PathBuf,
+    /// `metrics`: where Prometheus reads; none if the file says `metrics = ""`.
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([0u16; 8], PORT))],
+            public: Vec::new(),
+            state_dir: STATE_DIR.into(),
+            services: SERVICES.into(),
+            admin_socket: ADMIN_SOCKET.into(),
+            metrics: METRICS.parse().ok(),
+        }
+    }
+}
+
+/// Says why coordinator.toml cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}; make one with `mesh-coordinator init --name NAME --public HOST:PORT`")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file has errors: one line each, with file, line and column.
+    #[error("{0}")]
+    Content(String),
+}
+
+impl Config {
+    /// Reads a file. A missing file at the default place means all defaults.
+    ///
+    /// # Errors
+    /// `ConfigError` if the file cannot be read or says something wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Reads the text of a file; `path` appears in messages, and relative paths start from its directory.
+    ///
+    /// # Errors
+    /// `ConfigError::Content` with all errors of the text.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut reader = Reader { text, path, errors: String::new() };
+        let (table, broken) = DeTable::parse_recoverable(text);
+        for error in broken {
+            let at = error.span().map_or(0, |span| span.start);
+            reader.error(at, error.message());
+        }
+        let mut config = Self::default();
+        for (key, value) in table.get_ref() {
+            config.set(key, value, &mut reader);
+        }
+        if reader.errors.is_empty() { Ok(config) } else { Err(ConfigError::Content(reader.errors.trim_end().into())) }
+    }
+
+    fn set(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) {
+        match key.get_ref().as_ref() {
+            "listen" => {
+                self.listen = reader.list(value, |word| {
+                    word.parse().map_err(|_| {
+                        format!("`{word}` is not an address to listen on; write IP:PORT, such as \"0.0.0.0:{PORT}\" or \"[::]:{PORT}\"")
+                    })
+                });
+            }
+            "public" => self.public = reader.list(value, |word| public(word)),
+            "state_dir" => reader.path(value, &mut self.state_dir),
+            "services" => reader.path(value, &mut self.services),
+            "admin_socket" => reader.path(value, &mut self.admin_socket),
+            "metrics" => self.metrics = reader.metrics(value),
+            "store" => reader.store(value),
+            unknown => {
+                let near = KEYS
+                    .iter()
+                    .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+                    .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
+                    .min();
+                let advice = match near {
+                    Some((_, known)) => format!("did you mean `{known}`?"),
+                    None => format!("the keys are {}", KEYS.join(", ")),
+                };
+                reader.error(key.span().start, &format!("unknown key `{unknown}`; {advice}"));
+            }
+        }
+    }
+}
+
+/// Checks an address that nodes are told, `host:port`, and returns it as written.
+///
+/// # Errors
+/// A sentence that says what such an address looks like.
+pub fn public(word: &str) -> Result<String, String> {
+    let good = word.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let host_fits = match bare {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'),
+        };
+        host_fits && host.len() <= 249 && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if good {
+        Ok(word.into())
+    } else {
+        Err(format!(
+            "`{word}` is not an address that nodes can dial; write HOST:PORT, such as \"mesh.example.com:{PORT}\" or \"[2001:db8::1]:{PORT}\""
+        ))
+    }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    path: &'a Path,
+    errors: String,
+}
+
+impl Reader<'_> {
+    fn error(&mut self, at: usize, message: &str) {
+        let before = &self.text[..at.min(self.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+        let _ = writeln!(self.errors, "{}:{line}:{column}: {message}", self.path.display());
+    }
+
+    fn string<'v>(&mut self, value: &'v Spanned<DeValue<'_>>) -> Option<&'v str> {
+        let DeValue::String(word) = value.get_ref() else {
+            self.error(value.span().start, "expected a string in quotes");
+            return None;
+        };
+        Some(word)
+    }
+
+    fn list<T>(&mut self, value: &Spanned<DeValue<'_>>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let one = std::slice::from_ref(value);
+        let values = match value.get_ref() {
+            DeValue::Array(values) => values.as_ref(),
+            _ => one,
+        };
+        if values.is_empty() || values.len() > MAX_ADDRESSES {
+            self.error(value.span().start, &format!("write 1 to {MAX_ADDRESSES} addresses"));
+        }
+        let mut list = Vec::new();
+        for value in values {
+            let Some(word) = self.string(value) else {
+                continue;
+            };
+            match parse(word) {
+                Ok(item) => list.push(item),
+                Err(message) => self.error(value.span().start, &message),
+            }
+        }
+        list
+    }
+
+    fn path(&mut self, value: &Spanned<DeValue<'_>>, into: &mut PathBuf) {
+        match self.string(value) {
+            Some("") => self.error(value.span().start, "expected a path"),
+            Some(word) => *into = self.path.parent().unwrap_or(Path::new("")).join(word),
+            None => {}
+        }
+    }
+
+    fn metrics(&mut self, value: &Spanned<DeValue<'_>>) -> Option<SocketAddr> {
+        let word = self.string(value)?;
+        if word.is_empty() {
+            return None;
+        }
+        let address = word.parse().ok();
+        if address.is_none() {
+            self.error(
+                value.span().start,
+                &format!(
+                    "`{word}` is not an address to listen on; write IP:PORT, such as \"{METRICS}\", or \"\" for none"
+                ),
+            );
+        }
+        address
+    }
+
+    fn store(&mut self, value: &Spanned<DeValue<'_>>) {
+        match self.string(value) {
+            Some("embedded") | None => {}
+            Some(word) if word.starts_with("etcd://") => {
+                self.error(value.span().start, "the etcd store is not built yet; use store = \"embedded\"")
+            }
+            Some(word) => {
+                let message = format!("`{word}` is not a store; use store = \"embedded\"");
+                self.error(value.span().start, &message);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/x/coordinator.toml")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key_is_read_and_relative_paths_start_from_the_file() {
+        let config = parse(
+            "listen = \"10.0.0.1:7000\"\npublic = [\"mesh.example.com:7000\", \"[2001:db8::1]:7000\"]\n\
+             state_dir = \"state\"\nservices = \"/srv/services.toml\"\nadmin_socket = \"run/a.sock\"\n\
+             metrics = \"\"\nstore = \"embedded\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.listen, ["10.0.0.1:7000".parse().unwrap()]);
+        assert_eq!(config.public, ["mesh.example.com:7000", "[2001:db8::1]:7000"]);
+        assert_eq!(config.state_dir, Path::new("/etc/x/state"));
+        assert_eq!(config.services, Path::new("/srv/services.toml"));
+        assert_eq!(config.admin_socket, Path::new("/etc/x/run/a.sock"));
+        assert_eq!(config.metrics, None);
+    }
+
+    #[test]
+    fn all_errors_are_told_in_one_run_with_line_column_and_advice() {
+        let errors = parse("listn = \"0.0.0.0:1\"\npublic = [\"nohost\", 7]\nmetrics = \"x\"\nstore = \"etcd://a\"\n")
+            .unwrap_err();
+        let lines: Vec<&str> = errors.lines().collect();
+        assert_eq!(lines.len(), 5, "{errors}");
+        assert_eq!(lines[0], "/etc/x/coordinator.toml:1:1: unknown key `listn`; did you mean `listen`?");
+        assert!(lines.iter().any(|l| l.starts_with("/etc/x/coordinator.toml:2:11: `nohost` is not")), "{errors}");
+        assert!(lines.iter().any(|l| l.contains(":2:21: expected a string")), "{errors}");
+        assert!(lines.iter().any(|l| l.contains("not built yet")), "{errors}");
+    }
+
+    #[test]
+    fn broken_toml_is_told_with_its_place() {
+        let errors = parse("listen = \n").unwrap_err();
+        assert!(errors.starts_with("/etc/x/coordinator.toml:1:"), "{errors}");
+    }
+}

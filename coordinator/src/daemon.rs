@@ -1,0 +1,172 @@
+//! The running coordinator: everything started in order, and stopped within two seconds.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::id::{IdentityKey, MeshName};
+use mesh_proto::services;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admin::{self, SocketError};
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::keys::{Identity, KeyError};
+use crate::registry::{OpenError, Registry, Setup};
+use crate::server::{self, Doors};
+use crate::store::{self, StoreError};
+use crate::watch::{follow, load};
+use crate::{metrics, tls};
+
+/// The store's file inside the state directory.
+pub const STORE: &str = "store.redb";
+/// The file inside the state directory that keeps the name given at `init`.
+pub const NAME: &str = "name";
+/// How long connections may take to finish when the coordinator stops.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Says why the coordinator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no usable identity key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store holds what this version does not understand.
+    #[error(transparent)]
+    Registry(#[from] OpenError),
+    /// The admin socket cannot be bound.
+    #[error(transparent)]
+    Admin(#[from] SocketError),
+    /// The TLS library does not take the key.
+    #[error("TLS cannot use the identity key: {0}; restore the key from a backup")]
+    Tls(#[from] rustls::Error),
+    /// The control channel's address cannot be bound.
+    #[error("cannot listen on {address}: {source}; set `listen` in coordinator.toml to a free address of this machine")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A running coordinator. Dropping it ends it at once; `stop` lets connections finish.
+pub struct Running {
+    /// Where the control channel listens.
+    pub listen: Vec<SocketAddr>,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
+    /// The coordinator's public key.
+    pub key: IdentityKey,
+    admin_socket: PathBuf,
+    stop: watch::Sender<bool>,
+    servers: JoinSet<()>,
+    helpers: JoinSet<()>,
+}
+
+/// Starts a coordinator. When this returns, services.toml was looked at and nodes may connect.
+///
+/// # Errors
+/// `StartError` if anything is missing that the mesh needs.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    let identity = Identity::load(&config.state_dir)?;
+    let path = config.state_dir.join(STORE);
+    let setup = Setup { name: name(&config.state_dir), underlay: underlay(&config), parse };
+    let underlay = setup.underlay.clone();
+    let registry = Registry::open(store::open_embedded(&path)?, setup)?;
+    let acceptor = TlsAcceptor::from(tls::server(&identity)?);
+    let mut listeners = Vec::new();
+    for &address in &config.listen {
+        listeners.push(bind(address).await?);
+    }
+    let listen: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    let admin_listener = admin::bind(&config.admin_socket)?;
+    let metrics_listener = match config.metrics {
+        Some(address) => metrics::bind(address).await,
+        None => None,
+    };
+    let metrics = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
+    let admin_socket = config.admin_socket.clone();
+    let key = identity.public();
+    let hub = Hub::new(config, key, listen.clone(), path, registry, underlay);
+    load(&hub).await;
+
+    let (stop, stopping) = watch::channel(false);
+    let doors = Doors::new();
+    let mut servers = JoinSet::new();
+    for listener in listeners {
+        let (acceptor, hub, doors) = (acceptor.clone(), Arc::clone(&hub), Arc::clone(&doors));
+        servers.spawn(server::serve(listener, acceptor, hub, doors, stopping.clone()));
+    }
+    servers.spawn(admin::serve(admin_listener, Arc::clone(&hub), stopping));
+    let mut helpers = JoinSet::new();
+    helpers.spawn(follow(Arc::clone(&hub)));
+    if let Some(listener) = metrics_listener {
+        helpers.spawn(metrics::serve(listener, Arc::clone(&hub)));
+    }
+    tracing::info!(?listen, key = %key, revision = %hub.world().revision, "the coordinator is ready");
+    Ok(Running { listen, metrics, key, admin_socket, stop, servers, helpers })
+}
+
+impl Running {
+    /// Ends the coordinator: no new connections, watches end, requests under way are answered.
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        let finished = timeout(GRACE, async { while self.servers.join_next().await.is_some() {} });
+        if finished.await.is_err() {
+            tracing::debug!("connections were cut off at the end");
+        }
+        self.servers.shutdown().await;
+        self.helpers.shutdown().await;
+        let _ = std::fs::remove_file(&self.admin_socket);
+    }
+}
+
+/// Binds the control channel. A machine without IPv6 has no `[::]`; its IPv4 wildcard says the same.
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = match TcpListener::bind(address).await {
+        Err(error)
+            if address.is_ipv6()
+                && address.ip().is_unspecified()
+                && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
+        {
+            TcpListener::bind(SocketAddr::from(([0u8; 4], address.port()))).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Reads a stored services.toml.
+fn parse(text: &str, file: &str) -> Result<services::Services, String> {
+    match services::parse(text, file) {
+        Ok(parsed) => Ok(parsed.services),
+        Err(diagnostics) => Err(diagnostics.lines().join("; ")),
+    }
+}
+
+/// Returns our own underlay addresses as far as the configuration says them; connections teach the others.
+fn underlay(config: &Config) -> Vec<IpAddr> {
+    let public = config.public.iter().filter_map(|address| address.parse::<SocketAddr>().ok());
+    let all = config.listen.iter().copied().chain(public).map(|address| address.ip());
+    let mut all: Vec<_> = all.filter(|ip| !ip.is_unspecified()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Returns the name given at `init`, for a services.toml that says none.
+fn name(state_dir: &Path) -> MeshName {
+    let stored = std::fs::read_to_string(state_dir.join(NAME)).ok();
+    let stored = stored.and_then(|text| text.trim().parse().ok());
+    stored.unwrap_or_else(|| "mesh".parse().expect("`mesh` is a name"))
+}

@@ -1,0 +1,131 @@
+//! One node's watch: a line for each revision that the node has time for, the newest only.
+//!
+//! ```text
+//! opened ─▶ Snapshot, or Alive / Delta if the node's revision is still known
+//!        ─▶ Delta on each change · Alive after 5 s without one
+//!        ─▶ Fenced when the node watches anew elsewhere; the end when it is revoked or we stop
+//! ```
+//! The next line is made when the connection has room for it, so nothing queues for a slow node: it skips
+//! revisions.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use mesh_proto::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::netmap::{Delta, NetMap};
+use mesh_proto::plan::plan;
+use mesh_proto::wire::WatchEvent;
+use mesh_proto::world::World;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::hub::{Hub, WatchGuard};
+use crate::server::{Stop, stopped};
+
+/// How long a watch may be silent.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// A node's open watch.
+pub(crate) struct Feed {
+    identity: IdentityKey,
+    node: NodeName,
+    worlds: watch::Receiver<Arc<World>>,
+    stop: Stop,
+    guard: WatchGuard,
+    sent: Progress,
+}
+
+/// What the node holds.
+enum Progress {
+    /// Nothing was sent yet; the node holds this map, if any that is still known.
+    Opened(Option<NetMap>),
+    /// The node was sent this map.
+    At(NetMap),
+    /// Nothing more will be sent.
+    Over,
+}
+
+impl Feed {
+    /// Opens the watch of a member that holds revision `held`.
+    pub(crate) async fn open(
+        hub: Arc<Hub>,
+        identity: IdentityKey,
+        node: NodeName,
+        held: Option<Revision>,
+        stop: Stop,
+    ) -> Self {
+        let guard = hub.open_watch(node.clone()).await;
+        let worlds = hub.worlds();
+        let known = match held.filter(|held| *held > hub.first) {
+            Some(held) => hub.with(move |registry| registry.world_at(held)).await,
+            None => None,
+        };
+        let same = |world: &Arc<World>| world.member(&identity) == Some(&node);
+        let base = known.filter(same).and_then(|world| plan(&world, &node));
+        Self { identity, node, worlds, stop, guard, sent: Progress::Opened(base) }
+    }
+
+    /// Turns the watch into the lines of an NDJSON body.
+    pub(crate) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
+        unfold(self, |mut feed| async move {
+            let event = feed.next().await?;
+            let mut line = serde_json::to_vec(&event).ok()?;
+            line.push(b'\n');
+            Some((Ok(Bytes::from(line)), feed))
+        })
+    }
+
+    async fn next(&mut self) -> Option<WatchEvent> {
+        match std::mem::replace(&mut self.sent, Progress::Over) {
+            Progress::Over => None,
+            Progress::Opened(base) => {
+                let netmap = self.current()?;
+                self.sent = Progress::At(netmap.clone());
+                Some(match base {
+                    Some(base) if base.revision == netmap.revision => alive(&netmap),
+                    Some(base) => delta(&base, &netmap),
+                    None => WatchEvent::Snapshot { netmap: Box::new(netmap) },
+                })
+            }
+            Progress::At(sent) => {
+                tokio::select! {
+                    biased;
+                    _ = &mut self.guard.fenced => Some(WatchEvent::Fenced),
+                    () = stopped(&mut self.stop) => None,
+                    Ok(()) = self.worlds.changed() => {
+                        let netmap = self.current()?;
+                        let event = delta(&sent, &netmap);
+                        self.sent = Progress::At(netmap);
+                        Some(event)
+                    }
+                    () = sleep(ALIVE) => {
+                        let event = alive(&sent);
+                        self.sent = Progress::At(sent);
+                        Some(event)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Plans the present map; none if the node is no member any more.
+    fn current(&mut self) -> Option<NetMap> {
+        let world = Arc::clone(&self.worlds.borrow_and_update());
+        if world.member(&self.identity) != Some(&self.node) {
+            return None;
+        }
+        plan(&world, &self.node)
+    }
+}
+
+fn alive(netmap: &NetMap) -> WatchEvent {
+    WatchEvent::Alive { revision: netmap.revision }
+}
+
+fn delta(old: &NetMap, new: &NetMap) -> WatchEvent {
+    WatchEvent::Delta { delta: Box::new(Delta::between(old, new)) }
+}

@@ -1,0 +1,224 @@
+//! The hub: where the hands meet. One registry behind one lock, and the world it last published.
+//!
+//! Changes wait for the disk and hence run on blocking threads, a bounded number at a time. Readers take the
+//! published world and never the lock.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use mesh_proto::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::world::{UnixTime, World};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::registry::{Applied, Change, Refused, Registry};
+use crate::watch::FileReport;
+
+/// Most requests of nodes that may wait for the registry at once; more are answered `busy`.
+const MAX_WAITING: usize = 256;
+/// Most underlay addresses of our own that are remembered.
+const MAX_UNDERLAY: usize = 64;
+
+/// What all tasks of the coordinator share.
+pub(crate) struct Hub {
+    /// The configuration.
+    pub(crate) config: Config,
+    /// The coordinator's public key.
+    pub(crate) key: IdentityKey,
+    /// Where the control channel listens.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// The store's file.
+    pub(crate) store: PathBuf,
+    /// When the coordinator started.
+    pub(crate) started: Instant,
+    /// Counters.
+    pub(crate) metrics: Metrics,
+    /// The revision at the start. What a node holds from then or earlier may have been planned by another
+    /// version of this program, so that only younger maps are continued with a delta.
+    pub(crate) first: Revision,
+    registry: Mutex<Registry>,
+    world: watch::Sender<Arc<World>>,
+    file: Mutex<FileReport>,
+    watches: Mutex<BTreeMap<NodeName, Watching>>,
+    next_watch: AtomicU64,
+    underlay: Mutex<Vec<IpAddr>>,
+    waiting: Semaphore,
+}
+
+/// A node's open watch. Dropping `_fence` ends it.
+struct Watching {
+    number: u64,
+    _fence: oneshot::Sender<()>,
+}
+
+/// Says that a watch is open for as long as it lives.
+pub(crate) struct WatchGuard {
+    hub: Arc<Hub>,
+    node: NodeName,
+    number: u64,
+    /// Ends when a newer watch of the same node has taken over.
+    pub(crate) fenced: oneshot::Receiver<()>,
+}
+
+impl Hub {
+    /// Puts the parts together.
+    pub(crate) fn new(
+        config: Config,
+        key: IdentityKey,
+        listen: Vec<SocketAddr>,
+        store: PathBuf,
+        registry: Registry,
+        underlay: Vec<IpAddr>,
+    ) -> Arc<Self> {
+        let world = registry.world();
+        let file = FileReport::new(config.services.clone());
+        Arc::new(Self {
+            config,
+            key,
+            listen,
+            store,
+            started: Instant::now(),
+            metrics: Metrics::default(),
+            first: world.revision,
+            registry: Mutex::new(registry),
+            world: watch::Sender::new(world),
+            file: Mutex::new(file),
+            watches: Mutex::default(),
+            next_watch: AtomicU64::new(0),
+            underlay: Mutex::new(underlay),
+            waiting: Semaphore::new(MAX_WAITING),
+        })
+    }
+
+    /// Returns the world in force.
+    pub(crate) fn world(&self) -> Arc<World> {
+        Arc::clone(&self.world.borrow())
+    }
+
+    /// Returns the worlds to come.
+    pub(crate) fn worlds(&self) -> watch::Receiver<Arc<World>> {
+        self.world.subscribe()
+    }
+
+    /// Makes a change that a node asks for, unless too many wait already.
+    pub(crate) async fn ask(self: &Arc<Self>, change: Change) -> Result<Applied, Refused> {
+        let Ok(_turn) = self.waiting.try_acquire() else {
+            return Err(Refused {
+                word: "busy",
+                message: "the coordinator has too much to do; try again in a few seconds".into(),
+            });
+        };
+        self.apply(change).await
+    }
+
+    /// Makes a change that the operator asks for.
+    pub(crate) async fn apply(self: &Arc<Self>, change: Change) -> Result<Applied, Refused> {
+        self.with(move |registry| registry.apply(change, now())).await
+    }
+
+    /// Runs something on the registry, and publishes what it led to.
+    pub(crate) async fn with<T: Send + 'static>(
+        self: &Arc<Self>,
+        f: impl FnOnce(&mut Registry) -> T + Send + 'static,
+    ) -> T {
+        let hub = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || {
+            let mut registry = lock(&hub.registry);
+            let result = f(&mut registry);
+            let world = registry.world();
+            hub.world.send_if_modified(|published| {
+                let newer = published.revision != world.revision;
+                if newer {
+                    *published = world;
+                }
+                newer
+            });
+            result
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Notes an address of our own that a node reached us at: no pod block may contain it.
+    pub(crate) async fn note_underlay(self: &Arc<Self>, address: IpAddr) {
+        let known = {
+            let mut known = lock(&self.underlay);
+            if known.contains(&address) || known.len() >= MAX_UNDERLAY {
+                return;
+            }
+            known.push(address);
+            known.clone()
+        };
+        self.with(move |registry| registry.set_underlay(known)).await;
+    }
+
+    /// Opens a watch of a node and ends the one it had.
+    pub(crate) async fn open_watch(self: &Arc<Self>, node: NodeName) -> WatchGuard {
+        let number = self.next_watch.fetch_add(1, Ordering::Relaxed);
+        let (fence, fenced) = oneshot::channel();
+        let watching = Watching { number, _fence: fence };
+        lock(&self.watches).insert(node.clone(), watching);
+        self.note_presence(node.clone()).await;
+        WatchGuard { hub: Arc::clone(self), node, number, fenced }
+    }
+
+    /// Returns how many watches are open.
+    pub(crate) fn watchers(&self) -> usize {
+        lock(&self.watches).len()
+    }
+
+    /// Says whether a node has a watch open.
+    pub(crate) fn is_watching(&self, node: &NodeName) -> bool {
+        lock(&self.watches).contains_key(node)
+    }
+
+    /// Returns what is known of services.toml.
+    pub(crate) fn file(&self) -> MutexGuard<'_, FileReport> {
+        lock(&self.file)
+    }
+
+    /// Writes the present truth into the registry's notes; in whatever order openings and endings arrive.
+    async fn note_presence(self: &Arc<Self>, node: NodeName) {
+        let hub = Arc::clone(self);
+        self.with(move |registry| {
+            let open = hub.is_watching(&node);
+            if registry.world().nodes.contains_key(&node) {
+                registry.live_mut().connected(&node, open, now());
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for WatchGuard {
+    fn drop(&mut self) {
+        let mut watches = lock(&self.hub.watches);
+        if watches.get(&self.node).is_none_or(|w| w.number != self.number) {
+            return;
+        }
+        watches.remove(&self.node);
+        drop(watches);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (hub, node) = (Arc::clone(&self.hub), self.node.clone());
+            runtime.spawn(async move { hub.note_presence(node).await });
+        }
+    }
+}
+
+/// Returns the time of day.
+pub(crate) fn now() -> UnixTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    UnixTime(since.map_or(0, |d| d.as_secs()))
+}
+
+/// Takes a lock. The registry decides on copies, so that a panic while it is held leaves it sound.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

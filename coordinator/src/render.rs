@@ -1,0 +1,186 @@
+//! Documents of `api` as tables for people.
+
+use std::fmt::Write as _;
+
+use comfy_table::Table;
+use mesh_proto::id::ServiceKey;
+use mesh_proto::netmap::ServicePort;
+
+use crate::api::{FileState, Nodes, Plan, Services, Status, Tokens};
+
+/// Writes how the mesh is.
+pub fn status(status: &Status) -> String {
+    let live = status.live;
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<14}{value}");
+    };
+    line("mesh", &format!("{} ({})", status.mesh, status.range));
+    line(
+        "revision",
+        &format!(
+            "revision {} live on {}/{} nodes, {} connected",
+            status.revision, live.current, live.nodes, live.connected
+        ),
+    );
+    let file = &status.services;
+    let path = file.path.display();
+    let age = age(file.age_s);
+    let state = match file.state {
+        FileState::Accepted => format!("{path}: in force since {age}"),
+        FileState::Rejected => {
+            format!(
+                "{path}: refused since {age}, {}; the last accepted text stays in force",
+                count(file.errors.len(), "error")
+            )
+        }
+        FileState::Unreadable => format!("{path}: unreadable since {age}; the last accepted text stays in force"),
+        FileState::Unread => format!("{path}: not read yet"),
+    };
+    line("services.toml", &state);
+    let listen: Vec<_> = status.listen.iter().map(ToString::to_string).collect();
+    line("listen", &listen.join(", "));
+    line("public", &status.public.join(", "));
+    line("key", &status.key.to_string());
+    line("store", &status.store.display().to_string());
+    line("uptime", &self::age(status.uptime_s));
+    line("software", &status.software);
+    for error in &file.errors {
+        let _ = writeln!(out, "error: {error}");
+    }
+    for warning in file.warnings.iter().chain(&status.warnings) {
+        let _ = writeln!(out, "warning: {warning}");
+    }
+    out
+}
+
+/// Writes the nodes.
+pub fn nodes(nodes: &Nodes) -> String {
+    let mut table = table(["NODE", "SITE", "ADDRESS", "STATE", "REVISION", "ENDPOINT", "BLOCKS", "SOFTWARE"]);
+    for node in &nodes.nodes {
+        let state = match node.last_seen_s {
+            _ if node.r#static => "static".into(),
+            _ if node.connected => "connected".into(),
+            Some(seconds) => format!("gone {}", age(seconds)),
+            None => "not seen yet".into(),
+        };
+        let blocks = node.blocks.iter().map(|block| format!("{} = {}", block.real, block.flat));
+        table.add_row([
+            node.name.to_string(),
+            node.site.to_string(),
+            node.address.to_string(),
+            state,
+            node.applied.map_or_else(|| "-".into(), |revision| revision.to_string()),
+            node.endpoints.first().map_or_else(|| "-".into(), ToString::to_string),
+            blocks.collect::<Vec<_>>().join("\n"),
+            node.software.clone(),
+        ]);
+    }
+    let mut out = shown(
+        &table,
+        nodes.nodes.len(),
+        "no nodes have joined; make a token with `mesh-coordinator token create --site SITE`",
+    );
+    for node in &nodes.nodes {
+        for warning in &node.warnings {
+            let _ = writeln!(out, "warning: {}: {warning}", node.name);
+        }
+    }
+    out
+}
+
+/// Writes the services, a row for each backend.
+pub fn services(services: &Services) -> String {
+    let mut table = table(["SERVICE", "VIP", "PORTS", "BACKEND", "ADDRESS", "WEIGHT", "STATE"]);
+    for service in &services.services {
+        let key = ServiceKey::new(service.name.clone(), service.namespace.clone());
+        let ports: Vec<_> = service.ports.iter().map(port).collect();
+        let head = [key.to_string(), service.vip.to_string(), ports.join(" ")];
+        let mut heads = std::iter::once(head.to_vec()).chain(std::iter::repeat(vec![String::new(); 3]));
+        for backend in &service.backends {
+            let mut row = heads.next().unwrap_or_default();
+            row.push(backend.node.to_string());
+            row.push(backend.address.map_or_else(|| "-".into(), |address| address.to_string()));
+            row.push(backend.weight.to_string());
+            row.push(if backend.live { "live" } else { "not joined" }.into());
+            table.add_row(row);
+        }
+        if service.backends.is_empty() {
+            let mut row = heads.next().unwrap_or_default();
+            row.push("none".into());
+            table.add_row(row);
+        }
+    }
+    shown(&table, services.services.len(), "services.toml names no services")
+}
+
+/// Writes the join tokens.
+pub fn tokens(tokens: &Tokens) -> String {
+    let mut table = table(["TOKEN", "SITE", "NODE", "SERVE", "EXPIRES", "USES LEFT"]);
+    for token in &tokens.tokens {
+        let serve: Vec<_> = token.serve.iter().map(ToString::to_string).collect();
+        let expires = match token.expires_in_s {
+            0 => "expired".into(),
+            seconds => format!("in {}", age(seconds)),
+        };
+        table.add_row([
+            token.id.clone(),
+            token.site.to_string(),
+            token.name.as_ref().map_or_else(|| "any".into(), ToString::to_string),
+            serve.join(" "),
+            expires,
+            token.uses_left.to_string(),
+        ]);
+    }
+    shown(&table, tokens.tokens.len(), "no join tokens; make one with `mesh-coordinator token create --site SITE`")
+}
+
+/// Writes what a file would change.
+pub fn plan(plan: &Plan) -> String {
+    let mut out = String::new();
+    for change in &plan.changes {
+        let _ = writeln!(out, "{change}");
+    }
+    if plan.changes.is_empty() {
+        let _ = writeln!(out, "nothing would change");
+    }
+    for warning in &plan.warnings {
+        let _ = writeln!(out, "warning: {warning}");
+    }
+    out
+}
+
+fn table<const N: usize>(head: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(head);
+    table
+}
+
+fn shown(table: &Table, rows: usize, empty: &str) -> String {
+    if rows == 0 {
+        return format!("{empty}\n");
+    }
+    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
+    lines.collect()
+}
+
+fn port(port: &ServicePort) -> String {
+    let arrow = if port.port == port.target { String::new() } else { format!("->{}", port.target) };
+    format!("{}{arrow}/{}", port.port, port.transport)
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+/// Writes a time in its largest whole unit.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}

@@ -1,0 +1,183 @@
+//! What the operator is told: documents of `api`, made from the world and from what nodes last said.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_proto::addr::Flat;
+use mesh_proto::id::{NodeName, ServiceKey};
+use mesh_proto::plan;
+use mesh_proto::services::{BackendAt, BackendSpec, ServiceSpec};
+use mesh_proto::world::{NodeRecord, UnixTime, World};
+
+use crate::api;
+use crate::hub::{Hub, now};
+use crate::registry::{LiveNode, TokenRecord};
+
+/// Says how the mesh is.
+pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
+    let (world, notes) = snapshot(hub).await;
+    let services = hub.file().status();
+    let mut live = api::Live { current: 0, connected: 0, nodes: 0 };
+    let mut warnings = Vec::new();
+    for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
+        let note = notes.get(name);
+        let connected = hub.is_watching(name);
+        let current = connected && note.is_some_and(|note| note.applied >= world.revision);
+        live.nodes += 1;
+        live.connected += usize::from(connected);
+        live.current += usize::from(current);
+        let said = note.map(|note| note.warnings.as_slice()).unwrap_or_default();
+        warnings.extend(said.iter().map(|warning| format!("{name}: {warning}")));
+    }
+    if hub.config.public.is_empty() {
+        warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());
+    }
+    api::Status {
+        schema: api::STATUS.into(),
+        mesh: world.mesh.name.clone(),
+        range: world.mesh.range.net(),
+        software: env!("CARGO_PKG_VERSION").into(),
+        key: hub.key,
+        listen: hub.listen.clone(),
+        public: hub.config.public.clone(),
+        uptime_s: hub.started.elapsed().as_secs(),
+        revision: world.revision,
+        live,
+        store: hub.store.clone(),
+        services,
+        warnings,
+    }
+}
+
+/// Lists the nodes.
+pub(crate) async fn nodes(hub: &Arc<Hub>) -> api::Nodes {
+    let (world, notes) = snapshot(hub).await;
+    let now = now();
+    let nodes = world.nodes.iter().map(|(name, record)| {
+        let connected = hub.is_watching(name);
+        node(name, record, connected, notes.get(name), now)
+    });
+    api::Nodes { schema: api::NODES.into(), revision: world.revision, nodes: nodes.collect() }
+}
+
+fn node(name: &NodeName, record: &NodeRecord, connected: bool, note: Option<&LiveNode>, now: UnixTime) -> api::Node {
+    let observed = record.observed.zip(record.facts.lanes.first());
+    let observed = observed.map(|(address, lane)| (address, lane.port).into());
+    let mut endpoints = record.facts.endpoints.clone();
+    endpoints.extend(observed.filter(|seen| !endpoints.contains(seen)));
+    let heard = note.map(|note| now.since(note.last_seen).as_secs());
+    api::Node {
+        name: name.clone(),
+        site: record.site.clone(),
+        address: record.address,
+        r#static: record.identity.is_none(),
+        connected,
+        applied: note.map(|note| note.applied).filter(|revision| revision.0 > 0),
+        endpoints,
+        blocks: record.blocks.clone(),
+        // An open watch answers pings all the time.
+        last_seen_s: if connected { Some(0) } else { heard },
+        software: record.facts.software.clone(),
+        warnings: note.map(|note| note.warnings.clone()).unwrap_or_default(),
+    }
+}
+
+/// Lists the services, as the file has them and as nodes are told of them.
+pub(crate) fn services(world: &World) -> api::Services {
+    let told = told_backends(world);
+    let services = world.services.services.iter().filter_map(|spec| {
+        let vip = world.vips.get(&spec.key)?.address;
+        let told = told.get(&spec.key).map(Vec::as_slice).unwrap_or_default();
+        Some(api::Service {
+            name: spec.key.name.clone(),
+            namespace: spec.key.namespace.clone(),
+            vip,
+            ports: spec.ports.clone(),
+            backends: backends(world, spec, told),
+        })
+    });
+    let mut services: Vec<_> = services.collect();
+    services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    api::Services { schema: api::SERVICES.into(), revision: world.revision, services }
+}
+
+/// The live backends of every service; the same for every node but for their order.
+fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<api::Backend>> {
+    let mut members = world.nodes.iter().filter(|(_, node)| node.identity.is_some());
+    let netmap = members.next().and_then(|(name, _)| plan::plan(world, name));
+    let services = netmap.map(|netmap| netmap.services).unwrap_or_default();
+    let told = services.into_iter().map(|(key, service)| {
+        let backends = service.backends.into_iter().map(|backend| api::Backend {
+            name: backend.name,
+            node: backend.node,
+            address: Some(backend.address),
+            weight: backend.weight,
+            live: true,
+        });
+        (key, backends.collect())
+    });
+    told.collect()
+}
+
+fn backends(world: &World, spec: &ServiceSpec, told: &[api::Backend]) -> Vec<api::Backend> {
+    let mut all = told.to_vec();
+    for backend in &spec.backends {
+        let address = address(world, backend);
+        let is_told = |t: &api::Backend| t.node == *backend.at.node() && t.address == address;
+        if !told.iter().any(is_told) {
+            all.push(api::Backend {
+                name: backend.name.clone(),
+                node: backend.at.node().clone(),
+                address,
+                weight: backend.weight.unwrap_or(100),
+                live: false,
+            });
+        }
+    }
+    all.sort_by(|a, b| (&a.node, a.address).cmp(&(&b.node, b.address)));
+    all
+}
+
+fn address(world: &World, backend: &BackendSpec) -> Option<Flat> {
+    let record = world.nodes.get(backend.at.node())?;
+    let BackendAt::Pod { addr, .. } = &backend.at else {
+        return Some(record.address);
+    };
+    let block = record.blocks.iter().find(|block| block.real.contains(addr))?;
+    let host = u32::from(*addr) & u32::from(block.real.hostmask());
+    Some(Flat((u32::from(block.flat.network()) | host).into()))
+}
+
+/// Lists the join tokens.
+pub(crate) async fn tokens(hub: &Arc<Hub>) -> api::Tokens {
+    let now = now();
+    let list = hub.with(move |registry| {
+        let tokens = registry.tokens().map(|(id, record)| token(id, record, now));
+        tokens.collect()
+    });
+    api::Tokens { schema: api::TOKENS.into(), tokens: list.await }
+}
+
+fn token(id: &str, record: &TokenRecord, now: UnixTime) -> api::Token {
+    api::Token {
+        id: id.into(),
+        name: record.name.clone(),
+        site: record.site.clone(),
+        serve: record.serve.clone(),
+        created: record.created.0,
+        expires: record.expires.0,
+        expires_in_s: record.expires.since(now).as_secs(),
+        uses_left: record.uses_left,
+        usable: record.is_usable(now),
+    }
+}
+
+/// The world, and what is known of its nodes, at one moment.
+async fn snapshot(hub: &Arc<Hub>) -> (Arc<World>, BTreeMap<NodeName, LiveNode>) {
+    hub.with(|registry| {
+        let notes = registry.live().nodes();
+        let notes = notes.map(|(name, note)| (name.clone(), note.clone()));
+        (registry.world(), notes.collect())
+    })
+    .await
+}

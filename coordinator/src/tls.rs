@@ -1,0 +1,130 @@
+//! The control channel's TLS: version 1.3 only, raw public keys both ways (RFC 7250), no resumption.
+//!
+//! The handshake proves that the peer holds the private half of an Ed25519 key, and no more. Whether that
+//! key is a member is decided above, on each request: so a revoked member is a stranger at once. A
+//! session ticket would let a connection skip the proof, hence none is ever issued.
+
+use std::sync::Arc;
+
+use mesh_proto::id::IdentityKey;
+use mesh_proto::wire;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
+
+use crate::keys::Identity;
+
+/// The DER bytes before an Ed25519 public key in a SubjectPublicKeyInfo (RFC 8410 section 4).
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Makes the server's side of the channel.
+///
+/// # Errors
+/// The library's error if it cannot use the key.
+pub fn server(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Arc::new(AnyEd25519Key { algorithms: provider.signature_verification_algorithms });
+    let own = own_key(identity, &provider)?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(own)));
+    config.alpn_protocols = vec![wire::ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// Returns the identity as the key that TLS presents.
+///
+/// # Errors
+/// The library's error if it cannot use the key.
+pub fn own_key(identity: &Identity, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, Error> {
+    let key = provider.key_provider.load_private_key(identity.private_key())?;
+    let spki = CertificateDer::from(spki(identity.public()));
+    Ok(Arc::new(CertifiedKey::new(vec![spki], key)))
+}
+
+/// Wraps an identity key as a SubjectPublicKeyInfo.
+pub fn spki(key: IdentityKey) -> Vec<u8> {
+    [SPKI_PREFIX.as_slice(), &key.0].concat()
+}
+
+/// Unwraps an identity key; none if the bytes are anything but one Ed25519 key.
+pub fn identity_of(spki: &[u8]) -> Option<IdentityKey> {
+    let key = spki.strip_prefix(&SPKI_PREFIX)?;
+    key.try_into().ok().map(IdentityKey)
+}
+
+/// Takes any Ed25519 key whose private half the peer proves to hold.
+#[derive(Debug)]
+struct AnyEd25519Key {
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for AnyEd25519Key {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match identity_of(end_entity) {
+            Some(_) if intermediates.is_empty() => Ok(ClientCertVerified::assertion()),
+            _ => Err(CertificateError::BadEncoding.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let spki = SubjectPublicKeyInfoDer::from(cert.as_ref());
+        verify_tls13_signature_with_raw_key(message, &spki, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_survives_its_wrapping_and_other_keys_are_no_identity() {
+        let key = IdentityKey([7; 32]);
+        let wrapped = spki(key);
+        assert_eq!(identity_of(&wrapped), Some(key));
+        assert_eq!(identity_of(&wrapped[..43]), None);
+        assert_eq!(identity_of(&[wrapped.as_slice(), &[0]].concat()), None);
+        let mut x25519 = wrapped;
+        x25519[8] = 0x6e;
+        assert_eq!(identity_of(&x25519), None);
+    }
+}

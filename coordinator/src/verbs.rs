@@ -1,0 +1,209 @@
+//! The verbs: what each asks, prints and exits with.
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use hyper::Method;
+use mesh_proto::services;
+use serde::Serialize;
+
+use crate::cli::{Cli, Output, Token, Verb};
+use crate::client::{AskError, ask, fetch};
+use crate::{api, init, render, watch};
+
+/// The exit status of a verb that failed.
+pub const FAILED: u8 = 1;
+/// The exit status of `status` when services.toml is not in force as it lies on disk.
+pub const DEGRADED: u8 = 3;
+/// The exit status of a verb that found no coordinator.
+pub const NOT_RUNNING: u8 = 4;
+
+/// What a verb leads to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What goes to standard output.
+    pub out: String,
+    /// What goes to standard error.
+    pub err: String,
+    /// The exit status.
+    pub code: u8,
+}
+
+impl Outcome {
+    fn ok(out: impl Into<String>) -> Self {
+        Self { out: out.into(), ..Self::default() }
+    }
+
+    /// Fails with a message, which ends with what to do.
+    pub fn failed(message: &str) -> Self {
+        Self { err: format!("error: {message}\n"), code: FAILED, ..Self::default() }
+    }
+}
+
+impl From<AskError> for Outcome {
+    fn from(error: AskError) -> Self {
+        let code = match error {
+            AskError::NotRunning(_) => NOT_RUNNING,
+            AskError::Forbidden(_) | AskError::Refused(_) | AskError::Broken { .. } => FAILED,
+        };
+        Self { code, ..Self::failed(&error.to_string()) }
+    }
+}
+
+/// Does what a command line says, apart from `run`.
+pub async fn perform(cli: &Cli) -> Outcome {
+    let done = match &cli.verb {
+        Verb::Run { .. } => Ok(Outcome::default()),
+        Verb::Init(words) => Ok(match init::init(words) {
+            Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
+            Err(error) => Outcome::failed(&error.to_string()),
+        }),
+        Verb::Check { file } => Ok(check(file, cli.output)),
+        Verb::Completion { shell } => Ok(completion(*shell)),
+        Verb::Status => status(cli).await,
+        Verb::Nodes => show(cli, "/v1/nodes", render::nodes).await,
+        Verb::Services => show(cli, "/v1/services", render::services).await,
+        Verb::Token(token) => self::token(cli, token).await,
+        Verb::Plan { file } => plan(cli, file).await,
+        Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
+        Verb::Backup { file } => {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            done(cli, Method::POST, "/v1/backup", Some(&api::Backup { file })).await
+        }
+    };
+    done.unwrap_or_else(Outcome::from)
+}
+
+async fn show<A: serde::de::DeserializeOwned + Serialize>(
+    cli: &Cli,
+    path: &str,
+    table: fn(&A) -> String,
+) -> Result<Outcome, AskError> {
+    let answer: A = fetch(&cli.socket, path).await?;
+    Ok(Outcome::ok(printed(cli.output, &answer, table)))
+}
+
+fn printed<A: Serialize>(output: Output, answer: &A, table: fn(&A) -> String) -> String {
+    match output {
+        Output::Table => table(answer),
+        Output::Json => json(answer),
+    }
+}
+
+fn json(answer: &impl Serialize) -> String {
+    // Documents of `api` are maps with string keys: they always serialise.
+    serde_json::to_string_pretty(answer).unwrap_or_default() + "\n"
+}
+
+async fn status(cli: &Cli) -> Result<Outcome, AskError> {
+    let status: api::Status = fetch(&cli.socket, "/v1/status").await?;
+    let degraded = status.services.state != api::FileState::Accepted;
+    Ok(Outcome {
+        out: printed(cli.output, &status, render::status),
+        code: if degraded { DEGRADED } else { 0 },
+        ..Outcome::default()
+    })
+}
+
+async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
+    match token {
+        Token::List => show(cli, "/v1/tokens", render::tokens).await,
+        Token::Revoke { id } => {
+            // An id is hexadecimal digits; anything else could be another path.
+            if id.is_empty() || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+                let message = format!("`{id}` is no token; see mesh-coordinator token list");
+                return Ok(Outcome::failed(&message));
+            }
+            done(cli, Method::DELETE, &format!("/v1/tokens/{id}"), None::<&()>).await
+        }
+        Token::Create { site, name, ttl, serve, uses } => {
+            let wanted = api::NewToken {
+                site: site.clone(),
+                name: name.clone(),
+                ttl_s: ttl.as_secs(),
+                serve: serve.clone(),
+                uses: *uses,
+            };
+            let line: api::TokenLine = ask(&cli.socket, Method::POST, "/v1/tokens", Some(&wanted)).await?;
+            let table = |line: &api::TokenLine| format!("{}\n", line.token);
+            Ok(Outcome::ok(printed(cli.output, &line, table)))
+        }
+    }
+}
+
+async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
+    let text = match watch::read(file) {
+        Ok(text) => text,
+        Err(error) => return Ok(unreadable(file, &error)),
+    };
+    let file = file.display().to_string();
+    let proposal = api::Proposal { file, text };
+    let answer = ask::<api::Plan>(&cli.socket, Method::POST, "/v1/plan", Some(&proposal)).await;
+    match answer {
+        // Diagnostics are drawn over several lines and are no sentence of ours.
+        Err(AskError::Refused(body)) if body.error == "services" => {
+            Ok(Outcome { err: format!("{}\n", body.message), code: FAILED, ..Outcome::default() })
+        }
+        answer => Ok(Outcome::ok(printed(cli.output, &answer?, render::plan))),
+    }
+}
+
+async fn done(
+    cli: &Cli,
+    method: Method,
+    path: &str,
+    body: Option<&(impl Serialize + Sync)>,
+) -> Result<Outcome, AskError> {
+    let answer: api::Done = ask(&cli.socket, method, path, body).await?;
+    let table = |done: &api::Done| format!("{}\n", done.message);
+    Ok(Outcome::ok(printed(cli.output, &answer, table)))
+}
+
+fn check(file: &Path, output: Output) -> Outcome {
+    let text = match watch::read(file) {
+        Ok(text) => text,
+        Err(error) => return unreadable(file, &error),
+    };
+    let name = file.display().to_string();
+    let (good, found) = match services::parse(&text, &name) {
+        Ok(parsed) => {
+            let words = summary(&parsed.services);
+            (Some(words), services::Diagnostics::new(&name, &text, parsed.warnings))
+        }
+        Err(found) => (None, found),
+    };
+    let code = if good.is_some() { 0 } else { FAILED };
+    match output {
+        Output::Json => Outcome { out: json(&found.to_json()), code, ..Outcome::default() },
+        Output::Table => Outcome {
+            out: good.map(|words| format!("{name}: good, {words}\n")).unwrap_or_default(),
+            err: if found.list.is_empty() { String::new() } else { found.render(false) + "\n" },
+            code,
+        },
+    }
+}
+
+fn summary(services: &services::Services) -> String {
+    let counts = [
+        (services.sites.len(), "site"),
+        (services.services.len(), "service"),
+        (services.allows.len(), "rule"),
+        (services.tests.len(), "test"),
+    ];
+    let words = counts.map(|(number, what)| {
+        let plural = if number == 1 { "" } else { "s" };
+        format!("{number} {what}{plural}")
+    });
+    words.join(", ")
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> Outcome {
+    let message = format!("cannot read {}: {error}; name a services.toml", file.display());
+    Outcome::failed(&message)
+}
+
+fn completion(shell: clap_complete::Shell) -> Outcome {
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mesh-coordinator", &mut out);
+    Outcome::ok(String::from_utf8_lossy(&out))
+}
