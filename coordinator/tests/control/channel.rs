@@ -1,0 +1,194 @@
+//! The control channel, from a node's side, over real connections.
+
+use hyper::StatusCode;
+use mesh_proto::netmap::NetMap;
+use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
+
+use crate::common::{Coordinator, Node, SERVICES, until};
+
+fn snapshot(event: Option<WatchEvent>) -> NetMap {
+    match event {
+        Some(WatchEvent::Snapshot { netmap }) => *netmap,
+        other => panic!("no snapshot: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_joins_watches_gets_a_delta_after_an_edit_and_resumes() {
+    let coordinator = Coordinator::start().await;
+    let (node, joined) = coordinator.join("n1").await;
+    assert_eq!(joined.mesh.as_str(), "boutique");
+    assert_eq!(joined.pins, [coordinator.running.key]);
+    assert_eq!(joined.coordinators, ["127.0.0.1:7700"]);
+
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    let first = snapshot(lines.next().await);
+    assert_eq!(first, joined.netmap);
+    assert_eq!(first.services.len(), 1);
+
+    coordinator.save(&SERVICES.replace("weight = 80", "weight = 50"));
+    let Some(WatchEvent::Delta { delta }) = lines.next().await else { panic!("no delta") };
+    let second = delta.apply(&first).unwrap();
+    assert!(second.revision > first.revision);
+    assert_eq!(second.services.values().next().unwrap().backends[0].weight, 50);
+
+    // A second connection continues from what the first was sent.
+    let mut again = node.connect().await;
+    let mut resumed = again.watch(Some(first.revision.0)).await.unwrap();
+    let Some(WatchEvent::Delta { delta }) = resumed.next().await else { panic!("not resumed") };
+    assert_eq!(delta.apply(&first).unwrap(), second);
+    let mut level = again.watch(Some(second.revision.0)).await.unwrap();
+    let alive = WatchEvent::Alive { revision: second.revision };
+    assert_eq!(level.next().await, Some(alive));
+    let mut unknown = again.watch(Some(999)).await.unwrap();
+    assert_eq!(snapshot(unknown.next().await), second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_coordinator_sends_a_snapshot_and_keeps_its_revision() {
+    let coordinator = Coordinator::start().await;
+    let (mut node, joined) = coordinator.join("n1").await;
+
+    let coordinator = coordinator.restart().await;
+    node.address = coordinator.address();
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(Some(joined.netmap.revision.0)).await.unwrap();
+
+    assert_eq!(snapshot(lines.next().await), joined.netmap);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_watch_says_that_it_is_alive() {
+    let coordinator = Coordinator::start().await;
+    let (node, joined) = coordinator.join("n1").await;
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    snapshot(lines.next().await);
+
+    let revision = joined.netmap.revision;
+    assert_eq!(lines.next().await, Some(WatchEvent::Alive { revision }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_watch_fences_the_older() {
+    let coordinator = Coordinator::start().await;
+    let (node, _) = coordinator.join("n1").await;
+    let mut old_channel = node.connect().await;
+    let mut old = old_channel.watch(None).await.unwrap();
+    snapshot(old.next().await);
+
+    let mut new_channel = node.connect().await;
+    let mut new = new_channel.watch(None).await.unwrap();
+    snapshot(new.next().await);
+
+    assert_eq!(old.next().await, Some(WatchEvent::Fenced));
+    assert_eq!(old.next().await, None);
+    assert_eq!(coordinator.status().await.live.connected, 1);
+    drop((new, new_channel));
+    until("nobody is connected", async || coordinator.status().await.live.connected == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_makes_the_revision_live_and_tells_the_node_what_is_seen() {
+    let coordinator = Coordinator::start().await;
+    let (node, joined) = coordinator.join("n1").await;
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    snapshot(lines.next().await);
+    assert_eq!(coordinator.status().await.live.current, 0);
+
+    let report =
+        Report { facts: node.facts(), applied: joined.netmap.revision, warnings: vec!["ip_forward is off".into()] };
+    let answer: ReportResponse = channel.post("/v1/report", &report).await.unwrap();
+
+    assert!(answer.observed.is_loopback());
+    let status = coordinator.status().await;
+    assert_eq!((status.live.current, status.live.connected, status.live.nodes), (1, 1, 1));
+    assert!(status.warnings.contains(&"n1: ip_forward is off".to_owned()));
+    assert_eq!(status.revision, joined.netmap.revision, "the same facts make no revision");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_admits_once_and_the_same_node_again() {
+    let coordinator = Coordinator::start().await;
+    let token = coordinator.token().await;
+    let first = Node::new(&coordinator, "n1");
+    let joined = first.connect().await.join(&token).await.unwrap();
+    let again = first.connect().await.join(&token).await.unwrap();
+    assert_eq!(again.id, joined.id);
+
+    let second = Node::new(&coordinator, "n2");
+    let (status, body) = second.connect().await.join(&token).await.unwrap_err();
+    assert_eq!((status, body.error.as_str()), (StatusCode::UNAUTHORIZED, "token"));
+
+    let mut wrong = coordinator.token().await;
+    wrong.secret.0[0] ^= 1;
+    let (status, body) = second.connect().await.join(&wrong).await.unwrap_err();
+    assert_eq!((status, body.error.as_str()), (StatusCode::UNAUTHORIZED, "token"));
+
+    let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 1, "serve": [], "uses": 1});
+    let short = coordinator.token_for(&wanted).await;
+    until("the token expires", async || {
+        let tokens: coordinator::api::Tokens = coordinator.fetch("/v1/tokens").await;
+        tokens.tokens.iter().any(|t| t.id == short.id_text() && !t.usable)
+    })
+    .await;
+    let (status, _) = second.connect().await.join(&short).await.unwrap_err();
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_may_neither_watch_nor_report() {
+    let coordinator = Coordinator::start().await;
+    let stranger = Node::new(&coordinator, "n1");
+    let mut channel = stranger.connect().await;
+
+    let (status, body) = channel.watch(None).await.map(|_| ()).unwrap_err();
+    assert_eq!((status, body.error.as_str()), (StatusCode::FORBIDDEN, "unknown_node"));
+    assert!(body.message.contains("meshd join"), "{}", body.message);
+    let report = Report { facts: stranger.facts(), applied: Default::default(), warnings: Vec::new() };
+    let (status, body) = channel.post::<ReportResponse>("/v1/report", &report).await.unwrap_err();
+    assert_eq!((status, body.error.as_str()), (StatusCode::FORBIDDEN, "unknown_node"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_node_is_a_stranger_at_once() {
+    let coordinator = Coordinator::start().await;
+    let (node, _) = coordinator.join("n1").await;
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    snapshot(lines.next().await);
+
+    let path = "/v1/nodes/n1";
+    let method = hyper::Method::DELETE;
+    let _: coordinator::api::Done =
+        coordinator::client::ask(&coordinator.socket(), method, path, None::<&()>).await.unwrap();
+
+    assert_eq!(lines.next().await, None);
+    let (status, body) = channel.watch(None).await.map(|_| ()).unwrap_err();
+    assert_eq!((status, body.error.as_str()), (StatusCode::FORBIDDEN, "revoked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_pin_does_not_speak_to_us() {
+    let coordinator = Coordinator::start().await;
+    let mut node = Node::new(&coordinator, "n1");
+    node.pin = node.identity.public();
+    assert!(node.dial().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_ends_watches_within_two_seconds() {
+    let coordinator = Coordinator::start().await;
+    let (node, _) = coordinator.join("n1").await;
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    snapshot(lines.next().await);
+
+    let began = std::time::Instant::now();
+    coordinator.running.stop().await;
+
+    assert!(began.elapsed() < std::time::Duration::from_secs(2));
+    assert_eq!(lines.next().await, None);
+}

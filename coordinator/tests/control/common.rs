@@ -1,0 +1,325 @@
+//! A coordinator on loopback, and a node's side of the control channel, as small as they can be.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use coordinator::config::Config;
+use coordinator::daemon::{self, Running};
+use coordinator::keys::Identity;
+use coordinator::{api, client, tls};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_proto::id::{IdentityKey, TunnelKey};
+use mesh_proto::netmap::LaneInfo;
+use mesh_proto::token::JoinToken;
+use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse, NodeFacts, WatchEvent};
+use rustls::client::AlwaysResolvesClientRawPublicKeys;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// How long anything may take before a test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A file with two sites, one service with two backends, and one rule.
+pub(crate) const SERVICES: &str = r#"version = 1
+[mesh]
+name = "boutique"
+[[site]]
+name = "dc"
+[[site]]
+name = "c1"
+kind = "kubernetes"
+pods = ["10.8.0.0/16"]
+[[service]]
+name = "cart"
+port = 7070
+backends = [{ host = "n1", weight = 80 }, { host = "n2", weight = 20 }]
+[[allow]]
+from = ["any"]
+to = ["cart"]
+"#;
+
+/// A coordinator in this process, with files in a directory of its own.
+pub(crate) struct Coordinator {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) running: Running,
+}
+
+impl Coordinator {
+    /// Starts one with `SERVICES`.
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("services.toml"), SERVICES).unwrap();
+        Self::start_in(dir).await
+    }
+
+    /// Starts one on the files of a directory.
+    pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
+        Identity::load_or_create(&dir.path().join("state")).unwrap();
+        let running = daemon::start(config(dir.path())).await.unwrap();
+        Self { dir, running }
+    }
+
+    /// Stops it, and starts another on the same files.
+    pub(crate) async fn restart(self) -> Self {
+        self.running.stop().await;
+        Self::start_in(self.dir).await
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.listen[0]
+    }
+
+    pub(crate) fn services(&self) -> PathBuf {
+        self.dir.path().join("services.toml")
+    }
+
+    /// Saves services.toml by writing into it.
+    pub(crate) fn save(&self, text: &str) {
+        std::fs::write(self.services(), text).unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("state/admin.sock")
+    }
+
+    pub(crate) async fn fetch<A: DeserializeOwned>(&self, path: &str) -> A {
+        client::fetch(&self.socket(), path).await.unwrap()
+    }
+
+    pub(crate) async fn status(&self) -> api::Status {
+        self.fetch("/v1/status").await
+    }
+
+    /// Makes a token for one node of site `dc`.
+    pub(crate) async fn token(&self) -> JoinToken {
+        self.token_for(&serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": [], "uses": 1})).await
+    }
+
+    pub(crate) async fn token_for(&self, wanted: &serde_json::Value) -> JoinToken {
+        let line: api::TokenLine = client::ask(&self.socket(), Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
+        line.token.parse().unwrap()
+    }
+
+    /// Joins a new node.
+    pub(crate) async fn join(&self, name: &str) -> (Node, JoinResponse) {
+        let node = Node::new(self, name);
+        let joined = node.connect().await.join(&self.token().await).await.unwrap();
+        (node, joined)
+    }
+}
+
+/// Waits until a condition holds.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let began = Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < DEADLINE, "never came true: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for something to end.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("ends in time")
+}
+
+fn config(dir: &Path) -> Config {
+    let text = "listen = \"127.0.0.1:0\"\npublic = \"127.0.0.1:7700\"\nstate_dir = \"state\"\n\
+                services = \"services.toml\"\nadmin_socket = \"state/admin.sock\"\nmetrics = \"127.0.0.1:0\"\n";
+    Config::parse(text, &dir.join("coordinator.toml")).unwrap()
+}
+
+/// A node: a key, a name, and where its coordinator is.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) identity: Identity,
+    pub(crate) address: SocketAddr,
+    pub(crate) pin: IdentityKey,
+}
+
+impl Node {
+    pub(crate) fn new(coordinator: &Coordinator, name: &str) -> Self {
+        Self {
+            name: name.into(),
+            identity: Identity::generate().unwrap(),
+            address: coordinator.address(),
+            pin: coordinator.running.key,
+        }
+    }
+
+    /// What it says of itself.
+    pub(crate) fn facts(&self) -> NodeFacts {
+        let key = TunnelKey(self.identity.public().0);
+        NodeFacts {
+            lanes: vec![LaneInfo { key, port: 51820 }],
+            mtu: 1420,
+            guarded: true,
+            software: "test".into(),
+            ..NodeFacts::default()
+        }
+    }
+
+    pub(crate) async fn dial(&self) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("coordinator").unwrap();
+        TlsConnector::from(self.tls()).connect(name, stream).await
+    }
+
+    fn tls(&self) -> Arc<ClientConfig> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let own = tls::own_key(&self.identity, &provider).unwrap();
+        let pinned = Arc::new(Pinned(self.pin, Arc::clone(&provider)));
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(pinned)
+            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
+        config.alpn_protocols = vec![wire::ALPN.to_vec()];
+        Arc::new(config)
+    }
+
+    pub(crate) async fn connect(&self) -> Channel<'_> {
+        let stream = self.dial().await.unwrap();
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Channel { node: self, sender }
+    }
+}
+
+/// A node's connection.
+pub(crate) struct Channel<'a> {
+    node: &'a Node,
+    pub(crate) sender: http2::SendRequest<Full<Bytes>>,
+}
+
+impl Channel<'_> {
+    pub(crate) async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> hyper::Result<Response<Incoming>> {
+        let request = Request::builder().method(method).uri(format!("https://coordinator{path}"));
+        let request = request.body(Full::new(Bytes::from(body))).unwrap();
+        soon(self.sender.send_request(request)).await
+    }
+
+    pub(crate) async fn post<A: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, (StatusCode, ErrorBody)> {
+        let body = serde_json::to_vec(body).unwrap();
+        let response = self.send(Method::POST, path, body).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        if status == StatusCode::OK {
+            Ok(serde_json::from_slice(&bytes).unwrap())
+        } else {
+            Err((status, serde_json::from_slice(&bytes).unwrap()))
+        }
+    }
+
+    pub(crate) async fn join(&mut self, token: &JoinToken) -> Result<JoinResponse, (StatusCode, ErrorBody)> {
+        let request = JoinRequest {
+            version: wire::VERSION,
+            token: token.id_text(),
+            secret: token.secret.clone(),
+            name: self.node.name.parse().unwrap(),
+            facts: self.node.facts(),
+        };
+        self.post("/v1/join", &request).await
+    }
+
+    pub(crate) async fn watch(&mut self, revision: Option<u64>) -> Result<Lines, (StatusCode, ErrorBody)> {
+        let query = revision.map(|n| format!("?revision={n}")).unwrap_or_default();
+        let response = self.send(Method::GET, &format!("/v1/watch{query}"), Vec::new()).await.unwrap();
+        let status = response.status();
+        let body = response.into_body();
+        if status == StatusCode::OK {
+            return Ok(Lines { body, rest: Vec::new() });
+        }
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Err((status, serde_json::from_slice(&bytes).unwrap()))
+    }
+}
+
+/// The lines of a watch.
+pub(crate) struct Lines {
+    body: Incoming,
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Returns the next line; none at the end.
+    pub(crate) async fn next(&mut self) -> Option<WatchEvent> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|&b| b == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let frame = soon(self.body.frame()).await?.ok()?;
+            self.rest.extend_from_slice(frame.data_ref().unwrap());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Pinned(IdentityKey, Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match tls::identity_of(end_entity) == Some(self.0) {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(Error::General("another key than the pinned one".into())),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        key: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, dss, &self.1.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
