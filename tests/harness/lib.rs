@@ -12,6 +12,9 @@
 //! topology   the lab's two clusters, the VM, the loadgen host
 //! evil       a member gone bad, and who watches it
 //! snapshot   a node's routes, rules, interfaces and nftables as bytes, to be compared
+//! pair       the smallest mesh, for end-to-end tests
+//! traffic    TCP, UDP, ICMP and DNS as tests send them
+//! facts      a test binary whose facts share one set-up
 //! ```
 
 pub mod boutique;
@@ -20,11 +23,14 @@ pub mod classify;
 pub mod control;
 pub mod daemon;
 pub mod evil;
+pub mod facts;
 pub mod http;
 pub mod netns;
 pub mod nft;
+pub mod pair;
 pub mod snapshot;
 pub mod topology;
+pub mod traffic;
 pub mod undo;
 
 /// Says whether a test may go on that needs root; prints what to do if it may not.

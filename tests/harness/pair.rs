@@ -1,0 +1,174 @@
+//! The smallest mesh: one coordinator and two nodes, each with a pod of the same address.
+//!
+//! ```text
+//!  a (east) 172.31.1.11 ── router ── 172.31.2.11 b (west)      coordinator 172.31.3.11
+//!  └ pod 10.8.0.10 backs `back`      └ pod 10.8.0.10 backs `web`
+//! ```
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use mesh_proto::status::{Service, Status};
+use tempfile::TempDir;
+
+use crate::daemon::{Binaries, Daemon, tail, wait_until};
+use crate::netns::Namespace;
+use crate::nft;
+use crate::topology::{BRIDGE, Network, Underlay, start_coordinator, token, write_coordinator, write_node};
+
+/// The pod block behind both nodes.
+pub const PODS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 8, 0, 0), 24);
+/// The pod behind both nodes.
+pub const POD: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 10);
+/// How long a fresh mesh may take to work.
+pub const STARTING: Duration = Duration::from_secs(15);
+
+/// The coordinator's services.toml.
+pub const SERVICES: &str = r#"version = 1
+
+[mesh]
+name = "pair"
+
+[[site]]
+name = "east"
+kind = "kubernetes"
+pods = ["10.8.0.0/14"]
+
+[[site]]
+name = "west"
+kind = "kubernetes"
+pods = ["10.8.0.0/14"]
+
+[[service]]
+name = "web"
+ports = { http = "80->8080", echo = "7/udp" }
+backends = [{ addr = "10.8.0.10", node = "b" }]
+
+[[service]]
+name = "back"
+ports = { http = "80->8080", echo = "7/udp" }
+backends = [{ addr = "10.8.0.10", node = "a" }]
+
+[[service]]
+name = "closed"
+port = 81
+backends = [{ addr = "10.8.0.10", node = "b" }]
+
+[[allow]]
+from = ["back"]
+to = ["web"]
+
+[[allow]]
+from = ["web"]
+to = ["back"]
+
+[[allow]]
+from = ["host:a"]
+to = ["host:b"]
+
+[[allow]]
+from = ["host:b"]
+to = ["host:a"]
+"#;
+
+/// One node and its pod.
+pub struct Side {
+    /// The node.
+    pub node: Daemon,
+    /// Its pod.
+    pub pod: Namespace,
+}
+
+/// The smallest mesh, running. Fields are dropped in order: processes, namespaces, files.
+pub struct Pair {
+    /// The first node.
+    pub a: Side,
+    /// The second node.
+    pub b: Side,
+    /// The coordinator.
+    pub coordinator: Daemon,
+    /// Router, subnets, files.
+    pub network: Network,
+    _folder: TempDir,
+}
+
+impl Pair {
+    /// Lays it out, starts everything, and waits until each node knows the other's services.
+    ///
+    /// # Errors
+    /// With what went wrong and the ends of the logs.
+    pub fn start(word: &str, binaries: &Binaries, underlay: Underlay, lanes: u16) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("mesh-pair-").tempdir()?;
+        let prefix = format!("{word}{}", std::process::id());
+        let network = Network::new(&prefix, folder.path(), 3, underlay).map_err(io::Error::other)?;
+        let home = network.host("coordinator", 3, 11).map_err(io::Error::other)?;
+        let control = folder.path().join("coordinator");
+        std::fs::create_dir(&control)?;
+        let coordinator = Daemon::coordinator(&home, &control, binaries);
+        write_coordinator(&coordinator, network.ip(3, 11), SERVICES)?;
+        let a = side(&network, "a", 1, lanes, binaries)?;
+        let b = side(&network, "b", 2, lanes, binaries)?;
+        let pair = Self { a, b, coordinator, network, _folder: folder };
+        pair.run().map_err(|e| {
+            let logs = [&pair.coordinator, &pair.a.node, &pair.b.node]
+                .map(|d| format!("--- {} ---\n{}", d.name, tail(&d.log(), 15)));
+            io::Error::other(format!("{e}\n{}", logs.join("\n")))
+        })?;
+        Ok(pair)
+    }
+
+    fn run(&self) -> io::Result<()> {
+        start_coordinator(&self.coordinator, self.network.ip(3, 11))?;
+        for (side, site) in [(&self.a, "east"), (&self.b, "west")] {
+            let token = token(&self.coordinator, site, &side.node.name)?;
+            side.node.expect_config(&["join", &token])?;
+            side.node.start()?;
+        }
+        let known = || {
+            let a = self.a.node.status().is_ok_and(|s| has_backend(&s, "web"));
+            a && self.b.node.status().is_ok_and(|s| has_backend(&s, "back"))
+        };
+        if wait_until(STARTING, known) {
+            return Ok(());
+        }
+        Err(io::Error::other("the nodes do not learn of each other's services"))
+    }
+
+    /// Returns a service's VIP.
+    ///
+    /// # Panics
+    /// If the first node does not know it.
+    pub fn vip(&self, service: &str) -> Ipv4Addr {
+        let status = self.a.node.status().expect("the node runs");
+        let found = status.services.into_iter().find(|s| s.name.as_str() == service);
+        found.expect("the file names the service").vip.0
+    }
+
+    /// Returns a node's own address in the mesh.
+    ///
+    /// # Panics
+    /// If it is no member.
+    pub fn address(&self, side: &Side) -> Ipv4Addr {
+        let status = side.node.status().expect("the node runs");
+        status.node.expect("the node has joined").address.0
+    }
+}
+
+fn has_backend(status: &Status, service: &str) -> bool {
+    let backed = |s: &Service| s.name.as_str() == service && !s.backends.is_empty();
+    status.services.iter().any(backed)
+}
+
+fn side(network: &Network, name: &str, subnet: u8, lanes: u16, binaries: &Binaries) -> io::Result<Side> {
+    let home = network.host(name, subnet, 11).map_err(io::Error::other)?;
+    network.pod_bridge(&home, PODS).map_err(io::Error::other)?;
+    nft::masquerade(&home, PODS, BRIDGE).map_err(io::Error::other)?;
+    let pod = network.pod(&home, PODS, POD).map_err(io::Error::other)?;
+    let folder = network.folder.join(name);
+    std::fs::create_dir_all(&folder)?;
+    let node = Daemon::meshd(name, &home, &folder, binaries);
+    write_node(&node, Some(PODS), lanes, "")?;
+    Ok(Side { node, pod })
+}
