@@ -3,6 +3,7 @@
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p mesh-proto --test golden` writes the reports anew; read them before you commit.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "the purity of the brain does not bind what looks at it")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
