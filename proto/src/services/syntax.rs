@@ -68,6 +68,9 @@ fn explain(text: &str, span: Span, message: &str) -> Diagnostic {
     let word = found.trim_matches(|c: char| !c.is_ascii_graphic() || c == '"' || c == '\'');
     let error = |what: &str| Diagnostic::error(codes::SYNTAX, span, format!("not TOML: {what}"));
     match what {
+        "duplicate key" if text[..span.start].ends_with('[') => {
+            error("a table stands twice").label("move its keys to the first")
+        }
         "duplicate key" => error(what).label("stands twice; keep one of them"),
         "string values must be quoted" if found.is_empty() => error("a value is missing").label("write one after `=`"),
         "string values must be quoted" | "invalid boolean" if !word.is_empty() => {
