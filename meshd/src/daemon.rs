@@ -88,7 +88,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         member.stop().await;
         if *order.borrow_and_update() == Order::Leave {
             leave(&config, &state, &board).await?;
-            board.order.send_replace(Order::Run);
+            obeyed(&board);
         }
     }
     tell(NotifyState::Stopping);
@@ -121,18 +121,22 @@ async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
         tokio::select! {
             () = sleep(POLL) => {}
             Ok(()) = order.changed() => {
-                // There is nothing to leave; after `Stop` the caller's loop ends.
-                board.order.send_if_modified(|order| {
-                    let leave = *order == Order::Leave;
-                    if leave {
-                        *order = Order::Run;
-                    }
-                    leave
-                });
+                obeyed(board);
                 return None;
             }
         }
     }
+}
+
+/// Takes back the order to leave, and no other: one to stop may have come meanwhile.
+fn obeyed(board: &Board) {
+    board.order.send_if_modified(|order| {
+        let leave = *order == Order::Leave;
+        if leave {
+            *order = Order::Run;
+        }
+        leave
+    });
 }
 
 async fn leave(config: &Config, state: &State, board: &Board) -> Result<(), DaemonError> {

@@ -20,17 +20,9 @@ pub fn status(status: &doc::Status) -> String {
         }
         None => lines.push("not joined".into()),
     }
-    let c = &status.coordinator;
-    let address = c.address.as_deref().unwrap_or("none");
-    lines.push(match (c.connected, c.last_heard_s) {
-        (true, _) => format!("coordinator {address}: connected, revision {}", c.revision),
-        (false, Some(s)) => format!(
-            "coordinator {address}: not connected, last heard {} ago, revision {} stays in force",
-            age(s),
-            c.revision
-        ),
-        (false, None) => format!("coordinator {address}: not connected, revision {} stays in force", c.revision),
-    });
+    if status.node.is_some() {
+        lines.push(coordinator(&status.coordinator));
+    }
     let reached = status.peers.iter().filter(|p| p.last_handshake_s.is_some()).count();
     let backends: usize = status.services.iter().map(|s| s.backends.len()).sum();
     lines.push(format!(
@@ -46,6 +38,16 @@ pub fn status(status: &doc::Status) -> String {
     }
     lines.extend(status.warnings.iter().map(|w| format!("warning: {w}")));
     lines.join("\n")
+}
+
+fn coordinator(c: &doc::Coordinator) -> String {
+    let address = c.address.as_deref().unwrap_or("not tried yet");
+    let heard = c.last_heard_s.map_or_else(String::new, |s| format!(", last heard {} ago", age(s)));
+    if c.connected {
+        format!("coordinator {address}: connected, revision {}", c.revision)
+    } else {
+        format!("coordinator {address}: not connected{heard}, revision {} stays in force", c.revision)
+    }
 }
 
 /// Shows the other nodes.
@@ -133,7 +135,8 @@ pub fn why(why: &doc::Why) -> String {
     }
     lines.push(end);
     if let Some(missing) = &why.missing {
-        lines.push(format!("to allow it, add to the coordinator's services.toml: {missing}"));
+        lines.push("to allow it, add to the coordinator's services.toml:".into());
+        lines.extend(missing.lines().map(|line| format!("  {line}")));
     }
     lines.join("\n")
 }

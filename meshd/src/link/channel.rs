@@ -296,5 +296,6 @@ fn cause(error: &hyper::Error) -> String {
     while let Some(source) = inner.source() {
         inner = source;
     }
-    inner.to_string()
+    let closed = inner.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::UnexpectedEof);
+    if closed { "it was closed at the other end".into() } else { inner.to_string() }
 }

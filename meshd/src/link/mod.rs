@@ -170,6 +170,9 @@ impl Link {
             WatchEvent::Alive { .. } | WatchEvent::Unknown => return Ok(()),
             WatchEvent::Fenced => return Err(LinkError::Fenced),
         };
+        if self.current.as_deref() == Some(&map) {
+            return Ok(());
+        }
         let map = Arc::new(map);
         self.current = Some(Arc::clone(&map));
         self.maps.send_replace(Some(map));
