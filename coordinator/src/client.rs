@@ -78,9 +78,12 @@ async fn exchange<A: DeserializeOwned>(
     body: Option<&(impl Serialize + Sync)>,
 ) -> Result<A, AskError> {
     let broken = |detail: String| AskError::Broken { path: socket.to_owned(), detail };
-    let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => AskError::Forbidden(socket.to_owned()),
-        _ => AskError::NotRunning(socket.to_owned()),
+    let stream = UnixStream::connect(socket).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            AskError::Forbidden(socket.to_owned())
+        } else {
+            AskError::NotRunning(socket.to_owned())
+        }
     })?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(error.to_string()))?;

@@ -70,7 +70,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a file. A missing file at the default place means all defaults.
+    /// Reads a file.
     ///
     /// # Errors
     /// `ConfigError` if the file cannot be read or says something wrong.
@@ -108,7 +108,7 @@ impl Config {
                     })
                 });
             }
-            "public" => self.public = reader.list(value, |word| public(word)),
+            "public" => self.public = reader.list(value, public),
             "state_dir" => reader.path(value, &mut self.state_dir),
             "services" => reader.path(value, &mut self.services),
             "admin_socket" => reader.path(value, &mut self.admin_socket),
@@ -176,10 +176,7 @@ impl Reader<'_> {
 
     fn list<T>(&mut self, value: &Spanned<DeValue<'_>>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let one = std::slice::from_ref(value);
-        let values = match value.get_ref() {
-            DeValue::Array(values) => values.as_ref(),
-            _ => one,
-        };
+        let values = if let DeValue::Array(values) = value.get_ref() { values.as_ref() } else { one };
         if values.is_empty() || values.len() > MAX_ADDRESSES {
             self.error(value.span().start, &format!("write 1 to {MAX_ADDRESSES} addresses"));
         }
@@ -199,7 +196,7 @@ impl Reader<'_> {
     fn path(&mut self, value: &Spanned<DeValue<'_>>, into: &mut PathBuf) {
         match self.string(value) {
             Some("") => self.error(value.span().start, "expected a path"),
-            Some(word) => *into = self.path.parent().unwrap_or(Path::new("")).join(word),
+            Some(word) => *into = self.path.parent().unwrap_or_else(|| Path::new("")).join(word),
             None => {}
         }
     }

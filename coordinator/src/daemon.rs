@@ -68,6 +68,7 @@ pub struct Running {
     /// The coordinator's public key.
     pub key: IdentityKey,
     admin_socket: PathBuf,
+    hub: Arc<Hub>,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     helpers: JoinSet<()>,
@@ -114,10 +115,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         helpers.spawn(metrics::serve(listener, Arc::clone(&hub)));
     }
     tracing::info!(?listen, key = %key, revision = %hub.world().revision, "the coordinator is ready");
-    Ok(Running { listen, metrics, key, admin_socket, stop, servers, helpers })
+    Ok(Running { listen, metrics, key, admin_socket, hub, stop, servers, helpers })
 }
 
 impl Running {
+    /// Reads services.toml again, whether or not it seems to have changed.
+    pub async fn reload(&self) {
+        load(&self.hub).await;
+    }
+
     /// Ends the coordinator: no new connections, watches end, requests under way are answered.
     pub async fn stop(mut self) {
         let _ = self.stop.send(true);

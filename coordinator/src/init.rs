@@ -79,7 +79,7 @@ pub fn init(words: &cli::Init) -> Result<Vec<String>, InitError> {
 
 /// Places everything beside a configuration that the operator placed, and leaves the defaults otherwise.
 fn coordinator_toml(words: &cli::Init, path: &Path) -> String {
-    let dir = path.parent().unwrap_or(Path::new("/"));
+    let dir = path.parent().unwrap_or_else(|| Path::new("/"));
     let own_place = words.config.is_some();
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     let state_dir = words.state_dir.as_ref().map(absolute);

@@ -64,9 +64,12 @@ impl Identity {
     /// `KeyError` if there is none, if others could read it, or if it is damaged.
     pub fn load(state_dir: &Path) -> Result<Self, KeyError> {
         let path = state_dir.join(FILE);
-        let at = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => KeyError::Missing(state_dir.to_owned()),
-            _ => io_error(&path, source),
+        let at = |source: io::Error| {
+            if source.kind() == io::ErrorKind::NotFound {
+                KeyError::Missing(state_dir.to_owned())
+            } else {
+                io_error(&path, source)
+            }
         };
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(no_follow).open(&path).map_err(at)?;

@@ -21,9 +21,10 @@ fn main() -> ExitCode {
             return finish(&Outcome::failed(&format!("no threads can be started: {error}; raise the process limit")));
         }
     };
-    let outcome = match &cli.verb {
-        Verb::Run { config } => runtime.block_on(run(config)),
-        _ => runtime.block_on(perform(&cli)),
+    let outcome = if let Verb::Run { config } = &cli.verb {
+        runtime.block_on(run(config))
+    } else {
+        runtime.block_on(perform(&cli))
     };
     // A change that still waits for the disk must not hold the process up.
     runtime.shutdown_background();
@@ -53,12 +54,16 @@ async fn run(path: &Path) -> Outcome {
 async fn serve(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let running = daemon::start(Config::load(path)?).await?;
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => running.reload().await,
+        }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");

@@ -134,7 +134,7 @@ async fn settle(touched: &Notify) {
 
 fn watch(path: &Path, touched: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let dir = dir.unwrap_or(Path::new("."));
+    let dir = dir.unwrap_or_else(|| Path::new("."));
     let signal = Arc::clone(touched);
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| !event.kind.is_access()) {

@@ -1,10 +1,13 @@
 //! The control channel, from a node's side, over real connections.
 
+use coordinator::daemon;
+use coordinator::keys::Identity;
 use hyper::StatusCode;
 use mesh_proto::netmap::NetMap;
+use mesh_proto::token::JoinToken;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 
-use crate::common::{Coordinator, Node, SERVICES, until};
+use crate::common::{Coordinator, Node, SERVICES, config, until};
 
 fn snapshot(event: Option<WatchEvent>) -> NetMap {
     match event {
@@ -191,4 +194,44 @@ async fn stopping_ends_watches_within_two_seconds() {
 
     assert!(began.elapsed() < std::time::Duration::from_secs(2));
     assert_eq!(lines.next().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_count_what_happens() {
+    let coordinator = Coordinator::start().await;
+    let (node, _) = coordinator.join("n1").await;
+    let stranger = Node::new(&coordinator, "n2");
+    let wrong = JoinToken { id: [0; 8], ..coordinator.token().await };
+    stranger.connect().await.join(&wrong).await.unwrap_err();
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    snapshot(lines.next().await);
+
+    let text = coordinator.metrics().await;
+
+    for line in [
+        "coordinator_nodes 1",
+        "coordinator_watchers 1",
+        "coordinator_services_file_ok 1",
+        "coordinator_enrolments_total{result=\"accepted\"} 1",
+        "coordinator_enrolments_total{result=\"token\"} 1",
+        "coordinator_build_info{version=",
+        "coordinator_revision ",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metrics_port_that_is_taken_is_no_reason_not_to_start() {
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    Identity::load_or_create(&dir.path().join("state")).unwrap();
+    let mut config = config(dir.path());
+    config.metrics = taken.local_addr().ok();
+
+    let running = daemon::start(config).await.unwrap();
+
+    assert_eq!(running.metrics, None);
+    running.stop().await;
 }

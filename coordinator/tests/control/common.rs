@@ -26,6 +26,7 @@ use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, Uni
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -71,6 +72,16 @@ impl Coordinator {
         Identity::load_or_create(&dir.path().join("state")).unwrap();
         let running = daemon::start(config(dir.path())).await.unwrap();
         Self { dir, running }
+    }
+
+    /// Reads its metrics.
+    pub(crate) async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.running.metrics.unwrap()).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: coordinator\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        soon(stream.read_to_string(&mut answer)).await.unwrap();
+        answer
     }
 
     /// Stops it, and starts another on the same files.
@@ -136,7 +147,7 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("ends in time")
 }
 
-fn config(dir: &Path) -> Config {
+pub(crate) fn config(dir: &Path) -> Config {
     let text = "listen = \"127.0.0.1:0\"\npublic = \"127.0.0.1:7700\"\nstate_dir = \"state\"\n\
                 services = \"services.toml\"\nadmin_socket = \"state/admin.sock\"\nmetrics = \"127.0.0.1:0\"\n";
     Config::parse(text, &dir.join("coordinator.toml")).unwrap()
