@@ -27,14 +27,16 @@ pub fn status(status: &Status) -> String {
     let path = file.path.display();
     let age = age(file.age_s);
     let state = match file.state {
-        FileState::Accepted => format!("{path}: in force since {age}"),
+        FileState::Accepted => format!("{path}: in force, taken {age} ago"),
         FileState::Rejected => {
             format!(
-                "{path}: refused since {age}, {}; the last accepted text stays in force",
+                "{path}: refused {age} ago, {}; the last accepted text stays in force",
                 count(file.errors.len(), "error")
             )
         }
-        FileState::Unreadable => format!("{path}: unreadable since {age}; the last accepted text stays in force"),
+        FileState::Unreadable => {
+            format!("{path}: unreadable, noticed {age} ago; the last accepted text stays in force")
+        }
         FileState::Unread => format!("{path}: not read yet"),
     };
     line("services.toml", &state);
