@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use hickory_server::proto::op::Query;
 use mesh_proto::addr::{Flat, MeshRange};
@@ -49,7 +50,7 @@ fn netmap(services: u16) -> NetMap {
     }
 }
 
-/// A server under test, on a free port of loopback.
+/// A server under test, on an address of its own.
 struct Served {
     address: SocketAddr,
     view: watch::Sender<Arc<View>>,
@@ -59,7 +60,7 @@ struct Served {
 
 impl Served {
     async fn start(upstreams: Vec<SocketAddr>) -> Self {
-        let address = free_port().await;
+        let address = own_address();
         let (view, views) = watch::channel(Arc::new(View::compile(Arc::new(netmap(3)))));
         let (stop, stopped) = oneshot::channel();
         let stopped = async move { drop(stopped.await) };
@@ -82,9 +83,11 @@ impl Served {
     }
 }
 
-async fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
+/// A loopback address of its own for every server, so that no other test or process holds its ports.
+fn own_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    ([127, 64 | high, low, NEXT.fetch_add(1, Ordering::Relaxed)], 5353).into()
 }
 
 fn question(name: &str, kind: RecordType) -> Vec<u8> {
@@ -161,13 +164,13 @@ async fn other_names_are_refused_without_upstreams_and_forwarded_with_one() {
     assert_eq!(message.metadata.response_code, ResponseCode::Refused);
 
     // Any server that has the name will do as upstream, so one that serves another domain.
-    let dead = free_port().await;
+    let dead = own_address();
     let (_view, views) = {
         let mut other = netmap(2);
         other.mesh.domains = vec!["example.com".parse().unwrap()];
         watch::channel(Arc::new(View::compile(Arc::new(other))))
     };
-    let upstream = free_port().await;
+    let upstream = own_address();
     let upstream_task = tokio::spawn(serve(vec![upstream], views, vec![], std::future::pending()));
     let forwarding = Served::start(vec![dead, upstream]).await;
     for protocol in [Protocol::Udp, Protocol::Tcp] {
@@ -231,7 +234,7 @@ async fn transfers_updates_and_other_classes_are_refused() {
 
 #[tokio::test]
 async fn an_address_that_is_still_taken_is_waited_for() {
-    let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let holder = std::net::UdpSocket::bind(own_address()).unwrap();
     let address = holder.local_addr().unwrap();
     let (_view, views) = watch::channel(Arc::new(View::compile(Arc::new(netmap(1)))));
     let task = tokio::spawn(serve(vec![address], views, vec![], std::future::pending()));
