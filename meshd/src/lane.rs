@@ -16,6 +16,7 @@ use mesh_proto::engine::Engine;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::NodeId;
 use mesh_proto::packet::{self, Checksum, Header};
+use mesh_proto::segment::{Gso, Segments, VnetHeader};
 use mesh_proto::verdict::{Drop, Verdict};
 use mesh_proto::view::View;
 use x25519_dalek::StaticSecret;
@@ -26,7 +27,6 @@ use crate::packets::Packets;
 use crate::peers::Peers;
 use crate::sessions::{Received, Sealed, Sessions, Traffic};
 use crate::stats::Counters;
-use crate::tun::Offload;
 
 pub(crate) use crate::sessions::ROOM;
 
@@ -98,17 +98,18 @@ impl Lane {
         self.sessions.begin_turn();
     }
 
-    /// Takes a packet from the TUN.
-    pub(crate) fn handle_packet(&mut self, packet: &mut [u8], offload: Offload, out: &mut Out, now: Timestamp) {
-        let checksum = if offload.partial { Checksum::Partial } else { Checksum::Complete };
+    /// Takes a packet, or a super-packet, from the TUN; `vnet` is `None` if the device asks for what was not agreed.
+    pub(crate) fn handle_packet(&mut self, packet: &mut [u8], vnet: Option<VnetHeader>, out: &mut Out, now: Timestamp) {
+        let settled = vnet.and_then(|vnet| Some((vnet, settle(packet, vnet)?)));
+        let Some((vnet, checksum)) = settled else {
+            return self.counters.count_dropped(Drop::Malformed);
+        };
         match self.engine.outbound(packet, checksum, now) {
-            Verdict::Forward(peer) => {
-                complete(packet, checksum);
-                self.forward(peer, packet, out, now);
-            }
+            Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, out, now),
+            Verdict::Forward(peer) => self.split(peer, packet, vnet, checksum, out, now),
             Verdict::Deliver => {
-                complete(packet, checksum);
-                self.deliver(packet, out);
+                let needs_checksum = checksum == Checksum::Partial;
+                self.deliver(packet, VnetHeader { needs_checksum, ..vnet }, out);
             }
             Verdict::Reply => self.answer_tun(out),
             Verdict::Refuse(reason) => {
@@ -131,7 +132,7 @@ impl Lane {
         match self.engine.inbound(peer, packet, now) {
             Verdict::Deliver => {
                 let len = packet.len();
-                tun.commit(len, Offload::default());
+                tun.commit(len, VnetHeader::default());
                 self.sessions.delivered(tunnel, now);
             }
             Verdict::Forward(to) => {
@@ -195,6 +196,26 @@ impl Lane {
         self.conclude(sealed, peer, packet);
     }
 
+    /// Forwards a super-packet, segment by segment.
+    fn split(
+        &mut self,
+        peer: NodeId,
+        packet: &mut [u8],
+        vnet: VnetHeader,
+        checksum: Checksum,
+        out: &mut Out,
+        now: Timestamp,
+    ) {
+        let segments =
+            Header::parse(packet).ok().map(|header| Segments::new(packet, &header, vnet.gso, vnet.gso_size, checksum));
+        let Some(Ok(mut segments)) = segments else {
+            return self.counters.count_dropped(Drop::Malformed);
+        };
+        while let Some(segment) = segments.next_segment() {
+            self.forward(peer, segment, out, now);
+        }
+    }
+
     fn conclude(&mut self, sealed: Sealed, peer: NodeId, packet: &[u8]) {
         match sealed {
             Sealed::Done => {}
@@ -207,8 +228,8 @@ impl Lane {
         }
     }
 
-    fn deliver(&self, packet: &[u8], out: &mut Out) {
-        if !out.tun.push(packet) {
+    fn deliver(&self, packet: &[u8], vnet: VnetHeader, out: &mut Out) {
+        if !out.tun.push(packet, vnet) {
             self.counters.count_dropped(Drop::DeviceFull);
         }
     }
@@ -217,7 +238,7 @@ impl Lane {
     fn answer_tun(&self, out: &mut Out) {
         let reply = self.engine.reply();
         if !reply.is_empty() {
-            self.deliver(reply, out);
+            self.deliver(reply, VnetHeader::default(), out);
         }
     }
 
@@ -236,11 +257,20 @@ impl Lane {
     }
 }
 
-/// What leaves this host, or goes back into it, has a checksum of its own.
-fn complete(bytes: &mut [u8], checksum: Checksum) {
-    if checksum == Checksum::Partial
-        && let Ok(header) = Header::parse(bytes)
-    {
-        packet::complete(bytes, &header);
+/// Says how a packet's checksum stands. A plain packet's is completed here: nobody after us could, and the engine
+/// keeps it right from then on. A super-packet's stays partial, for each segment gets its own.
+fn settle(packet: &mut [u8], vnet: VnetHeader) -> Option<Checksum> {
+    if !vnet.needs_checksum {
+        return Some(Checksum::Complete);
     }
+    let header = Header::parse(packet).ok()?;
+    let checksum = vnet.settle(packet, &header)?;
+    if checksum == Checksum::Partial && vnet.gso == Gso::None {
+        packet::complete(packet, &header);
+        return Some(Checksum::Complete);
+    }
+    Some(checksum)
 }
+
+#[cfg(test)]
+mod tests;

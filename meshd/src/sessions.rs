@@ -30,10 +30,12 @@ use crate::datagrams::{Endpoint, Outbox};
 use crate::path::Path;
 use crate::peers::{Peer, Peers};
 use crate::stats::Counters;
-use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, Opened, Tunnel};
+use crate::tun::MAX_PACKET;
+use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened, Tunnel};
 
-/// Bytes of outbox that sealing or answering may need at most.
-pub(crate) const ROOM: usize = 66_000;
+/// Bytes of outbox that one call may need at most: a super-packet of the smallest segments that Linux makes (48
+/// bytes of payload, net.ipv4.tcp_min_snd_mss), sealed.
+pub(crate) const ROOM: usize = 192 << 10;
 /// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.
 const SILENCE: Duration = Duration::from_secs(12);
 /// Handshakes taken in per turn, so that a flood of them does not starve data.
@@ -190,7 +192,7 @@ impl Sessions {
             next_tick: None,
             handshakes_left: 0,
             nudges_left: 0,
-            scratch: vec![0; ROOM].into(),
+            scratch: vec![0; MAX_PACKET + 2 * OVERHEAD].into(),
         }
     }
 

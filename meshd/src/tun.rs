@@ -5,6 +5,9 @@
 //! where the kernel refuses several. In the latter case the lanes after the first share the queue for
 //! writing and read nothing, so that a node keeps the lanes that its peers know.
 //!
+//! Super-packets: the kernel hands over up to 64 KB of a TCP stream as one packet and takes as much
+//! (`mesh_proto::segment`).
+//!
 //! The device goes when its last queue is closed. What keeps the mesh range closed is not the device but
 //! the kernel's rules (see `kernel`).
 #![expect(unsafe_code, reason = "opening a TUN device takes three ioctls")]
@@ -13,11 +16,10 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use mesh_proto::segment::VnetHeader;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// Length of the virtio header before each packet, in bytes.
-pub const HEADER: usize = 10;
 /// The largest packet that a queue gives or takes, in bytes.
 pub const MAX_PACKET: usize = 65535;
 
@@ -51,47 +53,6 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// What the kernel knows about a packet beyond its bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offload {
-    /// Whether the transport checksum is partial and has to be completed (VIRTIO_NET_HDR_F_NEEDS_CSUM).
-    pub partial: bool,
-    /// The kind of super-packet; 0 for a plain packet.
-    pub gso_type: u8,
-    /// Payload bytes per segment of a super-packet.
-    pub gso_size: u16,
-    /// Where the checksummed bytes begin.
-    pub csum_start: u16,
-    /// Where the checksum stands, counted from `csum_start`.
-    pub csum_offset: u16,
-}
-
-const NEEDS_CSUM: u8 = 1;
-
-impl Offload {
-    fn read(header: &[u8; HEADER]) -> Self {
-        let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-        Self {
-            partial: header[0] & NEEDS_CSUM != 0,
-            gso_type: header[1],
-            gso_size: word(4),
-            csum_start: word(6),
-            csum_offset: word(8),
-        }
-    }
-
-    fn write(self, header_len: u16) -> [u8; HEADER] {
-        let mut header = [0; HEADER];
-        header[0] = if self.partial { NEEDS_CSUM } else { 0 };
-        header[1] = self.gso_type;
-        header[2..4].copy_from_slice(&header_len.to_ne_bytes());
-        header[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());
-        header[6..8].copy_from_slice(&self.csum_start.to_ne_bytes());
-        header[8..10].copy_from_slice(&self.csum_offset.to_ne_bytes());
-        header
-    }
-}
-
 /// One queue of the device, non-blocking.
 #[derive(Debug)]
 pub struct Queue {
@@ -109,12 +70,15 @@ impl Queue {
     ///
     /// # Errors
     /// When the device is gone.
-    pub fn read(&self, packet: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
-        let mut header = [0; HEADER];
+    pub fn read(&self, packet: &mut [u8]) -> io::Result<Option<(usize, Option<VnetHeader>)>> {
+        let mut header = [0; VnetHeader::LEN];
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(packet)];
         loop {
             match rustix::io::readv(&self.fd, &mut parts) {
-                Ok(length) => return Ok(length.checked_sub(HEADER).map(|l| (l, Offload::read(&header)))),
+                Ok(length) => {
+                    let length = length.checked_sub(VnetHeader::LEN);
+                    return Ok(length.map(|length| (length, VnetHeader::parse(&header))));
+                }
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -122,15 +86,16 @@ impl Queue {
         }
     }
 
-    /// Writes one packet. Says whether the kernel took it: it does not while the interface is down or full.
-    pub fn write(&self, packet: &[u8], offload: Offload) -> bool {
-        let header = offload.write(0);
-        let parts = [IoSlice::new(&header), IoSlice::new(packet)];
+    /// Writes one packet, given in parts of which the first is its virtio header.
+    ///
+    /// # Errors
+    /// `INVAL` if the kernel cannot take a super-packet; others while the interface is down or full.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> Result<(), Errno> {
         loop {
-            match rustix::io::writev(&self.fd, &parts) {
-                Ok(_) => return true,
+            match rustix::io::writev(&self.fd, parts) {
+                Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}
-                Err(_) => return false,
+                Err(error) => return Err(error),
             }
         }
     }
@@ -187,10 +152,7 @@ fn open_single(name: &str) -> Result<Queue, TunError> {
     configuration.tun_name(name).platform_config(|platform| {
         platform.ensure_root_privileges(false).vnet_hdr(true);
     });
-    let device = tun::create(&configuration).map_err(|error| match error {
-        tun::Error::Io(source) => create(name, source),
-        other => create(name, io::Error::other(other)),
-    })?;
+    let device = tun::create(&configuration).map_err(|error| create(name, error.into()))?;
     // SAFETY: `into_raw_fd` gives up the device's descriptor, so nobody else closes or uses it.
     let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
     adopt(name, fd)
@@ -210,10 +172,13 @@ fn share(first: Queue, lanes: usize) -> io::Result<Vec<Queue>> {
     Ok(std::iter::once(first).chain(others).collect())
 }
 
-/// Sets what every queue needs: the header's length, no offloads, no blocking.
+/// Sets what every queue needs: the header's length, no blocking, and that the kernel may leave checksums and the
+/// splitting of TCP to us where it can.
 fn adopt(name: &str, fd: OwnedFd) -> Result<Queue, TunError> {
     set_header_size(&fd).map_err(|source| create(name, source))?;
-    set_offloads(&fd, 0).map_err(|source| create(name, source))?;
+    set_offloads(&fd, libc::TUN_F_CSUM | libc::TUN_F_TSO4)
+        .or_else(|_| set_offloads(&fd, 0))
+        .map_err(|source| create(name, source))?;
     rustix::io::ioctl_fionbio(&fd, true).map_err(|error| create(name, error.into()))?;
     Ok(Queue { fd, reads: true })
 }
@@ -230,7 +195,7 @@ fn set_interface(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<()>
 }
 
 fn set_header_size(fd: &OwnedFd) -> io::Result<()> {
-    let size = HEADER as libc::c_int;
+    let size = VnetHeader::LEN as libc::c_int;
     // SAFETY: TUNSETVNETHDRSZ reads one int, which lives until the call returns.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const size) })
 }
@@ -247,13 +212,6 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_header_reads_what_it_wrote() {
-        let offload = Offload { partial: true, gso_type: 1, gso_size: 1380, csum_start: 20, csum_offset: 16 };
-        assert_eq!(Offload::read(&offload.write(40)), offload);
-        assert_eq!(Offload::default().write(0), [0; HEADER]);
-    }
 
     #[test]
     fn a_name_that_is_none_is_refused_in_words() {

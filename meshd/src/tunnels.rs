@@ -182,10 +182,8 @@ impl Tunnel {
         if into.len() < INITIATION {
             return None;
         }
-        match self.0.decapsulate(Some(source), datagram, into) {
-            TunnResult::Err(_) => None,
-            result => Some(made(result)),
-        }
+        let result = self.0.decapsulate(Some(source), datagram, into);
+        (!matches!(result, TunnResult::Err(_))).then(|| made(result))
     }
 
     /// Writes an initiation, also while an earlier one has no answer.

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::lane::{Lane, Out, ROOM};
+use crate::packets::Taken;
 use crate::peers::Peers;
 use crate::stats::Counters;
 use crate::tun::{self, MAX_PACKET, Queue};
@@ -36,7 +37,7 @@ const READS_PER_TURN: usize = 256;
 /// Packets taken over from other lanes per turn.
 const HANDOVERS_PER_TURN: usize = 1024;
 /// Bytes that may wait on each side; twice what one call may need, and small enough for the cache.
-const OUT: usize = 4 * ROOM;
+const OUT: usize = 2 * ROOM;
 /// Pause between two tries to get a lost device back.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -133,7 +134,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
             let now = now();
-            let ready: u64 = events.iter().map(|event: &epoll::Event| 1 << event.data.u64()).sum();
+            let ready = events.iter().fold(0, |ready, event: &epoll::Event| ready | 1 << event.data.u64());
             if ready & 1 << MAIL != 0 && !self.take_mail() {
                 return Ok(());
             }
@@ -164,6 +165,7 @@ impl Worker {
         self.drain_udp(ready, buffers, now);
         self.flush(buffers);
         let device = ready & 1 << TUN == 0 || self.drain_tun(buffers, now);
+        self.make_room(buffers);
         self.lane.handle_timeout(&mut buffers.out, now);
         self.flush(buffers);
         self.write_flows();
@@ -240,14 +242,14 @@ impl Worker {
     /// Says whether the device is still there.
     fn drain_tun(&mut self, buffers: &mut Buffers, now: Timestamp) -> bool {
         for _ in 0..READS_PER_TURN {
-            let (len, offload) = match self.queue.read(&mut buffers.packet) {
+            let (len, vnet) = match self.queue.read(&mut buffers.packet) {
                 Ok(Some(read)) => read,
                 Ok(None) => return true,
                 Err(_) => return false,
             };
             self.counters.tun_rx_packets.add(1);
             self.make_room(buffers);
-            self.lane.handle_packet(&mut buffers.packet[..len], offload, &mut buffers.out, now);
+            self.lane.handle_packet(&mut buffers.packet[..len], vnet, &mut buffers.out, now);
         }
         true
     }
@@ -269,7 +271,9 @@ impl Worker {
         let mut failed = None;
         self.lane.drain_dirty(|slot, entry| {
             let at = slot as u64 * FlowTable::ENTRY_BYTES as u64;
-            failed = file.write_all_at(entry, at).err().or(failed.take());
+            if let Err(error) = file.write_all_at(entry, at) {
+                failed = Some(error);
+            }
         });
         match failed {
             Some(error) => tracing::warn!(%error, "flows are no longer saved: a restart will cut connections"),
@@ -293,14 +297,13 @@ impl Worker {
 
 fn write_out(queue: &Queue, sockets: &Sockets, counters: &Counters, out: &mut Out) {
     if !out.tun.is_empty() {
-        for (packet, offload) in out.tun.iter() {
-            if queue.write(packet, offload) {
-                counters.tun_tx_packets.add(1);
-            } else {
-                counters.count_dropped(Drop::DeviceFull);
-            }
-        }
-        out.tun.clear();
+        let (taken, lost) = out.tun.drain(|parts| match queue.write(parts) {
+            Ok(()) => Taken::Yes,
+            Err(Errno::INVAL) => Taken::Invalid,
+            Err(_) => Taken::No,
+        });
+        counters.tun_tx_packets.add(taken);
+        counters.count_dropped_many(Drop::DeviceFull, lost);
     }
     if !out.udp.is_empty() {
         let sent = sockets.send(&mut out.udp);
