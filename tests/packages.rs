@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use mesh_tests::skip;
+use mesh_tests::{privileged, skip};
 
 /// What is in each package, and with which mode; directories aside.
 const MESHD: [(&str, &str); 6] = [
@@ -47,9 +47,11 @@ fn a_deb_holds_the_daemon_its_units_and_its_examples() {
         for line in ["postinst", "prerm", "postrm", &format!("Package: {name}"), "Depends: libc6"] {
             assert!(control.contains(line), "{name}: no {line} in\n{control}");
         }
-        let conffiles = output("dpkg-deb", &["-I", &package, "conffiles"]).unwrap_or_default();
-        let wanted: Vec<_> = expected.iter().filter(|(path, _)| path.starts_with("etc/")).collect();
-        assert_eq!(conffiles.lines().filter(|line| !line.is_empty()).count(), wanted.len(), "{name}: {conffiles}");
+        let wanted = expected.iter().filter(|(path, _)| path.starts_with("etc/")).count();
+        if wanted > 0 {
+            let conffiles = output("dpkg-deb", &["-I", &package, "conffiles"]).unwrap_or_default();
+            assert_eq!(conffiles.lines().filter(|line| !line.is_empty()).count(), wanted, "{name}: {conffiles}");
+        }
     }
 }
 
@@ -74,6 +76,54 @@ fn an_rpm_holds_the_daemon_its_units_and_its_examples() {
     }
 }
 
+/// Installs, removes and purges the debs on a copy of this machine that vanishes with the process: an overlay in a
+/// mount namespace, without a network. `meshd` is replaced by a witness of how it is called.
+const INSTALL: &str = r##"
+set -e
+mount -t tmpfs meshtest "$3" && cd "$3" && mkdir up work root
+mount -t overlay meshtest -o lowerdir=/,upperdir=up,workdir=work root || exit 77
+mount -t proc proc root/proc
+cp "$1" "$2" root/tmp/
+chroot root sh -ec '
+    dpkg --force-unsafe-io -i /tmp/meshd_*.deb /tmp/mesh-coordinator_*.deb
+    ls /etc/systemd/system/multi-user.target.wants/meshd.service /etc/systemd/system/sysinit.target.wants/meshd-guard.service
+    ls /etc/systemd/system/multi-user.target.wants/mesh-coordinator.service
+    [ "$(stat -c %a:%U /var/lib/meshd)" = 700:root ]
+    [ "$(stat -c %a:%U /var/lib/mesh-coordinator)" = 700:mesh-coordinator ]
+    printf "#!/bin/sh\necho \"\$@\" >> /tmp/called\n" > /usr/bin/meshd
+    dpkg -r meshd mesh-coordinator
+    [ ! -e /tmp/called ] || { echo "a removal opened the mesh range"; exit 1; }
+    ls /etc/meshd/meshd.toml
+    dpkg -P meshd mesh-coordinator
+    [ "$(cat /tmp/called)" = "cleanup --config /var/lib/meshd/.purge.toml" ]
+    for left in /etc/meshd /etc/mesh-coordinator /var/lib/meshd /var/lib/mesh-coordinator; do
+        [ ! -e $left ] || { echo "$left is left"; exit 1; }
+    done
+    [ -z "$(find /etc/systemd -name "mesh*")" ] || { echo "units are left"; exit 1; }
+'
+"##;
+
+#[test]
+fn purging_opens_the_range_and_leaves_nothing_behind() {
+    if !privileged("installing the debs in an overlay") {
+        return;
+    }
+    let (Some(meshd), Some(coordinator)) = (package("meshd", "deb"), package("mesh-coordinator", "deb")) else {
+        return skip("installing the debs", "make package");
+    };
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let arguments =
+        ["--mount", "--net", "bash", "-c", INSTALL, "install", &meshd, &coordinator, &place.path().to_string_lossy()];
+    let Ok(run) = Command::new("unshare").args(arguments).output() else {
+        return skip("installing the debs", "apt-get install util-linux");
+    };
+    if run.status.code() == Some(77) {
+        return skip("installing the debs", "run where an overlay may be mounted on /");
+    }
+    let text = [run.stdout, run.stderr].concat();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&text));
+}
+
 #[test]
 fn every_key_of_an_example_is_a_comment_with_its_default() {
     for file in ["packaging/meshd/meshd.toml", "packaging/coordinator/coordinator.toml"] {
@@ -95,17 +145,13 @@ fn every_key_of_an_example_is_a_comment_with_its_default() {
 }
 
 #[test]
-fn the_daemons_take_their_examples() {
-    for (program, arguments, file) in
-        [("mesh-coordinator", ["check"].as_slice(), "packaging/coordinator/services.toml")]
-    {
-        let Some(binary) = target().map(|dir| dir.join("debug").join(program)).filter(|path| path.exists()) else {
-            return skip(&format!("{program} on its example"), "cargo build --workspace");
-        };
-        let file = root().join(file).to_string_lossy().into_owned();
-        let run = Command::new(&binary).args(arguments).arg(&file).output().expect("the program starts");
-        assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
-    }
+fn the_coordinator_takes_its_example() {
+    let Some(binary) = target().map(|dir| dir.join("debug/mesh-coordinator")).filter(|path| path.exists()) else {
+        return skip("mesh-coordinator on its example", "cargo build --workspace");
+    };
+    let run = Command::new(&binary).arg("check").arg(root().join("packaging/coordinator/services.toml")).output();
+    let run = run.expect("the program starts");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }
 
 #[test]
