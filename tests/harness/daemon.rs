@@ -217,9 +217,6 @@ impl Daemon {
     pub fn start(&self) -> io::Result<()> {
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(&self.config);
-        if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "info");
-        }
         let process = Process::start(&self.namespace, command, &self.log())?;
         self.replace(Some(process));
         Ok(())

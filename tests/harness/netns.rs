@@ -26,7 +26,7 @@ use nix::mount::{MsFlags, mount};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, IpVersion, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::undo::{self, Leftover, Ticket};
@@ -329,6 +329,29 @@ impl Namespace {
                 .priority(priority)
                 .action(RuleAction::ToTable);
             rule.execute().await
+        })
+    }
+
+    /// Takes away every IPv4 rule of a priority, and every IPv4 route of a table.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn forget_routing(&self, priority: u32, table: u8) -> Result<(), NetnsError> {
+        self.netlink(format!("forget table {table}"), move |handle| async move {
+            use futures_util::TryStreamExt;
+            let rules: Vec<_> = handle.rule().get(IpVersion::V4).execute().try_collect().await?;
+            let of_ours = RuleAttribute::Priority(priority);
+            for rule in rules.into_iter().filter(|r| r.attributes.contains(&of_ours)) {
+                handle.rule().del(rule).execute().await?;
+            }
+            let mut question = RouteMessageBuilder::<Ipv4Addr>::new().build();
+            question.header.table = 0;
+            question.attributes.clear();
+            let routes: Vec<_> = handle.route().get(question).execute().try_collect().await?;
+            for route in routes.into_iter().filter(|r| r.header.table == table) {
+                handle.route().del(route).execute().await?;
+            }
+            Ok(())
         })
     }
 

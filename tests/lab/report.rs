@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -46,6 +46,7 @@ struct Document<'a> {
 
 /// The checks so far.
 pub(crate) struct Report {
+    began: Instant,
     checks: Mutex<Vec<Check>>,
     only: Vec<String>,
     live: bool,
@@ -54,7 +55,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(only: Vec<String>, live: bool) -> Self {
-        Self { checks: Mutex::default(), only, live, aborted: Mutex::default() }
+        Self { began: Instant::now(), checks: Mutex::default(), only, live, aborted: Mutex::default() }
     }
 
     /// Says whether a live table is shown.
@@ -74,7 +75,7 @@ impl Report {
             Err(figure) => (false, figure),
         };
         let check = Check { name: name.into(), passed, figure };
-        print(&check);
+        print(&check, self.began.elapsed());
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).push(check);
     }
 
@@ -96,7 +97,7 @@ impl Report {
             if checks.iter().all(|c| c.name != *name) {
                 let why = aborted.as_deref().unwrap_or("it did not come to it");
                 let check = Check { name: (*name).into(), passed: false, figure: format!("not run: {why}") };
-                print(&check);
+                print(&check, took);
                 checks.push(check);
             }
         }
@@ -110,9 +111,10 @@ impl Report {
     }
 }
 
-fn print(check: &Check) {
+fn print(check: &Check, at: Duration) {
     let word = if check.passed { "ok  " } else { "FAIL" };
-    say(&format!("{word} {:<17} {}", check.name, check.figure));
+    let at = at.as_secs_f64();
+    say(&format!("{at:5.1} s  {word} {:<17} {}", check.name, check.figure));
 }
 
 /// Prints a line; a reader that went away is no reason to stop.

@@ -11,13 +11,15 @@ use crate::lab::{PAGES, STARTING};
 use crate::report::Outcome;
 
 /// Calls that every edge must carry.
-const CALLS: u64 = 10;
+const CALLS: u64 = 3;
+/// Pages a second until they have; a checkout is one page of 19.
+const RATE: u64 = 3 * PAGES;
 
 pub(crate) async fn run(world: &World) -> Outcome {
     all_answer(world, STARTING).await?;
     let before = Edges::read(world).await.map_err(said)?;
     let load = &world.program(Role::LoadGenerator).control;
-    load.rate(2 * PAGES).await.map_err(said)?;
+    load.rate(RATE).await.map_err(said)?;
     let carried = until(Duration::from_secs(15), async || {
         let edges = Edges::read(world).await.map_err(said)?.since(&before);
         let carrying = edges.carrying(CALLS);

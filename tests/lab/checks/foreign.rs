@@ -14,15 +14,27 @@ const NODE: &str = "c1-n2";
 /// The EKS VPC CNI's priority.
 const PRIORITY: u32 = 1536;
 
+/// A table of others.
+const TABLE: u8 = 2;
+
 pub(crate) async fn run(lab: &Lab) -> Outcome {
+    let node = &lab.world.node(NODE).namespace;
+    let outcome = one_by_one(lab).await;
+    node.forget_routing(PRIORITY, TABLE).map_err(said)?;
+    let figure = outcome?;
+    reaches(lab, STARTING).await.map_err(|e| format!("{figure}; afterwards: {e}"))?;
+    Ok(figure)
+}
+
+async fn one_by_one(lab: &Lab) -> Outcome {
     let node = &lab.world.node(NODE).namespace;
     let gateway = lab.world.network.ip(1, 1);
     let everything = "0.0.0.0/0".parse().map_err(said)?;
     let mut told = Vec::new();
 
     let pod = lab.world.program(Role::Payment).pod.ok_or("payment is no pod")?;
-    node.route(everything, gateway, 2).map_err(said)?;
-    node.rule_from(pod.into(), 2, PRIORITY).map_err(said)?;
+    node.route(everything, gateway, TABLE.into()).map_err(said)?;
+    node.rule_from(pod.into(), TABLE.into(), PRIORITY).map_err(said)?;
     told.push(works_or_tells(lab, "`from <pod> lookup 2` at 1536", &["rule"]).await?);
 
     for interface in ["all", "eth0", "mesh0", BRIDGE] {
@@ -35,10 +47,7 @@ pub(crate) async fn run(lab: &Lab) -> Outcome {
     let strict = works_or_tells(lab, "FORWARD drop", &["orward", "FORWARD"]).await;
     nft::remove_table(node, "strict").map_err(said)?;
     told.push(strict?);
-
-    let figure = told.join("; ");
-    reaches(lab, STARTING).await.map_err(|e| format!("{figure}; afterwards: {e}"))?;
-    Ok(figure)
+    Ok(told.join("; "))
 }
 
 /// Tries calls into and out of the node's pods; if they fail, a warning must name the thing and a command.

@@ -3,8 +3,8 @@
 use mesh_tests::boutique::Role;
 use mesh_tests::topology::{PORT, World};
 
-use super::{ensure, ms, said};
-use crate::lab::LANES;
+use super::{ensure, ms, said, until};
+use crate::lab::{LANES, STARTING};
 use crate::report::Outcome;
 
 const CONNECTIONS: u64 = 300;
@@ -17,7 +17,14 @@ pub(crate) async fn run(world: &World) -> Outcome {
         world.node(node).kill();
         world.node(node).start().map_err(said)?;
     }
-    // At once, while the lanes are still finding out that their ports are closed.
+    // A stopped meshd refuses everything, which is not what is measured here.
+    until(STARTING, async || {
+        let series = caller.control.series(&vip, callee.dials(), "n=1&patience=300").await;
+        let series = series.map_err(said)?;
+        ensure(series.ok == 1, || format!("not forwarding again: {:?}", series.errors))
+    })
+    .await?;
+    // At once, while the other lanes are still finding out that their ports are closed.
     let how = format!("n={CONNECTIONS}&every=10&parallel=200&patience=5000");
     let series = caller.control.series(&vip, callee.dials(), &how).await.map_err(said)?;
     let figure = format!(
