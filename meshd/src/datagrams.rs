@@ -59,12 +59,13 @@ pub struct Outbox {
     arena: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
+    joins: bool,
 }
 
 impl Outbox {
     /// Makes an outbox of that many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self { arena: vec![0; bytes].into(), used: 0, runs: Vec::with_capacity(256) }
+        Self { arena: vec![0; bytes].into(), used: 0, runs: Vec::with_capacity(256), joins: true }
     }
 
     /// Returns how many bytes are free.
@@ -86,7 +87,8 @@ impl Outbox {
     pub fn commit(&mut self, len: usize, endpoint: Endpoint) {
         let start = self.used;
         self.used += len.min(self.room());
-        if let Some(last) = self.runs.last_mut().filter(|run| run.takes(len, endpoint)) {
+        let last = self.runs.last_mut().filter(|_| self.joins);
+        if let Some(last) = last.filter(|run| run.takes(len, endpoint)) {
             last.len += len;
             return;
         }
@@ -101,6 +103,11 @@ impl Outbox {
         space.copy_from_slice(datagram);
         self.commit(datagram.len(), endpoint);
         true
+    }
+
+    /// Says whether datagrams are to form runs; not where the device cannot segment.
+    pub fn set_joins(&mut self, joins: bool) {
+        self.joins = joins;
     }
 
     /// Returns what waits, in order.
