@@ -239,15 +239,28 @@ fn message_begins(payload: &[u8]) -> bool {
     matches!(payload, [1..=4, 0, 0, 0, ..])
 }
 
-/// Says whether a UDP payload is one WireGuard message, or several data messages of one size (GSO).
+/// Says whether a UDP payload is one WireGuard message, or several of one size (GSO), the last perhaps shorter.
 fn is_tunnel(payload: &[u8]) -> bool {
     match payload {
-        [1, 0, 0, 0, ..] => payload.len() == 148,
-        [2, 0, 0, 0, ..] => payload.len() == 92,
-        [3, 0, 0, 0, ..] => payload.len() == 64,
+        [kind @ 1..=3, 0, 0, 0, ..] => payload.chunks(handshake_length(*kind)).all(is_message),
         [4, 0, 0, 0, ..] if payload.len() <= MAX_MESSAGE => is_data(payload),
         [4, 0, 0, 0, ..] => (32..=MAX_MESSAGE).rev().any(|size| are_data(payload, size)),
         _ => false,
+    }
+}
+
+fn handshake_length(kind: u8) -> usize {
+    match kind {
+        1 => 148,
+        2 => 92,
+        _ => 64,
+    }
+}
+
+fn is_message(message: &[u8]) -> bool {
+    match message {
+        [kind @ 1..=3, 0, 0, 0, ..] => message.len() == handshake_length(*kind),
+        _ => is_data(message),
     }
 }
 
@@ -321,6 +334,12 @@ mod tests {
         assert_eq!(c.classify(&udp((51820, 51821), &initiation)), Class::Tunnel);
         assert_eq!(c.classify(&udp((51820, 53), &initiation)), Class::Leak);
         assert_eq!(c.classify(&udp((51820, 51821), &initiation[..147])), Class::Leak);
+        let mut response = vec![2, 0, 0, 0];
+        response.resize(92, 7);
+        let train = [response.clone(), response.clone(), data(0, 32)].concat();
+        assert_eq!(c.classify(&udp((51820, 51821), &train)), Class::Tunnel);
+        let spoilt = [response, b"clear text".to_vec()].concat();
+        assert_eq!(c.classify(&udp((51820, 51821), &spoilt)), Class::Leak);
         assert_eq!(c.classify(&udp((51820, 51820), &data(5, 96))), Class::Tunnel);
         assert_eq!(c.classify(&udp((51820, 51820), b"clear text")), Class::Leak);
     }
