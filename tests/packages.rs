@@ -142,6 +142,18 @@ fn every_key_of_an_example_is_a_comment_with_its_default() {
     let default = meshd::config::Config::default();
     assert_eq!((config.port, config.interface, config.services), (default.port, default.interface, default.services));
     assert_eq!((config.state_dir, config.socket, config.metrics), (default.state_dir, default.socket, default.metrics));
+
+    let coordinator = all_set("packaging/coordinator/coordinator.toml");
+    let lines = coordinator.lines().filter(|line| *line != "public = \"coordinator.example.com:7700\"");
+    let text = lines.collect::<Vec<_>>().join("\n");
+    let config = coordinator::config::Config::parse(&text, Path::new("/etc/mesh-coordinator/coordinator.toml"));
+    let default = coordinator::config::Config::default();
+    let config = config.expect("the example is valid");
+    assert_eq!(
+        (config.listen, config.state_dir, config.services),
+        (default.listen, default.state_dir, default.services)
+    );
+    assert_eq!((config.admin_socket, config.metrics), (default.admin_socket, default.metrics));
 }
 
 #[test]
@@ -189,7 +201,9 @@ fn units_confine_the_daemons() {
     assert!(before.contains("network-pre.target"), "the guard comes after the network");
 
     let coordinator = read("systemd/mesh-coordinator.service");
-    for line in ["User=mesh-coordinator", "NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateDevices=yes"] {
+    for line in
+        ["User=mesh-coordinator", "ExecReload=", "NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateDevices=yes"]
+    {
         assert!(coordinator.lines().any(|l| l.starts_with(line)), "mesh-coordinator.service: no {line}");
     }
     assert!(!coordinator.contains("CAP_NET_ADMIN"), "the coordinator never touches the network's set-up");
