@@ -67,12 +67,12 @@ impl Socket {
     ///
     /// # Errors
     /// `SocketError` if a living daemon answers on it, or it cannot be made.
-    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |error| SocketError::Io { path: path.into(), error };
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed)?;
         }
-        if UnixStream::connect(path).await.is_ok() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(SocketError::Taken(path.into()));
         }
         match std::fs::remove_file(path) {
@@ -279,8 +279,8 @@ mod tests {
         let path = dir.path().join("m.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 
-        let socket = Socket::bind(&path).await.unwrap();
-        assert!(matches!(Socket::bind(&path).await, Err(SocketError::Taken(_))));
+        let socket = Socket::bind(&path).unwrap();
+        assert!(matches!(Socket::bind(&path), Err(SocketError::Taken(_))));
 
         drop(socket);
         assert!(!path.exists());
@@ -291,7 +291,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.sock");
         let board = Arc::new(Board::new("/none".into()));
-        let socket = Socket::bind(&path).await.unwrap();
+        let socket = Socket::bind(&path).unwrap();
         let server = tokio::spawn(socket.serve(Arc::clone(&board)));
 
         let client = Client::new(path.clone());

@@ -390,8 +390,9 @@ fn print(text: &str) {
 /// Logs to standard error: what MESHD_LOG says, else what an operator cares about.
 fn log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("MESHD_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,hickory_server=warn,hickory_net=warn,hickory_proto=warn"));
+    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| {
+        EnvFilter::new("info,hickory_server=warn,hickory_net=warn,hickory_proto=warn,boringtun=error")
+    });
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let format = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -28,6 +28,10 @@ use crate::{metrics, offers};
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
 
+/// How long what a killed daemon held is waited for, in steps of `RETRY`.
+const PATIENCE: Duration = Duration::from_secs(3);
+const RETRY: Duration = Duration::from_millis(20);
+
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -62,13 +66,13 @@ pub enum DaemonError {
 /// `DaemonError` that says what cannot be had, and what to do.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let state = State::open(&config.state_dir)?;
-    let _lock = state.lock()?;
+    let _lock = patient(|| state.lock()).await?;
     std::fs::create_dir_all(&config.runtime_dir)
         .map_err(|error| DaemonError::Runtime { path: config.runtime_dir.clone(), error })?;
     let board = Arc::new(Board::new(config.services.clone()));
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     offers::load(&board, &config.services);
-    let socket = Socket::bind(&config.socket).await?;
+    let socket = patient(|| Socket::bind(&config.socket)).await?;
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
     background.spawn(socket.serve(Arc::clone(&board)));
@@ -124,6 +128,23 @@ async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
                 obeyed(board);
                 return None;
             }
+        }
+    }
+}
+
+/// Tries again for a while: after a kill the kernel still takes down what the one before held.
+pub(crate) async fn patient<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let mut left = PATIENCE;
+    loop {
+        match attempt() {
+            Err(error) if !left.is_zero() => {
+                if left == PATIENCE {
+                    tracing::info!(%error, "waiting for what the meshd before still holds");
+                }
+                sleep(RETRY).await;
+                left = left.saturating_sub(RETRY);
+            }
+            result => return result,
         }
     }
 }

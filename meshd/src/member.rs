@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::board::{Board, Order};
 use crate::config::Config;
-use crate::daemon::DaemonError;
+use crate::daemon::{DaemonError, patient};
 use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
@@ -73,18 +73,21 @@ impl<'d> Member<'d> {
         let map = cached.clone().unwrap_or_else(|| Arc::new(empty(&enrolment)));
         let active = state.activity();
         let view = Arc::new(View::compile(Arc::clone(&map)));
-        let plane = DataPlane::start(Setup {
-            interface: config.interface.clone(),
-            lanes: config.lanes,
-            port: config.port,
-            mark: MARK,
-            mtu: shape.mtu,
-            keys: lanes.clone(),
-            flow_file: Some(config.runtime_dir.join("flows")),
-            view: Arc::clone(&view),
-            locals: facts::locals(&host).into(),
-            active: active.iter().map(activity).collect(),
-        })?;
+        let open = || {
+            DataPlane::start(Setup {
+                interface: config.interface.clone(),
+                lanes: config.lanes,
+                port: config.port,
+                mark: MARK,
+                mtu: shape.mtu,
+                keys: lanes.clone(),
+                flow_file: Some(config.runtime_dir.join("flows")),
+                view: Arc::clone(&view),
+                locals: facts::locals(&host).into(),
+                active: active.iter().map(activity).collect(),
+            })
+        };
+        let plane = patient(open).await?;
         board.view.send_replace(Some(Arc::clone(&view)));
         let view = watch::Sender::new(view);
         board.set_plane(Some(plane));
