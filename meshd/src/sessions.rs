@@ -83,6 +83,9 @@ struct Session {
     ready: bool,
     /// Whether we initiated and heard nothing since.
     initiated: bool,
+    /// When the last initiation was made, and how often it was repeated ahead of WireGuard's own timer.
+    initiated_at: Option<Timestamp>,
+    repeated: usize,
     expired: bool,
     /// When to start again after giving up, and how long to wait the next time.
     retry: Option<Timestamp>,
@@ -119,6 +122,8 @@ impl Session {
             ticking: false,
             ready: false,
             initiated: false,
+            initiated_at: None,
+            repeated: 0,
             expired: false,
             retry: None,
             backoff: timers::FIRST_BACKOFF,
@@ -421,6 +426,7 @@ impl Sessions {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         let candidates = session.peer.candidates(session.peer_lane, session.peer.cell.endpoint());
         session.initiated = true;
+        session.initiated_at = Some(now);
         session.expired = false;
         session.retry = None;
         if session.path.offer(initiation, &candidates, now) && !self.racing.contains(&number) {

@@ -117,9 +117,13 @@ impl Network {
     /// # Errors
     /// `NetnsError` where the kernel refuses.
     pub fn renumber(&self, host: &Namespace, subnet: u8, from: u8, to: u8) -> Result<(), NetnsError> {
-        host.address("eth0", self.address(subnet, to))?;
+        // The last IPv4 address takes the routes with it; IPv6 routes stay.
         host.remove_address("eth0", self.ip(subnet, from))?;
-        host.default_route(self.ip(subnet, 1))
+        host.address("eth0", self.address(subnet, to))?;
+        match self.underlay {
+            Underlay::V4 => host.default_route(self.ip(subnet, 1)),
+            Underlay::V6 => Ok(()),
+        }
     }
 
     /// Gives a host a bridge for pods and lets it forward, as a Kubernetes node does.

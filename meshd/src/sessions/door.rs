@@ -95,6 +95,7 @@ impl Sessions {
         session.heard = Some(now);
         session.unanswered = None;
         session.initiated = false;
+        session.repeated = 0;
         if let Some(former) = session.path.heard(from) {
             if let Some(former) = former.filter(|former| former.remote != from.remote) {
                 self.by_endpoint.remove(&former.remote);

@@ -287,6 +287,26 @@ fn a_lost_response_is_made_good_by_the_next_initiation() {
 }
 
 #[test]
+fn an_unanswered_initiation_is_repeated_soon_and_not_for_ever() {
+    let mut net = Net::new(&[1, 1], Net::known);
+    net.closed.insert(PORT);
+    net.send(1, 0, 2, 1);
+    net.settle();
+    for _ in 0..40 {
+        net.pass(Duration::from_millis(250));
+    }
+    assert_eq!(net.nodes[&1].counters[0].initiations.get(), 4, "the rest is boringtun's");
+
+    let mut net = Net::new(&[1, 1], Net::known);
+    net.send(1, 0, 2, 1);
+    net.flying.clear();
+    net.pass(Duration::from_millis(250));
+    assert!(net.got(2).is_empty());
+    net.pass(Duration::from_millis(250));
+    assert_eq!(net.got(2), [1]);
+}
+
+#[test]
 fn answers_leave_from_the_address_that_was_addressed() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 1);

@@ -21,6 +21,9 @@ pub(super) const NUDGE_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before starting again once a tunnel gave up; it doubles up to the longest.
 pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// How long the first initiations wait for an answer; boringtun itself repeats one after 5 s, which a peer
+/// that is just starting, or one lost datagram, would make every first call wait for.
+const REPEATS: [Duration; 3] = [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1600)];
 /// A peer heard within this time is called again after giving up, even if nothing is to be sent.
 const RECENT: Duration = Duration::from_secs(600);
 /// A packet that came along within this time means that there is something to send.
@@ -153,7 +156,10 @@ impl Sessions {
         let made = session.tunnel.tick(&mut message);
         session.ready = session.tunnel.has_session();
         let silent = session.ready && !session.hears(now) && !session.initiated;
-        if made == Made::Nothing && silent {
+        let waited = session.initiated_at.filter(|_| session.initiated).map(|at| now.since(at));
+        let overdue = REPEATS.get(session.repeated).is_some_and(|&most| waited.is_some_and(|waited| waited >= most));
+        session.repeated += usize::from(overdue);
+        if made == Made::Nothing && (silent || overdue) {
             self.initiate(number, outbox, now);
         } else {
             self.send_timed(number, made, &message, outbox, now);
@@ -195,6 +201,7 @@ impl Sessions {
                 session.backoff = (session.backoff * 2).min(LONGEST_BACKOFF);
             }
             session.initiated = false;
+            session.repeated = 0;
         }
         match session.retry {
             Some(due) if due <= now => self.initiate(number, outbox, now),
