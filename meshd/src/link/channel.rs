@@ -296,6 +296,7 @@ fn cause(error: &hyper::Error) -> String {
     while let Some(source) = inner.source() {
         inner = source;
     }
-    let closed = inner.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::UnexpectedEof);
-    if closed { "it was closed at the other end".into() } else { inner.to_string() }
+    let text = inner.to_string();
+    // What rustls says of a process that was killed is addressed to programmers.
+    if text.contains("close_notify") { "it was closed at the other end".into() } else { text }
 }
