@@ -369,6 +369,76 @@ fn a_port_in_use_is_said_to_be() {
     }));
 }
 
+/// Longer than two lifetimes of a session (120 s each); run with `--ignored`.
+#[test]
+#[ignore = "takes five minutes"]
+fn sessions_are_renewed_without_losing_a_packet() {
+    if !privileged("data paths in namespaces") {
+        return;
+    }
+    for lanes in [1, 2] {
+        let [a, b] = pair([lanes, lanes]);
+        let server = b.run(|| UdpSocket::bind((flat(2), 7000)).unwrap());
+        server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let echo = std::thread::spawn(move || {
+            let mut packet = [0; 8];
+            while let Ok((length, from)) = server.recv_from(&mut packet) {
+                server.send_to(&packet[..length], from).unwrap();
+            }
+        });
+        // Several flows, so that each lane has some.
+        let flows: Vec<UdpSocket> = (0..8).map(|_| a.run(|| UdpSocket::bind((flat(1), 0)).unwrap())).collect();
+        for flow in &flows {
+            flow.connect((flat(2), 7000)).unwrap();
+            flow.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        }
+        let start = Instant::now();
+        let mut number = 0u64;
+        while start.elapsed() < Duration::from_secs(290) {
+            for flow in &flows {
+                number += 1;
+                flow.send(&number.to_be_bytes()).unwrap();
+                let mut back = [0; 8];
+                let received = flow.recv(&mut back);
+                assert!(received.is_ok(), "packet {number} lost after {:?}: {:?}", start.elapsed(), a.drops());
+                assert_eq!(u64::from_be_bytes(back), number);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let handshakes: Vec<u64> = a.plane.as_ref().unwrap().stats().lanes.iter().map(|l| l.handshakes).collect();
+        assert!(handshakes[0] >= 3, "{handshakes:?}");
+        assert_eq!((a.drops(), b.drops()), (BTreeMap::new(), BTreeMap::new()));
+        drop(flows);
+        echo.join().unwrap();
+    }
+}
+
+/// Two idle nodes that have sessions; prints what they cost. Run with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn idle_cost() {
+    if !privileged("data paths in namespaces") {
+        return;
+    }
+    let [a, b] = pair([2, 2]);
+    let server = echo_server(&b, 2);
+    (0..10).for_each(|_| echo(&mut connect(&a, 2), 1));
+    connect(&a, 2).write_all(&[0]).unwrap();
+    server.join().unwrap();
+
+    let cpu = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    };
+    let before = cpu();
+    std::thread::sleep(Duration::from_secs(20));
+    let share = (cpu() - before) / 20.0 / 2.0 * 100.0;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_owned();
+    writeln!(std::io::stdout(), "idle: {share:.3} % of a core per node; both together {memory}").unwrap();
+    drop((a, b));
+}
+
 /// Bulk data from a to b; prints what it reached. Run with `--ignored --nocapture`, best with `--release`.
 #[test]
 #[ignore = "a measurement"]

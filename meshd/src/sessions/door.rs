@@ -97,6 +97,7 @@ impl Sessions {
         session.initiated = false;
         session.repeated = 0;
         if let Some(former) = session.path.heard(from) {
+            tracing::debug!(peer = %session.peer.id, lane = self.lane, endpoint = %from.remote, "endpoint");
             if let Some(former) = former.filter(|former| former.remote != from.remote) {
                 self.by_endpoint.remove(&former.remote);
             }

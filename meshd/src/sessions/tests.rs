@@ -128,7 +128,7 @@ impl Net {
         }
     }
 
-    /// Lets time pass for us; boringtun has a clock of its own.
+    /// Lets time pass for us; tunnels have a clock of their own.
     fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         let lanes: Vec<(u8, usize)> =

@@ -198,6 +198,7 @@ impl Sessions {
             let missed = session.initiated && recent(session.heard, RECENT);
             if recent(session.wanted, WANTED) || missed {
                 session.retry = Some(now + session.backoff);
+                tracing::info!(peer = %session.peer.id, lane = self.lane, "no answer for 90 s; trying again");
                 session.backoff = (session.backoff * 2).min(LONGEST_BACKOFF);
             }
             session.initiated = false;
