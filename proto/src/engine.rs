@@ -29,7 +29,7 @@ use std::sync::Arc;
 use crate::access::Question;
 use crate::addr::{Flat, Real};
 use crate::clock::Timestamp;
-use crate::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, Touched};
+use crate::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
 use crate::id::NodeId;
 use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite, TCP};
 use crate::verdict::{Drop, Refuse, Verdict};
@@ -205,6 +205,9 @@ impl Engine {
             Touched::Aged => self.flows.keep(key.answer(&flow), now),
             Touched::State => self.mark(place),
         }
+        if flow.state == State::HalfOpen && self.flows.assure(key, &flow, now) {
+            self.mark(place);
+        }
         let verdict = match (key.side, flow.remote) {
             (Side::Outbound, Some(peer)) => Verdict::Forward(peer),
             (Side::Outbound, None) | (Side::Inbound, _) => Verdict::Deliver,
@@ -336,7 +339,6 @@ fn is_syn(header: &Header) -> bool {
 /// Says whether a packet begins a new connection on the ports of one that has ended: then the old decision
 /// does not bind it.
 fn reopens(header: &Header, hit: &Hit) -> bool {
-    use crate::flow::State;
     hit.key.tuple.protocol == TCP && is_syn(header) && hit.flow.opened && hit.flow.state <= State::Closing
 }
 

@@ -8,16 +8,21 @@
 //!
 //! Entries can be written to a file as they change and restored after a crash: `entry` and `restore`.
 //!
-//! Bounds: when a bucket is full the entry that is worth least goes: expired, then closing, then half-open,
-//! then idle for over a minute. If all eight are busy, the new flow is refused (`Drop::FlowTableFull`).
+//! Bounds: when a bucket is full the entry that is worth least goes: expired, then closing, then half-open (only
+//! one side has spoken, so that nobody fills the table alone), then idle for over a minute, then the oldest of a
+//! peer that holds half of the bucket. Otherwise the new flow is refused (`Drop::FlowTableFull`).
+
+mod bucket;
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::id::{NodeId, Revision};
 use crate::packet::{FiveTuple, ICMP, TCP, UDP};
+
+use bucket::Bucket;
 
 const WAYS: usize = 8;
 const WORDS: usize = 8;
@@ -72,9 +77,9 @@ pub enum State {
     Reset,
     /// A TCP FIN was seen.
     Closing,
-    /// Nothing but a TCP SYN was seen.
+    /// Only one side has spoken.
     HalfOpen,
-    /// Traffic.
+    /// Both sides have spoken.
     Open,
 }
 
@@ -98,13 +103,6 @@ pub struct Full;
 pub struct FlowTable {
     buckets: Box<[Bucket]>,
     seed: u64,
-}
-
-#[derive(Debug, Default)]
-struct Bucket {
-    /// Even: at rest. Odd: a writer is in it.
-    version: AtomicU64,
-    ways: [[AtomicU64; WORDS]; WAYS],
 }
 
 impl Key {
@@ -159,8 +157,7 @@ const OPENED: u64 = 0x100;
 impl Flow {
     /// A flow at its first packet.
     pub fn new(to: FiveTuple, remote: Option<NodeId>, revision: Revision, opened: bool, now: Timestamp) -> Self {
-        let state = if to.protocol == TCP { State::HalfOpen } else { State::Open };
-        Self { to, remote, revision, opened, state, last_seen: now, packets: 0, bytes: 0 }
+        Self { to, remote, revision, opened, state: State::HalfOpen, last_seen: now, packets: 0, bytes: 0 }
     }
 
     fn words(&self, key: Key) -> [u64; WORDS] {
@@ -282,7 +279,8 @@ impl FlowTable {
         let index = self.bucket(key);
         let bucket = &self.buckets[index];
         bucket.write(|| {
-            let way = bucket.way(key.words()).or_else(|| bucket.cheapest(now)).ok_or(Full)?;
+            let own = bucket.way(key.words());
+            let way = own.or_else(|| bucket.cheapest(now)).or_else(|| bucket.excess(flow.remote)).ok_or(Full)?;
             bucket.store(way, &flow.words(key));
             Ok(Place((index * WAYS + way) as u32))
         })
@@ -318,6 +316,23 @@ impl FlowTable {
             let _ = words[5].compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
         }
         if state == flow.state { Touched::Aged } else { Touched::State }
+    }
+
+    /// Counts a half-open flow as open if its other direction has shown a packet too. Says whether it has: then
+    /// both entries changed. Call it after `touch`.
+    pub fn assure(&self, key: Key, flow: &Flow, now: Timestamp) -> bool {
+        let answer = key.answer(flow);
+        if self.find(answer, now).is_none_or(|(_, other)| other.packets == 0) {
+            return false;
+        }
+        for key in [key, answer] {
+            if let Some((place, flow)) = self.find(key, now).filter(|(_, flow)| flow.state == State::HalfOpen) {
+                let open = Flow { state: State::Open, ..flow }.seen_word();
+                let words = &self.buckets[place.slot() / WAYS].ways[place.slot() % WAYS];
+                let _ = words[5].compare_exchange(flow.seen_word(), open, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+        true
     }
 
     /// Marks a flow as allowed by another revision.
@@ -435,58 +450,7 @@ impl State {
             _ if tcp_flags & RST != 0 => Self::Reset,
             Self::Closing => Self::Closing,
             _ if tcp_flags & FIN != 0 => Self::Closing,
-            Self::HalfOpen | Self::Open => Self::Open,
-        }
-    }
-}
-
-impl Bucket {
-    fn way(&self, [addresses, ports]: [u64; 2]) -> Option<usize> {
-        let is = |way: &[AtomicU64; WORDS]| {
-            way[0].load(Ordering::Relaxed) == addresses && way[1].load(Ordering::Relaxed) == ports
-        };
-        self.ways.iter().position(is)
-    }
-
-    fn read(&self, way: usize) -> [u64; WORDS] {
-        std::array::from_fn(|i| self.ways[way][i].load(Ordering::Relaxed))
-    }
-
-    fn store(&self, way: usize, words: &[u64; WORDS]) {
-        for (place, word) in self.ways[way].iter().zip(words) {
-            place.store(*word, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns the way that a new flow may take: an empty or expired one, or the one that is worth least.
-    fn cheapest(&self, now: Timestamp) -> Option<usize> {
-        let worth = |way: usize| {
-            let words = self.read(way);
-            let Some(key) = Key::from_words(&words) else {
-                return Some(None);
-            };
-            let flow = Flow::from_words(&words, key.tuple.protocol);
-            if flow.alive(now) { flow.worth(now).map(Some) } else { Some(None) }
-        };
-        let candidates = (0..WAYS).filter_map(|way| worth(way).map(|w| (w, way)));
-        candidates.min().map(|(_, way)| way)
-    }
-
-    /// Runs `change` while no other writer is in the bucket. It copies a few words and never waits, so
-    /// a second writer spins for that long at most.
-    fn write<T>(&self, change: impl FnOnce() -> T) -> T {
-        loop {
-            let version = self.version.load(Ordering::Relaxed) & !1;
-            let claimed =
-                self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed);
-            if claimed.is_err() {
-                std::hint::spin_loop();
-                continue;
-            }
-            fence(Ordering::Release);
-            let result = change();
-            self.version.store(version + 2, Ordering::Release);
-            return result;
+            Self::HalfOpen | Self::Open => self,
         }
     }
 }

@@ -47,7 +47,7 @@ fn a_flow_expires_by_its_state() {
 fn a_full_bucket_gives_up_the_cheapest_and_never_a_busy_flow() {
     let table = FlowTable::new(64);
     let home = table.bucket(key(0));
-    let same: Vec<u32> = (0..).filter(|&n| table.bucket(key(n)) == home).take(10).collect();
+    let same: Vec<u32> = (0..).filter(|&n| table.bucket(key(n)) == home).take(11).collect();
     for &n in &same[..8] {
         let state = if n == same[3] { State::HalfOpen } else { State::Open };
         table.insert(key(n), &flow(n, state, NOW), NOW).unwrap();
@@ -55,6 +55,12 @@ fn a_full_bucket_gives_up_the_cheapest_and_never_a_busy_flow() {
     table.insert(key(same[8]), &flow(same[8], State::Open, NOW), NOW).unwrap();
     assert!(table.find(key(same[3]), NOW).is_none(), "the half-open one went");
     assert_eq!(table.insert(key(same[9]), &flow(same[9], State::Open, NOW), NOW), Err(Full));
+    let one_peer = |n| Flow { remote: Some(NodeId(7)), ..flow(n, State::Open, NOW) };
+    for &n in same[..8].iter().filter(|&&n| n != same[3]).take(4) {
+        table.insert(key(n), &one_peer(n), NOW).unwrap();
+    }
+    assert_eq!(table.insert(key(same[10]), &one_peer(same[10]), NOW), Err(Full), "half of the bucket is its own");
+    assert!(table.insert(key(same[10]), &flow(same[10], State::Open, NOW), NOW).is_ok(), "another peer gets a place");
     let later = NOW + Duration::from_secs(61);
     assert!(table.insert(key(same[9]), &flow(same[9], State::Open, later), later).is_ok(), "idle ones may go");
 }
@@ -67,12 +73,32 @@ fn touching_counts_ages_and_follows_the_flags() {
         let (_, flow) = table.find(key(1), now).unwrap();
         table.touch(place, key(1), &flow, Seen { packets: 1, bytes: 100, tcp_flags: flags }, now)
     };
-    assert_eq!(touch(16, NOW), Touched::State);
+    assert_eq!(touch(16, NOW), Touched::Nothing);
     assert_eq!(touch(16, NOW), Touched::Nothing);
     assert_eq!(touch(16, NOW + Duration::from_secs(2)), Touched::Aged);
     assert_eq!(touch(17, NOW + Duration::from_secs(2)), Touched::State);
     let (_, flow) = table.find(key(1), NOW).unwrap();
     assert_eq!((flow.packets, flow.bytes, flow.state), (4, 400, State::Closing));
+}
+
+#[test]
+fn a_flow_is_open_once_both_sides_have_spoken_and_nobody_opens_it_alone() {
+    let table = FlowTable::new(64);
+    let forward = flow(1, State::HalfOpen, NOW);
+    let answer = key(1).answer(&forward);
+    let back = Flow { to: key(1).tuple.reverse(), opened: false, ..forward };
+    let place = table.insert(key(1), &forward, NOW).unwrap();
+    let other = table.insert(answer, &back, NOW).unwrap();
+    let seen = Seen { packets: 1, bytes: 1, tcp_flags: 16 };
+    for _ in 0..9 {
+        table.touch(place, key(1), &forward, seen, NOW);
+        assert!(!table.assure(key(1), &forward, NOW));
+    }
+    table.touch(other, answer, &back, seen, NOW);
+    assert!(table.assure(answer, &back, NOW));
+    for key in [key(1), answer] {
+        assert_eq!(table.find(key, NOW).unwrap().1.state, State::Open);
+    }
 }
 
 #[test]
