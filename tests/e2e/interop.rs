@@ -29,6 +29,13 @@ struct Scene {
     socket: PathBuf,
 }
 
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // A killed boringtun-cli leaves its socket behind.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
 const FACTS: &[Fact<Scene>] = &[("a_standard_peer_and_a_node_ping_each_other", ping_both_ways)];
 
 fn main() -> ExitCode {

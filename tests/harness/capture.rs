@@ -113,9 +113,9 @@ fn watch(socket: &OwnedFd, mut classifier: Classifier, sink: &Mutex<Seen>, stop:
         let Ok(message) = message else {
             continue;
         };
-        let lost = message.cmsgs().into_iter().flatten().find_map(|c| match c {
-            ControlMessageOwned::RxqOvfl(lost) => Some(lost),
-            _ => None,
+        let lost = message.cmsgs().into_iter().flatten().find_map(|c| {
+            let ControlMessageOwned::RxqOvfl(lost) = c else { return None };
+            Some(lost)
         });
         let link = message.address.map_or(0, |a| a.ifindex());
         let length = message.bytes;

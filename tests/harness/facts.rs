@@ -5,6 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// A fact: its name, and what must not panic.
 pub type Fact<T> = (&'static str, fn(&T));
@@ -42,6 +43,7 @@ impl Run {
         if wanted.is_empty() {
             return;
         }
+        let began = Instant::now();
         let made = match set_up() {
             Ok(made) => made,
             Err(e) => {
@@ -50,9 +52,12 @@ impl Run {
                 return;
             }
         };
+        println!("scene {scene} set up in {:.1} s", began.elapsed().as_secs_f64());
         for (fact, prove) in wanted {
+            let began = Instant::now();
             let held = catch_unwind(AssertUnwindSafe(|| prove(&made))).is_ok();
-            println!("test {} ... {}", name(fact), if held { "ok" } else { "FAILED" });
+            let word = if held { "ok" } else { "FAILED" };
+            println!("test {} ... {word} ({:.1} s)", name(fact), began.elapsed().as_secs_f64());
             if held {
                 self.passed += 1;
             } else {

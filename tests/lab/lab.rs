@@ -162,7 +162,7 @@ pub(crate) fn join(world: &World, nodes: &[&str]) -> io::Result<()> {
     std::thread::scope(|scope| {
         let joining: Vec<_> = nodes.iter().map(|n| scope.spawn(|| world.join(n))).collect();
         let joined = joining.into_iter().map(|t| t.join());
-        joined.map(|ended| ended.map_err(|_| io::Error::other("a thread panicked"))?).collect()
+        { joined }.try_for_each(|ended| ended.map_err(|_| io::Error::other("a thread panicked"))?)
     })
 }
 

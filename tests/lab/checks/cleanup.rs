@@ -25,22 +25,31 @@ pub(crate) fn run(lab: Lab) -> Outcome {
     Ok(format!("{figure}; no namespace and no process is left"))
 }
 
+/// Ends every node, every other one the hard way, and compares what is left with what was before.
 fn nodes(lab: &Lab) -> Outcome {
-    let (mut killed, mut stopped) = (0, 0);
-    for (name, node) in &lab.world.nodes {
-        // Every other one the hard way.
-        if (killed + stopped) % 2 == 0 {
-            node.kill();
-            killed += 1;
-        } else {
-            node.terminate();
-            stopped += 1;
-        }
-        node.expect_config(&["cleanup"]).map_err(said)?;
-        let before = lab.before.get(name).ok_or("no snapshot was taken")?;
-        let after = snapshot::take(&node.namespace)?;
-        let difference = snapshot::difference(before, &after);
-        ensure(difference.is_empty(), || format!("{name} is not as it was:\n{}", difference.join("\n")))?;
+    let nodes = lab.world.nodes.len();
+    let ended: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let hard = [true, false].into_iter().cycle();
+        let names = lab.world.nodes.keys().zip(hard);
+        let threads: Vec<_> = names.map(|(name, hard)| scope.spawn(move || node(lab, name, hard))).collect();
+        let joined = threads.into_iter().map(|t| t.join());
+        joined.map(|ended| ended.unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
+    });
+    ended.into_iter().collect::<Result<(), _>>()?;
+    let killed = nodes.div_ceil(2);
+    Ok(format!("{nodes} nodes byte-identical after `cleanup`, {killed} of them killed with -9"))
+}
+
+fn node(lab: &Lab, name: &str, hard: bool) -> Result<(), String> {
+    let node = lab.world.node(name);
+    if hard {
+        node.kill();
+    } else {
+        node.terminate();
     }
-    Ok(format!("{} nodes byte-identical after `cleanup`, {killed} of them killed with -9", killed + stopped))
+    node.expect_config(&["cleanup"]).map_err(said)?;
+    let before = lab.before.get(name).ok_or("no snapshot was taken")?;
+    let after = snapshot::take(&node.namespace)?;
+    let difference = snapshot::difference(before, &after);
+    ensure(difference.is_empty(), || format!("{name} is not as it was:\n{}", difference.join("\n")))
 }

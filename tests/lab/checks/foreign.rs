@@ -14,6 +14,8 @@ const NODE: &str = "c1-n2";
 /// The EKS VPC CNI's priority.
 const PRIORITY: u32 = 1536;
 
+/// meshd looks for obstacles every 10 s.
+const SEARCHED: Duration = Duration::from_secs(13);
 /// A table of others.
 const TABLE: u8 = 2;
 
@@ -55,7 +57,7 @@ async fn works_or_tells(lab: &Lab, what: &str, words: &[&str]) -> Outcome {
     let Err(broken) = reaches(lab, Duration::from_millis(1500)).await else {
         return Ok(format!("{what}: works"));
     };
-    until(Duration::from_secs(5), async || {
+    until(SEARCHED, async || {
         let warnings = lab.status(NODE)?.warnings;
         let commands = ["nft ", "iptables ", "sysctl ", "ip rule ", "ip route "];
         let naming = |w: &&String| words.iter().any(|word| w.contains(word)) && commands.iter().any(|c| w.contains(c));
