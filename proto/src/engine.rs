@@ -31,7 +31,7 @@ use crate::addr::{Flat, Real};
 use crate::clock::Timestamp;
 use crate::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
 use crate::id::NodeId;
-use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite, TCP};
+use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite};
 use crate::verdict::{Drop, Refuse, Verdict};
 use crate::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
 
@@ -336,10 +336,10 @@ fn is_syn(header: &Header) -> bool {
     matches!(header.kind, Kind::Tcp(flags) if flags & (SYN | ACK) == SYN)
 }
 
-/// Says whether a packet begins a new connection on the ports of one that has ended: then the old decision
-/// does not bind it.
+/// Says whether a packet begins a connection that a flow was not made for: on the ports of one that has ended, or
+/// against the flow's direction, where the callee would call its caller. The flow's decision does not bind it.
 fn reopens(header: &Header, hit: &Hit) -> bool {
-    hit.key.tuple.protocol == TCP && is_syn(header) && hit.flow.opened && hit.flow.state <= State::Closing
+    is_syn(header) && (!hit.flow.opened || hit.flow.state <= State::Closing)
 }
 
 fn reason(malformed: Malformed) -> Drop {

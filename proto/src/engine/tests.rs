@@ -3,7 +3,7 @@
 use super::*;
 use crate::fixture::{self, B, CART, NEAR, NODE_A, NODE_B, POD_A, POD_A2, POD_B, RuleAt, STORE};
 use crate::netmap::NetMap;
-use crate::packet::{ICMP, UDP};
+use crate::packet::{ICMP, TCP, UDP};
 use std::time::Duration;
 
 const NOW: Timestamp = Timestamp::from_millis(5_000_000);
@@ -429,6 +429,28 @@ fn a_forgotten_connection_is_resumed_by_its_replies_if_its_opener_was_allowed() 
     let mut reply = tcp(POD_B, 9, POD_A, 40000, ACK);
     assert_eq!(inn(&mut client, &mut reply), Verdict::Deliver);
     assert_eq!(out(&mut engine(&[]), &mut tcp(REAL_A, 8080, POD_B, 50000, ACK)), Verdict::Refuse(Refuse::Denied));
+}
+
+#[test]
+fn a_resumed_reply_lets_no_connection_in_behind_it() {
+    let mut engine = engine(&[RuleAt(1, &["front"], &["cart"])]);
+    // Node a's pod may call cart; cart claims a connection that never was, and then opens one of its own.
+    assert_eq!(inn(&mut engine, &mut tcp(POD_B, 8070, POD_A, 22, ACK)), Verdict::Deliver);
+    for flags in [SYN, SYN | 8, SYN | 1] {
+        assert_eq!(inn(&mut engine, &mut tcp(POD_B, 8070, POD_A, 22, flags)), Verdict::Refuse(Refuse::Denied));
+    }
+}
+
+#[test]
+fn a_callee_opens_nothing_to_its_caller() {
+    let mut inbound = engine(&[RuleAt(1, &["front"], &["cart"])]);
+    assert_eq!(out(&mut inbound, &mut tcp(REAL_A, 40000, POD_B, 8070, SYN)), Verdict::Forward(B));
+    assert_eq!(inn(&mut inbound, &mut tcp(POD_B, 8070, POD_A, 40000, SYN)), Verdict::Refuse(Refuse::Denied));
+    assert_eq!(inn(&mut inbound, &mut tcp(POD_B, 8070, POD_A, 40000, SYN | ACK)), Verdict::Deliver);
+
+    let mut outbound = engine(&[RuleAt(1, &["cart"], &["front"])]);
+    assert_eq!(inn(&mut outbound, &mut tcp(POD_B, 50000, POD_A, 8080, SYN)), Verdict::Deliver);
+    assert_eq!(out(&mut outbound, &mut tcp(REAL_A, 8080, POD_B, 50000, SYN)), Verdict::Refuse(Refuse::Denied));
 }
 
 #[test]
