@@ -2,7 +2,9 @@
 //!
 //! A handshake costs its receiver an elliptic-curve product, and its source address can be forged. So, in order:
 //! above a number of handshakes per second everybody must first show a cookie, which proves the source; then each
-//! source has a rate of its own; then each known peer has one. The limits are those of Linux' own WireGuard
+//! source has a rate of its own; then each known peer has one. Nothing that a stranger can forge takes from what
+//! another may do: a source above its rate is asked for a cookie and has a second account with one, and a peer pays
+//! only for initiations that it provably made. The limits are those of Linux' own WireGuard
 //! (drivers/net/wireguard/ratelimiter.c, messages.h).
 
 use std::collections::BTreeMap;
@@ -48,13 +50,18 @@ impl Bucket {
         Self { level: u64::from(rate.burst) * TOKEN, updated: now }
     }
 
-    /// Takes a token; says whether there was one. The rate may differ from call to call.
-    pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
+    /// Says whether there is a token. The rate may differ from call to call.
+    pub fn has(&mut self, rate: Rate, now: Timestamp) -> bool {
         let elapsed = now.as_micros().saturating_sub(self.updated.as_micros());
         let gained = elapsed.saturating_mul(u64::from(rate.per_second));
         self.level = self.level.saturating_add(gained).min(u64::from(rate.burst) * TOKEN);
         self.updated = self.updated.max(now);
-        let there = self.level >= TOKEN;
+        self.level >= TOKEN
+    }
+
+    /// Takes a token; says whether there was one.
+    pub fn take(&mut self, rate: Rate, now: Timestamp) -> bool {
+        let there = self.has(rate, now);
         if there {
             self.level -= TOKEN;
         }
@@ -94,7 +101,12 @@ impl HandshakeLimiter {
         if self.under_load(now) && !cookie {
             return Admission::DemandCookie;
         }
-        if self.sources.take(source, now) { Admission::Admit } else { Admission::Drop }
+        match (self.sources.take(source, cookie, now), cookie) {
+            (true, _) => Admission::Admit,
+            (false, true) => Admission::Drop,
+            // Perhaps somebody forges this source to have it shut out.
+            (false, false) => Admission::DemandCookie,
+        }
     }
 
     /// Says whether more handshakes arrived in a second than are cheap, now or up to a second ago.
@@ -102,9 +114,14 @@ impl HandshakeLimiter {
         self.load.is_high(now)
     }
 
-    /// Says whether a known peer, recognised by its key, may initiate once more.
+    /// Says whether a known peer may initiate once more. That it is the peer is not proven yet, so it costs nothing.
     pub fn admit_peer(&mut self, peer: NodeId, now: Timestamp) -> bool {
-        self.peers.entry(peer).or_insert_with(|| Bucket::full(PEER_RATE, now)).take(PEER_RATE, now)
+        self.peers.get_mut(&peer).is_none_or(|bucket| bucket.has(PEER_RATE, now))
+    }
+
+    /// Charges a peer for an initiation that proved to be its own and new.
+    pub fn charge_peer(&mut self, peer: NodeId, now: Timestamp) {
+        self.peers.entry(peer).or_insert_with(|| Bucket::full(PEER_RATE, now)).take(PEER_RATE, now);
     }
 
     /// Forgets peers that are members no more.
@@ -138,7 +155,7 @@ impl Load {
     }
 }
 
-type Set = [Option<(u64, Bucket)>; WAYS];
+type Set = [Option<((u64, bool), Bucket)>; WAYS];
 
 /// Buckets by source, in sets of four. A full set gives up the bucket that was used the longest time ago; whoever
 /// comes back after that starts with a full bucket. A flood of forged sources can make that happen, which is why
@@ -154,9 +171,10 @@ impl Sources {
         Self { seed, sets: vec![[None; WAYS]; SOURCES / WAYS].into() }
     }
 
-    fn take(&mut self, source: IpAddr, now: Timestamp) -> bool {
-        let key = key(source);
-        let index = mix(key ^ self.seed) as usize % self.sets.len();
+    /// Takes from the account of a source: one for what shows a cookie, one for what may be forged.
+    fn take(&mut self, source: IpAddr, cookie: bool, now: Timestamp) -> bool {
+        let key = (key(source), cookie);
+        let index = mix(key.0 ^ self.seed) as usize % self.sets.len();
         let set = &mut self.sets[index];
         if let Some((_, bucket)) = set.iter_mut().flatten().find(|(k, _)| *k == key) {
             return bucket.take(SOURCE_RATE, now);
@@ -270,7 +288,13 @@ mod tests {
     #[test]
     fn a_peer_initiates_fifty_times_a_second_whatever_others_do() {
         let mut limiter = HandshakeLimiter::new(7);
-        let mut admitted = |peer, ms| limiter.admit_peer(NodeId(peer), at(ms));
+        let mut admitted = |peer, ms| {
+            let admitted = limiter.admit_peer(NodeId(peer), at(ms));
+            if admitted {
+                limiter.charge_peer(NodeId(peer), at(ms));
+            }
+            admitted
+        };
 
         assert_eq!((0..500).filter(|_| admitted(1, 0)).count(), 50);
         assert!(admitted(2, 0));
@@ -278,6 +302,22 @@ mod tests {
 
         limiter.retain_peers(|peer| peer == NodeId(2));
         assert_eq!(limiter.peers.len(), 1);
+    }
+
+    #[test]
+    fn who_forges_a_source_does_not_shut_it_out() {
+        let mut limiter = HandshakeLimiter::new(7);
+        let forged = (0..50).map(|_| limiter.admit(v4(1), false, at(0)));
+        assert_eq!(forged.filter(|&a| a == Admission::Admit).count(), 5);
+        assert_eq!(limiter.admit(v4(1), false, at(1)), Admission::DemandCookie);
+        assert_eq!(limiter.admit(v4(1), true, at(2)), Admission::Admit);
+    }
+
+    #[test]
+    fn a_peer_pays_only_for_what_it_proved() {
+        let mut limiter = HandshakeLimiter::new(7);
+        assert!((0..500).all(|_| limiter.admit_peer(NodeId(1), at(0))));
+        assert!(limiter.peers.is_empty());
     }
 
     #[test]
@@ -291,7 +331,7 @@ mod tests {
         // The latest are remembered.
         let latest = (199_900..200_000).filter(|&n| {
             let set = &limiter.sources.sets[mix(key(v4(n)) ^ 7) as usize % limiter.sources.sets.len()];
-            set.iter().flatten().any(|(k, _)| *k == key(v4(n)))
+            set.iter().flatten().any(|(k, _)| *k == (key(v4(n)), true))
         });
         assert!(latest.count() > 95);
     }

@@ -58,6 +58,8 @@ impl Sessions {
             return Received::Dropped(Drop::Unauthenticated);
         };
         outbox.commit(len, from);
+        // Not before: whose key an initiation names costs nothing to claim.
+        self.limiter.charge_peer(id, now);
         session.peer.cell.set_handshake(now);
         self.counters.handshakes.add(1);
         self.keep_ticking(number);

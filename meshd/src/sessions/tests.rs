@@ -455,6 +455,40 @@ fn a_flood_of_initiations_is_counted_and_data_still_flows() {
 }
 
 #[test]
+fn who_repeats_a_peers_initiation_does_not_shut_the_peer_out() {
+    let mut net = Net::new(&[1, 1], Net::known);
+    net.send(2, 0, 1, 1);
+    let (_, to, captured) = net.flying.remove(0);
+    for source in 10..70 {
+        net.deliver(SocketAddr::new(ip(source), PORT), to, &captured);
+    }
+    assert_eq!(net.nodes[&1].dropped, vec![Drop::Unauthenticated; 59], "all but the first are known for what they are");
+    net.flying.clear();
+
+    net.with(2, 0, |s, out, now| s.initiate(0, out, now));
+    net.settle();
+    assert_eq!(net.got(1), [1]);
+}
+
+#[test]
+fn who_forges_a_peers_address_does_not_shut_the_peer_out() {
+    let mut net = Net::new(&[1, 1], Net::known);
+    let mut strangers = Net::new(&[1, 1, 1], Net::known);
+    strangers.send(3, 0, 1, 1);
+    let (_, to, forged) = strangers.flying.remove(0);
+    for _ in 0..30 {
+        net.deliver(SocketAddr::new(ip(2), PORT), to, &forged);
+    }
+    net.flying.clear();
+
+    net.send(2, 0, 1, 1);
+    net.settle();
+    net.with(2, 0, |s, out, now| s.initiate(0, out, now));
+    net.settle();
+    assert_eq!(net.got(1), [1], "asked for a cookie, and let in with it");
+}
+
+#[test]
 fn an_idle_tunnel_asks_for_nothing_but_its_ticks() {
     let mut net = Net::new(&[1, 1], Net::known);
     assert_eq!(net.lane(1, 0).poll_timeout(Timestamp::default()), None);
