@@ -143,6 +143,9 @@ impl Engine {
         if self.view.owner(Flat(header.tuple.source)) != Some(Owner::Peer(from)) {
             return Verdict::Drop(Drop::SpoofedSource);
         }
+        if packet::is_source_routed(bytes, &header) {
+            return Verdict::Drop(Drop::ForbiddenDestination);
+        }
         let key = Key { side: Side::Inbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {

@@ -342,6 +342,25 @@ fn drops_say_why() {
 }
 
 #[test]
+fn a_packet_that_names_its_own_hops_is_not_delivered() {
+    let with_options = |options: &[u8]| {
+        let mut p = tcp(POD_B, 1, NODE_A, 80, SYN);
+        p.splice(20..20, options.iter().copied());
+        p[0] = 0x45 + (options.len() / 4) as u8;
+        let length = p.len() as u16;
+        p[2..4].copy_from_slice(&length.to_be_bytes());
+        p
+    };
+    for kind in [131, 137] {
+        let mut routed = with_options(&[1, kind, 7, 4, 169, 254, 169, 254]);
+        assert_eq!(inn(&mut engine(&open()), &mut routed), Verdict::Drop(Drop::ForbiddenDestination));
+    }
+    for harmless in [&[1, 1, 1, 0][..], &[0, 131, 7, 4], &[148, 4, 0, 0], &[68, 1, 131, 7]] {
+        assert_eq!(inn(&mut engine(&open()), &mut with_options(harmless)), Verdict::Deliver, "{harmless:?}");
+    }
+}
+
+#[test]
 fn a_block_that_maps_to_loopback_is_never_delivered_to() {
     let mut map = fixture::netmap(&open());
     map.node.blocks[0].real = "127.0.0.0/24".parse().unwrap();

@@ -18,6 +18,7 @@ use std::net::Ipv4Addr;
 pub use answer::{LONGEST_ERROR, Unreachable, echo_reply, tcp_reset, unreachable};
 pub use checksum::{complete, partial, verify};
 pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, put_word, sum, word};
+pub use parse::is_source_routed;
 pub use rewrite::{clamp_mss, rewrite, rewrite_icmp_error};
 
 /// IP protocol numbers that the engine tells apart.

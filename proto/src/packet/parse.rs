@@ -90,6 +90,27 @@ impl Header {
     }
 }
 
+/// Says whether a packet names hops of its own (loose or strict source routing, RFC 791 section 3.1): then whoever
+/// holds its destination sends it on, to where the packet says.
+pub fn is_source_routed(packet: &[u8], header: &Header) -> bool {
+    const END: u8 = 0;
+    const NOP: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+    let mut options = packet.get(IP_HEADER..header.header_len).unwrap_or_default();
+    while let [kind, rest @ ..] = options {
+        let length = match (*kind, rest.first()) {
+            (LOOSE | STRICT, _) => return true,
+            (NOP, _) => 1,
+            // Every kernel drops a packet whose options do not add up.
+            (END, _) | (_, None | Some(0 | 1)) => return false,
+            (_, Some(&length)) => usize::from(length),
+        };
+        options = options.get(length..).unwrap_or_default();
+    }
+    false
+}
+
 /// The IPv4 header alone, of a packet or of a quote whose stated length may exceed what is there.
 struct Ip {
     tuple: FiveTuple,
