@@ -1,7 +1,7 @@
 //! The control channel's listener: connections, their limits, and HTTP/2 on each.
 //!
 //! ```text
-//! accept ─▶ door (strangers: 1024 in all, 32 from one address) ─▶ TLS within 5 s ─▶ whose key?
+//! accept ─▶ door (strangers: 1024 in all, 32 from one address, or one IPv6 /64) ─▶ TLS within 5 s ─▶ whose key?
 //!             member   ─▶ leaves the strangers' count; at most 16 connections each
 //!             stranger ─▶ has 30 s to join
 //! ```
@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -173,7 +173,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let address = from.ip().to_canonical();
+        let address = household(from.ip());
         if !doors.strangers.enter(address) {
             hub.metrics.turned_away();
             continue;
@@ -223,6 +223,14 @@ async fn connection(
     }
     hub.note_underlay(local).await;
     speak(stream, peer, routes, stop).await
+}
+
+/// Returns what stands for an address at the door: of IPv6 the /64, for a host has all of that.
+fn household(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
+    }
 }
 
 /// Returns whose key the handshake proved.
@@ -278,6 +286,15 @@ async fn speak(stream: TlsStream<TcpStream>, peer: Peer, routes: Router, mut sto
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_cannot_pass_for_many_by_its_ipv6_addresses() {
+        let at = |text: &str| household(text.parse().expect("written as an address"));
+        assert_eq!(at("2001:db8:0:1::1"), at("2001:db8:0:1:ffff::2"));
+        assert_ne!(at("2001:db8:0:1::1"), at("2001:db8:0:2::1"));
+        assert_eq!(at("::ffff:192.0.2.1"), at("192.0.2.1"));
+        assert_ne!(at("192.0.2.1"), at("192.0.2.2"));
+    }
 
     #[test]
     fn a_door_counts_in_all_and_for_each() {

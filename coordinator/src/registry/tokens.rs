@@ -135,14 +135,12 @@ impl State {
 
     /// Uses a token once.
     pub(super) fn redeem(&mut self, id: &str, secret: &TokenSecret, now: UnixTime) -> Result<TokenRecord, Refused> {
-        let token = Arc::make_mut(&mut self.tokens).get_mut(id);
-        match token.filter(|token| token.has_secret(secret) && token.is_usable(now)) {
-            Some(token) => {
-                token.uses_left -= 1;
-                Ok(token.clone())
-            }
-            None => Err(unusable()),
-        }
+        let token = self.tokens.get(id).filter(|token| token.has_secret(secret) && token.is_usable(now));
+        // Copied after the check, lest a stranger's guess costs a copy of all tokens.
+        let mut token = token.ok_or_else(unusable)?.clone();
+        token.uses_left -= 1;
+        Arc::make_mut(&mut self.tokens).insert(id.to_owned(), token.clone());
+        Ok(token)
     }
 
     /// Says whether a secret is not that of a token that we know; true for tokens that we forgot.
