@@ -131,11 +131,11 @@ impl Access {
 
     /// Returns the index of a rule that allows it, or none: then it is denied.
     pub fn judge(&self, question: &Question) -> Option<usize> {
+        if let Some((service, port)) = question.service {
+            return self.judge_service(question.source, service, port);
+        }
         let asked =
             |service: u32, port: u16| self.allows(question.source, [Name::Port(service, port), Name::Service(service)]);
-        if let Some(rule) = question.service.and_then(|(service, port)| asked(service, port)) {
-            return Some(rule);
-        }
         let served = self.served.get(&(question.destination.0, question.protocol, question.port));
         if let Some(rule) = served.into_iter().flatten().find_map(|&(service, port)| asked(service, port)) {
             return Some(rule);
@@ -143,6 +143,12 @@ impl Access {
         let member = self.members.find(question.destination.0)?;
         let host = if member.itself { Name::Host(member.node) } else { Name::Any };
         self.allows(question.source, [Name::Any, Name::Site(member.site), host])
+    }
+
+    /// Returns the index of a rule that lets a caller dial a service's port, or none. Rules for hosts and sites
+    /// are about plain addresses: if they counted, the answer would change with the backend that is chosen.
+    pub fn judge_service(&self, source: Flat, service: u32, port: u16) -> Option<usize> {
+        self.allows(source, [Name::Port(service, port), Name::Service(service), Name::Any])
     }
 
     fn allows<const N: usize>(&self, source: Flat, names: [Name; N]) -> Option<usize> {

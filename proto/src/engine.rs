@@ -27,7 +27,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::access::Question;
-use crate::addr::{Flat, Real};
+use crate::addr::{Flat, Real, is_forbidden};
 use crate::clock::Timestamp;
 use crate::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
 use crate::id::NodeId;
@@ -109,11 +109,14 @@ impl Engine {
                 return self.later_fragment(Side::Outbound, None, bytes, &header, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_outbound(bytes, &header, quoted, now),
+            Kind::IcmpOther if icmp::quotes_no_flow(bytes, &header) => return Verdict::Drop(Drop::IcmpUnmatched),
             Kind::Udp if self.is_probe(&header.tuple) => return Verdict::Drop(Drop::BadProbe),
             Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
-        let known = self.flows.find(key, now).map(|(place, flow)| Hit { key, place, flow });
-        let hit = match known.filter(|hit| !reopens(&header, hit)) {
+        if header.first_fragment {
+            self.fragments.forget(Side::Outbound, &header);
+        }
+        let hit = match self.known(key, &header, now) {
             Some(hit) => self.recheck(hit),
             None => match self.open_outbound(&header, now) {
                 Ok(hit) => Ok(hit),
@@ -152,13 +155,16 @@ impl Engine {
                 return self.later_fragment(Side::Inbound, Some(from), bytes, &header, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_inbound(from, bytes, &header, quoted, now),
+            Kind::IcmpOther if icmp::quotes_no_flow(bytes, &header) => return Verdict::Drop(Drop::IcmpUnmatched),
             Kind::Udp if self.is_probe(&header.tuple) => {
                 return self.answer_probe(from, bytes, &header, now);
             }
             Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
-        let known = self.flows.find(key, now).map(|(place, flow)| Hit { key, place, flow });
-        let hit = match known.filter(|hit| !reopens(&header, hit)) {
+        if header.first_fragment {
+            self.fragments.forget(Side::Inbound, &header);
+        }
+        let hit = match self.known(key, &header, now) {
             Some(hit) if hit.flow.remote != Some(from) => {
                 return Verdict::Drop(Drop::SpoofedSource);
             }
@@ -221,6 +227,26 @@ impl Engine {
         verdict
     }
 
+    /// Finds the flow of a packet. One that has ended is forgotten when a new connection takes its ports, so that
+    /// what its old backend still sends is not taken for the new one's.
+    fn known(&mut self, key: Key, header: &Header, now: Timestamp) -> Option<Hit> {
+        let (place, flow) = self.flows.find(key, now)?;
+        let hit = Hit { key, place, flow };
+        if reopens(header, &hit) {
+            self.forget(&hit);
+            return None;
+        }
+        Some(hit)
+    }
+
+    fn forget(&mut self, hit: &Hit) {
+        for key in [hit.key, hit.key.answer(&hit.flow)] {
+            if let Some(place) = self.flows.remove(key) {
+                self.mark(place);
+            }
+        }
+    }
+
     /// Judges a flow again if the map changed since it was last judged. A flow that may not go on is forgotten.
     fn recheck(&mut self, hit: Hit) -> Result<Hit, Refuse> {
         let Hit { key, place, flow } = hit;
@@ -234,11 +260,7 @@ impl Engine {
             self.judge(answer, key.tuple.reverse(), flow.remote)
         };
         if let Err(why) = judged {
-            for key in [key, answer] {
-                if let Some(place) = self.flows.remove(key) {
-                    self.mark(place);
-                }
-            }
+            self.forget(&hit);
             return Err(why);
         }
         self.flows.stamp(place, key, self.view.revision());
@@ -306,6 +328,9 @@ impl Engine {
 
     /// Returns the mesh address that an address on this host stands for.
     fn image(&self, source: Ipv4Addr) -> Option<Flat> {
+        if is_forbidden(source) {
+            return None;
+        }
         let own = || self.locals.contains(&source).then(|| self.view.address());
         self.view.flat(Real(source)).or_else(own)
     }

@@ -1,5 +1,6 @@
 //! Later fragments carry no ports; they follow their first fragment, or are dropped.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -18,8 +19,8 @@ const LIFETIME: Duration = Duration::from_secs(15);
 /// First fragments that were let through.
 #[derive(Debug)]
 pub(super) struct Fragments {
-    seen: Vec<First>,
-    next: usize,
+    /// The oldest first.
+    seen: VecDeque<First>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +38,7 @@ struct First {
 
 impl Fragments {
     pub(super) fn new() -> Self {
-        Self { seen: Vec::with_capacity(MAX_FRAGMENTED), next: 0 }
+        Self { seen: VecDeque::with_capacity(MAX_FRAGMENTED) }
     }
 
     /// Notes a first fragment that was let through.
@@ -53,23 +54,30 @@ impl Fragments {
             verdict,
             at,
         };
-        if self.seen.len() < MAX_FRAGMENTED {
-            self.seen.push(first);
-        } else {
-            self.seen[self.next] = first;
-            self.next = (self.next + 1) % MAX_FRAGMENTED;
+        if self.seen.len() == MAX_FRAGMENTED {
+            self.seen.pop_front();
         }
+        self.seen.push_back(first);
+    }
+
+    /// Forgets the packet whose identification another one takes over, which may go elsewhere or be refused.
+    pub(super) fn forget(&mut self, side: Side, header: &Header) {
+        self.seen.retain(|first| !first.leads(side, header));
     }
 
     fn find(&self, side: Side, header: &Header, now: Timestamp) -> Option<&First> {
-        self.seen.iter().find(|first| {
-            first.side == side
-                && first.source == header.tuple.source
-                && first.destination == header.tuple.destination
-                && first.protocol == header.tuple.protocol
-                && first.identification == header.identification
-                && now.since(first.at) <= LIFETIME
-        })
+        self.seen.iter().find(|first| first.leads(side, header) && now.since(first.at) <= LIFETIME)
+    }
+}
+
+impl First {
+    /// Says whether a fragment is of the same packet (RFC 791 section 3.2).
+    fn leads(&self, side: Side, header: &Header) -> bool {
+        self.side == side
+            && self.source == header.tuple.source
+            && self.destination == header.tuple.destination
+            && self.protocol == header.tuple.protocol
+            && self.identification == header.identification
     }
 }
 
@@ -87,6 +95,9 @@ impl Engine {
         let Some(first) = first else {
             return Verdict::Drop(Drop::FragmentUnmatched);
         };
+        if side == Side::Outbound && self.way(first.remote).is_some_and(|mtu| header.total_len > mtu) {
+            return Verdict::Drop(Drop::Oversized);
+        }
         packet::rewrite(bytes, header, &first.to, Checksum::Complete);
         first.verdict
     }

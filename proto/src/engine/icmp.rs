@@ -6,7 +6,7 @@ use super::{Engine, Hit};
 use crate::clock::Timestamp;
 use crate::flow::{Key, Side};
 use crate::id::NodeId;
-use crate::packet::{self, FiveTuple, Header, Rewrite};
+use crate::packet::{self, FiveTuple, Header, Kind, Rewrite};
 use crate::verdict::{Drop, Verdict};
 
 impl Engine {
@@ -47,6 +47,13 @@ impl Engine {
         let (place, flow) = self.flows.find(key, now)?;
         self.recheck(Hit { key, place, flow }).ok()
     }
+}
+
+/// Says whether a message is an ICMP error (RFC 1122 section 3.2.2) of which no quote can belong to a flow: about
+/// another error, about a later fragment, a redirect or a source quench.
+pub(super) fn quotes_no_flow(bytes: &[u8], header: &Header) -> bool {
+    const ERRORS: [u8; 5] = [3, 4, 5, 11, 12];
+    header.kind == Kind::IcmpOther && bytes.get(header.header_len).is_some_and(|kind| ERRORS.contains(kind))
 }
 
 fn translate(bytes: &mut [u8], header: &Header, hit: &Hit) {

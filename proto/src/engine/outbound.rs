@@ -6,7 +6,7 @@ use crate::addr::{Flat, Real, is_forbidden};
 use crate::clock::Timestamp;
 use crate::flow::{Flow, Key, Side};
 use crate::id::NodeId;
-use crate::packet::{FiveTuple, Header, Kind};
+use crate::packet::{FiveTuple, Header, ICMP, Kind, TCP, UDP};
 use crate::verdict::{Drop, Refuse};
 use crate::view::Owner;
 
@@ -73,6 +73,10 @@ impl Engine {
         if matches!(header.kind, Kind::Tcp(_)) && !is_syn(header) {
             return Err(Fate::Refuse(Refuse::BackendGone));
         }
+        // Whoever may not call draws no ticket, so that the weights stay exact for those who may.
+        service.balancer.peek().ok_or(Fate::Refuse(Refuse::NoBackend))?;
+        let allowed = self.view.access().judge_service(source, index as u32, port.port);
+        allowed.ok_or(Fate::Refuse(Refuse::Denied))?;
         let backend = service.balancer.choose(source.0).ok_or(Fate::Refuse(Refuse::NoBackend))?;
         Ok(Goal { carrier: backend.address, port: backend.target(port), service: Some((index as u32, port.port)) })
     }
@@ -82,23 +86,8 @@ impl Engine {
         let Some(service) = self.view.service(index) else {
             return Fate::Refuse(Refuse::UnknownService);
         };
-        let allowed = service.ports.iter().any(|port| {
-            service.backends.iter().any(|backend| {
-                let question = Question {
-                    source,
-                    destination: backend.address,
-                    protocol: port.transport.number(),
-                    port: backend.target(port),
-                    service: Some((index as u32, port.port)),
-                };
-                self.view.access().judge(&question).is_some()
-            })
-        });
-        match (allowed, service.backends.is_empty()) {
-            (true, _) => Fate::Echo,
-            (false, true) => Fate::Refuse(Refuse::NoBackend),
-            (false, false) => Fate::Refuse(Refuse::Denied),
-        }
+        let allowed = |port: u16| self.view.access().judge_service(source, index as u32, port).is_some();
+        if service.ports.iter().any(|port| allowed(port.port)) { Fate::Echo } else { Fate::Refuse(Refuse::Denied) }
     }
 
     /// Computes what the opening direction is rewritten to.
@@ -129,7 +118,8 @@ impl Engine {
     /// share a backend, and processes behind a ClusterIP share the node's address.
     fn with_free_port(&self, key: Key, mut flow: Flow, now: Timestamp) -> Result<Flow, Fate> {
         let wanted = flow.to.source_port;
-        for attempt in 0..MAX_PORT_TRIES {
+        let ports = matches!(key.tuple.protocol, TCP | UDP | ICMP);
+        for attempt in 0..if ports { MAX_PORT_TRIES } else { 1 } {
             let taken = self.flows.find(key.answer(&flow), now);
             if taken.is_none_or(|(_, other)| other.to == key.tuple.reverse()) {
                 return Ok(flow);

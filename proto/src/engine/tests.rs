@@ -6,6 +6,8 @@ use crate::netmap::NetMap;
 use crate::packet::{ICMP, TCP, UDP};
 use std::time::Duration;
 
+mod corners;
+
 const NOW: Timestamp = Timestamp::from_millis(5_000_000);
 /// Pods of node a as their interfaces carry them.
 const REAL_A: &str = "10.8.0.10";

@@ -1,0 +1,357 @@
+//! The oracle: what may become of a packet, said as plainly as the specification says it.
+//!
+//! It keeps the conversations let through so far in a list, looks everything up by walking the map, and
+//! answers with every outcome that is right. The comparison settles on the one that the engine took.
+
+mod fresh;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use mesh_proto::addr::is_forbidden;
+use mesh_proto::id::{NodeId, Revision, ServiceKey};
+use mesh_proto::netmap::{Backend, NetMap, Service, ServicePort};
+use mesh_proto::packet::FiveTuple;
+use mesh_proto::verdict::{Drop, Refuse, Verdict};
+
+use crate::packet::{ACK, Body, FIN, Packet, RST, SYN};
+use crate::policy::{Goal, may, owner};
+
+pub(crate) use fresh::candidates;
+use fresh::{opens, port};
+
+/// What a node's own interface takes unless it is told otherwise, in bytes.
+const OWN_MTU: usize = 1420;
+
+/// Where a packet comes from, and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The kernel of this node.
+    Tun,
+    /// The tunnel to a peer.
+    Peer(NodeId),
+}
+
+/// A conversation as one node sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Flow {
+    /// Where its opener is, and what the opener's packets look like as they come.
+    pub(crate) first: End,
+    pub(crate) asked: FiveTuple,
+    /// Where it leads, and what the opener's packets look like as they leave.
+    pub(crate) other: End,
+    pub(crate) sent: FiveTuple,
+    /// The mesh address that the opener speaks for.
+    caller: Ipv4Addr,
+    /// The mesh address and port that are called.
+    pub(crate) goal: (Ipv4Addr, u16),
+    /// The service and the port that was dialled at its VIP.
+    pub(crate) service: Option<(ServiceKey, u16)>,
+    revision: Revision,
+    ended: bool,
+    /// Whether it was taken up from its middle.
+    resumed: bool,
+}
+
+/// A first fragment that was let through.
+#[derive(Debug, Clone)]
+struct Piece {
+    from: End,
+    /// Source, destination, protocol and identification as it came.
+    key: (Ipv4Addr, Ipv4Addr, u8, u16),
+    to: End,
+    /// Source and destination as it left.
+    sent: (Ipv4Addr, Ipv4Addr),
+    revision: Revision,
+}
+
+/// A verdict that is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    Is(Verdict),
+    /// Any refusal or drop.
+    Stopped,
+}
+
+/// One way in which it may go on.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) want: Want,
+    /// What the packet must look like.
+    pub(crate) after: Option<Packet>,
+    /// Whether the source port is taken, so that it must be another one.
+    pub(crate) other_port: bool,
+    /// The conversation that ends with it.
+    forget: Option<usize>,
+    /// The conversation that goes on with it.
+    pub(crate) keep: Option<usize>,
+    /// The conversation that begins with it.
+    pub(crate) open: Option<Flow>,
+}
+
+/// What one node knows.
+pub(crate) struct Model {
+    pub(crate) map: Arc<NetMap>,
+    pub(crate) locals: Vec<Ipv4Addr>,
+    pub(crate) flows: Vec<Flow>,
+    pieces: Vec<Piece>,
+}
+
+fn ends(verdict: Verdict) -> Vec<Outcome> {
+    vec![Outcome { want: Want::Is(verdict), after: None, other_port: false, forget: None, keep: None, open: None }]
+}
+
+fn drops(reason: Drop) -> Vec<Outcome> {
+    ends(Verdict::Drop(reason))
+}
+
+fn refuses(reason: Refuse) -> Vec<Outcome> {
+    ends(Verdict::Refuse(reason))
+}
+
+fn stops() -> Vec<Outcome> {
+    ends(Verdict::Drop(Drop::FlowUnknown)).into_iter().map(|o| Outcome { want: Want::Stopped, ..o }).collect()
+}
+
+impl Model {
+    pub(crate) fn new(map: Arc<NetMap>, locals: Vec<Ipv4Addr>) -> Self {
+        Self { map, locals, flows: Vec::new(), pieces: Vec::new() }
+    }
+
+    /// Says everything that may rightly become of a packet.
+    pub(crate) fn judge(&self, from: End, p: &Packet) -> Vec<Outcome> {
+        if let End::Peer(peer) = from
+            && owner(&self.map, p.tuple.source).is_none_or(|o| o.peer != Some(peer))
+        {
+            return drops(Drop::SpoofedSource);
+        }
+        if p.later() {
+            return self.later(from, p);
+        }
+        if let Body::Error { quote, len, .. } = &p.body {
+            return self.error(from, p, quote, *len);
+        }
+        let Some((index, onward)) = self.find(from, p.tuple) else {
+            return self.fresh(from, p, None);
+        };
+        let flow = &self.flows[index];
+        if flow.revision != self.map.revision && !self.stands(flow) {
+            let gone = if onward { self.lost(flow) } else { stops() };
+            let gone = gone.into_iter().map(|o| Outcome { forget: Some(index), ..o });
+            return gone.chain(self.fresh(from, p, Some(index))).collect();
+        }
+        let mut all = self.pass(index, onward, p);
+        // The ports of what has ended may serve again; two that call each other at once may be judged singly.
+        let syn = p.flags().is_some_and(|f| f & (SYN | ACK) == SYN);
+        if (syn && (flow.ended || !onward)) || p.flags().is_some_and(|_| flow.ended && onward && opens(p)) {
+            all.extend(self.fresh(from, p, Some(index)));
+        }
+        all
+    }
+
+    /// Says whether a packet answers what the kernel of this node was seen to ask.
+    pub(crate) fn answers(&self, from: End, p: &Packet, chosen: &Outcome) -> bool {
+        let flow = chosen.keep.and_then(|index| self.flows.get(index));
+        flow.is_some_and(|f| f.first == End::Tun && f.other == from && f.sent.reverse() == p.tuple && !f.resumed)
+    }
+
+    /// Remembers what the engine did.
+    pub(crate) fn settle(&mut self, from: End, p: &Packet, chosen: &Outcome, verdict: Verdict) {
+        if let Some(index) = chosen.keep {
+            self.flows[index].revision = self.map.revision;
+            self.flows[index].ended |= p.flags().is_some_and(|f| f & (FIN | RST) != 0);
+        }
+        if let Some(index) = chosen.forget {
+            self.flows.swap_remove(index);
+        }
+        if let Some(flow) = &chosen.open {
+            self.flows.push(Flow { resumed: !opens(p), ..flow.clone() });
+        }
+        let to = match verdict {
+            Verdict::Forward(peer) => Some(End::Peer(peer)),
+            Verdict::Deliver => Some(End::Tun),
+            Verdict::Reply | Verdict::Refuse(_) | Verdict::Drop(_) | Verdict::RoundTrip(_) => None,
+        };
+        if p.first() {
+            let key = (p.tuple.source, p.tuple.destination, p.tuple.protocol, p.id);
+            self.pieces.retain(|piece| piece.from != from || piece.key != key);
+            if let (Some(to), Some(after)) = (to, &chosen.after) {
+                let sent = (after.tuple.source, after.tuple.destination);
+                self.pieces.push(Piece { from, key, to, sent, revision: self.map.revision });
+            }
+        }
+    }
+
+    /// Finds the conversation of a packet, and whether it goes the opener's way.
+    fn find(&self, from: End, t: FiveTuple) -> Option<(usize, bool)> {
+        let onward = self.flows.iter().position(|f| f.first == from && f.asked == t).map(|i| (i, true));
+        onward.or_else(|| self.flows.iter().position(|f| f.other == from && f.sent.reverse() == t).map(|i| (i, false)))
+    }
+
+    /// Says whether a conversation may go on under the map in force.
+    fn stands(&self, f: &Flow) -> bool {
+        let place = |address| owner(&self.map, address).map(|o| o.peer.map_or(End::Tun, End::Peer));
+        let reaches = place(f.caller) == Some(f.first) && place(f.goal.0) == Some(f.other);
+        reaches
+            && match &f.service {
+                Some((key, dialled)) => self.map.services.get(key).is_some_and(|service| {
+                    let listed =
+                        |port: &ServicePort| service.backends.iter().any(|b| (b.address.0, b.target(port)) == f.goal);
+                    port(service, f.asked.protocol, *dialled).is_some_and(listed)
+                        && may(&self.map, f.caller, &Goal::Port(key, *dialled))
+                }),
+                None => may(&self.map, f.caller, &Goal::Address(f.goal.0, f.asked.protocol, f.goal.1)),
+            }
+    }
+
+    /// Says why a conversation may not go on, as its opener hears it.
+    fn lost(&self, f: &Flow) -> Vec<Outcome> {
+        let mut all = Vec::new();
+        if let Some((key, dialled)) = &f.service {
+            let service = self.map.services.get(key);
+            if service.is_none() {
+                all.extend(refuses(Refuse::UnknownService));
+            }
+            if service.is_some_and(|s| port(s, f.asked.protocol, *dialled).is_none()) {
+                all.extend(refuses(Refuse::ClosedPort));
+            }
+            let there = |port: &ServicePort, b: &Backend| (b.address.0, b.target(port)) == f.goal;
+            let listed = |s: &Service| s.ports.iter().any(|p| s.backends.iter().any(|b| there(p, b)));
+            if !service.is_some_and(listed) {
+                all.extend(refuses(Refuse::BackendGone));
+            }
+            if !may(&self.map, f.caller, &Goal::Port(key, *dialled)) {
+                all.extend(refuses(Refuse::Denied));
+            }
+        } else if owner(&self.map, f.goal.0).is_none() {
+            all.extend([refuses(Refuse::NoRoute), refuses(Refuse::BackendGone)].concat());
+        } else if !may(&self.map, f.caller, &Goal::Address(f.goal.0, f.asked.protocol, f.goal.1)) {
+            all.extend(refuses(Refuse::Denied));
+        }
+        all
+    }
+
+    /// Says what becomes of the next packet of a conversation that may go on.
+    fn pass(&self, index: usize, onward: bool, p: &Packet) -> Vec<Outcome> {
+        let f = &self.flows[index];
+        let (to, t) = if onward { (f.other, f.sent) } else { (f.first, f.asked.reverse()) };
+        let all = self.emit(if onward { f.first } else { f.other }, to, p, p.between(t));
+        all.into_iter().map(|o| Outcome { keep: Some(index), ..o }).collect()
+    }
+
+    /// Says what leaves, where it fits.
+    fn emit(&self, from: End, to: End, before: &Packet, mut after: Packet) -> Vec<Outcome> {
+        let mut all = ends(Verdict::Deliver);
+        // Both ends may be narrower than the middle, so a segment's size is bounded on both ways.
+        let mut mtu = if let End::Peer(peer) = from { self.mtu(peer) } else { OWN_MTU };
+        if let End::Peer(peer) = to {
+            mtu = self.mtu(peer);
+            let length = before.bytes().len();
+            // What the kernel left for us to split is split to size afterwards.
+            if length > mtu && !(before.partial && before.flags().is_some()) {
+                let too_big = before.df && !before.later();
+                return if too_big { refuses(Refuse::TooBig) } else { drops(Drop::Oversized) };
+            }
+            all = ends(Verdict::Forward(peer));
+        }
+        if let Body::Tcp { flags, mss: Some(mss), .. } = &mut after.body
+            && *flags & SYN != 0
+            && !before.later()
+        {
+            *mss = (*mss).min((mtu - 40) as u16);
+        }
+        all.into_iter().map(|o| Outcome { after: Some(after.clone()), ..o }).collect()
+    }
+
+    /// Returns the largest packet that may go to a peer.
+    pub(crate) fn mtu(&self, peer: NodeId) -> usize {
+        let peer = self.map.peers.values().find(|p| p.id == peer);
+        peer.map_or(OWN_MTU, |p| usize::from(p.mtu).clamp(576, OWN_MTU))
+    }
+
+    fn later(&self, from: End, p: &Packet) -> Vec<Outcome> {
+        let mut unmatched = drops(Drop::FragmentUnmatched);
+        if from == End::Tun && self.stands_for(p.tuple.source).is_none() {
+            unmatched.extend(drops(Drop::SpoofedSource));
+        }
+        let key = (p.tuple.source, p.tuple.destination, p.tuple.protocol, p.id);
+        let Some(piece) = self.pieces.iter().find(|piece| piece.from == from && piece.key == key) else {
+            return unmatched;
+        };
+        let t = FiveTuple { source: piece.sent.0, destination: piece.sent.1, ..p.tuple };
+        let mut all = if piece.revision == self.map.revision { Vec::new() } else { unmatched };
+        let peer_left = matches!(piece.to, End::Peer(id) if self.map.peers.values().all(|p| p.id != id));
+        if !peer_left {
+            all.extend(self.emit(from, piece.to, p, p.between(t)));
+        }
+        all
+    }
+
+    /// An error passes only if it quotes a packet that a live conversation sent to where the error comes from.
+    fn error(&self, from: End, p: &Packet, quote: &Packet, len: usize) -> Vec<Outcome> {
+        let Body::Error { kind, code, extra, .. } = p.body else {
+            return stops();
+        };
+        let unmatched = drops(Drop::IcmpUnmatched);
+        let ours = from != End::Tun || self.stands_for(p.tuple.source).is_some();
+        let quotable = !quote.later() && !matches!(quote.body, Body::Error { .. });
+        let found = self.find(from, quote.tuple.reverse()).filter(|_| quotable);
+        let Some((index, onward)) = found else {
+            return if ours { unmatched } else { [unmatched, drops(Drop::SpoofedSource)].concat() };
+        };
+        let flow = &self.flows[index];
+        if flow.revision != self.map.revision && !self.stands(flow) {
+            return stops().into_iter().map(|o| Outcome { forget: Some(index), ..o }).collect();
+        }
+        let (to, quoted) = if onward { (flow.other, flow.sent.reverse()) } else { (flow.first, flow.asked) };
+        let mut t = FiveTuple { source: p.tuple.source, destination: quoted.source, ..p.tuple };
+        if p.tuple.source == quote.tuple.destination {
+            t.source = quoted.destination;
+        } else if from == End::Tun {
+            t.source = self.stands_for(p.tuple.source).unwrap_or(quoted.destination);
+        }
+        let quote = Box::new(quote.between(quoted));
+        let body = Body::Error { kind, code, extra, quote, len };
+        let mut all = self.emit(from, to, p, Packet { body: body.clone(), ..p.between(t) });
+        // Who reports it from elsewhere on the way may be hidden behind the end of the conversation.
+        let hidden = FiveTuple { source: quoted.destination, ..t };
+        all.extend(self.emit(from, to, p, Packet { body, ..p.between(hidden) }));
+        if !ours {
+            all.extend(drops(Drop::SpoofedSource));
+        }
+        all.iter_mut().for_each(|o| o.keep = Some(index));
+        if p.tuple.destination != flow_end(flow, onward) {
+            all.extend(unmatched);
+        }
+        all
+    }
+
+    /// Returns the mesh address that a source on this node stands for.
+    fn stands_for(&self, source: Ipv4Addr) -> Option<Ipv4Addr> {
+        if is_forbidden(source) {
+            return None;
+        }
+        let node = &self.map.node;
+        let local = source == node.address.0 || self.locals.contains(&source);
+        let block = node.blocks.iter().find(|b| b.real.contains(&source));
+        let moved = block.map(|b| shift(source, b.real.network(), b.flat.network()));
+        moved.or_else(|| local.then_some(node.address.0))
+    }
+
+    /// Returns the address behind this node that a mesh address is the image of.
+    fn real(&self, flat: Ipv4Addr) -> Option<Ipv4Addr> {
+        let node = &self.map.node;
+        let block = node.blocks.iter().find(|b| b.flat.contains(&flat));
+        let moved = block.map(|b| shift(flat, b.flat.network(), b.real.network()));
+        moved.or_else(|| (flat == node.address.0).then_some(flat))
+    }
+}
+
+/// Returns the address that the quoted packet's sender shows to where an error comes from.
+fn flow_end(flow: &Flow, onward: bool) -> Ipv4Addr {
+    if onward { flow.asked.destination } else { flow.sent.source }
+}
+
+fn shift(address: Ipv4Addr, from: Ipv4Addr, to: Ipv4Addr) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(address) - u32::from(from) + u32::from(to))
+}
