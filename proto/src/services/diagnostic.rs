@@ -165,13 +165,15 @@ impl Diagnostics {
         out
     }
 
-    /// One line for each diagnostic, `file:line:col: error[MESH0104]: message`, for logs and status.
+    /// One line for each diagnostic, `file:line:col: error[MESH0104]: message; what to do`, for logs and status.
     pub fn lines(&self) -> Vec<String> {
         let line = |d: &Diagnostic| {
             let (line, column) = position(&self.text, d.span.start);
             let severity = d.severity.as_str();
             let (file, code, message) = (&self.file, d.code, &d.message);
-            format!("{file}:{line}:{column}: {severity}[{code}]: {message}")
+            let advice = d.help.as_deref().unwrap_or(&d.label);
+            let gap = if advice.is_empty() { "" } else { "; " };
+            format!("{file}:{line}:{column}: {severity}[{code}]: {message}{gap}{advice}")
         };
         self.list.iter().map(line).collect()
     }
@@ -301,6 +303,7 @@ mod tests {
             assert!(report.contains(part), "{part} is missing in\n{report}");
         }
         assert!(report.ends_with("1 error, 1 warning"), "{report}");
+        assert_eq!(all.lines()[0], "a/services.toml:2:1: error[MESH0104]: unknown key `name`; mend it");
         assert_eq!(all.lines()[1], "a/services.toml:3:1: warning[MESH0153]: no");
         assert_eq!(all.to_json()["diagnostics"][0]["line"], 2);
         assert!(all.render(true).contains('\u{1b}'));
