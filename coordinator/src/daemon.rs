@@ -98,7 +98,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
     let admin_socket = config.admin_socket.clone();
     let key = identity.public();
-    let hub = Hub::new(config, key, listen.clone(), path, registry, underlay);
+    let unserved = config.metrics.filter(|_| metrics.is_none());
+    let hub = Hub::new(config, key, listen.clone(), unserved, path, registry, underlay);
     load(&hub).await;
 
     let (stop, stopping) = watch::channel(false);

@@ -32,6 +32,8 @@ pub(crate) struct Hub {
     pub(crate) key: IdentityKey,
     /// Where the control channel listens.
     pub(crate) listen: Vec<SocketAddr>,
+    /// Where metrics should be served and cannot be.
+    pub(crate) unserved: Option<SocketAddr>,
     /// The store's file.
     pub(crate) store: PathBuf,
     /// When the coordinator started.
@@ -71,6 +73,7 @@ impl Hub {
         config: Config,
         key: IdentityKey,
         listen: Vec<SocketAddr>,
+        unserved: Option<SocketAddr>,
         store: PathBuf,
         registry: Registry,
         underlay: Vec<IpAddr>,
@@ -81,6 +84,7 @@ impl Hub {
             config,
             key,
             listen,
+            unserved,
             store,
             started: Instant::now(),
             metrics: Metrics::default(),

@@ -163,7 +163,8 @@ fn shown(table: &Table, rows: usize, empty: &str) -> String {
     if rows == 0 {
         return format!("{empty}\n");
     }
-    let lines = table.lines().map(|line| format!("{}\n", line.trim()));
+    // A cell is padded by one blank on each side; more at the start are empty cells, which keep the columns.
+    let lines = table.lines().map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(&line).trim_end()));
     lines.collect()
 }
 
@@ -184,5 +185,20 @@ fn age(seconds: u64) -> String {
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_cells_at_the_start_keep_the_columns() {
+        let mut table = table(["SERVICE", "BACKEND"]);
+        table.add_row(["web", "a"]);
+        table.add_row(["", "b"]);
+        let shown = shown(&table, 2, "");
+        let column = |line: usize, word| shown.lines().nth(line).and_then(|line| line.find(word));
+        assert_eq!(column(2, "b"), column(0, "BACKEND"), "{shown}");
     }
 }

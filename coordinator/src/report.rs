@@ -32,6 +32,11 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
     if hub.config.public.is_empty() {
         warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());
     }
+    if let Some(address) = hub.unserved {
+        warnings.push(format!(
+            "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
+        ));
+    }
     api::Status {
         schema: api::STATUS.into(),
         mesh: world.mesh.name.clone(),

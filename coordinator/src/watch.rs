@@ -168,11 +168,7 @@ pub(crate) async fn load(hub: &Arc<Hub>) {
         }
         FileState::Rejected | FileState::Unreadable | FileState::Unread => {
             hub.metrics.reload("refused");
-            tracing::error!(
-                file = %path.display(),
-                "services.toml is not taken; what was in force before still is\n{}",
-                outcome.rendered
-            );
+            tracing::error!("services.toml is not taken; what was in force before still is\n{}", outcome.rendered);
         }
     }
     hub.file().enter(state, outcome);

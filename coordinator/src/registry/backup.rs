@@ -1,6 +1,5 @@
 //! A copy of the store in a file of its own, which a coordinator can open in place of the store.
 
-use std::io;
 use std::path::Path;
 
 use mesh_proto::id::Revision;
@@ -15,11 +14,7 @@ impl Registry {
     /// If the file exists or cannot be written; then no file is left behind.
     pub fn backup(&self, path: &Path) -> Result<Revision, StoreError> {
         if path.symlink_metadata().is_ok() {
-            return Err(StoreError::Io {
-                doing: "write",
-                path: path.display().to_string(),
-                source: io::Error::from(io::ErrorKind::AlreadyExists).into(),
-            });
+            return Err(StoreError::Exists { path: path.display().to_string() });
         }
         let stored = self.store.load()?;
         let revision = stored.revision;

@@ -288,7 +288,10 @@ impl Registry {
         }
         let word = match error {
             StoreError::Conflict { .. } => "busy",
-            StoreError::Io { .. } | StoreError::Locked { .. } | StoreError::Damaged { .. } => "internal",
+            StoreError::Io { .. }
+            | StoreError::Locked { .. }
+            | StoreError::Exists { .. }
+            | StoreError::Damaged { .. } => "internal",
         };
         Refused::new(word, error.to_string())
     }

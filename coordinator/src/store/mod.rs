@@ -96,8 +96,16 @@ pub enum StoreError {
         /// What the system says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The file of a copy exists already.
+    #[error("{path} exists and is not overwritten; name another file, or move it away")]
+    Exists {
+        /// The file.
+        path: String,
+    },
     /// Another process has the file open.
-    #[error("{path} is open in another process; is a mesh-coordinator already running?")]
+    #[error(
+        "{path} is open in another process; stop the mesh-coordinator that runs (systemctl stop mesh-coordinator), or set another `state_dir`"
+    )]
     Locked {
         /// The file.
         path: String,
