@@ -124,11 +124,11 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
     let applied = hub.ask(change).await;
     let applied = applied.map_err(|refused| (refused.word, refused.into()))?;
     let world = hub.world();
-    let response = applied.node.and_then(|node| welcome(hub, &world, node));
+    let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
     response.ok_or_else(|| ("internal", vanished()))
 }
 
-fn welcome(hub: &Hub, world: &World, node: NodeName) -> Option<JoinResponse> {
+fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
     let record = world.nodes.get(&node)?;
     let netmap = plan(world, &node)?;
     Some(JoinResponse {
@@ -142,6 +142,7 @@ fn welcome(hub: &Hub, world: &World, node: NodeName) -> Option<JoinResponse> {
         pins: vec![hub.key],
         coordinators: hub.config.public.clone(),
         netmap,
+        refused,
         node,
     })
 }

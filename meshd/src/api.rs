@@ -3,7 +3,7 @@
 //! ```text
 //! GET  /v1/status  /v1/peers  /v1/services[?name=]  /v1/flows  /v1/resolve?name=  /v1/why?src=&dst=[&udp=1]
 //! GET  /v1/metrics          the metrics as text
-//! POST /v1/reload  /v1/leave  /v1/stop
+//! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
 //! Who may ask is decided by the kernel's word (SO_PEERCRED): root, and the user that runs the daemon.
 
@@ -157,6 +157,16 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             };
             let udp = parameter(query, "udp").is_some();
             with_view(board, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
+        }
+        (&Method::POST, "/v1/probe") => {
+            let Some(name) = parameter(query, "node") else {
+                return malformed("node");
+            };
+            with_view(board, |view| {
+                let id = names::peer(view.netmap(), &name)?;
+                board.with_plane(|plane| plane.ping(id));
+                Ok(done("asking through the tunnel"))
+            })
         }
         (&Method::POST, "/v1/reload") => {
             board.reload.notify_one();

@@ -72,9 +72,9 @@ pub enum Verb {
         /// A service, a node, or a full name
         name: String,
     },
-    /// Show the round trip to a node through the tunnel
+    /// Measure the round trip to a node through the tunnel
     Ping {
-        /// A node
+        /// A node, `host:NODE`, or its mesh address
         node: String,
     },
     /// Say whether SRC may call DST, which way it would go, and which rule decides

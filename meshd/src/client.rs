@@ -24,6 +24,9 @@ pub enum ClientError {
     /// Nobody listens.
     #[error("meshd is not running (no answer at {}): start it with systemctl start meshd", .0.display())]
     NotRunning(PathBuf),
+    /// It ended while it was asked.
+    #[error("meshd ended before it answered: see why with journalctl -u meshd, and ask again")]
+    Ended,
     /// The socket may not be used.
     #[error("cannot use {}: {error}; run as root", path.display())]
     Io {
@@ -75,13 +78,14 @@ impl Client {
     pub async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|error| {
-            let nobody = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+            use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+            let nobody = [NotFound, ConnectionRefused, ConnectionReset];
             let path = self.socket.clone();
             if nobody.contains(&error.kind()) { ClientError::NotRunning(path) } else { ClientError::Io { path, error } }
         })?;
         let asked = timeout(ANSWER, exchange(stream, method, path)).await;
         let answered = asked.map_err(|_| ClientError::Malformed("no answer in 5 s".into()))?;
-        let (status, bytes) = answered.map_err(ClientError::Malformed)?;
+        let (status, bytes) = answered.map_err(|_| ClientError::Ended)?;
         if status.is_success() {
             return Ok(bytes);
         }
@@ -92,20 +96,17 @@ impl Client {
     }
 }
 
-async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), String> {
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+async fn exchange(stream: UnixStream, method: Method, path: &str) -> Result<(StatusCode, Bytes), Broken> {
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
+    let (mut sender, connection) = handshake?;
     let driver = tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "meshd")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| e.to_string())?;
-    let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+    let request = Request::builder().method(method).uri(path).header("host", "meshd").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    let bytes = body.map_err(|e| e.to_string())?.to_bytes();
+    let bytes = body?.to_bytes();
     driver.abort();
     Ok((status, bytes))
 }
@@ -119,4 +120,25 @@ pub fn encode(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     let each = |b: u8| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") };
     word.bytes().map(each).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_daemon_that_dies_while_it_is_asked_is_told_from_one_that_answers_nonsense() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let client = Client::new(path);
+
+        let (asked, ()) = tokio::join!(client.ask(Method::GET, "/v1/status"), async {
+            drop(listener.accept().await.unwrap());
+        });
+
+        assert!(matches!(asked, Err(ClientError::Ended)), "{asked:?}");
+    }
 }

@@ -62,7 +62,7 @@ pub enum CommandError {
     NoPeer(String),
     /// The peer never answered.
     #[error(
-        "`{0}` has not answered through the tunnel yet; `meshd peers` shows whether it has an endpoint and a handshake"
+        "`{0}` does not answer through the tunnel; `meshd peers` shows whether it has an endpoint and a handshake, and its UDP port must be open"
     )]
     NoAnswer(String),
 }
@@ -73,7 +73,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "meshd: {error}");
-            if matches!(error, CommandError::Client(ClientError::NotRunning(_))) {
+            if matches!(error, CommandError::Client(ClientError::NotRunning(_) | ClientError::Ended)) {
                 NOT_RUNNING
             } else if matches!(error, CommandError::Config(_)) {
                 USAGE
@@ -192,24 +192,45 @@ impl Asker {
     }
 }
 
+/// Measures the round trip to a node, by whichever of its names it is called.
 async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
-    let peers: doc::Peers = ask.client.get("/v1/peers").await?;
-    let name = node.strip_prefix("host:").unwrap_or(node);
-    let found = peers.peers.iter().find(|p| p.name.as_str() == name);
-    let peer = found.ok_or_else(|| CommandError::NoPeer(name.into()))?;
-    if ask.json {
-        print_json(peer);
+    let word = node.strip_prefix("host:").unwrap_or(node);
+    let called = |p: &doc::Peer| p.name.as_str() == word || p.address.to_string() == word;
+    let asked = Instant::now();
+    let mut before = None;
+    loop {
+        let peers: doc::Peers = ask.client.get("/v1/peers").await?;
+        let found = peers.peers.into_iter().find(called);
+        let peer = found.ok_or_else(|| CommandError::NoPeer(word.into()))?;
+        match before {
+            None => {
+                before = Some(peer.rtt_count);
+                let path = format!("/v1/probe?node={}", encode(peer.name.as_str()));
+                let _: doc::Done = ask.client.post(&path).await?;
+            }
+            Some(count) if peer.rtt_count > count => {
+                show_ping(&peer, ask.json);
+                return Ok(0);
+            }
+            Some(_) if asked.elapsed() > PATIENCE => return Err(CommandError::NoAnswer(word.into())),
+            Some(_) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let rtt = peer.rtt_ms.ok_or_else(|| CommandError::NoAnswer(name.into()))?;
-    if !ask.json {
-        let endpoint = peer.endpoint.map_or_else(String::new, |e| format!(" by {e}"));
-        print(&format!("{name} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.address));
+}
+
+fn show_ping(peer: &doc::Peer, json: bool) {
+    if json {
+        return print_json(peer);
     }
-    Ok(0)
+    let endpoint = peer.endpoint.map_or_else(String::new, |e| format!(" by {e}"));
+    let rtt = peer.rtt_ms.unwrap_or_default();
+    print(&format!("{} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.name, peer.address));
 }
 
 async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
     let client = Client::new(config.socket.clone());
+    let node = client.get::<doc::Status>("/v1/status").await.ok().and_then(|status| status.node);
     match client.post::<doc::Done>("/v1/leave").await {
         Ok(_) => {
             let gone = |status: &Result<doc::Status, ClientError>| status.as_ref().is_ok_and(|s| s.node.is_none());
@@ -220,22 +241,38 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            finish(json, vec!["left the mesh; the running meshd waits for the next `meshd join`".into()]);
+            let mut done = vec!["left the mesh; the running meshd waits for the next `meshd join`".to_owned()];
+            done.extend(node.map(|node| revoke_hint(node.name.as_str())));
+            finish(json, done);
         }
-        Err(ClientError::NotRunning(_)) => {
-            let mut done = Vec::new();
+        Err(ClientError::NotRunning(_) | ClientError::Ended) => {
+            let mut node = None;
             if config.state_dir.exists() {
                 let state = State::open(&config.state_dir)?;
                 let _lock = state.lock()?;
+                // A damaged enrolment is left as well.
+                node = state.enrolment().ok().flatten().map(|enrolment| enrolment.node);
                 state.forget()?;
             }
-            done.extend(kernel::cleanup(&config.interface).await?);
-            done.push("left the mesh; the coordinator forgets this node with `mesh-coordinator revoke`".into());
+            let mut done = removed(kernel::cleanup(&config.interface).await?);
+            match node {
+                Some(node) => done.extend(["left the mesh".into(), revoke_hint(node.as_str())]),
+                None => done.push("this node is in no mesh".into()),
+            }
             finish(json, done);
         }
         Err(error) => return Err(error.into()),
     }
     Ok(0)
+}
+
+fn removed(things: Vec<String>) -> Vec<String> {
+    things.into_iter().map(|thing| format!("removed {thing}")).collect()
+}
+
+/// The coordinator cannot know that a node that is gone will not come back.
+fn revoke_hint(node: &str) -> String {
+    format!("others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator")
 }
 
 async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
@@ -252,10 +289,11 @@ async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
             }
             done.push("stopped the running meshd".into());
         }
-        Err(ClientError::NotRunning(_)) => {}
+        // One that was killed a moment ago may still have taken the call.
+        Err(ClientError::NotRunning(_) | ClientError::Ended) => {}
         Err(error) => return Err(error.into()),
     }
-    let removed = kernel::cleanup(&config.interface).await?;
+    let removed = removed(kernel::cleanup(&config.interface).await?);
     if removed.is_empty() {
         done.push("nothing of meshd is left in the kernel".into());
     }

@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_proto::flow::FlowTable;
-use mesh_proto::id::{NodeName, TunnelKey};
+use mesh_proto::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::view::View;
 
 use crate::handover::Handover;
@@ -241,6 +241,13 @@ impl DataPlane {
             Some(Activity { peer: name, endpoint: peer.cell.endpoint()? })
         });
         named.collect()
+    }
+
+    /// Measures the round trip to a peer now; the figure and its count are in `stats`.
+    pub fn ping(&self, peer: NodeId) {
+        if let Some(lane) = self.lanes.first() {
+            lane.mailbox.ping(peer);
+        }
     }
 
     /// Returns the flow table that all lanes share.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use mesh_proto::addr::{Flat, MeshRange};
 use mesh_proto::id::{MeshName, NodeName, SiteName};
+use mesh_proto::services::ServeSpec;
 use mesh_proto::token::{JoinToken, TokenError};
-use mesh_proto::wire::{JoinRequest, VERSION};
+use mesh_proto::wire::{JoinRequest, JoinResponse, VERSION};
 
 use crate::config::Config;
 use crate::facts;
-use crate::kernel::{self, KernelError, Shape};
+use crate::kernel::{self, HostFacts, KernelError, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
 use crate::link::{self, Dial, LinkError};
@@ -53,7 +54,7 @@ pub enum JoinError {
         node: NodeName,
     },
     /// The mesh range is in use here.
-    #[error("{0}")]
+    #[error("{0}; or remove that route, and run the same `meshd join` again")]
     Collision(String),
     /// The kernel does not answer.
     #[error(transparent)]
@@ -104,18 +105,14 @@ pub async fn join(config: &Config, token: &JoinToken) -> Result<Joined, JoinErro
         return Err(JoinError::Elsewhere { mesh: enrolment.mesh, node: enrolment.node });
     }
     let (serve, mut warnings) = offers::read(&config.services).map_err(JoinError::Services)?;
-    let keys = Arc::new(Keys::load_or_make(&state)?);
-    let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
     let host = kernel::host_facts().await?;
-    let dial = Dial { coordinators: token.coordinators.clone(), pins: token.pins.clone(), keys };
-    let request = JoinRequest {
-        version: VERSION,
-        token: token.id_text(),
-        secret: token.secret.clone(),
-        name: config.name.clone(),
-        facts: facts::gather(config, &lanes, &host, &serve, config.pods.is_empty()),
+    let response = match ask(config, token, Keys::load_or_make(&state)?, &host, &serve).await {
+        // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
+        Err(LinkError::Refused(body)) if body.error == "revoked" => {
+            ask(config, token, Keys::renew(&state)?, &host, &serve).await?
+        }
+        answer => answer?,
     };
-    let response = link::join(&dial, &request).await?;
     if let Some(collision) = host.collision(response.range) {
         return Err(JoinError::Collision(collision));
     }
@@ -134,10 +131,32 @@ pub async fn join(config: &Config, token: &JoinToken) -> Result<Joined, JoinErro
             enrolment.range
         )),
     }
+    warnings.extend(response.refused.iter().cloned());
     state.save_netmap(&response.netmap)?;
     // The enrolment goes last: a waiting daemon starts when it appears.
     state.save_enrolment(&enrolment)?;
     Ok(Joined { enrolment, before: false, warnings })
+}
+
+/// Asks the token's coordinators to let this node in, as the owner of some keys.
+async fn ask(
+    config: &Config,
+    token: &JoinToken,
+    keys: Keys,
+    host: &HostFacts,
+    serve: &[ServeSpec],
+) -> Result<JoinResponse, LinkError> {
+    let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
+    let request = JoinRequest {
+        version: VERSION,
+        token: token.id_text(),
+        secret: token.secret.clone(),
+        name: config.name.clone(),
+        facts: facts::gather(config, &lanes, host, serve, config.pods.is_empty()),
+    };
+    let keys = Arc::new(keys);
+    let dial = Dial { coordinators: token.coordinators.clone(), pins: token.pins.clone(), keys };
+    link::join(&dial, &request).await
 }
 
 /// Returns what the kernel is to carry for an enrolment.

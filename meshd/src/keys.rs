@@ -61,6 +61,17 @@ impl Keys {
         })
     }
 
+    /// Makes new keys in place of those of an identity that the mesh expelled.
+    ///
+    /// # Errors
+    /// `StateError` if a file cannot be removed or written.
+    pub fn renew(state: &State) -> Result<Self, StateError> {
+        for name in [IDENTITY, TUNNEL] {
+            state.remove(name)?;
+        }
+        Self::load_or_make(state)
+    }
+
     /// Returns lane 0's secret, from which the other lanes' are derived.
     pub fn tunnel(&self) -> &StaticSecret {
         &self.tunnel
@@ -130,6 +141,19 @@ mod tests {
             let mode = fs::metadata(state.path(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
+    }
+
+    #[test]
+    fn renewed_keys_are_new_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let old = Keys::load_or_make(&state).unwrap();
+
+        let new = Keys::renew(&state).unwrap();
+
+        assert_ne!(new.identity(), old.identity());
+        assert_ne!(new.tunnel().to_bytes(), old.tunnel().to_bytes());
+        assert_eq!(Keys::load_or_make(&state).unwrap().identity(), new.identity());
     }
 
     #[test]

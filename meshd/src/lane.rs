@@ -93,6 +93,11 @@ impl Lane {
         self.sessions.greet(peer);
     }
 
+    /// Measures the round trip to a peer as soon as possible, after a handshake if there was none.
+    pub(crate) fn ping(&mut self, peer: NodeId) {
+        self.sessions.ping(peer);
+    }
+
     /// Starts a turn: new budgets for what strangers may cause.
     pub(crate) fn begin_turn(&mut self) {
         self.sessions.begin_turn();

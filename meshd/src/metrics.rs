@@ -110,7 +110,11 @@ pub async fn serve(listen: SocketAddr, board: Arc<Board>) {
             Ok(listener) => break listener,
             Err(error) => {
                 let hint = "set another `metrics` in meshd.toml, or \"off\"";
-                board.note("metrics", Some(format!("no metrics: cannot listen on {listen}: {error}; {hint}")));
+                let sentence = format!("no metrics: cannot listen on {listen}: {error}; {hint}");
+                if !board.notes().contains(&sentence) {
+                    tracing::warn!("{sentence}");
+                }
+                board.note("metrics", Some(sentence));
                 sleep(RETRY).await;
             }
         }
@@ -178,6 +182,7 @@ mod tests {
             address: Flat([241, 1, 0, 2].into()),
             endpoint: None,
             rtt_ms: Some(1.5),
+            rtt_count: 1,
             last_handshake_s: Some(7),
             rx_bytes: 10,
             tx_bytes: 20,

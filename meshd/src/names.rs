@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::id::{NodeName, ServiceKey};
+use mesh_proto::id::{NodeId, NodeName, ServiceKey};
 use mesh_proto::netmap::{NetMap, Service, Transport};
 use mesh_proto::packet::ICMP;
 
@@ -119,9 +119,33 @@ pub fn resolve(map: &NetMap, word: &str) -> Result<Meaning, NameError> {
             full_name: format!("{}.{}.{domain}", key.name, key.namespace),
         });
     }
+    if let Some(meaning) = word.parse().ok().and_then(|address| owner(map, address)) {
+        return Ok(meaning);
+    }
     let name = word.strip_prefix("host:").unwrap_or(word);
     let address = node(map, name).ok_or_else(|| unknown(map, word))?;
     Ok(Meaning { kind: "node", address, full_name: format!("host:{name}") })
+}
+
+/// Finds the service or node that an address belongs to.
+fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Meaning> {
+    if let Some((key, _)) = map.services.iter().find(|(_, s)| s.vip.0 == address) {
+        return resolve(map, &key.to_string()).ok();
+    }
+    let own = std::iter::once((&map.node.name, map.node.address));
+    let mut nodes = own.chain(map.peers.iter().map(|(name, peer)| (name, peer.address)));
+    let (name, _) = nodes.find(|(_, node)| node.0 == address)?;
+    Some(Meaning { kind: "node", address, full_name: format!("host:{name}") })
+}
+
+/// Finds another node by its name.
+///
+/// # Errors
+/// `NameError` if no other node has it.
+pub fn peer(map: &NetMap, word: &str) -> Result<NodeId, NameError> {
+    let name: Option<NodeName> = word.parse().ok();
+    let peer = name.and_then(|name| map.peers.get(&name));
+    peer.map(|peer| peer.id).ok_or_else(|| NameError::Node(word.into()))
 }
 
 /// Finds a service by its short name, its name and namespace, or either with a domain of the mesh.
@@ -207,6 +231,16 @@ mod tests {
         assert_eq!(source(&map, "cart").unwrap(), Ipv4Addr::new(241, 2, 0, 2));
         assert!(source(&map, "crat").unwrap_err().to_string().contains("did you mean `cart`?"));
         assert!(matches!(source(&map, "host:x"), Err(NameError::Node(_))));
+    }
+
+    #[test]
+    fn an_address_is_resolved_to_its_owner() {
+        let map = map();
+        let service = resolve(&map, "241.0.0.100").unwrap();
+        assert_eq!((service.kind, service.full_name.as_str()), ("service", "cart.default.mesh.internal"));
+        let node = resolve(&map, &map.node.address.to_string()).unwrap();
+        assert_eq!((node.kind, node.full_name.as_str()), ("node", "host:n1"));
+        assert!(resolve(&map, "241.0.0.101").is_err());
     }
 
     #[test]

@@ -123,6 +123,8 @@ pub(crate) struct Cell {
     tx_bytes: AtomicU64,
     /// Microseconds; 0 is never.
     rtt: AtomicU64,
+    /// How often the round trip was measured.
+    rtt_count: AtomicU64,
     handshake: AtomicU64,
     active: AtomicU64,
 }
@@ -144,6 +146,7 @@ impl Cell {
 
     pub(crate) fn set_rtt(&self, micros: u32) {
         self.rtt.store(u64::from(micros.max(1)), Ordering::Relaxed);
+        self.rtt_count.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn set_handshake(&self, now: Timestamp) {
@@ -163,8 +166,11 @@ impl Cell {
     /// Returns what is known; `None` before the first handshake and without traffic.
     pub(crate) fn stats(&self, now: Timestamp) -> Option<PeerStats> {
         let micros = |cell: &AtomicU64| Some(cell.load(Ordering::Relaxed)).filter(|&v| v != 0);
+        // Before the round trip itself, so that whoever saw the count grow sees the new figure.
+        let rtt_count = self.rtt_count.load(Ordering::Acquire);
         let stats = PeerStats {
             endpoint: self.endpoint(),
+            rtt_count,
             rtt: micros(&self.rtt).map(Duration::from_micros),
             last_handshake: micros(&self.handshake).map(|at| now.since(Timestamp::from_micros(at))),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),

@@ -26,10 +26,11 @@ pub fn status(status: &doc::Status) -> String {
     let reached = status.peers.iter().filter(|p| p.last_handshake_s.is_some()).count();
     let backends: usize = status.services.iter().map(|s| s.backends.len()).sum();
     lines.push(format!(
-        "{} peers ({reached} with a tunnel), {} services with {backends} backends, {} flows, up {}",
-        status.peers.len(),
-        status.services.len(),
-        status.flows.used,
+        "{} ({reached} with a tunnel), {} with {}, {}, up {}",
+        count(status.peers.len(), "peer"),
+        count(status.services.len(), "service"),
+        count(backends, "backend"),
+        count(status.flows.used, "flow"),
         age(status.uptime_s)
     ));
     let drops: Vec<String> = status.drops.iter().filter(|&(_, &n)| n > 0).map(|(r, n)| format!("{r} {n}")).collect();
@@ -175,6 +176,11 @@ fn bytes(n: u64) -> String {
         1_000_000..1_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
         1_000_000_000.. => format!("{:.1} GB", n as f64 / 1e9),
     }
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
 }
 
 fn dash() -> String {

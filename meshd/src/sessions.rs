@@ -222,6 +222,17 @@ impl Sessions {
         }
     }
 
+    /// Asks for a measurement of the round trip. A session that is still to be made measures it by itself.
+    pub(crate) fn ping(&mut self, peer: NodeId) {
+        let lanes = self.peers.get(peer).map_or(1, |peer| peer.lanes.len());
+        let session = self.tunnel_to(peer, self.lane % lanes).and_then(|n| self.slab[n as usize].as_ref());
+        if session.is_none_or(|session| !session.ready) {
+            self.greet(peer);
+        } else if !self.probes.contains(&peer) {
+            self.probes.push(peer);
+        }
+    }
+
     /// Seals a packet for a peer into the outbox, which must have `ROOM`.
     pub(crate) fn seal(
         &mut self,

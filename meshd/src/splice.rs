@@ -72,7 +72,11 @@ async fn run(listen: SocketAddr, to: SocketAddr, board: Arc<Board>) {
             Ok(listener) => break listener,
             Err(error) => {
                 let hint = "let the server listen on its `bind` address alone";
-                board.note("splice", Some(format!("[[serve]] cannot listen on {listen}: {error}; {hint}")));
+                let sentence = format!("[[serve]] cannot listen on {listen}: {error}; {hint}");
+                if !board.notes().contains(&sentence) {
+                    tracing::warn!("{sentence}");
+                }
+                board.note("splice", Some(sentence));
                 sleep(RETRY).await;
             }
         }

@@ -193,15 +193,18 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        for name in [ENROLMENT, NETMAP, PREVIOUS, ACTIVITY] {
-            let path = self.path(name);
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("remove", &path, error)),
-            }
-        }
+        [ENROLMENT, NETMAP, PREVIOUS, ACTIVITY].into_iter().try_for_each(|name| self.remove(name))?;
         self.sync()
+    }
+
+    /// Removes a file, if it exists.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("remove", &path, error)),
+        }
     }
 
     /// Reads the last map that is whole.

@@ -28,6 +28,8 @@ pub struct PeerStats {
     pub endpoint: Option<SocketAddr>,
     /// The round trip inside the tunnel, as last measured.
     pub rtt: Option<Duration>,
+    /// How often it was measured.
+    pub rtt_count: u64,
     /// Time since the latest handshake on any lane.
     pub last_handshake: Option<Duration>,
     /// Bytes of inner packets received.

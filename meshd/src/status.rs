@@ -189,6 +189,7 @@ fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
             address: peer.address,
             endpoint: seen.endpoint,
             rtt_ms: seen.rtt.map(|rtt| rtt.as_micros() as f64 / 1000.0),
+            rtt_count: seen.rtt_count,
             last_handshake_s: seen.last_handshake.map(|age| age.as_secs()),
             rx_bytes: seen.rx_bytes,
             tx_bytes: seen.tx_bytes,

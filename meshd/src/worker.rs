@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use mesh_proto::clock::Timestamp;
 use mesh_proto::flow::FlowTable;
+use mesh_proto::id::NodeId;
 use mesh_proto::verdict::Drop;
 use mesh_proto::view::View;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
@@ -38,6 +39,8 @@ const READS_PER_TURN: usize = 256;
 const HANDOVERS_PER_TURN: usize = 1024;
 /// Bytes that may wait on each side; twice what one call may need, and small enough for the cache.
 const OUT: usize = 2 * ROOM;
+/// Most peers that may wait to be pinged.
+const PINGS: usize = 64;
 /// Pause between two tries to get a lost device back.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -52,12 +55,19 @@ pub(crate) struct Mailbox {
     stop: AtomicBool,
     view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
+    pings: Mutex<Vec<NodeId>>,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> Result<Self, Errno> {
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { bell, stop: AtomicBool::new(false), view: Mutex::new(None), locals: Mutex::new(None) })
+        Ok(Self {
+            bell,
+            stop: AtomicBool::new(false),
+            view: Mutex::new(None),
+            locals: Mutex::new(None),
+            pings: Mutex::new(Vec::new()),
+        })
     }
 
     pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<Peers>) {
@@ -67,6 +77,15 @@ impl Mailbox {
 
     pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
         *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
+        self.ring();
+    }
+
+    pub(crate) fn ping(&self, peer: NodeId) {
+        let mut pings = self.pings.lock().unwrap_or_else(PoisonError::into_inner);
+        if pings.len() < PINGS && !pings.contains(&peer) {
+            pings.push(peer);
+        }
+        drop(pings);
         self.ring();
     }
 
@@ -191,6 +210,9 @@ impl Worker {
         let locals = self.mailbox.locals.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(locals) = locals {
             self.lane.set_locals(locals);
+        }
+        for peer in std::mem::take(&mut *self.mailbox.pings.lock().unwrap_or_else(PoisonError::into_inner)) {
+            self.lane.ping(peer);
         }
         true
     }

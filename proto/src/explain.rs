@@ -10,6 +10,7 @@ use crate::access::Question;
 use crate::addr::{Flat, Real, is_forbidden};
 use crate::id::NodeName;
 use crate::netmap::Backend;
+use crate::packet::{ICMP, TCP, UDP};
 use crate::policy::Source;
 use crate::verdict::{Drop, Refuse};
 use crate::view::{Owner, View};
@@ -146,7 +147,14 @@ impl Way<'_> {
             return self.stop("service", outcome, Refuse::UnknownService.label());
         };
         let Some(found) = view.port(index, protocol, port) else {
-            let outcome = format!("{} has no port {port} of protocol {protocol}", service.key);
+            let ports = view.netmap().services.get(&service.key).map_or(&[][..], |s| &s.ports);
+            let ports: Vec<String> = ports.iter().map(|p| format!("{}/{}", p.port, p.transport)).collect();
+            let outcome = format!(
+                "{} has no port {port}/{}; services.toml gives it {}",
+                service.key,
+                protocol_name(protocol),
+                ports.join(", ")
+            );
             return self.stop("service", outcome, Refuse::ClosedPort.label());
         };
         self.pass("service", format!("{destination}:{port} is {}:{port}", service.key));
@@ -248,6 +256,15 @@ fn site(view: &View, flat: Flat) -> Option<crate::id::SiteName> {
     match view.owner(flat)? {
         Owner::Own => Some(view.netmap().node.site.clone()),
         Owner::Peer(id) => view.peer(id).map(|peer| peer.site.clone()),
+    }
+}
+
+fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        ICMP => "icmp".into(),
+        TCP => "tcp".into(),
+        UDP => "udp".into(),
+        other => other.to_string(),
     }
 }
 

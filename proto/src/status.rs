@@ -126,6 +126,9 @@ pub struct Peer {
     pub endpoint: Option<SocketAddr>,
     /// The round trip through the tunnel, in milliseconds.
     pub rtt_ms: Option<f64>,
+    /// How often it was measured since meshd started.
+    #[serde(default)]
+    pub rtt_count: u64,
     /// Seconds since the last handshake.
     pub last_handshake_s: Option<u64>,
     /// Bytes received through the tunnel.

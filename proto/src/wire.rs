@@ -76,6 +76,9 @@ pub struct JoinResponse {
     pub coordinators: Vec<String>,
     /// The first map.
     pub netmap: NetMap,
+    /// What the coordinator refused of the facts, in sentences.
+    #[serde(default)]
+    pub refused: Vec<String>,
 }
 
 /// A line of a watch.

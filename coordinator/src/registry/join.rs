@@ -132,7 +132,7 @@ impl State {
             return Ok(());
         };
         let text = format!(
-            "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave, which discards its key, and join with a new token",
+            "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave there and join with a new token",
             revoked.name
         );
         Err(Refused::new("revoked", text))

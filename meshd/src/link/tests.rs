@@ -170,6 +170,7 @@ fn welcome() -> JoinResponse {
         pins: Vec::new(),
         coordinators: Vec::new(),
         netmap: netmap(1),
+        refused: Vec::new(),
     }
 }
 
