@@ -84,17 +84,20 @@ async fn draw(world: &World) -> std::io::Result<String> {
     for (service, mut row) in rows {
         row.callers.sort_unstable();
         row.callers.dedup();
-        let total = (row.calls + row.failed).max(1);
+        let total = row.calls + row.failed;
+        let ok = match total {
+            0 => "-".to_owned(),
+            total => format!("{:.2}", 100.0 * row.calls as f64 / total as f64),
+        };
         let _ = writeln!(
             text,
-            "{service:<22} {:<13} {:<44} {:<20} {:>6.1} {:>8.2} {:>8.2} {:>7.2} {:>6}",
+            "{service:<22} {:<13} {:<44} {:<20} {:>6.1} {:>8.2} {:>8.2} {ok:>7} {:>6}",
             row.vip,
             row.backends.join(", "),
             row.callers.join(" "),
-            (row.calls + row.failed) as f64 / seconds,
+            total as f64 / seconds,
             row.p50_us as f64 / 1000.0,
             row.p99_us as f64 / 1000.0,
-            100.0 * row.calls as f64 / total as f64,
             row.refused
         );
     }
