@@ -6,9 +6,7 @@
 //! ```
 //!
 //! The same bytes go to every candidate; the peer takes the first that arrives and drops the others as
-//! replays. Who has not answered is asked again each half second: boringtun makes a new initiation only after 5 s,
-//! and a peer that has just started should not have to wait that long. Each attempt begins one candidate further
-//! on, lest one that hears but cannot answer hides the rest.
+//! replays. Each attempt begins one candidate further on, lest one that hears but cannot answer hides the rest.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,10 +18,6 @@ use crate::tunnels::INITIATION;
 
 /// Time between two candidates of one attempt.
 const SPACING: Duration = Duration::from_millis(100);
-/// Least time between two rounds of one attempt.
-const ROUND: Duration = Duration::from_millis(500);
-/// Most rounds of one attempt: together they last as long as boringtun waits for an answer.
-const MAX_ROUNDS: usize = 10;
 /// Most addresses that one attempt tries; those after are tried by later attempts.
 const MAX_TRIED: usize = 16;
 
@@ -38,11 +32,8 @@ pub(crate) struct Path {
 #[derive(Debug)]
 struct Race {
     initiation: [u8; INITIATION],
-    /// Whom to ask, in this order.
-    order: Vec<Endpoint>,
-    /// How many were asked so far, over all rounds.
-    asked: usize,
-    began: Timestamp,
+    /// Those still to be asked, the next one last.
+    left: Vec<Endpoint>,
     due: Timestamp,
 }
 
@@ -62,27 +53,23 @@ impl Path {
         let others = candidates[first..].iter().chain(&candidates[..first]);
         let known = self.endpoint.map(|endpoint| endpoint.remote);
         let others = others.filter(|&&other| Some(other) != known).map(|&other| other.into());
-        let order: Vec<Endpoint> = self.endpoint.into_iter().chain(others).take(MAX_TRIED).collect();
+        let mut left: Vec<Endpoint> = self.endpoint.into_iter().chain(others).take(MAX_TRIED).collect();
+        left.reverse();
         self.attempts = self.attempts.wrapping_add(1);
-        let anybody = !order.is_empty();
-        self.race = anybody.then_some(Race { initiation: *initiation, order, asked: 0, began: now, due: now });
+        let anybody = !left.is_empty();
+        self.race = anybody.then_some(Race { initiation: *initiation, left, due: now });
         anybody
     }
 
     /// Returns the initiation and whom to send it to, if it is time.
     pub(crate) fn poll(&mut self, now: Timestamp) -> Option<(Endpoint, &[u8; INITIATION])> {
-        let over = self.race.as_ref().is_some_and(|race| race.asked >= race.order.len() * MAX_ROUNDS);
+        let over = self.race.as_ref().is_some_and(|race| race.left.is_empty());
         if over {
             self.race = None;
         }
         let race = self.race.as_mut().filter(|race| race.due <= now)?;
-        let next = *race.order.get(race.asked % race.order.len())?;
-        race.asked += 1;
         race.due = now + SPACING;
-        if race.asked.is_multiple_of(race.order.len()) {
-            race.began = (race.began + ROUND).max(race.due);
-            race.due = race.began;
-        }
+        let next = race.left.pop()?;
         Some((next, &race.initiation))
     }
 
@@ -131,18 +118,11 @@ mod tests {
 
         assert!(path.offer(&[9; INITIATION], &candidates, Timestamp::from_millis(0)));
         assert_eq!(path.poll_timeout(), Some(Timestamp::from_millis(0)));
-        assert_eq!(tried(&mut path, 0), [(0, 1), (100, 2), (200, 3), (500, 1), (600, 2), (700, 3)]);
+        assert_eq!(tried(&mut path, 0), [(0, 1), (100, 2), (200, 3)]);
+        assert_eq!(path.poll_timeout(), None);
 
         path.offer(&[9; INITIATION], &candidates, Timestamp::from_millis(5000));
-        assert_eq!(tried(&mut path, 5000), [(0, 2), (100, 3), (200, 1), (500, 2), (600, 3), (700, 1)]);
-    }
-
-    #[test]
-    fn one_that_never_answers_is_asked_for_as_long_as_an_attempt_lasts_and_no_longer() {
-        let mut path = Path::default();
-        path.offer(&[9; INITIATION], &[address(1)], Timestamp::from_millis(0));
-        let asked: usize = (0..20).map(|second| tried(&mut path, second * 1000).len()).sum();
-        assert_eq!((asked, path.poll_timeout()), (MAX_ROUNDS, None));
+        assert_eq!(tried(&mut path, 5000), [(0, 2), (100, 3), (200, 1)]);
     }
 
     #[test]
@@ -157,7 +137,7 @@ mod tests {
 
         assert_eq!(tried(&mut path, 0), []);
         path.offer(&[9; INITIATION], &candidates, Timestamp::from_millis(7000));
-        assert_eq!(tried(&mut path, 7000), [(0, 2), (100, 1), (200, 3), (500, 2), (600, 1), (700, 3)]);
+        assert_eq!(tried(&mut path, 7000), [(0, 2), (100, 1), (200, 3)]);
     }
 
     #[test]
