@@ -85,8 +85,6 @@ reasons!(
         FragmentUnmatched = "fragment_unmatched",
         /// An ICMP error that quotes no packet of a live flow.
         IcmpUnmatched = "icmp_unmatched",
-        /// A packet from the middle of a connection that this node does not know and may not accept.
-        FlowUnknown = "flow_unknown",
         /// The flow table has no place that may be given up.
         FlowTableFull = "flow_table_full",
         /// Answers of our own making are limited, and the limit is reached.

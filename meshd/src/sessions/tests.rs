@@ -295,7 +295,7 @@ fn an_unanswered_initiation_is_repeated_soon_and_not_for_ever() {
     for _ in 0..40 {
         net.pass(Duration::from_millis(250));
     }
-    assert_eq!(net.nodes[&1].counters[0].initiations.get(), 4, "the rest is boringtun's");
+    assert_eq!(net.nodes[&1].counters[0].initiations.get(), 5, "the rest is boringtun's");
 
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 1);

@@ -23,7 +23,8 @@ pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// How long the first initiations wait for an answer; boringtun itself repeats one after 5 s, which a peer
 /// that is just starting, or one lost datagram, would make every first call wait for.
-const REPEATS: [Duration; 3] = [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1600)];
+const REPEATS: [Duration; 4] =
+    [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1200), Duration::from_millis(1600)];
 /// A peer heard within this time is called again after giving up, even if nothing is to be sent.
 const RECENT: Duration = Duration::from_secs(600);
 /// A packet that came along within this time means that there is something to send.
