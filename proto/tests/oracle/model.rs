@@ -110,7 +110,7 @@ fn refuses(reason: Refuse) -> Vec<Outcome> {
 }
 
 fn stops() -> Vec<Outcome> {
-    ends(Verdict::Drop(Drop::FlowUnknown)).into_iter().map(|o| Outcome { want: Want::Stopped, ..o }).collect()
+    ends(Verdict::Drop(Drop::Malformed)).into_iter().map(|o| Outcome { want: Want::Stopped, ..o }).collect()
 }
 
 impl Model {

@@ -69,7 +69,7 @@ impl Model {
     fn to_service(&self, p: &Packet, caller: Ipv4Addr, instead_of: Option<usize>) -> Vec<Outcome> {
         let t = p.tuple;
         // A connection whose backend nobody remembers never gets a second one.
-        let lost = || [drops(Drop::FlowUnknown), refuses(Refuse::BackendGone)].concat();
+        let lost = || refuses(Refuse::BackendGone);
         let middle = if opens(p) { Vec::new() } else { lost() };
         let with = |mut all: Vec<Outcome>| {
             all.extend(middle.clone());
@@ -246,9 +246,9 @@ impl Model {
     }
 }
 
-/// What is neither known nor permitted is dropped, or refused.
+/// What is neither known nor permitted is refused.
 fn unknown() -> Vec<Outcome> {
-    [drops(Drop::FlowUnknown), refuses(Refuse::Denied)].concat()
+    refuses(Refuse::Denied)
 }
 
 /// Says whether a packet may begin a conversation: not a segment from the middle, not an answer.
