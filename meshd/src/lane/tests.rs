@@ -285,6 +285,40 @@ fn the_round_trip_is_measured_after_a_session_began() {
     assert!(peer.cell.stats(pair.now).unwrap().rtt.is_some());
 }
 
+#[test]
+fn what_is_no_wireguard_is_counted() {
+    let mut pair = Pair::new(true);
+    let from = Endpoint { remote: outer(1, 0), local: None };
+    pair.with(0, 0, |lane, out, now| lane.handle_datagram(from, b"clear text", out, now));
+    assert_eq!(pair.nodes[0].count("not_wireguard"), 1);
+}
+
+#[test]
+fn a_full_inbox_of_lane_0_is_counted_and_takes_no_more() {
+    let mut pair = Pair::new(true);
+    let mut out = Out::new(2 * ROOM);
+    let now = pair.now;
+    let lane = &mut pair.nodes[0].lanes[1];
+    for _ in 0..1025 {
+        lane.handle_packet(&mut tcp(0, SYN, 0), Some(VnetHeader::default()), &mut out, now);
+    }
+    assert_eq!(pair.nodes[0].count("lane_full"), 1);
+}
+
+#[test]
+fn a_device_and_a_socket_without_room_lose_packets_by_name() {
+    let mut pair = Pair::new(true);
+    pair.send(0, 0, tcp(0, SYN, 0), VnetHeader::default());
+    pair.send(1, 0, tcp(1, SYN | ACK, 0), VnetHeader::default());
+    let now = pair.now;
+    let mut none = Out::new(0);
+    pair.nodes[0].lanes[0].handle_packet(&mut tcp(0, ACK, 100), Some(VnetHeader::default()), &mut none, now);
+    assert_eq!(pair.nodes[0].count("socket_full"), 1);
+    let mut denied = Pair::new(false);
+    denied.nodes[0].lanes[0].handle_packet(&mut tcp(0, SYN, 0), Some(VnetHeader::default()), &mut none, now);
+    assert_eq!(denied.nodes[0].count("device_full"), 1);
+}
+
 fn joined(parts: &[std::io::IoSlice<'_>]) -> Vec<u8> {
     parts.iter().flat_map(|part| part.iter().copied()).collect()
 }
