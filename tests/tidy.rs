@@ -10,8 +10,7 @@ use mesh_proto::verdict::{Drop, Refuse};
 /// The longest file, in lines.
 const LONGEST: usize = 500;
 /// Longer files, and why.
-const LONG: [(&str, &str); 3] = [
-    ("proto/src/flow.rs", "one table with its lock-free protocol"),
+const LONG: [(&str, &str); 2] = [
     ("tests/harness/netns.rs", "one kind of thing, a namespace: its thread, its links, its routes"),
     ("tests/harness/topology.rs", "one network, laid out in the order of its picture"),
 ];
