@@ -87,6 +87,13 @@ struct Way<'a> {
     out: Explanation,
 }
 
+/// Where a packet goes: the address and port that carry the target, and the service and port as dialled.
+struct Goal {
+    carrier: Flat,
+    port: u16,
+    service: Option<(u32, u16)>,
+}
+
 impl Explanation {
     fn empty() -> Self {
         Self {
@@ -122,7 +129,7 @@ impl Way<'_> {
             let outcome = format!("{destination} is outside the mesh range {}; meshd never sees it", view.range());
             return self.stop("route", outcome, Drop::ForbiddenDestination.label());
         }
-        let (carrier, target, service) = self.target(destination, protocol, port)?;
+        let Goal { carrier, port: target, service } = self.target(destination, protocol, port)?;
         self.route(carrier)?;
         let question = Question { source: flat, destination: carrier, protocol, port: target, service };
         self.policy(&question)?;
@@ -132,15 +139,10 @@ impl Way<'_> {
     }
 
     /// Finds the address and port that carry the target, and the service if a VIP was dialled.
-    fn target(
-        &mut self,
-        destination: Ipv4Addr,
-        protocol: u8,
-        port: u16,
-    ) -> Result<(Flat, u16, Option<(u32, u16)>), &'static str> {
+    fn target(&mut self, destination: Ipv4Addr, protocol: u8, port: u16) -> Result<Goal, &'static str> {
         let view = self.view;
         if !view.is_vip(destination) {
-            return Ok((Flat(destination), port, None));
+            return Ok(Goal { carrier: Flat(destination), port, service: None });
         }
         let Some((index, service)) = view.service_by_vip(destination) else {
             let outcome = format!("{destination} is the VIP of no service");
@@ -167,7 +169,7 @@ impl Way<'_> {
         let count = service.balancer.backends().len();
         self.pass("backend", format!("{address}:{target} at {node} takes the next connection (one of {count})"));
         self.out.backend = Some(BackendPlace { node, address, port: target });
-        Ok((address, target, Some((index as u32, port))))
+        Ok(Goal { carrier: address, port: target, service: Some((index as u32, port)) })
     }
 
     fn route(&mut self, carrier: Flat) -> Result<(), &'static str> {
@@ -218,7 +220,7 @@ impl Way<'_> {
     fn best_target(&self, flat: Flat) -> String {
         let map = self.view.netmap();
         let host = map.peers.iter().find(|(_, peer)| peer.address == flat).map(|(name, _)| name);
-        let host = host.or((map.node.address == flat).then_some(&map.node.name));
+        let host = host.or_else(|| (map.node.address == flat).then_some(&map.node.name));
         match (host, site(self.view, flat)) {
             (Some(name), _) => format!("host:{name}"),
             (None, Some(site)) => format!("site:{site}"),

@@ -28,10 +28,10 @@ fn a_later_fragment_larger_than_the_way_is_dropped() {
 #[test]
 fn an_icmp_error_that_quotes_no_flow_is_dropped_whatever_the_rules_say() {
     let mut engine = engine(&open());
-    let about_an_error = icmp_error(REAL_A, NODE_B, &icmp_error(NODE_B, REAL_A, &udp(REAL_A, 1, NODE_B, 2)));
-    assert_eq!(out(&mut engine, &mut about_an_error.clone()), Verdict::Drop(Drop::IcmpUnmatched));
-    let redirect = echo(NODE_B, POD_A, 5, 1);
-    assert_eq!(inn(&mut engine, &mut redirect.clone()), Verdict::Drop(Drop::IcmpUnmatched));
+    let mut about_an_error = icmp_error(REAL_A, NODE_B, &icmp_error(NODE_B, REAL_A, &udp(REAL_A, 1, NODE_B, 2)));
+    assert_eq!(out(&mut engine, &mut about_an_error), Verdict::Drop(Drop::IcmpUnmatched));
+    let mut redirect = echo(NODE_B, POD_A, 5, 1);
+    assert_eq!(inn(&mut engine, &mut redirect), Verdict::Drop(Drop::IcmpUnmatched));
 }
 
 #[test]
