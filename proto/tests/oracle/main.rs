@@ -62,6 +62,8 @@ struct Mesh {
     /// What was delivered to a side's kernel, and what a side's kernel sent.
     delivered: VecDeque<(usize, Packet)>,
     sent: VecDeque<(usize, Packet)>,
+    /// What a side sent to a peer.
+    forwarded: VecDeque<(usize, Packet)>,
     log: VecDeque<String>,
     tally: BTreeMap<String, u64>,
 }
@@ -90,10 +92,18 @@ impl Mesh {
             }
         };
         let sides = (0..world.nodes.len().min(3)).map(side).collect();
-        let empty = VecDeque::new;
-        let traffic = Traffic::new(dice);
-        let (delivered, sent) = (VecDeque::new(), VecDeque::new());
-        Self { seed, world, sides, traffic, clock: 0, delivered, sent, log: empty(), tally: BTreeMap::new() }
+        Self {
+            seed,
+            sides,
+            world,
+            traffic: Traffic::new(dice),
+            clock: 0,
+            delivered: VecDeque::new(),
+            sent: VecDeque::new(),
+            forwarded: VecDeque::new(),
+            log: VecDeque::new(),
+            tally: BTreeMap::new(),
+        }
     }
 
     /// Lets the next thing happen.
@@ -120,7 +130,15 @@ impl Mesh {
             _ => {
                 let here = self.sides[side].node.clone();
                 let others: Vec<_> = self.world.nodes.iter().filter(|n| n.id != here.id).cloned().collect();
-                if !others.is_empty() {
+                if !others.is_empty() && !self.forwarded.is_empty() && self.traffic.dice.chance(25) {
+                    let index = self.traffic.dice.below(self.forwarded.len());
+                    let (side, about) = self.forwarded[index].clone();
+                    let from = self.traffic.dice.pick(&self.world.nodes);
+                    if from.id != self.sides[side].node.id {
+                        let packet = self.traffic.hearsay(&from, &about);
+                        self.carry(side, End::Peer(from.id), packet, true);
+                    }
+                } else if !others.is_empty() {
                     let from = self.traffic.dice.pick(&others);
                     let packet = self.traffic.inbound(&self.world, &here, &from);
                     self.carry(side, End::Peer(from.id), packet, true);
@@ -166,6 +184,7 @@ impl Mesh {
             let id = self.sides[side].node.id;
             match (verdict, after) {
                 (Verdict::Forward(peer), Some(after)) => {
+                    remember(&mut self.forwarded, (side, Packet { partial: false, ..after.clone() }));
                     if let Some(there) = self.side(peer) {
                         way.push_back((there, End::Peer(id), Packet { partial: false, ..after }));
                     }

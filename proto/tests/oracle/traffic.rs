@@ -66,6 +66,15 @@ impl Traffic {
         self.packet(source, destination)
     }
 
+    /// An error that a peer sends about a packet it may never have received.
+    pub(crate) fn hearsay(&mut self, from: &Node, about: &Packet) -> Packet {
+        let pods = from.pods();
+        let source = if pods.is_empty() || self.dice.chance(50) { from.address } else { self.dice.pick(&pods).1 };
+        let mut error = self.about(about.clone(), source, about.tuple.source);
+        error.df = self.dice.chance(50);
+        error
+    }
+
     /// The answer to a packet that was delivered, or an error about it.
     pub(crate) fn answer(&mut self, world: &World, here: &Node, to: &Packet) -> Packet {
         if self.dice.chance(12) {
@@ -138,6 +147,10 @@ impl Traffic {
             _ => self.spoofed(world, here),
         };
         let destination = if self.dice.chance(95) { quote.tuple.source } else { self.target(world, here) };
+        self.about(quote, source, destination)
+    }
+
+    fn about(&mut self, quote: Packet, source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
         // Half a checksum (bytes 36 and 37 of a TCP segment) is nobody's to change.
         let len = match 28 + self.dice.below(100) {
             37 => 38,
