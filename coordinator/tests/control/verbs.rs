@@ -187,7 +187,7 @@ fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
     let config = program.dir.path().join("coordinator.toml");
     let second = run(program.dir.path(), &["run", "--config", config.to_str().unwrap()]);
     assert_eq!(second.status.code(), Some(1));
-    assert!(text(&second.stderr).contains("already running"), "{second:?}");
+    assert!(text(&second.stderr).contains("stop the mesh-coordinator that runs"), "{second:?}");
 
     program.daemon.kill().unwrap();
     program.daemon.wait().unwrap();
