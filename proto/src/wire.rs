@@ -138,3 +138,43 @@ pub struct ErrorBody {
     /// A sentence for people that ends with what to do.
     pub message: String,
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+    use crate::fixture::{self, RuleAt};
+
+    fn sent<T: Serialize + for<'de> Deserialize<'de>>(value: &T) -> T {
+        serde_json::from_slice(&serde_json::to_vec(value).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_is_what_is_received() {
+        let netmap =
+            Box::new(fixture::netmap(&[RuleAt(7, &["front", "host:a", "site:s1", "any"], &["cart:7070", "any"])]));
+        let mut later = netmap.clone();
+        later.revision.0 += 1;
+        later.services.pop_first();
+        let delta = Box::new(Delta::between(&netmap, &later));
+        for event in [
+            WatchEvent::Snapshot { netmap },
+            WatchEvent::Delta { delta },
+            WatchEvent::Alive { revision: Revision(u64::MAX) },
+            WatchEvent::Fenced,
+        ] {
+            assert_eq!(sent(&event), event);
+        }
+    }
+
+    #[test]
+    fn a_newer_minor_version_is_understood_as_far_as_it_is_known() {
+        let event = |text: &str| serde_json::from_str::<WatchEvent>(text);
+        assert_eq!(event(r#"{"type":"invented_later","x":1}"#).unwrap(), WatchEvent::Unknown);
+        assert_eq!(
+            event(r#"{"type":"alive","revision":7,"mood":"fine"}"#).unwrap(),
+            WatchEvent::Alive { revision: Revision(7) }
+        );
+        assert!(event(r#"{"type":"alive"}"#).is_err());
+    }
+}
