@@ -48,6 +48,13 @@ impl Binaries {
             .args(["build", "--quiet", "--profile", profile])
             .args(["-p", "meshd", "-p", "coordinator", "-p", "mesh-tests"])
             .args(["--bin", "meshd", "--bin", "mesh-coordinator", "--bin", "boutique"]);
+        // What `cargo run` says of its own package would make build scripts that watch it run again, each time.
+        for (name, _) in std::env::vars_os() {
+            let own = name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_"));
+            if own {
+                command.env_remove(name);
+            }
+        }
         let status = command.status()?;
         if !status.success() {
             return Err(io::Error::other("meshd and mesh-coordinator do not build"));
