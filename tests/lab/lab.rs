@@ -90,9 +90,6 @@ impl Lab {
         checks::encrypted::before_start(&self.world).await?;
         start(&self.world, &FIRST)?;
         self.check(report, "demo1-identical", async |lab| checks::demo1::run(&lab.world).await).await;
-        if report.live() {
-            table::once(&self.world).await;
-        }
         self.check(report, "demo3-vm", async |lab| checks::demo3::run(lab).await).await;
         self.check(report, "overlap", async |lab| checks::overlap::run(lab).await).await;
         self.check(report, "policy", async |lab| checks::policy::run(lab).await).await;
@@ -112,7 +109,8 @@ impl Lab {
         if !report.wants(name) {
             return;
         }
-        let outcome = check(self).await;
+        let outcome =
+            if report.live() { table::while_doing(&self.world, check(self)).await } else { check(self).await };
         let failed = outcome.is_err();
         report.note(name, outcome);
         if failed {

@@ -1,5 +1,6 @@
 //! The live table: services, VIPs, backends, paths, and what their callers see.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -24,6 +25,38 @@ pub(crate) async fn show(world: &World) {
         if !std::io::stdout().is_terminal() {
             tokio::time::sleep(10 * EVERY).await;
         }
+    }
+}
+
+/// Draws the table in place, once a second, below what was printed so far, until `work` is done; then it is wiped.
+pub(crate) async fn while_doing<T>(world: &World, work: impl Future<Output = T>) -> T {
+    let lines = Cell::new(0);
+    let drawing = async {
+        loop {
+            let Ok(text) = draw(world).await else {
+                tokio::time::sleep(EVERY).await;
+                continue;
+            };
+            wipe(&lines);
+            lines.set(text.lines().count() + 1);
+            // A terminal narrower than the table would wrap its lines, and more would have to be taken back than was
+            // drawn: wrapping is off while it is drawn.
+            say(&format!("\x1b[?7l{text}\x1b[?7h"));
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        never = drawing => never,
+    };
+    wipe(&lines);
+    done
+}
+
+/// Takes back the lines drawn last.
+fn wipe(lines: &Cell<usize>) {
+    let up = lines.replace(0);
+    if up > 0 {
+        say(&format!("\x1b[{up}A\x1b[J\x1b[A"));
     }
 }
 
