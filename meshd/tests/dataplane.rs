@@ -2,182 +2,21 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod namespaces;
+mod planes;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::id::{NodeId, NodeName, Revision};
-use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
-use mesh_proto::policy::Rule;
+use mesh_proto::id::NodeId;
 use mesh_proto::view::View;
-use meshd::dataplane::{Activity, DataPlane, DataPlaneError, LaneKeys, MAX_LANES, Setup};
-use namespaces::{Namespace, link, privileged};
-use x25519_dalek::StaticSecret;
-
-const PORT: u16 = 51820;
-const MTU: u16 = 1420;
-
-fn keys(id: u8) -> LaneKeys {
-    LaneKeys::derive(&StaticSecret::from([id; 32]), MAX_LANES)
-}
-
-fn name(id: u8) -> NodeName {
-    format!("n{id}").parse().unwrap()
-}
-
-fn flat(id: u8) -> Ipv4Addr {
-    Ipv4Addr::new(241, 1, 0, id)
-}
-
-fn outer(id: u8) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, id)
-}
-
-/// The map of a node that knows one other, of that many lanes, at these addresses.
-fn netmap(own: u8, other: u8, lanes: usize, endpoints: Vec<SocketAddr>) -> NetMap {
-    let publics = keys(other).publics().into_iter().take(lanes);
-    let peer = Peer {
-        id: NodeId(other.into()),
-        site: "s".parse().unwrap(),
-        address: Flat(flat(other)),
-        blocks: Vec::new(),
-        lanes: publics.zip(PORT..).map(|(key, port)| LaneInfo { key, port }).collect(),
-        endpoints,
-        mtu: MTU,
-        guarded: true,
-    };
-
-    NetMap {
-        revision: Revision(1),
-        mesh: Mesh { name: "test".parse().unwrap(), range: MeshRange::default(), domains: Vec::new() },
-        node: OwnNode {
-            id: NodeId(own.into()),
-            name: name(own),
-            site: "s".parse().unwrap(),
-            address: Flat(flat(own)),
-            blocks: Vec::new(),
-            guarded: true,
-        },
-        peers: BTreeMap::from([(name(other), peer)]),
-        services: BTreeMap::new(),
-        rules: vec![Rule {
-            file: "f".into(),
-            line: 1,
-            from: vec!["any".parse().unwrap()],
-            to: vec!["any".parse().unwrap()],
-        }],
-        warnings: Vec::new(),
-    }
-}
-
-struct Node {
-    namespace: Namespace,
-    plane: Option<DataPlane>,
-}
-
-struct Options {
-    lanes: usize,
-    flow_file: Option<PathBuf>,
-    active: Vec<Activity>,
-}
-
-impl Options {
-    fn lanes(lanes: usize) -> Self {
-        Self { lanes, flow_file: None, active: Vec::new() }
-    }
-}
-
-impl Node {
-    fn start(&mut self, own: u8, map: NetMap, options: Options) {
-        let setup = Setup {
-            interface: "mesh0".into(),
-            lanes: options.lanes,
-            port: PORT,
-            mark: 0x6d65,
-            mtu: MTU,
-            keys: keys(own),
-            flow_file: options.flow_file,
-            view: Arc::new(View::compile(Arc::new(map))),
-            locals: Arc::from([outer(own)]),
-            active: options.active,
-        };
-        self.plane = Some(self.namespace.run(move || DataPlane::start(setup)).unwrap());
-        self.namespace.address("mesh0", flat(own), 8, MTU);
-    }
-
-    fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
-        self.namespace.run(f)
-    }
-
-    fn drops(&self) -> BTreeMap<&'static str, u64> {
-        let drops = self.plane.as_ref().unwrap().stats().drops;
-        // The kernel asks for IPv6 routers on every interface.
-        drops.into_iter().filter(|&(reason, count)| count > 0 && reason != "not_ipv4").collect()
-    }
-}
-
-/// Two namespaces joined by a cable; node i has 192.0.2.i.
-fn cabled() -> [Node; 2] {
-    let node = || Node { namespace: Namespace::new(), plane: None };
-    let nodes = [node(), node()];
-    link(&nodes[0].namespace, &nodes[1].namespace, "eth0");
-    for (node, id) in nodes.iter().zip(1..) {
-        node.namespace.address("eth0", outer(id), 24, 1500);
-        node.namespace.address6("eth0", format!("fd00::{id}").parse().unwrap(), 64);
-    }
-    nodes
-}
-
-fn at(id: u8) -> Vec<SocketAddr> {
-    vec![SocketAddr::from((outer(id), PORT))]
-}
-
-/// Two nodes of these lane counts that know each other.
-fn pair(lanes: [usize; 2]) -> [Node; 2] {
-    let [mut a, mut b] = cabled();
-    a.start(1, netmap(1, 2, lanes[1], at(2)), Options::lanes(lanes[0]));
-    b.start(2, netmap(2, 1, lanes[0], at(1)), Options::lanes(lanes[1]));
-    [a, b]
-}
-
-/// Echoes on TCP, one connection after the other, until a byte 0 comes first.
-fn echo_server(node: &Node, id: u8) -> JoinHandle<()> {
-    let listener = node.run(move || TcpListener::bind((flat(id), 7000)).unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut byte = [0];
-            while let Ok(1) = stream.read(&mut byte) {
-                if byte == [0] {
-                    return;
-                }
-                stream.write_all(&byte).unwrap();
-            }
-        }
-    })
-}
-
-fn connect(node: &Node, to: u8) -> TcpStream {
-    let address = SocketAddr::from((flat(to), 7000));
-    let stream = node.run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5)));
-    let stream = stream.unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream
-}
-
-fn echo(stream: &mut TcpStream, byte: u8) {
-    stream.write_all(&[byte]).unwrap();
-    let mut back = [0];
-    stream.read_exact(&mut back).unwrap();
-    assert_eq!(back, [byte]);
-}
+use meshd::dataplane::{Activity, DataPlane, DataPlaneError, Setup};
+use namespaces::privileged;
+use planes::{
+    MTU, Node, Options, PORT, at, cabled, connect, echo, echo_server, eventually, flat, keys, name, netmap, outer, pair,
+};
 
 #[test]
 fn connections_pass_between_nodes_of_equal_and_unequal_lanes() {
@@ -201,18 +40,6 @@ fn connections_pass_between_nodes_of_equal_and_unequal_lanes() {
         assert!(peer.last_handshake.is_some(), "{lanes:?} {stats:?}");
         assert_eq!((a.drops(), b.drops()), (BTreeMap::new(), BTreeMap::new()), "{lanes:?}");
         assert_eq!(a.plane.as_ref().unwrap().activity().len(), 1);
-    }
-}
-
-/// What `what` says, once it says something; waits at most 5 s.
-fn eventually<T>(mut what: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = what() {
-            return value;
-        }
-        assert!(start.elapsed() < Duration::from_secs(5), "it never happened");
-        std::thread::yield_now();
     }
 }
 
@@ -309,7 +136,7 @@ fn a_restarted_node_goes_on_with_its_connections_and_shakes_hands_by_itself() {
 
     b.plane = None;
     let active = vec![Activity { peer: name(1), endpoint: at(1)[0] }];
-    b.start(2, netmap(2, 1, 2, Vec::new()), Options { lanes: 2, flow_file: file(2), active });
+    b.start(2, netmap(2, 1, 2, Vec::new()), Options { flow_file: file(2), active, ..Options::lanes(2) });
 
     eventually(|| b.plane.as_ref().unwrap().stats().peers.get(&NodeId(1))?.last_handshake);
     assert_eq!(b.plane.as_ref().unwrap().stats().flows, flows);
@@ -342,7 +169,7 @@ fn a_port_in_use_is_said_to_be() {
     if !privileged("data paths in namespaces") {
         return;
     }
-    let mut node = Node { namespace: Namespace::new(), plane: None };
+    let mut node = Node::new();
     let _holder = node.run(|| UdpSocket::bind(("0.0.0.0", PORT + 1)).unwrap());
     let view = Arc::new(View::compile(Arc::new(netmap(1, 2, 1, Vec::new()))));
     let setup = |port: u16, lanes: usize| Setup {
