@@ -111,7 +111,7 @@ fn without_its_interface_the_range_is_unreachable_and_never_the_default_route() 
         attach(&shape).await.unwrap();
         let route = routes.lookup(Ipv4Addr::new(241, 0, 0, 1).into()).await.unwrap();
         assert_eq!(route::preferred_source(&route), Some(shape.address.0.into()));
-        drop(device);
+        end(device, "mesh0").await;
         assert!(routes.lookup(Ipv4Addr::new(241, 0, 0, 1).into()).await.is_none());
     });
 }
@@ -145,7 +145,7 @@ fn cleanup_after_a_kill_removes_what_the_kill_left() {
         let device = tun("mesh0");
         attach(&shape(&["10.8.1.0/24"])).await.unwrap();
         // A killed process leaves its TUN device no longer than itself, and the rest for ever.
-        drop(device);
+        end(device, "mesh0").await;
 
         let removed = cleanup("mesh0").await.unwrap();
 

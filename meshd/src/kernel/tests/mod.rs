@@ -11,6 +11,7 @@ mod lifecycle;
 
 use std::future::Future;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -56,6 +57,18 @@ fn tun(name: &str) -> tun::Device {
     let mut configuration = tun::Configuration::default();
     configuration.tun_name(name);
     tun::create(&configuration).unwrap()
+}
+
+/// Ends a TUN device. A program that another test is just starting may hold its descriptor a moment longer.
+async fn end(device: tun::Device, name: &str) {
+    drop(device);
+    let routes = Routes::open().unwrap();
+    let gone = async {
+        while routes.link(name).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
 }
 
 fn shape(pods: &[&str]) -> Shape {
