@@ -4,7 +4,7 @@ PACKAGES := $(TARGET)/package
 # `lab` builds faster and runs slower; CI packages what it built for the lab.
 PROFILE ?= release
 
-.PHONY: help check test lab bench package deny
+.PHONY: help check test lab bench profile package deny
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile
@@ -28,6 +28,9 @@ lab: ## Two clusters with the same addresses, a VM and a coordinator, on this ma
 
 bench: ## Throughput and latency through a VIP between two namespaces, with iperf3 and ping
 	tests/bench/run
+
+profile: ## A flame graph and an account of both ends of a TCP stream, in target/profile
+	tests/bench/profile
 
 package: ## A deb and an rpm of each daemon, in target/package
 	@command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
