@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The keys of the file.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "name",
     "state_dir",
     "runtime_dir",
@@ -28,9 +28,12 @@ const KEYS: [&str; 12] = [
     "metrics",
     "lanes",
     "dns",
+    "offload",
 ];
 /// The keys of `[dns]`.
 const DNS_KEYS: [&str; 2] = ["enabled", "upstreams"];
+/// The keys of `[offload]`.
+const OFFLOAD_KEYS: [&str; 2] = ["tun", "udp"];
 /// Most upstream name servers.
 const MAX_UPSTREAMS: usize = 3;
 
@@ -61,6 +64,8 @@ pub struct Config {
     pub lanes: usize,
     /// `[dns]`.
     pub dns: Dns,
+    /// `[offload]`.
+    pub offload: Offload,
 }
 
 /// `[dns]`.
@@ -70,6 +75,21 @@ pub struct Dns {
     pub enabled: bool,
     /// `upstreams`: who is asked for names outside the mesh; at most 3.
     pub upstreams: Vec<SocketAddr>,
+}
+
+/// `[offload]`: what may be left to the kernel. True ("auto") uses what there is, false ("off") uses none of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// `tun`: super-packets and unfinished checksums on the interface.
+    pub tun: bool,
+    /// `udp`: runs of datagrams that the kernel divides (UDP_SEGMENT) and joins (UDP_GRO).
+    pub udp: bool,
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self { tun: true, udp: true }
+    }
 }
 
 impl Default for Config {
@@ -88,6 +108,7 @@ impl Default for Config {
             metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9586))),
             lanes: cores.min(MAX_LANES),
             dns: Dns { enabled: true, upstreams: Vec::new() },
+            offload: Offload::default(),
         }
     }
 }
@@ -229,6 +250,9 @@ impl Reader<'_> {
         if let Some(value) = get("dns") {
             self.dns(value, &mut config.dns);
         }
+        if let Some(value) = get("offload") {
+            self.offload(value, &mut config.offload);
+        }
         config
     }
 
@@ -245,6 +269,21 @@ impl Reader<'_> {
         }
         if let Some(value) = table.get("upstreams") {
             dns.upstreams = self.sockets(value, 53, MAX_UPSTREAMS);
+        }
+    }
+
+    fn offload(&mut self, value: &Value<'_>, offload: &mut Offload) {
+        let DeValue::Table(table) = value.get_ref() else {
+            return self.mistake(value.span(), "`offload` is a table: write `[offload]`".into());
+        };
+        self.known(table, &OFFLOAD_KEYS, " in [offload]");
+        for (key, switch) in [("tun", &mut offload.tun), ("udp", &mut offload.udp)] {
+            let Some(value) = table.get(key) else { continue };
+            match value.get_ref().as_str() {
+                Some("auto") => *switch = true,
+                Some("off") => *switch = false,
+                Some(_) | None => self.mistake(value.span(), format!("`{key}` is \"auto\" or \"off\"")),
+            }
         }
     }
 

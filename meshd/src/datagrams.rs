@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Most bytes of a run: what one UDP datagram could carry, less room for headers.
 const MAX_RUN: usize = 65_000;
-/// Most datagrams of a run. Kernels before 6.9 take 64, and count one more than they say.
+/// Most datagrams of a run where nobody said how many the kernel takes.
 const MAX_SEGMENTS: usize = 63;
 
 /// A peer's UDP address, with the own address that it speaks to, where that is known.
@@ -44,12 +44,12 @@ impl Run {
         self.len.div_ceil(self.segment.max(1)).max(1)
     }
 
-    fn takes(&self, len: usize, endpoint: Endpoint) -> bool {
+    fn takes(&self, len: usize, endpoint: Endpoint, most: usize) -> bool {
         self.endpoint == endpoint
             && (1..=self.segment).contains(&len)
             && self.len.is_multiple_of(self.segment)
             && self.len + len <= MAX_RUN
-            && self.count() < MAX_SEGMENTS
+            && self.count() < most
     }
 }
 
@@ -59,13 +59,14 @@ pub struct Outbox {
     arena: Box<[u8]>,
     used: usize,
     runs: Vec<Run>,
-    joins: bool,
+    /// Most datagrams of a run over IPv4, and of one over IPv6.
+    most: [usize; 2],
 }
 
 impl Outbox {
     /// Makes an outbox of that many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self { arena: vec![0; bytes].into(), used: 0, runs: Vec::with_capacity(256), joins: true }
+        Self { arena: vec![0; bytes].into(), used: 0, runs: Vec::with_capacity(256), most: [MAX_SEGMENTS; 2] }
     }
 
     /// Returns how many bytes are free.
@@ -87,8 +88,8 @@ impl Outbox {
     pub fn commit(&mut self, len: usize, endpoint: Endpoint) {
         let start = self.used;
         self.used += len.min(self.room());
-        let last = self.runs.last_mut().filter(|_| self.joins);
-        if let Some(last) = last.filter(|run| run.takes(len, endpoint)) {
+        let most = self.most[usize::from(endpoint.remote.is_ipv6())];
+        if let Some(last) = self.runs.last_mut().filter(|run| run.takes(len, endpoint, most)) {
             last.len += len;
             return;
         }
@@ -105,9 +106,9 @@ impl Outbox {
         true
     }
 
-    /// Says whether datagrams are to form runs; not where the device cannot segment.
-    pub fn set_joins(&mut self, joins: bool) {
-        self.joins = joins;
+    /// Says how many datagrams a run over IPv4, and one over IPv6, may have; 1 where the kernel cannot divide it.
+    pub fn set_most(&mut self, ipv4: usize, ipv6: usize) {
+        self.most = [ipv4, ipv6];
     }
 
     /// Returns what waits, in order.
@@ -164,6 +165,17 @@ mod tests {
         (0..50).for_each(|_| assert!(outbox.push(&[0; 1400], endpoint(2))));
         let counts: Vec<_> = outbox.runs().iter().map(Run::count).collect();
         assert_eq!(counts, [63, 1, 46, 4]);
+    }
+
+    #[test]
+    fn how_long_a_run_may_be_is_said_for_each_family() {
+        let mut outbox = Outbox::new(1 << 20);
+        outbox.set_most(1, 127);
+        let ipv6 = SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 1], 1)).into();
+        (0..3).for_each(|_| assert!(outbox.push(&[0; 100], endpoint(1))));
+        (0..130).for_each(|_| assert!(outbox.push(&[0; 100], ipv6)));
+        let counts: Vec<_> = outbox.runs().iter().map(Run::count).collect();
+        assert_eq!(counts, [1, 1, 1, 127, 3]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use mesh_proto::flow::FlowTable;
 use mesh_proto::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::view::View;
 
+pub use crate::config::Offload;
 use crate::handover::Handover;
 use crate::lane::{Lane, Parts};
 pub use crate::lane_keys::{LaneKeys, MAX_LANES};
@@ -42,6 +43,8 @@ pub struct Setup {
     pub interface: String,
     /// How many lanes to run; 1 to `MAX_LANES`.
     pub lanes: usize,
+    /// What may be left to the kernel.
+    pub offload: Offload,
     /// The UDP port of lane 0; lane i listens on the i-th port after it.
     pub port: u16,
     /// The firewall mark of outer datagrams; 0 sets none.
@@ -132,9 +135,9 @@ impl DataPlane {
             return Err(DataPlaneError::Ports { port: setup.port, lanes });
         }
         let ports = setup.port..=u16::MAX;
-        let sockets: Vec<Sockets> =
-            ports.take(lanes).map(|port| Sockets::open(port, setup.mark)).collect::<Result<_, _>>()?;
-        let queues = tun::open(&setup.interface, lanes)?;
+        let open = |port| Sockets::open(port, setup.mark, setup.offload.udp);
+        let sockets: Vec<Sockets> = ports.take(lanes).map(open).collect::<Result<_, _>>()?;
+        let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
         let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
         let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
         let own_keys = setup.keys.publics();
@@ -189,6 +192,7 @@ impl DataPlane {
             counters: Arc::clone(&counters),
             interface: setup.interface.clone(),
             lanes: setup.lanes,
+            offload: setup.offload,
         };
         let run = move || {
             if let Err(error) = worker.run() {

@@ -216,6 +216,7 @@ impl Lane {
         let Some(Ok(mut segments)) = segments else {
             return self.counters.count_dropped(Drop::Malformed);
         };
+        self.counters.split(segments.remaining());
         while let Some(segment) = segments.next_segment() {
             self.forward(peer, segment, out, now);
         }

@@ -77,6 +77,7 @@ impl<'d> Member<'d> {
             DataPlane::start(Setup {
                 interface: config.interface.clone(),
                 lanes: config.lanes,
+                offload: config.offload,
                 port: config.port,
                 mark: MARK,
                 mtu: shape.mtu,

@@ -8,6 +8,9 @@ use std::time::Duration;
 use mesh_proto::id::NodeId;
 use mesh_proto::verdict::{Drop, Refuse};
 
+use crate::packets::Drained;
+use crate::udp::{Received, Sent};
+
 /// What the data path knows about itself at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stats {
@@ -59,18 +62,42 @@ macro_rules! counters {
 }
 
 counters!(
-    /// Packets read from the TUN device.
+    /// Packets read from the TUN device; a super-packet counts as what it is split into.
     tun_rx_packets,
-    /// Packets written to the TUN device.
+    /// Their bytes, a super-packet's headers once.
+    tun_rx_bytes,
+    /// Super-packets among them that were split.
+    tun_rx_super_packets,
+    /// Packets that these were split into.
+    tun_rx_super_segments,
+    /// Packets written to the TUN device; a super-packet counts as what it was gathered from.
     tun_tx_packets,
+    /// Their bytes, a super-packet's headers once.
+    tun_tx_bytes,
+    /// Super-packets among them.
+    tun_tx_super_packets,
+    /// Packets that these were gathered from.
+    tun_tx_super_segments,
+    /// Super-packets that the kernel refused, so that their packets went singly.
+    tun_fallbacks,
     /// Datagrams received.
     udp_rx_packets,
     /// Bytes of datagrams received.
     udp_rx_bytes,
+    /// Messages of several datagrams that the kernel had joined.
+    udp_rx_super_packets,
+    /// Datagrams in these.
+    udp_rx_super_segments,
     /// Datagrams sent.
     udp_tx_packets,
     /// Bytes of datagrams sent.
     udp_tx_bytes,
+    /// Messages of several datagrams that the kernel divided.
+    udp_tx_super_packets,
+    /// Datagrams in these.
+    udp_tx_super_segments,
+    /// Messages of several datagrams that the kernel refused, so that they went singly.
+    udp_fallbacks,
     /// Datagrams that the kernel dropped because the receive buffer was full.
     udp_rx_overflows,
     /// Handshakes completed, in either role.
@@ -97,11 +124,52 @@ impl Counters {
         self.dropped.add(reason as usize, count);
     }
 
+    /// Counts a super-packet of the TUN device, already counted as one packet, as what it is split into.
+    pub fn split(&self, segments: usize) {
+        if segments > 1 {
+            self.tun_rx_packets.add(segments as u64 - 1);
+            self.tun_rx_super_packets.add(1);
+            self.tun_rx_super_segments.add(segments as u64);
+        }
+    }
+
+    /// Counts what came from one of the two sockets.
+    pub fn received(&self, socket: usize, received: Received) {
+        self.udp_rx_packets.add(received.datagrams);
+        self.udp_rx_bytes.add(received.bytes);
+        self.udp_rx_super_packets.add(received.super_packets);
+        self.udp_rx_super_segments.add(received.super_segments);
+        self.count_dropped_many(Drop::NotWireguard, received.cut);
+        if let Some(count) = received.overflows {
+            self.overflows(socket, count);
+        }
+    }
+
+    /// Counts what went to the sockets.
+    pub fn sent(&self, sent: Sent) {
+        self.udp_tx_packets.add(sent.datagrams);
+        self.udp_tx_bytes.add(sent.bytes);
+        self.udp_tx_super_packets.add(sent.super_packets);
+        self.udp_tx_super_segments.add(sent.super_segments);
+        self.udp_fallbacks.add(sent.fallbacks);
+        self.count_dropped_many(Drop::SocketFull, sent.lost);
+    }
+
+    /// Counts what went to the TUN device.
+    pub fn drained(&self, drained: Drained) {
+        self.tun_tx_packets.add(drained.packets);
+        self.tun_tx_bytes.add(drained.bytes);
+        self.tun_tx_super_packets.add(drained.super_packets);
+        self.tun_tx_super_segments.add(drained.super_segments);
+        self.tun_fallbacks.add(drained.fallbacks);
+        self.count_dropped_many(Drop::DeviceFull, drained.lost);
+    }
+
     /// Takes note of the kernel's running count of datagrams lost at one of the two sockets.
     pub fn overflows(&self, socket: usize, count: u32) {
         let seen = &self.overflows_seen[socket.min(1)];
-        let before = seen.get();
-        let lost = u64::from(count).saturating_sub(before);
+        // The kernel's count is 32 bits wide, and so are the lower half of ours.
+        let lost = u64::from(count.wrapping_sub(seen.get() as u32));
         seen.add(lost);
         self.udp_rx_overflows.add(lost);
     }
@@ -153,6 +221,15 @@ impl Reasons {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overflows_are_counted_by_socket_and_over_the_end_of_the_kernels_count() {
+        let counters = Counters::default();
+        for (socket, count) in [(0, 5), (1, 7), (0, 5), (0, u32::MAX), (0, 2), (1, 8)] {
+            counters.overflows(socket, count);
+        }
+        assert_eq!(counters.udp_rx_overflows.get(), u64::from(u32::MAX) + 3 + 8);
+    }
 
     #[test]
     fn every_reason_has_a_counter_of_its_own() {

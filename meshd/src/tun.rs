@@ -5,8 +5,13 @@
 //! where the kernel refuses several. In the latter case the lanes after the first share the queue for
 //! writing and read nothing, so that a node keeps the lanes that its peers know.
 //!
-//! Super-packets: the kernel hands over up to 64 KB of a TCP stream as one packet and takes as much
-//! (`mesh_proto::segment`).
+//! Super-packets: the kernel hands over up to 64 KB of a TCP stream, or of equal datagrams, as one packet and takes
+//! as much (`mesh_proto::segment`). Which kinds it takes depends on its version, and some versions refuse what they
+//! should take; so each queue is probed when it is opened: one super-packet per kind whose IPv4 checksum is wrong.
+//! A kernel that cannot take the kind says EINVAL before it looks any further; any other drops the packet, because
+//! the interface is still down (EIO) or, where it is not, because of the checksum. Nothing hears of it either way.
+//! Kernels before 5.1 look at the interface first and so tell nothing; they, and whatever a probe does not show,
+//! are left to `packets`, which goes on singly after an EINVAL.
 //!
 //! The device goes when its last queue is closed. What keeps the mesh range closed is not the device but
 //! the kernel's rules (see `kernel`).
@@ -16,9 +21,11 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use mesh_proto::segment::VnetHeader;
+use mesh_proto::segment::{Gso, VnetHeader};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+
+use crate::packets::Gathers;
 
 /// The largest packet that a queue gives or takes, in bytes.
 pub const MAX_PACKET: usize = 65535;
@@ -58,12 +65,18 @@ fn advice(error: &io::Error) -> &'static str {
 pub struct Queue {
     fd: OwnedFd,
     reads: bool,
+    gathers: Gathers,
 }
 
 impl Queue {
     /// Says whether packets arrive here; false for a lane that shares another's queue for writing.
     pub fn reads(&self) -> bool {
         self.reads
+    }
+
+    /// Says which super-packets the kernel takes.
+    pub fn gathers(&self) -> Gathers {
+        self.gathers
     }
 
     /// Reads one packet into `packet`, which should hold `MAX_PACKET` bytes; `None` when there is none.
@@ -101,28 +114,62 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// Finds out which super-packets the kernel takes; see above.
+    fn probe(&self) -> Gathers {
+        let takes = |gso| {
+            let (device, packet) = probe_packet(gso);
+            self.write(&[IoSlice::new(&device), IoSlice::new(&packet)]) != Err(Errno::INVAL)
+        };
+        Gathers { tcp: takes(Gso::Tcp4 { ecn: false }), udp: takes(Gso::Udp4) }
+    }
+}
+
+/// Makes a super-packet of two bytes in two segments, from and to the test network of RFC 5737, that no kernel
+/// takes for whole: the checksum of its IPv4 header is 0.
+fn probe_packet(gso: Gso) -> ([u8; VnetHeader::LEN], Vec<u8>) {
+    let (protocol, headers, checksum_offset) = if gso == Gso::Udp4 { (17, 28u16, 6) } else { (6, 40, 16) };
+    let total = headers + 2;
+    let mut packet = vec![0; usize::from(total)];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet[8..10].copy_from_slice(&[1, protocol]);
+    packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
+    // Ports 9, discard.
+    packet[20..24].copy_from_slice(&[0, 9, 0, 9]);
+    if gso == Gso::Udp4 {
+        packet[24..26].copy_from_slice(&(total - 20).to_be_bytes());
+    } else {
+        // 20 bytes of header, ACK.
+        packet[32..34].copy_from_slice(&[0x50, 0x10]);
+    }
+    let vnet = VnetHeader { needs_checksum: true, gso, gso_size: 1, checksum_start: 20, checksum_offset };
+    (vnet.to_bytes(headers), packet)
+}
+
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-/// Opens the device with one queue per lane.
+/// Opens the device with one queue per lane; without `offload` it neither gives nor takes super-packets, and no
+/// unfinished checksums.
 ///
 /// # Errors
 /// Says what is wrong with the name, the device file or the interface.
-pub fn open(name: &str, lanes: usize) -> Result<Vec<Queue>, TunError> {
+pub fn open(name: &str, lanes: usize, offload: bool) -> Result<Vec<Queue>, TunError> {
     let valid = (1..libc::IFNAMSIZ).contains(&name.len()) && !name.contains(|c: char| c == '/' || c.is_whitespace());
     if !valid || matches!(name, "." | "..") {
         return Err(TunError::Name(name.to_owned()));
     }
     if lanes <= 1 {
-        return Ok(vec![open_single(name)?]);
+        return Ok(vec![open_single(name, offload)?]);
     }
-    match (0..lanes).map(|_| open_queue(name)).collect() {
+    match (0..lanes).map(|_| open_queue(name, offload)).collect() {
         Ok(queues) => Ok(queues),
         Err(TunError::Create { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
-            let first = open_single(name)?;
+            let first = open_single(name, offload)?;
             tracing::warn!(interface = name, "the kernel refuses several TUN queues: lane 0 reads for all");
             share(first, lanes).map_err(|source| create(name, source))
         }
@@ -134,8 +181,8 @@ pub fn open(name: &str, lanes: usize) -> Result<Vec<Queue>, TunError> {
 ///
 /// # Errors
 /// As `open`.
-pub fn reopen(name: &str, lanes: usize) -> Result<Queue, TunError> {
-    if lanes <= 1 { open_single(name) } else { open_queue(name) }
+pub fn reopen(name: &str, lanes: usize, offload: bool) -> Result<Queue, TunError> {
+    if lanes <= 1 { open_single(name, offload) } else { open_queue(name, offload) }
 }
 
 fn create(name: &str, source: io::Error) -> TunError {
@@ -144,7 +191,7 @@ fn create(name: &str, source: io::Error) -> TunError {
 
 /// Opens a device of one queue by the `tun` crate, which configures nothing here: addresses, MTU and state are
 /// set by netlink.
-fn open_single(name: &str) -> Result<Queue, TunError> {
+fn open_single(name: &str, offload: bool) -> Result<Queue, TunError> {
     if let Err(error) = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
         return Err(TunError::Device(error.into()));
     }
@@ -155,32 +202,44 @@ fn open_single(name: &str) -> Result<Queue, TunError> {
     let device = tun::create(&configuration).map_err(|error| create(name, error.into()))?;
     // SAFETY: `into_raw_fd` gives up the device's descriptor, so nobody else closes or uses it.
     let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
-    adopt(name, fd)
+    adopt(name, fd, offload)
 }
 
-fn open_queue(name: &str) -> Result<Queue, TunError> {
+fn open_queue(name: &str, offload: bool) -> Result<Queue, TunError> {
     let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
     let fd = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| TunError::Device(error.into()))?;
     set_interface(&fd, name, flags).map_err(|source| create(name, source))?;
-    adopt(name, fd)
+    adopt(name, fd, offload)
 }
 
 fn share(first: Queue, lanes: usize) -> io::Result<Vec<Queue>> {
-    let others = (1..lanes).map(|_| Ok(Queue { fd: first.fd.try_clone()?, reads: false }));
+    let others = (1..lanes).map(|_| Ok(Queue { fd: first.fd.try_clone()?, reads: false, gathers: first.gathers }));
     let others: Vec<_> = others.collect::<io::Result<_>>()?;
     Ok(std::iter::once(first).chain(others).collect())
 }
 
-/// Sets what every queue needs: the header's length, no blocking, and that the kernel may leave checksums and the
-/// splitting of TCP to us where it can.
-fn adopt(name: &str, fd: OwnedFd) -> Result<Queue, TunError> {
+/// Sets what every queue needs: the header's length, no blocking, and what the kernel may leave to us.
+fn adopt(name: &str, fd: OwnedFd, offload: bool) -> Result<Queue, TunError> {
     set_header_size(&fd).map_err(|source| create(name, source))?;
-    set_offloads(&fd, libc::TUN_F_CSUM | libc::TUN_F_TSO4)
-        .or_else(|_| set_offloads(&fd, 0))
-        .map_err(|source| create(name, source))?;
+    let gives = if offload { ask_for_offloads(&fd) } else { set_offloads(&fd, 0) };
+    gives.map_err(|source| create(name, source))?;
     rustix::io::ioctl_fionbio(&fd, true).map_err(|error| create(name, error.into()))?;
-    Ok(Queue { fd, reads: true })
+    let mut queue = Queue { fd, reads: true, gathers: Gathers::NONE };
+    if offload {
+        queue.gathers = queue.probe();
+        tracing::debug!(interface = name, takes = ?queue.gathers, "super-packets");
+    }
+    Ok(queue)
+}
+
+/// Asks for all that the kernel can leave to us. Offloads are the device's, not the queue's: IPv6, of which the mesh
+/// carries none, is asked for because the kernel gives UDP (since 6.2) for both families or for neither.
+fn ask_for_offloads(fd: &OwnedFd) -> io::Result<()> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    set_offloads(fd, tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6)
+        .or_else(|_| set_offloads(fd, tcp))
+        .or_else(|_| set_offloads(fd, 0))
 }
 
 fn set_interface(fd: &OwnedFd, name: &str, flags: libc::c_int) -> io::Result<()> {
@@ -211,12 +270,26 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_proto::packet::{Header, verify};
+
     use super::*;
 
     #[test]
     fn a_name_that_is_none_is_refused_in_words() {
         for name in ["", "a/b", "a b", "sixteen-letters-x", "."] {
-            assert!(matches!(open(name, 1), Err(TunError::Name(_))), "{name}");
+            assert!(matches!(open(name, 1, true), Err(TunError::Name(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_kernel_takes_a_probe_for_a_packet() {
+        for gso in [Gso::Tcp4 { ecn: false }, Gso::Udp4] {
+            let (device, packet) = probe_packet(gso);
+            let vnet = VnetHeader::parse(&device).expect("a device header");
+            let header = Header::parse(&packet).expect("a packet, but for its checksum");
+            assert_eq!(vnet.gso, gso);
+            assert_eq!(header.headers_len(&packet) + 2, packet.len());
+            assert!(!verify(&packet));
         }
     }
 

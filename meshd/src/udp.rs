@@ -62,25 +62,34 @@ pub struct Sockets {
     v6: Option<Socket>,
 }
 
-/// What became of a batch that was to be sent.
+/// What became of what was to be sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sent {
     /// Datagrams that the kernel took.
     pub datagrams: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Messages of several datagrams among them.
+    pub super_packets: u64,
+    /// Datagrams in these.
+    pub super_segments: u64,
+    /// Messages of several datagrams that it did not take, so that they went singly.
+    pub fallbacks: u64,
     /// Data messages that it did not take.
     pub lost: u64,
+    /// Whether a full buffer was waited for; once is enough.
+    waited: bool,
 }
 
 impl Sockets {
-    /// Opens a lane's port for IPv4 and, where the host has it, IPv6. A mark of 0 sets none.
+    /// Opens a lane's port for IPv4 and, where the host has it, IPv6. A mark of 0 sets none; without `offload` the
+    /// kernel neither divides nor joins datagrams.
     ///
     /// # Errors
     /// Says which port cannot be had, and what to do.
-    pub fn open(port: u16, mark: u32) -> Result<Self, UdpError> {
-        let v4 = Socket::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark)?;
-        let v6 = match Socket::open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), mark) {
+    pub fn open(port: u16, mark: u32, offload: bool) -> Result<Self, UdpError> {
+        let v4 = Socket::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark, offload)?;
+        let v6 = match Socket::open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), mark, offload) {
             Ok(socket) => Some(socket),
             Err(UdpError::Open { source, .. }) if without_ipv6(&source) => None,
             Err(error) => return Err(error),
@@ -93,28 +102,48 @@ impl Sockets {
         std::iter::once(&self.v4).chain(&self.v6)
     }
 
-    /// Sends everything that waits and empties the outbox.
+    /// Sends everything that waits and empties the outbox. A full buffer holds it up for at most 5 ms; what does not
+    /// fit by then is lost.
     pub fn send(&self, outbox: &mut Outbox) -> Sent {
         let mut sent = Sent::default();
-        let runs = outbox.runs();
         let same_family = |a: &Run, b: &Run| a.endpoint.remote.is_ipv4() == b.endpoint.remote.is_ipv4();
-        for runs in runs.chunk_by(same_family) {
+        for runs in outbox.runs().chunk_by(same_family) {
             let socket = if runs[0].endpoint.remote.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
             match socket {
-                Some(socket) => runs.chunks(BATCH).for_each(|runs| socket.send(outbox, runs, &mut sent)),
+                Some(socket) => socket.send(outbox, runs, &mut sent),
                 None => runs.iter().for_each(|run| sent.lose(outbox, run)),
             }
         }
         outbox.clear();
-        outbox.set_joins(self.each().all(|socket| socket.segments.get()));
+        self.prepare(outbox);
         sent
+    }
+
+    /// Tells an outbox how many datagrams may go together.
+    pub fn prepare(&self, outbox: &mut Outbox) {
+        outbox.set_most(self.v4.most.get(), self.v6.as_ref().map_or(1, |socket| socket.most.get()));
+    }
+
+    /// Says whether several datagrams may go together, over IPv4 or IPv6.
+    pub fn segments(&self) -> bool {
+        self.each().any(|socket| socket.most.get() > 1)
+    }
+
+    /// Says whether several datagrams may come together, over IPv4 or IPv6.
+    pub fn joins(&self) -> bool {
+        self.each().any(|socket| socket.joins)
     }
 }
 
 impl Sent {
     fn take(&mut self, run: &Run) {
-        self.datagrams += run.count() as u64;
+        let count = run.count() as u64;
+        self.datagrams += count;
         self.bytes += run.len as u64;
+        if count > 1 {
+            self.super_packets += 1;
+            self.super_segments += count;
+        }
     }
 
     /// Counts what is lost; handshakes are none of it, for they are tried at addresses that may not exist.
@@ -123,6 +152,18 @@ impl Sent {
             self.lost += run.count() as u64;
         }
     }
+}
+
+/// Returns how many datagrams the running kernel divides one message into.
+fn most_segments() -> usize {
+    most_segments_of(&rustix::system::uname().release().to_string_lossy())
+}
+
+/// Linux takes 128 since 6.9 and 64 before; some count the headers as one more.
+fn most_segments_of(release: &str) -> usize {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= (6, 9) { 127 } else { 63 }
 }
 
 fn without_ipv6(error: &io::Error) -> bool {
@@ -134,8 +175,10 @@ fn without_ipv6(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
-    /// Whether runs may be sent as one; false once the kernel said that the device cannot.
-    segments: Cell<bool>,
+    /// Most datagrams that may go as one message; 1 once the kernel said that the device cannot divide it.
+    most: Cell<usize>,
+    /// Whether the kernel may join what it receives.
+    joins: bool,
 }
 
 impl AsFd for Socket {
@@ -145,7 +188,7 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    fn open(address: SocketAddr, mark: u32) -> Result<Self, UdpError> {
+    fn open(address: SocketAddr, mark: u32, offload: bool) -> Result<Self, UdpError> {
         let port = address.port();
         let fail = |source: io::Error| match Errno::from_io_error(&source) {
             Some(Errno::ADDRINUSE) => UdpError::InUse { port },
@@ -159,8 +202,11 @@ impl Socket {
                 .map_err(|source| UdpError::Mark { port, source })?;
         }
         configure(&fd, address.is_ipv4()).map_err(fail)?;
+        // Kernels before 4.18 would ignore the size and send everything as one datagram.
+        let divides = offload && set(&fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        let joins = offload && set(&fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         rustix::net::bind(&fd, &address).map_err(|e| fail(e.into()))?;
-        Ok(Self { fd, segments: Cell::new(true) })
+        Ok(Self { fd, most: Cell::new(if divides { most_segments() } else { 1 }), joins })
     }
 
     /// Receives up to `BATCH` messages in place of what `inbox` held. Says how many.
@@ -168,8 +214,7 @@ impl Socket {
     /// # Errors
     /// When the socket is gone.
     pub fn receive(&self, inbox: &mut Inbox) -> io::Result<usize> {
-        inbox.runs.clear();
-        inbox.cut = 0;
+        inbox.clear();
         let mut names = [Name::EMPTY; BATCH];
         let mut controls = [Control::EMPTY; BATCH];
         // SAFETY: iovec and mmsghdr are plain data, for which all zeros is a valid value.
@@ -210,7 +255,6 @@ impl Socket {
 
     fn send(&self, outbox: &Outbox, runs: &[Run], sent: &mut Sent) {
         let mut rest = runs;
-        let mut waited = false;
         while let [first, others @ ..] = rest {
             match self.send_some(outbox, rest) {
                 Ok(count) => {
@@ -218,8 +262,8 @@ impl Socket {
                     rest = &rest[count..];
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS) if !waited => {
-                    waited = true;
+                Err(Errno::AGAIN | Errno::NOBUFS) if !sent.waited => {
+                    sent.waited = true;
                     self.wait_writable();
                 }
                 Err(Errno::AGAIN | Errno::NOBUFS) => {
@@ -234,6 +278,40 @@ impl Socket {
         }
     }
 
+    /// Sends a run that the kernel refused in a plainer way: from any own address, then datagram by datagram.
+    fn send_again(&self, outbox: &Outbox, run: &Run, error: Errno, sent: &mut Sent) {
+        let several = run.count() > 1;
+        if several && error == Errno::IO && self.most.replace(1) > 1 {
+            // The device, or an IPsec policy on the route, cannot divide: every further run would fail alike.
+            tracing::warn!("the kernel cannot divide datagrams on the way out: sending them one by one");
+        }
+        // EINVAL may be the own address, which is gone. Else it is this path, whose MTU is too small for the datagrams,
+        // and says nothing about others.
+        let anywhere = Run { endpoint: run.endpoint.remote.into(), ..*run };
+        if anywhere != *run && self.send_some(outbox, &[anywhere]).is_ok() {
+            sent.take(run);
+        } else if several {
+            sent.fallbacks += 1;
+            self.send_singly(outbox, run, sent);
+        } else {
+            sent.lose(outbox, run);
+        }
+    }
+
+    fn send_singly(&self, outbox: &Outbox, run: &Run, sent: &mut Sent) {
+        let mut rest = *run;
+        while rest.len > 0 {
+            let mut singles = [rest; BATCH];
+            let mut count = 0;
+            while rest.len > 0 && count < BATCH {
+                let len = rest.segment.min(rest.len);
+                singles[count] = Run { len, segment: len, ..rest };
+                (rest.start, rest.len, count) = (rest.start + len, rest.len - len, count + 1);
+            }
+            self.send(outbox, &singles[..count], sent);
+        }
+    }
+
     /// Sends as many runs as the kernel takes in one call; an error is about the first.
     fn send_some(&self, outbox: &Outbox, runs: &[Run]) -> Result<usize, Errno> {
         let runs = &runs[..runs.len().min(BATCH)];
@@ -244,7 +322,8 @@ impl Socket {
         let mut filled = 0;
         for (i, run) in runs.iter().enumerate() {
             let segment = (run.count() > 1).then_some(run.segment);
-            if segment.is_some() && !self.segments.get() {
+            // Formed before the kernel said that it cannot.
+            if run.count() > self.most.get() {
                 if i == 0 {
                     return Err(Errno::IO);
                 }
@@ -276,27 +355,6 @@ impl Socket {
         Ok(count.unsigned_abs() as usize)
     }
 
-    /// Sends a run that the kernel refused in a plainer way: datagram by datagram, and from any own address.
-    fn send_again(&self, outbox: &Outbox, run: &Run, error: Errno, sent: &mut Sent) {
-        if error == Errno::IO {
-            // The device, or an IPsec policy on the route, cannot segment: every further run would fail alike.
-            self.segments.set(false);
-        }
-        let mut start = run.start;
-        let end = run.start + run.len;
-        while start < end {
-            let len = run.segment.min(end - start);
-            let one = Run { start, len, segment: len, ..*run };
-            let anywhere = Run { endpoint: run.endpoint.remote.into(), ..one };
-            let taken = self.send_some(outbox, &[one]).or_else(|_| self.send_some(outbox, &[anywhere]));
-            match taken {
-                Ok(_) => sent.take(&one),
-                Err(_) => sent.lose(outbox, &one),
-            }
-            start += len;
-        }
-    }
-
     fn wait_writable(&self) {
         let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
         // Whether it became writable shows at the next try.
@@ -314,7 +372,6 @@ fn configure(fd: &OwnedFd, ipv4: bool) -> io::Result<()> {
         let _ = sockopt::set_socket_send_buffer_size(fd, BUFFER);
     }
     let _ = set(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
-    let _ = set(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     if ipv4 {
         set(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
         set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
@@ -337,13 +394,31 @@ fn set(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: libc::c_int
 pub struct Inbox {
     arena: Box<[u8]>,
     runs: Vec<Run>,
-    cut: u64,
-    overflows: u32,
+    received: Received,
+}
+
+/// What one call brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Datagrams.
+    pub datagrams: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Messages of several datagrams among them.
+    pub super_packets: u64,
+    /// Datagrams in these.
+    pub super_segments: u64,
+    /// Datagrams that were longer than any that we take, or from nowhere.
+    pub cut: u64,
+    /// How many the kernel has dropped since the socket was opened because its buffer was full, modulo 2^32; absent as
+    /// long as it dropped none.
+    pub overflows: Option<u32>,
 }
 
 impl Default for Inbox {
     fn default() -> Self {
-        Self { arena: vec![0; BATCH * SLOT].into(), runs: Vec::with_capacity(BATCH), cut: 0, overflows: 0 }
+        let runs = Vec::with_capacity(BATCH);
+        Self { arena: vec![0; BATCH * SLOT].into(), runs, received: Received::default() }
     }
 }
 
@@ -358,137 +433,37 @@ impl Inbox {
         })
     }
 
-    /// Returns how many datagrams of the last batch were longer than any that we take, or from nowhere.
-    pub fn cut(&self) -> u64 {
-        self.cut
+    /// Returns what the last call brought.
+    pub fn received(&self) -> Received {
+        self.received
     }
 
-    /// Returns how many datagrams the kernel dropped because our buffer was full, as last heard.
-    pub fn overflows(&self) -> u32 {
-        self.overflows
+    fn clear(&mut self) {
+        self.runs.clear();
+        self.received = Received::default();
     }
 
     fn take(&mut self, slot: usize, len: usize, flags: libc::c_int, name: &Name, control: &Control) {
         let told = control.read();
-        self.overflows = told.overflows.unwrap_or(self.overflows);
+        self.received.overflows = told.overflows.or(self.received.overflows);
         let Some(remote) = name.read().filter(|_| flags & libc::MSG_TRUNC == 0) else {
-            self.cut += 1;
+            self.received.cut += 1;
             return;
         };
         let len = len.min(SLOT);
         let segment = told.segment.filter(|&segment| segment > 0).unwrap_or(len).min(len);
         let endpoint = Endpoint { remote, local: told.local };
-        self.runs.push(Run { endpoint, start: slot * SLOT, len, segment });
+        let run = Run { endpoint, start: slot * SLOT, len, segment };
+        let count = run.count() as u64;
+        self.received.datagrams += count;
+        self.received.bytes += len as u64;
+        if count > 1 {
+            self.received.super_packets += 1;
+            self.received.super_segments += count;
+        }
+        self.runs.push(run);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use std::net::IpAddr;
-
-    use super::*;
-
-    /// Sockets on a free port; the port may be taken by another program in between, so it tries several.
-    fn sockets() -> (Sockets, u16) {
-        let free = || std::net::UdpSocket::bind("127.0.0.1:0").and_then(|s| s.local_addr()).map(|a| a.port());
-        let open = |_| free().ok().and_then(|port| Some((Sockets::open(port, 0).ok()?, port)));
-        (0..10).find_map(open).unwrap()
-    }
-
-    fn receive(socket: &Socket) -> Vec<(Endpoint, Vec<u8>)> {
-        let mut inbox = Inbox::default();
-        let mut got = Vec::new();
-        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        let mut fds = [PollFd::new(socket, PollFlags::IN)];
-        poll(&mut fds, Some(&second)).unwrap();
-        while socket.receive(&mut inbox).unwrap() > 0 {
-            got.extend(inbox.datagrams().map(|(from, datagram)| (from, datagram.to_vec())));
-        }
-        got
-    }
-
-    #[test]
-    fn batches_arrive_whole_and_in_order_and_so_without_segmentation() {
-        for segments in [true, false] {
-            let ((a, from), (b, to)) = (sockets(), sockets());
-            a.v4.segments.set(segments);
-            let mut outbox = Outbox::new(1 << 20);
-            let target = Endpoint::from(SocketAddr::from(([127, 0, 0, 1], to)));
-            let sizes = [1400; 70].into_iter().chain([900, 33, 1, 65_000, 1400]);
-            let expected: Vec<Vec<u8>> = sizes.enumerate().map(|(i, size)| vec![i as u8; size]).collect();
-            expected.iter().for_each(|datagram| assert!(outbox.push(datagram, target)));
-
-            let sent = a.send(&mut outbox);
-
-            let bytes = expected.iter().map(|d| d.len() as u64).sum();
-            assert_eq!(sent, Sent { datagrams: 75, bytes, lost: 0 });
-            let got = receive(&b.v4);
-            assert!(got.iter().all(|(endpoint, _)| endpoint.remote.port() == from));
-            assert!(got.into_iter().map(|(_, datagram)| datagram).eq(expected), "segments: {segments}");
-        }
-    }
-
-    #[test]
-    fn an_answer_leaves_from_the_address_that_was_addressed() {
-        let ((a, from), (b, to)) = (sockets(), sockets());
-        let mut outbox = Outbox::new(1 << 17);
-        for (host, own) in [("127.0.0.7", "127.0.0.1"), ("::1", "::1")] {
-            let (host, own): (IpAddr, IpAddr) = (host.parse().unwrap(), own.parse().unwrap());
-            let (Some(asker), Some(answerer)) = (a.of(host), b.of(host)) else { continue };
-            outbox.push(b"question", SocketAddr::new(host, to).into());
-            a.send(&mut outbox);
-            let (endpoint, question) = receive(answerer).remove(0);
-            assert_eq!(
-                (endpoint.local, endpoint.remote, &question[..]),
-                (Some(host), SocketAddr::new(own, from), &b"question"[..])
-            );
-
-            outbox.push(b"answer", endpoint);
-            b.send(&mut outbox);
-            let (endpoint, answer) = receive(asker).remove(0);
-            assert_eq!((endpoint.remote, &answer[..]), (SocketAddr::new(host, to), &b"answer"[..]));
-        }
-    }
-
-    #[test]
-    fn an_own_address_that_is_gone_does_not_stop_datagrams() {
-        let ((a, _), (b, to)) = (sockets(), sockets());
-        let mut outbox = Outbox::new(1 << 17);
-        let remote = SocketAddr::from(([127, 0, 0, 1], to));
-        outbox.push(b"hello", Endpoint { remote, local: Some([192, 0, 2, 1].into()) });
-        assert_eq!(a.send(&mut outbox).datagrams, 1);
-        assert_eq!(receive(&b.v4).remove(0).1, b"hello");
-    }
-
-    #[test]
-    fn lost_data_is_counted_and_lost_handshakes_are_not() {
-        let (a, _) = sockets();
-        let mut outbox = Outbox::new(1 << 17);
-        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        outbox.push(&[4, 0, 0, 0], nowhere.into());
-        outbox.push(&[1, 0, 0, 0, 0], nowhere.into());
-        assert_eq!(a.send(&mut outbox), Sent { datagrams: 0, bytes: 0, lost: 1 });
-    }
-
-    #[test]
-    fn an_empty_datagram_is_one() {
-        let ((_, _), (b, to)) = (sockets(), sockets());
-        let plain = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        plain.send_to(&[], ("127.0.0.1", to)).unwrap();
-        assert_eq!(receive(&b.v4).len(), 1);
-    }
-
-    #[test]
-    fn a_taken_port_is_said_to_be_taken() {
-        let (_holder, port) = sockets();
-        let error = Sockets::open(port, 0).unwrap_err();
-        assert!(matches!(error, UdpError::InUse { port: p } if p == port), "{error}");
-    }
-
-    impl Sockets {
-        fn of(&self, address: IpAddr) -> Option<&Socket> {
-            if address.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() }
-        }
-    }
-}
+mod tests;

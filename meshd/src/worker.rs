@@ -18,12 +18,12 @@ use std::time::Duration;
 use mesh_proto::clock::Timestamp;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::NodeId;
-use mesh_proto::verdict::Drop;
 use mesh_proto::view::View;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::config::Offload;
 use crate::lane::{Lane, Out, ROOM};
 use crate::packets::Taken;
 use crate::peers::Peers;
@@ -113,6 +113,7 @@ pub(crate) struct Worker {
     pub(crate) counters: Arc<Counters>,
     pub(crate) interface: String,
     pub(crate) lanes: usize,
+    pub(crate) offload: Offload,
 }
 
 /// The worker's own buffers, made on its thread.
@@ -143,6 +144,8 @@ impl Worker {
             watch(&epoll, &self.queue, TUN)?;
         }
         let mut buffers = Buffers { inbox: Inbox::default(), out: Out::new(OUT), packet: vec![0; MAX_PACKET].into() };
+        self.sockets.prepare(&mut buffers.out.udp);
+        buffers.out.tun.set_gathers(self.queue.gathers());
         let mut events = Vec::with_capacity(8);
         let mut lost_device = None;
         loop {
@@ -163,7 +166,7 @@ impl Worker {
                 lost_device = Some(now + REOPEN);
             }
             if lost_device.is_some_and(|due| due <= now) {
-                lost_device = self.reopen(&epoll, now)?;
+                lost_device = self.reopen(&epoll, &mut buffers, now)?;
             }
         }
     }
@@ -249,16 +252,13 @@ impl Worker {
 
     fn take_datagrams(&mut self, socket: usize, buffers: &mut Buffers, now: Timestamp) {
         let Buffers { inbox, out, .. } = buffers;
+        self.counters.received(socket, inbox.received());
         for (from, datagram) in inbox.datagrams() {
-            self.counters.udp_rx_packets.add(1);
-            self.counters.udp_rx_bytes.add(datagram.len() as u64);
             if out.tun.room() < ROOM || out.udp.room() < ROOM {
                 write_out(&self.queue, &self.sockets, &self.counters, out);
             }
             self.lane.handle_datagram(from, datagram, out, now);
         }
-        self.counters.count_dropped_many(Drop::NotWireguard, inbox.cut());
-        self.counters.overflows(socket, inbox.overflows());
     }
 
     /// Says whether the device is still there.
@@ -270,6 +270,7 @@ impl Worker {
                 Err(_) => return false,
             };
             self.counters.tun_rx_packets.add(1);
+            self.counters.tun_rx_bytes.add(len as u64);
             self.make_room(buffers);
             self.lane.handle_packet(&mut buffers.packet[..len], vnet, &mut buffers.out, now);
         }
@@ -304,10 +305,11 @@ impl Worker {
     }
 
     /// Opens the device again after somebody deleted it. Returns when to try next, if it did not work.
-    fn reopen(&mut self, epoll: &OwnedFd, now: Timestamp) -> Result<Option<Timestamp>, Errno> {
-        match tun::reopen(&self.interface, self.lanes) {
+    fn reopen(&mut self, epoll: &OwnedFd, buffers: &mut Buffers, now: Timestamp) -> Result<Option<Timestamp>, Errno> {
+        match tun::reopen(&self.interface, self.lanes, self.offload.tun) {
             Ok(queue) => {
                 self.queue = queue;
+                buffers.out.tun.set_gathers(self.queue.gathers());
                 watch(epoll, &self.queue, TUN)?;
                 tracing::info!(interface = self.interface, "the TUN device is back");
                 Ok(None)
@@ -319,19 +321,15 @@ impl Worker {
 
 fn write_out(queue: &Queue, sockets: &Sockets, counters: &Counters, out: &mut Out) {
     if !out.tun.is_empty() {
-        let (taken, lost) = out.tun.drain(|parts| match queue.write(parts) {
+        let drained = out.tun.drain(|parts| match queue.write(parts) {
             Ok(()) => Taken::Yes,
             Err(Errno::INVAL) => Taken::Invalid,
             Err(_) => Taken::No,
         });
-        counters.tun_tx_packets.add(taken);
-        counters.count_dropped_many(Drop::DeviceFull, lost);
+        counters.drained(drained);
     }
     if !out.udp.is_empty() {
-        let sent = sockets.send(&mut out.udp);
-        counters.udp_tx_packets.add(sent.datagrams);
-        counters.udp_tx_bytes.add(sent.bytes);
-        counters.count_dropped_many(Drop::SocketFull, sent.lost);
+        counters.sent(sockets.send(&mut out.udp));
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::id::NodeId;
 use mesh_proto::view::View;
-use meshd::dataplane::{Activity, DataPlane, DataPlaneError, Setup};
+use meshd::dataplane::{Activity, DataPlane, DataPlaneError, Offload, Setup};
 use namespaces::privileged;
 use planes::{
     MTU, Node, Options, PORT, at, cabled, connect, echo, echo_server, eventually, flat, keys, name, netmap, outer, pair,
@@ -175,6 +175,7 @@ fn a_port_in_use_is_said_to_be() {
     let setup = |port: u16, lanes: usize| Setup {
         interface: "mesh0".into(),
         lanes,
+        offload: Offload::default(),
         port,
         mark: 0,
         mtu: MTU,

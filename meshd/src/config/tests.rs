@@ -30,6 +30,9 @@ fn every_key_is_read() {
         [dns]
         enabled = false
         upstreams = "192.0.2.53"
+        [offload]
+        tun = "off"
+        udp = "auto"
     "#;
     let config = Config::parse("m.toml", text).unwrap();
     assert_eq!(config.name.as_str(), "pc-vm-1");
@@ -39,6 +42,7 @@ fn every_key_is_read() {
     assert_eq!(config.lanes, 2);
     assert!(!config.dns.enabled);
     assert_eq!(config.dns.upstreams, ["192.0.2.53:53".parse().unwrap()]);
+    assert_eq!(config.offload, Offload { tun: false, udp: true });
     let off = Config::parse("m.toml", "metrics = \"off\"").unwrap();
     assert_eq!(off.metrics, None);
 }
@@ -57,6 +61,15 @@ fn all_mistakes_are_found_at_once_with_their_places() {
         "{found:?}"
     );
     assert_eq!(found.len(), 5);
+}
+
+#[test]
+fn an_offload_is_auto_or_off() {
+    let found = mistakes("[offload]\ntun = \"on\"\nudp = false\ntap = \"off\"\n");
+    assert_eq!(found[0], "m.toml:2:7: `tun` is \"auto\" or \"off\"");
+    assert_eq!(found[1], "m.toml:3:7: `udp` is \"auto\" or \"off\"");
+    assert!(found[2].starts_with("m.toml:4:1: unknown key `tap` in [offload]"), "{found:?}");
+    assert!(mistakes("offload = \"off\"")[0].contains("write `[offload]`"));
 }
 
 #[test]

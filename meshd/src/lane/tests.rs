@@ -236,12 +236,12 @@ fn a_super_packet_is_split_on_the_way_and_gathered_at_the_other_end() {
         pair.nodes[1].lanes[0].handle_datagram(from, datagram, &mut received, now);
     }
     let mut written = Vec::new();
-    let (taken, _) = received.tun.drain(|parts| {
+    let drained = received.tun.drain(|parts| {
         written.push((VnetHeader::parse(parts[0].first_chunk().unwrap()).unwrap(), joined(&parts[1..])));
         Taken::Yes
     });
 
-    assert_eq!((taken, written.len()), (11, 1));
+    assert_eq!((drained.packets, drained.super_packets, written.len()), (11, 1, 1));
     assert_eq!(written[0], (vnet, packet));
 }
 

@@ -1,4 +1,5 @@
 //! Network namespaces for tests: each is a thread that left the others' network, and does what it is told.
+#![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::future::Future;
 use std::io::Write;

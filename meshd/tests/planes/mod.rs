@@ -14,7 +14,7 @@ use mesh_proto::id::{NodeId, NodeName, Revision};
 use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::policy::Rule;
 use mesh_proto::view::View;
-use meshd::dataplane::{Activity, DataPlane, LaneKeys, MAX_LANES, Setup};
+use meshd::dataplane::{Activity, DataPlane, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
 use x25519_dalek::StaticSecret;
 
 use crate::namespaces::{Namespace, link};
@@ -101,11 +101,12 @@ pub(crate) struct Options {
     pub(crate) flow_file: Option<PathBuf>,
     pub(crate) active: Vec<Activity>,
     pub(crate) mtu: u16,
+    pub(crate) offload: Offload,
 }
 
 impl Options {
     pub(crate) fn lanes(lanes: usize) -> Self {
-        Self { lanes, flow_file: None, active: Vec::new(), mtu: MTU }
+        Self { lanes, flow_file: None, active: Vec::new(), mtu: MTU, offload: Offload::default() }
     }
 }
 
@@ -118,6 +119,7 @@ impl Node {
         let setup = Setup {
             interface: "mesh0".into(),
             lanes: options.lanes,
+            offload: options.offload,
             port: PORT,
             mark: 0x6d65,
             mtu: options.mtu,
@@ -137,6 +139,11 @@ impl Node {
 
     pub(crate) fn plane(&self) -> &DataPlane {
         self.plane.as_ref().unwrap()
+    }
+
+    /// What the node's only, or first, lane did.
+    pub(crate) fn lane(&self) -> LaneStats {
+        self.plane().stats().lanes.remove(0)
     }
 
     pub(crate) fn drops(&self) -> BTreeMap<&'static str, u64> {

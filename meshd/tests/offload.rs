@@ -1,0 +1,114 @@
+//! Super-packets: used where they may be, on no side where they may not.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod namespaces;
+mod planes;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, UdpSocket};
+use std::time::Duration;
+
+use meshd::dataplane::{LaneStats, Offload};
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+
+use namespaces::privileged;
+use planes::{MTU, Node, Options, at, cabled, connect, eventually, flat, netmap};
+
+/// Bytes of a transfer: some thousand packets.
+const BULK: usize = 4 << 20;
+
+fn with(offload: [Offload; 2]) -> [Node; 2] {
+    let [mut a, mut b] = cabled();
+    a.start(1, netmap(1, 2, 1, at(2)), Options { offload: offload[0], ..Options::lanes(1) });
+    b.start(2, netmap(2, 1, 1, at(1)), Options { offload: offload[1], ..Options::lanes(1) });
+    [a, b]
+}
+
+/// Sends `BULK` bytes by TCP from one to the other and back again.
+fn there_and_back(a: &Node, b: &Node) {
+    let data: Vec<u8> = (0..BULK).map(|i| (i % 251) as u8).collect();
+    let listener = b.run(|| TcpListener::bind((flat(2), 7000)).unwrap());
+    let mut near = connect(a, 2);
+    let (mut far, _) = listener.accept().unwrap();
+    let expected = data.clone();
+    let other = std::thread::spawn(move || {
+        let mut got = vec![0; BULK];
+        far.read_exact(&mut got).unwrap();
+        assert!(got == expected, "the bytes arrive as they were sent");
+        far.write_all(&got).unwrap();
+    });
+    near.write_all(&data).unwrap();
+    let mut back = vec![0; BULK];
+    near.read_exact(&mut back).unwrap();
+    other.join().unwrap();
+    assert!(back == data, "and come back so");
+}
+
+/// Super-packets in and out, on the interface and on the sockets.
+fn supers(lane: &LaneStats) -> [[u64; 2]; 2] {
+    [[lane.tun_rx_super_packets, lane.tun_tx_super_packets], [lane.udp_rx_super_packets, lane.udp_tx_super_packets]]
+}
+
+#[test]
+fn what_is_switched_off_is_not_used_in_either_direction() {
+    if !privileged("offloads in namespaces") {
+        return;
+    }
+    let switches = |on: [bool; 2]| Offload { tun: on[0], udp: on[1] };
+    let all = [[true, true], [false, true], [true, false], [false, false]].map(switches);
+    for (own, other) in all.into_iter().flat_map(|own| [(own, all[0]), (own, all[3])]) {
+        let [a, b] = with([own, other]);
+
+        there_and_back(&a, &b);
+
+        let used = |on: bool, count: u64| if on { count > 0 } else { count == 0 };
+        for (node, offload, facing) in [(&a, own, other), (&b, other, own)] {
+            let lane = node.lane();
+            let [on_tun, on_udp] = supers(&lane);
+            assert!(on_tun.into_iter().all(|count| used(offload.tun, count)), "{own:?} {other:?} {lane:?}");
+            assert!(used(offload.udp, on_udp[1]), "{own:?} {other:?} {lane:?}");
+            // What arrives joined, the other side sent so: a veth joins nothing by itself.
+            assert!(used(offload.udp && facing.udp, on_udp[0]), "{own:?} {other:?} {lane:?}");
+            assert_eq!((lane.tun_fallbacks, lane.udp_fallbacks), (0, 0));
+            if !offload.tun {
+                assert!(lane.tun_rx_bytes <= lane.tun_rx_packets * u64::from(MTU), "{lane:?}");
+            }
+        }
+        assert!(a.drops().is_empty() && b.drops().is_empty(), "{:?} {:?}", a.drops(), b.drops());
+    }
+}
+
+#[test]
+fn an_applications_runs_of_datagrams_stay_runs_from_end_to_end() {
+    if !privileged("offloads in namespaces") {
+        return;
+    }
+    const SIZE: usize = 1200;
+    for tun in [true, false] {
+        let offload = Offload { tun, udp: true };
+        let [a, b] = with([offload, offload]);
+        let server = b.run(|| UdpSocket::bind((flat(2), 7000)).unwrap());
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let client = a.run(|| UdpSocket::bind((flat(1), 0)).unwrap());
+        client.connect((flat(2), 7000)).unwrap();
+        let mut buffer = vec![0; 65_536];
+        // The first waits for the handshake, and opens the flow.
+        client.send(&[0]).unwrap();
+        assert_eq!(server.recv(&mut buffer).unwrap(), 1);
+        setsockopt(&client, UdpGsoSegment, &(SIZE as i32)).unwrap();
+
+        let run: Vec<u8> = (0..SIZE * 30 + 77).map(|i| (i / SIZE * 7 + i) as u8).collect();
+        client.send(&run).unwrap();
+
+        for datagram in run.chunks(SIZE) {
+            let length = server.recv(&mut buffer).unwrap();
+            assert!(buffer[..length] == *datagram, "a datagram of {length} bytes, tun {tun}");
+        }
+        let (near, far) = (a.lane(), eventually(|| Some(b.lane()).filter(|lane| lane.tun_tx_packets >= 32)));
+        let expected = if tun { (1, 31) } else { (0, 0) };
+        assert_eq!((near.tun_rx_super_packets, near.tun_rx_super_segments), expected, "{near:?}");
+        assert_eq!(far.tun_tx_super_packets > 0, tun, "{far:?}");
+        assert!(near.tun_rx_packets >= 32, "{near:?}");
+        assert_eq!(far.tun_fallbacks, 0);
+    }
+}
