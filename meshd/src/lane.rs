@@ -105,6 +105,9 @@ impl Lane {
 
     /// Takes a packet, or a super-packet, from the TUN; `vnet` is `None` if the device asks for what was not agreed.
     pub(crate) fn handle_packet(&mut self, packet: &mut [u8], vnet: Option<VnetHeader>, out: &mut Out, now: Timestamp) {
+        if packet.first().is_some_and(|first| first >> 4 != 4) {
+            return self.counters.count_dropped(Drop::NotIpv4);
+        }
         let settled = vnet.and_then(|vnet| Some((vnet, settle(packet, vnet)?)));
         let Some((vnet, checksum)) = settled else {
             return self.counters.count_dropped(Drop::Malformed);

@@ -45,8 +45,8 @@ impl Gathers {
     fn kind(&mut self, gso: Gso) -> Option<&mut bool> {
         match gso {
             Gso::Tcp4 { .. } => Some(&mut self.tcp),
-            Gso::Udp4 => Some(&mut self.udp),
-            Gso::None => None,
+            Gso::Udp => Some(&mut self.udp),
+            Gso::Tcp6 { .. } | Gso::None => None,
         }
     }
 }
@@ -196,7 +196,7 @@ impl Packets {
 
     /// Takes note that the device knows nothing of a kind.
     fn refuse(&mut self, gso: Gso) {
-        let kind = if gso == Gso::Udp4 { "UDP" } else { "TCP" };
+        let kind = if gso == Gso::Udp { "UDP" } else { "TCP" };
         tracing::warn!(kind, "the kernel refuses super-packets of this kind: writing them packet by packet");
         if let Some(gathers) = self.gathers.kind(gso) {
             *gathers = false;
@@ -318,7 +318,7 @@ mod tests {
     fn a_kind_that_the_device_refuses_goes_singly_from_then_on_and_the_other_does_not() {
         let mut packets = Packets::new(10_000);
         for (refused, gathers, lengths) in [
-            (Gso::Udp4, Gathers { tcp: true, udp: false }, [vec![240], vec![128, 128]]),
+            (Gso::Udp, Gathers { tcp: true, udp: false }, [vec![240], vec![128, 128]]),
             (Gso::Tcp4 { ecn: false }, Gathers { tcp: false, udp: true }, [vec![140, 140], vec![228]]),
         ] {
             packets.set_gathers(Gathers::ALL);

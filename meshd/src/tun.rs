@@ -121,14 +121,14 @@ impl Queue {
             let (device, packet) = probe_packet(gso);
             self.write(&[IoSlice::new(&device), IoSlice::new(&packet)]) != Err(Errno::INVAL)
         };
-        Gathers { tcp: takes(Gso::Tcp4 { ecn: false }), udp: takes(Gso::Udp4) }
+        Gathers { tcp: takes(Gso::Tcp4 { ecn: false }), udp: takes(Gso::Udp) }
     }
 }
 
 /// Makes a super-packet of two bytes in two segments, from and to the test network of RFC 5737, that no kernel
 /// takes for whole: the checksum of its IPv4 header is 0.
 fn probe_packet(gso: Gso) -> ([u8; VnetHeader::LEN], Vec<u8>) {
-    let (protocol, headers, checksum_offset) = if gso == Gso::Udp4 { (17, 28u16, 6) } else { (6, 40, 16) };
+    let (protocol, headers, checksum_offset) = if gso == Gso::Udp { (17, 28u16, 6) } else { (6, 40, 16) };
     let total = headers + 2;
     let mut packet = vec![0; usize::from(total)];
     packet[0] = 0x45;
@@ -137,7 +137,7 @@ fn probe_packet(gso: Gso) -> ([u8; VnetHeader::LEN], Vec<u8>) {
     packet[12..20].copy_from_slice(&[192, 0, 2, 1, 192, 0, 2, 2]);
     // Ports 9, discard.
     packet[20..24].copy_from_slice(&[0, 9, 0, 9]);
-    if gso == Gso::Udp4 {
+    if gso == Gso::Udp {
         packet[24..26].copy_from_slice(&(total - 20).to_be_bytes());
     } else {
         // 20 bytes of header, ACK.
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn no_kernel_takes_a_probe_for_a_packet() {
-        for gso in [Gso::Tcp4 { ecn: false }, Gso::Udp4] {
+        for gso in [Gso::Tcp4 { ecn: false }, Gso::Udp] {
             let (device, packet) = probe_packet(gso);
             let vnet = VnetHeader::parse(&device).expect("a device header");
             let header = Header::parse(&packet).expect("a packet, but for its checksum");

@@ -5,14 +5,17 @@ mod namespaces;
 mod planes;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
+use meshd::datagrams::Outbox;
 use meshd::dataplane::{LaneStats, Offload};
+use meshd::udp::Sockets;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use namespaces::privileged;
-use planes::{MTU, Node, Options, at, cabled, connect, eventually, flat, netmap};
+use namespaces::{link, privileged};
+use planes::{MTU, Node, Options, PORT, at, cabled, connect, eventually, flat, netmap, outer};
 
 /// Bytes of a transfer: some thousand packets.
 const BULK: usize = 4 << 20;
@@ -111,4 +114,62 @@ fn an_applications_runs_of_datagrams_stay_runs_from_end_to_end() {
         assert!(near.tun_rx_packets >= 32, "{near:?}");
         assert_eq!(far.tun_fallbacks, 0);
     }
+}
+
+#[test]
+fn a_path_too_narrow_for_a_run_gets_its_datagrams_singly_and_turns_nothing_off() {
+    if !privileged("a narrow path in namespaces") {
+        return;
+    }
+    let [a, b] = [Node::new(), Node::new()];
+    link(&a.namespace, &b.namespace, "eth0");
+    a.namespace.address("eth0", outer(1), 24, 1280);
+    b.namespace.address("eth0", outer(2), 24, 1280);
+    let [from, to] = [&a, &b].map(|node| node.run(|| Sockets::open(PORT, 0, true).unwrap()));
+    let mut outbox = Outbox::new(1 << 20);
+    from.prepare(&mut outbox);
+    let mut send = |size: usize| {
+        (0..10).for_each(|_| assert!(outbox.push(&vec![4; size], SocketAddr::from((outer(2), PORT)).into())));
+        from.send(&mut outbox)
+    };
+
+    let (wide, narrow) = (send(1400), send(1200));
+
+    assert_eq!((wide.datagrams, wide.super_packets, wide.fallbacks, wide.lost), (10, 0, 1, 0));
+    assert_eq!((narrow.datagrams, narrow.super_packets, narrow.fallbacks, narrow.lost), (10, 1, 0, 0));
+    let mut inbox = meshd::udp::Inbox::default();
+    let mut got = 0;
+    eventually(|| {
+        got += to.each().next().unwrap().receive(&mut inbox).map(|_| inbox.received().datagrams).unwrap();
+        (got == 20).then_some(())
+    });
+}
+
+#[test]
+fn a_line_that_is_full_loses_datagrams_by_count_and_holds_nobody_up() {
+    if !privileged("a slow line in namespaces") {
+        return;
+    }
+    let [a, _b] = cabled();
+    let tc = "qdisc add dev eth0 root tbf rate 8mbit burst 100kb limit 100mb";
+    let shaped = a.run(move || Command::new("tc").args(tc.split(' ')).status());
+    if !shaped.is_ok_and(|status| status.success()) {
+        assert!(std::env::var("MESH_STRICT").as_deref() != Ok("1"), "tc is missing");
+        let _ = writeln!(std::io::stdout(), "SKIP a slow line: install iproute2");
+        return;
+    }
+    let sockets = a.run(|| Sockets::open(PORT, 0, true).unwrap());
+    let mut outbox = Outbox::new(1 << 20);
+    let start = Instant::now();
+    let (mut sent, mut lost, mut batches) = (0, 0, 0);
+    while lost == 0 && batches < 100 {
+        sockets.prepare(&mut outbox);
+        (0..700).for_each(|_| assert!(outbox.push(&[4; 1400], SocketAddr::from((outer(2), PORT)).into())));
+        let batch = sockets.send(&mut outbox);
+        assert_eq!(batch.datagrams + batch.lost, 700);
+        (sent, lost, batches) = (sent + batch.datagrams, lost + batch.lost, batches + 1);
+    }
+    assert!(lost > 0 && sent > 0, "{sent} {lost}");
+    // The line would need 1 s for every MB of it.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?} for {batches} batches", start.elapsed());
 }

@@ -38,8 +38,13 @@ pub enum Gso {
         /// Congestion was answered in its first segment (CWR).
         ecn: bool,
     },
-    /// UDP: each segment a datagram of its own.
-    Udp4,
+    /// TCP over IPv6, which the mesh does not carry: it is told apart to be dropped by its own name.
+    Tcp6 {
+        /// As for IPv4.
+        ecn: bool,
+    },
+    /// UDP, of either version: each segment a datagram of its own.
+    Udp,
 }
 
 /// The header that stands before each packet of a TUN device opened with IFF_VNET_HDR
@@ -64,17 +69,19 @@ impl VnetHeader {
     pub const LEN: usize = 10;
     const NEEDS_CHECKSUM: u8 = 1;
     const TCP4: u8 = 1;
+    const TCP6: u8 = 4;
     const UDP_L4: u8 = 5;
     const ECN: u8 = 0x80;
 
-    /// Reads it; `None` if it asks for what was not agreed with the kernel (IPv6, UFO).
+    /// Reads it; `None` if it asks for what was not agreed with the kernel (UFO).
     pub fn parse(bytes: &[u8; Self::LEN]) -> Option<Self> {
         // The kernel writes its own byte order unless told otherwise.
         let native = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         let gso = match (bytes[1] & !Self::ECN, bytes[1] & Self::ECN != 0) {
             (0, false) => Gso::None,
             (Self::TCP4, ecn) => Gso::Tcp4 { ecn },
-            (Self::UDP_L4, false) => Gso::Udp4,
+            (Self::TCP6, ecn) => Gso::Tcp6 { ecn },
+            (Self::UDP_L4, false) => Gso::Udp,
             _ => return None,
         };
         Some(Self {
@@ -88,11 +95,12 @@ impl VnetHeader {
 
     /// Writes it, for a packet whose headers are `headers_len` bytes long.
     pub fn to_bytes(self, headers_len: u16) -> [u8; Self::LEN] {
+        let mark = |ecn: bool| if ecn { Self::ECN } else { 0 };
         let gso = match self.gso {
             Gso::None => 0,
-            Gso::Tcp4 { ecn: false } => Self::TCP4,
-            Gso::Tcp4 { ecn: true } => Self::TCP4 | Self::ECN,
-            Gso::Udp4 => Self::UDP_L4,
+            Gso::Tcp4 { ecn } => Self::TCP4 | mark(ecn),
+            Gso::Tcp6 { ecn } => Self::TCP6 | mark(ecn),
+            Gso::Udp => Self::UDP_L4,
         };
         let mut bytes = [0; Self::LEN];
         bytes[0] = if self.needs_checksum { Self::NEEDS_CHECKSUM } else { 0 };
@@ -179,8 +187,8 @@ impl<'a> Segments<'a> {
         let wanted = match (gso, header.kind) {
             (Gso::None, _) => false,
             (Gso::Tcp4 { .. }, Kind::Tcp(flags)) if flags & (SYN | RST) == 0 => true,
-            (Gso::Udp4, Kind::Udp) => true,
-            (Gso::Tcp4 { .. } | Gso::Udp4, _) => return Err(SplitError::Kind),
+            (Gso::Udp, Kind::Udp) => true,
+            (Gso::Tcp4 { .. } | Gso::Tcp6 { .. } | Gso::Udp, _) => return Err(SplitError::Kind),
         };
         if wanted && header.first_fragment {
             return Err(SplitError::Kind);
@@ -388,7 +396,7 @@ impl Run {
         let transport = &mut self.headers[IP_HEADER..self.headers_len];
         let gso = if self.header.kind == Kind::Udp {
             put_word(transport, 4, (length - IP_HEADER) as u16);
-            Gso::Udp4
+            Gso::Udp
         } else {
             transport[13] |= self.last_flags & (FIN | PSH);
             Gso::Tcp4 { ecn: transport[13] & CWR != 0 }

@@ -256,6 +256,18 @@ fn a_device_header_that_lies_is_a_malformed_packet() {
 }
 
 #[test]
+fn a_super_packet_of_ipv6_is_no_malformed_packet() {
+    let mut pair = Pair::new(true);
+    let mut packet = vec![0; 3000];
+    packet[0] = 0x60;
+    for gso in [Gso::Tcp6 { ecn: false }, Gso::Udp, Gso::None] {
+        let vnet = VnetHeader { needs_checksum: true, gso, gso_size: 1220, checksum_start: 40, checksum_offset: 16 };
+        pair.send(0, 0, packet.clone(), vnet);
+    }
+    assert_eq!((pair.nodes[0].count("not_ipv4"), pair.nodes[0].count("malformed")), (3, 0));
+}
+
+#[test]
 fn a_denied_call_is_answered_where_it_came_from() {
     let mut pair = Pair::new(false);
     pair.send(0, 0, tcp(0, SYN, 0), VnetHeader::default());

@@ -90,6 +90,98 @@ fn lost_data_is_counted_and_lost_handshakes_are_not() {
     assert_eq!(a.send(&mut outbox), Sent { lost: 1, ..Sent::default() });
 }
 
+/// Twenty datagrams that go together.
+fn run_to(port: u16) -> Outbox {
+    let mut outbox = Outbox::new(1 << 17);
+    let target = SocketAddr::from(([127, 0, 0, 1], port)).into();
+    (0..20).for_each(|_| assert!(outbox.push(&[4; 1000], target)));
+    assert_eq!(outbox.runs().len(), 1);
+    outbox
+}
+
+#[test]
+fn a_route_that_cannot_divide_is_told_from_a_run_that_is_refused() {
+    for (error, most) in [(Errno::IO, 1), (Errno::INVAL, most_segments()), (Errno::MSGSIZE, most_segments())] {
+        let ((a, _), (b, to)) = (sockets(), sockets());
+        let mut outbox = run_to(to);
+        let mut sent = Sent::default();
+
+        a.v4.send_again(&outbox, &outbox.runs()[0], error, &mut sent);
+        a.prepare(&mut outbox);
+
+        assert_eq!(sent, Sent { datagrams: 20, bytes: 20_000, fallbacks: 1, ..Sent::default() }, "{error}");
+        assert_eq!(receive(&b.v4).len(), 20);
+        assert_eq!((a.v4.most.get(), a.v6.as_ref().map_or(most, |v6| v6.most.get())), (most, most_segments()));
+        outbox.clear();
+        let target = SocketAddr::from(([127, 0, 0, 1], to)).into();
+        (0..20).for_each(|_| assert!(outbox.push(&[4; 1000], target)));
+        assert_eq!(outbox.runs().len(), if most == 1 { 20 } else { 1 }, "{error}");
+    }
+}
+
+#[test]
+fn a_run_is_as_long_as_the_running_kernel_takes() {
+    let versions =
+        [("6.8.12-generic", 63), ("6.9.0", 127), ("6.18.44-fc", 127), ("5.15.0", 63), ("10.0", 127), ("", 63)];
+    for (release, most) in versions {
+        assert_eq!(most_segments_of(release), most, "{release}");
+    }
+    let ((a, _), (b, to)) = (sockets(), sockets());
+    let mut outbox = Outbox::new(1 << 17);
+    a.prepare(&mut outbox);
+    let target = SocketAddr::from(([127, 0, 0, 1], to)).into();
+    (0..127).for_each(|_| assert!(outbox.push(&[4; 100], target)));
+    let messages = outbox.runs().len() as u64;
+    assert_eq!(messages, 127u64.div_ceil(most_segments() as u64));
+    let sent = a.send(&mut outbox);
+    assert_eq!((sent.super_packets, sent.super_segments, sent.fallbacks), (messages, 127, 0));
+    assert_eq!(receive(&b.v4).len(), 127);
+}
+
+#[test]
+fn without_offload_the_kernel_neither_divides_nor_joins() {
+    let ((a, _), (b, to)) = (sockets(), sockets());
+    let plain = |port| Sockets::open(port, 0, false).ok().map(|sockets| (sockets, port));
+    let (c, from_c) = (40_000..50_000).find_map(plain).unwrap();
+    assert!(a.segments() && a.joins() && !c.segments() && !c.joins());
+
+    let mut inbox = Inbox::default();
+    let mut outbox = run_to(to);
+    c.prepare(&mut outbox);
+    outbox.clear();
+    let target = SocketAddr::from(([127, 0, 0, 1], to)).into();
+    (0..20).for_each(|_| assert!(outbox.push(&[4; 1000], target)));
+    assert_eq!(c.send(&mut outbox), Sent { datagrams: 20, bytes: 20_000, ..Sent::default() });
+    assert_eq!(receive(&b.v4).len(), 20);
+    assert_eq!(a.send(&mut run_to(from_c)).super_packets, 1);
+    c.v4.receive(&mut inbox).unwrap();
+    assert_eq!(inbox.received(), Received { datagrams: 20, bytes: 20_000, ..Received::default() });
+}
+
+#[test]
+fn what_a_full_buffer_loses_is_told_for_its_socket_alone() {
+    let ((a, _), (b, to)) = (sockets(), sockets());
+    let plain = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    // More than the largest buffer that the kernel grants, doubled as it does.
+    let full = 4 * BUFFER / 60_000;
+    (0..full).for_each(|_| assert!(plain.send_to(&[0; 60_000], ("127.0.0.1", to)).is_ok()));
+    let kept = receive(&b.v4).len();
+    plain.send_to(b"after", ("127.0.0.1", to)).unwrap();
+
+    let mut inbox = Inbox::default();
+    b.v4.receive(&mut inbox).unwrap();
+
+    let lost = inbox.received().overflows.unwrap();
+    assert_eq!(kept + lost as usize, full);
+    if let (Some(_), Some(v6)) = (&a.v6, &b.v6) {
+        let mut outbox = Outbox::new(1 << 17);
+        outbox.push(b"hello", SocketAddr::from((Ipv6Addr::LOCALHOST, to)).into());
+        a.send(&mut outbox);
+        v6.receive(&mut inbox).unwrap();
+        assert_eq!((inbox.received().datagrams, inbox.received().overflows), (1, None));
+    }
+}
+
 #[test]
 fn an_empty_datagram_is_one() {
     let ((_, _), (b, to)) = (sockets(), sockets());

@@ -24,7 +24,7 @@ fn super_packets() -> impl Strategy<Value = (Sample, u16)> {
 }
 
 fn gso(sample: &Sample) -> Gso {
-    if sample.tuple.protocol == UDP { Gso::Udp4 } else { Gso::Tcp4 { ecn: sample.flags & CWR != 0 } }
+    if sample.tuple.protocol == UDP { Gso::Udp } else { Gso::Tcp4 { ecn: sample.flags & CWR != 0 } }
 }
 
 fn split(mut packet: Vec<u8>, gso: Gso, size: u16, checksum: Checksum) -> Vec<Vec<u8>> {
@@ -258,20 +258,22 @@ fn a_device_header_that_contradicts_the_packet_is_an_error() {
     };
     let tso = Gso::Tcp4 { ecn: false };
     assert_eq!(refuse(udp(), tso, 10), Some(SplitError::Kind));
-    assert_eq!(refuse(tcp(0), Gso::Udp4, 10), Some(SplitError::Kind));
+    assert_eq!(refuse(tcp(0), Gso::Udp, 10), Some(SplitError::Kind));
     assert_eq!(refuse(Sample { flags: 0x12, ..tcp(0) }, tso, 10), Some(SplitError::Kind));
     assert_eq!(refuse(Sample { fragment: 0x2000, ..tcp(0) }, tso, 10), Some(SplitError::Kind));
+    assert_eq!(refuse(tcp(0), Gso::Tcp6 { ecn: false }, 10), Some(SplitError::Kind));
     assert_eq!(refuse(tcp(0), tso, 0), Some(SplitError::Size));
     assert_eq!(refuse(tcp(0), tso, 10), None);
 }
 
 #[test]
 fn the_device_header_reads_what_it_writes_and_nothing_else() {
-    for gso in [Gso::None, Gso::Tcp4 { ecn: false }, Gso::Tcp4 { ecn: true }, Gso::Udp4] {
+    let tcp = [false, true].into_iter().flat_map(|ecn| [Gso::Tcp4 { ecn }, Gso::Tcp6 { ecn }]);
+    for gso in tcp.chain([Gso::None, Gso::Udp]) {
         let header = VnetHeader { needs_checksum: true, gso, gso_size: 1400, checksum_start: 20, checksum_offset: 16 };
         assert_eq!(VnetHeader::parse(&header.to_bytes(40)), Some(header));
     }
-    for kind in [3, 4, 0x80, 0x85, 2] {
+    for kind in [3, 0x80, 0x83, 0x85, 2, 6] {
         assert_eq!(VnetHeader::parse(&[0, kind, 0, 0, 0, 0, 0, 0, 0, 0]), None);
     }
 }
