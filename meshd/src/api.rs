@@ -163,8 +163,8 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
                 return malformed("node");
             };
             with_view(board, |view| {
-                let id = names::peer(view.netmap(), &name)?;
-                board.with_plane(|plane| plane.ping(id));
+                let (_, peer) = names::peer(view.netmap(), &name)?;
+                board.with_plane(|plane| plane.ping(peer.id));
                 Ok(done("asking through the tunnel"))
             })
         }

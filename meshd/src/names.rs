@@ -2,8 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::id::{NodeId, NodeName, ServiceKey};
-use mesh_proto::netmap::{NetMap, Service, Transport};
+use mesh_proto::addr::Flat;
+use mesh_proto::id::{NodeName, ServiceKey};
+use mesh_proto::netmap::{NetMap, Peer, Service, Transport};
 use mesh_proto::packet::ICMP;
 
 /// Why a word names nothing in this mesh.
@@ -18,8 +19,16 @@ pub enum NameError {
         hint: String,
     },
     /// No node has that name.
-    #[error("no node of this mesh is called `{0}`; `meshd peers` lists them")]
-    Node(String),
+    #[error("no node of this mesh is called `{word}`{hint}")]
+    Node {
+        /// The word.
+        word: String,
+        /// What may have been meant.
+        hint: String,
+    },
+    /// It is this node.
+    #[error("`{0}` is this node: name another; `meshd peers` lists them")]
+    Own(String),
     /// The service has no backend to speak for it.
     #[error("service `{0}` has no live backend, so nobody calls as it; name an address or `host:NODE` instead")]
     NoBackend(ServiceKey),
@@ -59,7 +68,7 @@ pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
         return Ok(address);
     }
     if let Some(name) = word.strip_prefix("host:") {
-        return node(map, name).ok_or_else(|| NameError::Node(name.into()));
+        return node(map, name).ok_or_else(|| no_node(map, name));
     }
     if let Some((key, service)) = service(map, word) {
         let here = |b: &&mesh_proto::netmap::Backend| b.node == map.node.name;
@@ -84,7 +93,7 @@ pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> 
     };
     if let Some(rest) = word.strip_prefix("host:") {
         let (name, port) = split_port(rest)?;
-        let address = node(map, name).ok_or_else(|| NameError::Node(name.into()))?;
+        let address = node(map, name).ok_or_else(|| no_node(map, name))?;
         return Ok(plain(address, port));
     }
     let (name, port) = split_port(word)?;
@@ -138,14 +147,17 @@ fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Meaning> {
     Some(Meaning { kind: "node", address, full_name: format!("host:{name}") })
 }
 
-/// Finds another node by its name.
+/// Finds another node by its name, as `host:NODE`, or by its mesh address.
 ///
 /// # Errors
 /// `NameError` if no other node has it.
-pub fn peer(map: &NetMap, word: &str) -> Result<NodeId, NameError> {
-    let name: Option<NodeName> = word.parse().ok();
-    let peer = name.and_then(|name| map.peers.get(&name));
-    peer.map(|peer| peer.id).ok_or_else(|| NameError::Node(word.into()))
+pub fn peer<'m>(map: &'m NetMap, word: &str) -> Result<(&'m NodeName, &'m Peer), NameError> {
+    let bare = word.strip_prefix("host:").unwrap_or(word);
+    let is = |name: &NodeName, address: Flat| name.as_str() == bare || address.0.to_string() == bare;
+    if is(&map.node.name, map.node.address) {
+        return Err(NameError::Own(word.into()));
+    }
+    map.peers.iter().find(|(name, peer)| is(name, peer.address)).ok_or_else(|| no_node(map, bare))
 }
 
 /// Finds a service by its short name, its name and namespace, or either with a domain of the mesh.
@@ -177,12 +189,21 @@ fn split_port(word: &str) -> Result<(&str, Option<u16>), NameError> {
 fn unknown(map: &NetMap, word: &str) -> NameError {
     let services = map.services.keys().map(ToString::to_string);
     let nodes = map.peers.keys().map(ToString::to_string);
-    let near = services.chain(nodes).map(|name| (strsim::damerau_levenshtein(word, &name), name));
-    let hint = match near.min() {
-        Some((distance, name)) if distance <= 2 => format!("; did you mean `{name}`?"),
-        Some(_) | None => "; `meshd services` and `meshd peers` list them".into(),
-    };
+    let hint = hint(word, services.chain(nodes), "`meshd services` and `meshd peers` list them");
     NameError::Unknown { word: word.into(), hint }
+}
+
+fn no_node(map: &NetMap, word: &str) -> NameError {
+    let hint = hint(word, map.peers.keys().map(ToString::to_string), "`meshd peers` lists them");
+    NameError::Node { word: word.into(), hint }
+}
+
+/// Says which name may have been meant, or where the names are.
+fn hint(word: &str, names: impl Iterator<Item = String>, else_see: &str) -> String {
+    match names.map(|name| (strsim::damerau_levenshtein(word, &name), name)).min() {
+        Some((distance, name)) if distance <= 2 => format!("; did you mean `{name}`?"),
+        Some(_) | None => format!("; {else_see}"),
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +211,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use mesh_proto::addr::Flat;
-    use mesh_proto::id::ServiceId;
+    use mesh_proto::id::{NodeId, ServiceId};
     use mesh_proto::netmap::{Backend, ServicePort};
     use mesh_proto::packet::{TCP, UDP};
 
@@ -230,7 +251,31 @@ mod tests {
         assert_eq!(source(&map, "n1").unwrap(), map.node.address.0);
         assert_eq!(source(&map, "cart").unwrap(), Ipv4Addr::new(241, 2, 0, 2));
         assert!(source(&map, "crat").unwrap_err().to_string().contains("did you mean `cart`?"));
-        assert!(matches!(source(&map, "host:x"), Err(NameError::Node(_))));
+        assert!(matches!(source(&map, "host:x"), Err(NameError::Node { .. })));
+    }
+
+    #[test]
+    fn another_node_is_found_by_name_and_address_and_what_is_near_is_named() {
+        let mut map = map();
+        let other = Peer {
+            id: NodeId(7),
+            site: "s".parse().unwrap(),
+            address: Flat([241, 1, 0, 7].into()),
+            blocks: Vec::new(),
+            lanes: Vec::new(),
+            endpoints: Vec::new(),
+            mtu: 1420,
+            guarded: true,
+        };
+        map.peers.insert("other".parse().unwrap(), other);
+        for word in ["other", "host:other", "241.1.0.7"] {
+            assert_eq!(peer(&map, word).unwrap().1.id, NodeId(7), "{word}");
+        }
+        assert_eq!(peer(&map, "host:n1").unwrap_err(), NameError::Own("host:n1".into()));
+        let near = peer(&map, "othre").unwrap_err().to_string();
+        assert!(near.contains("did you mean `other`?"), "{near}");
+        let far = peer(&map, "something").unwrap_err().to_string();
+        assert!(far.contains("`meshd peers` lists them"), "{far}");
     }
 
     #[test]
