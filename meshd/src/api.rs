@@ -3,6 +3,7 @@
 //! ```text
 //! GET  /v1/status  /v1/peers  /v1/services[?name=]  /v1/flows  /v1/resolve?name=  /v1/why?src=&dst=[&udp=1]
 //! GET  /v1/metrics          the metrics as text
+//! POST /v1/bench?node=[&seconds=]   answers when it has measured; whoever hangs up ends it
 //! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
 //! Who may ask is decided by the kernel's word (SO_PEERCRED): root, and the user that runs the daemon.
@@ -24,6 +25,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
+use crate::bench::{self, BenchError};
 use crate::board::{Board, Order};
 use crate::names::{self, NameError};
 use crate::{metrics, status};
@@ -109,14 +111,16 @@ async fn connection(stream: UnixStream, board: &Board) {
     let uid = stream.peer_cred().map(|cred| cred.uid());
     let own = rustix::process::geteuid().as_raw();
     let trusted = uid.is_ok_and(|uid| uid == 0 || uid == own);
-    let service = hyper::service::service_fn(|request| {
-        let response = if trusted {
-            answer(board, &request)
-        } else {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| async move {
+        let response = if !trusted {
             let hint = "only root and the user of the daemon may ask; use sudo";
             failure(StatusCode::FORBIDDEN, "forbidden", hint.into())
+        } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/bench") {
+            measure(board, request.uri().query().unwrap_or_default()).await
+        } else {
+            answer(board, &request)
         };
-        std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        Ok::<_, std::convert::Infallible>(response)
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -185,6 +189,31 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             "not_found",
             "there is no such request; `meshd --help` lists the verbs".into(),
         ),
+    }
+}
+
+/// Measures the way to a node. The connection takes this future with it when it ends, and that ends the measurement.
+async fn measure(board: &Board, query: &str) -> Response<Full<Bytes>> {
+    let Some(node) = parameter(query, "node") else {
+        return malformed("node");
+    };
+    let seconds = parameter(query, "seconds").map_or(Ok(bench::DEFAULT_SECONDS), |seconds| seconds.parse());
+    let Some(seconds) = seconds.ok().filter(|seconds| bench::SECONDS.contains(seconds)) else {
+        return malformed("seconds from 1 to 10");
+    };
+    match bench::measure(board, &node, seconds).await {
+        Ok(measured) => json(&measured),
+        Err(error) => {
+            let (status, word) = match &error {
+                BenchError::Name(_) => (StatusCode::NOT_FOUND, "not_found"),
+                BenchError::NotJoined => (StatusCode::CONFLICT, "not_joined"),
+                BenchError::Busy => (StatusCode::CONFLICT, "busy"),
+                BenchError::NoAnswer(_) | BenchError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, "no_answer"),
+                BenchError::Old(_) => (StatusCode::BAD_GATEWAY, "old_peer"),
+                BenchError::Narrow { .. } => (StatusCode::BAD_GATEWAY, "narrow"),
+            };
+            failure(status, word, error.to_string())
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::{DEFAULT_SECONDS, SECONDS};
+
 /// Where meshd looks for its configuration.
 pub const CONFIG: &str = "/etc/meshd/meshd.toml";
 
@@ -77,6 +79,22 @@ pub enum Verb {
         /// A node, `host:NODE`, or its mesh address
         node: String,
     },
+    /// Measure throughput, packet rate, round trips and CPU time to a node, inside the tunnel
+    ///
+    /// Three phases: round trips without load; packets of 92 bytes (64 of payload), for the packet rate; packets of
+    /// the way's MTU, for the throughput, with round trips beside them. Rates and loss are what the other node
+    /// counted, IP headers included. It measures the tunnel on all lanes: engine, encryption, sockets, network. It
+    /// leaves out what applications add: their TCP and the TUN device. CPU time is that of the two meshd processes.
+    ///
+    /// Real traffic goes on: the measurement takes what it leaves, and slows down when packets are lost or wait.
+    /// One measurement at a time per node; Ctrl-C ends it. No rule is needed, and nothing reaches the other host.
+    Bench {
+        /// A node, `host:NODE`, or its mesh address
+        node: String,
+        /// How long each of the two phases with load takes
+        #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_SECONDS, value_parser = seconds())]
+        seconds: u8,
+    },
     /// Say whether SRC may call DST, which way it would go, and which rule decides
     Why {
         /// A service, `host:NODE`, a node, or an address
@@ -105,6 +123,10 @@ pub enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+fn seconds() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(i64::from(*SECONDS.start())..=i64::from(*SECONDS.end()))
 }
 
 #[cfg(test)]

@@ -71,11 +71,23 @@ impl Client {
         parse(&self.ask(Method::POST, path).await?)
     }
 
+    /// Asks for something that takes its time to be done.
+    ///
+    /// # Errors
+    /// `ClientError` if the daemon does not answer in time or says no.
+    pub async fn post_within<T: DeserializeOwned>(&self, path: &str, patience: Duration) -> Result<T, ClientError> {
+        parse(&self.ask_within(Method::POST, path, patience).await?)
+    }
+
     /// Reads bytes as they are.
     ///
     /// # Errors
     /// `ClientError` if the daemon does not answer or says no.
     pub async fn ask(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.ask_within(method, path, ANSWER).await
+    }
+
+    async fn ask_within(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.socket).await;
         let stream = stream.map_err(|error| {
             use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
@@ -83,8 +95,9 @@ impl Client {
             let path = self.socket.clone();
             if nobody.contains(&error.kind()) { ClientError::NotRunning(path) } else { ClientError::Io { path, error } }
         })?;
-        let asked = timeout(ANSWER, exchange(stream, method, path)).await;
-        let answered = asked.map_err(|_| ClientError::Malformed("no answer in 5 s".into()))?;
+        let asked = timeout(patience, exchange(stream, method, path)).await;
+        let late = |_| ClientError::Malformed(format!("no answer in {} s", patience.as_secs()));
+        let answered = asked.map_err(late)?;
         let (status, bytes) = answered.map_err(|_| ClientError::Ended)?;
         if status.is_success() {
             return Ok(bytes);

@@ -12,6 +12,7 @@ use mesh_proto::status as doc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::bench;
 use crate::cli::{CONFIG, Cli, ConfigArg, Output, Verb};
 use crate::client::{Client, ClientError, encode};
 use crate::config::{Config, ConfigError};
@@ -134,6 +135,7 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
             ask.show(&format!("/v1/resolve?name={}", encode(&name)), shown).await.map(|_| 0)
         }
         Verb::Ping { node } => ping(&ask, &node).await,
+        Verb::Bench { node, seconds } => measure(&ask, &node, seconds).await,
         Verb::Why { src, dst, udp } => {
             let udp = if udp { "&udp=1" } else { "" };
             let path = format!("/v1/why?src={}&dst={}{udp}", encode(&src), encode(&dst));
@@ -217,6 +219,23 @@ async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Measures the way to a node.
+async fn measure(ask: &Asker, node: &str, seconds: u8) -> Result<u8, CommandError> {
+    if io::stderr().is_terminal() {
+        let most = bench::usual(seconds).as_secs();
+        let _ = writeln!(io::stderr(), "measuring for some {most} s; Ctrl-C ends it");
+    }
+    let path = format!("/v1/bench?node={}&seconds={seconds}", encode(node));
+    let patience = bench::longest(seconds) + PATIENCE;
+    let measured: doc::Bench = ask.client.post_within(&path, patience).await?;
+    if ask.json {
+        print_json(&measured);
+    } else {
+        print(&render::bench(&measured));
+    }
+    Ok(0)
 }
 
 fn show_ping(peer: &doc::Peer, json: bool) {

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! TUN ──▶ handle_packet ───▶ Engine::outbound ─ Forward ─▶ Sessions::seal ─▶ Outbox ──▶ sockets
-//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0 (`Detour`)
+//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0
 //!   └── Packets ◀─────────────────┘                                │
 //! sockets ──▶ handle_datagram ─▶ Sessions::open ─▶ Engine::inbound ┤ Reply, Refuse
 //!                                 Deliver ─▶ Packets ──▶ TUN       └─▶ Outbox ──▶ sockets
 //! ```
+
+mod bench;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -22,13 +24,13 @@ use mesh_proto::view::View;
 use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Endpoint, Outbox};
-use crate::detour::Detour;
 use crate::handover::Handover;
 use crate::packets::Packets;
 use crate::peers::Peers;
 use crate::sessions::{Received, Sealed, Sessions, Traffic};
 use crate::stats::Counters;
 
+use self::bench::Part;
 pub(crate) use crate::sessions::ROOM;
 
 /// What a lane wants written. Before each call both sides must have `ROOM`.
@@ -64,9 +66,11 @@ pub(crate) struct Lane {
     peers: Arc<Peers>,
     counters: Arc<Counters>,
     handover: Arc<Handover>,
-    detour: Detour,
     /// Whether lane 0 has to be woken.
     handed_over: bool,
+    number: usize,
+    /// Our own measurement, while there is one.
+    part: Option<Part>,
 }
 
 impl Lane {
@@ -75,7 +79,7 @@ impl Lane {
         let sessions = Sessions::new(lane, secret, Arc::clone(&peers), Arc::clone(&counters));
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
-        Self { engine, sessions, peers, counters, handover, detour: Detour::default(), handed_over: false }
+        Self { engine, sessions, peers, counters, handover, handed_over: false, number: lane, part: None }
     }
 
     /// Puts another map in force.
@@ -115,7 +119,7 @@ impl Lane {
             return self.counters.count_dropped(Drop::Malformed);
         };
         match self.engine.outbound(packet, checksum, now) {
-            Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, &mut out.udp, now),
+            Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, out, now),
             Verdict::Forward(peer) => self.split(peer, packet, vnet, checksum, out, now),
             Verdict::Deliver => {
                 let needs_checksum = checksum == Checksum::Partial;
@@ -127,7 +131,9 @@ impl Lane {
                 self.answer_tun(out);
             }
             Verdict::Drop(reason) => self.counters.count_dropped(reason),
-            Verdict::RoundTrip(_) => self.counters.count_dropped(Drop::BadProbe),
+            Verdict::RoundTrip(_) | Verdict::Counted | Verdict::Reported => {
+                self.counters.count_dropped(Drop::BadProbe);
+            }
         }
     }
 
@@ -145,7 +151,10 @@ impl Lane {
                 tun.commit(len, VnetHeader::default());
                 self.sessions.delivered(tunnel, now);
             }
-            Verdict::Forward(to) => self.forward(to, packet, udp, now),
+            Verdict::Forward(to) => {
+                let sealed = self.sessions.seal(to, packet, Traffic::Payload, udp, now);
+                self.conclude(sealed, to, packet);
+            }
             Verdict::Reply => self.answer_peer(peer, out, now),
             Verdict::Refuse(reason) => {
                 self.counters.count_refused(reason);
@@ -156,7 +165,10 @@ impl Lane {
                 if let Some(peer) = self.peers.get(peer) {
                     peer.cell.set_rtt(micros);
                 }
+                self.take_round_trip(peer, micros);
             }
+            Verdict::Counted => {}
+            Verdict::Reported => self.take_report(peer, now),
         }
     }
 
@@ -169,21 +181,6 @@ impl Lane {
         }
         self.handover.done(packet);
         true
-    }
-
-    /// Says whether packets that waited for a session are still to be sent, before any other.
-    pub(crate) fn is_flushing(&self) -> bool {
-        self.sessions.is_flushing()
-    }
-
-    /// Sends packets that waited for a session, as many as there is room for.
-    pub(crate) fn flush(&mut self, out: &mut Out, now: Timestamp) {
-        self.sessions.flush(&mut out.udp, now);
-    }
-
-    /// Returns the next peer that this lane has a new session with.
-    pub(crate) fn next_met(&mut self) -> Option<NodeId> {
-        self.sessions.next_met()
     }
 
     /// Says whether a packet was handed over since the last call, so that lane 0 has to be woken.
@@ -201,11 +198,12 @@ impl Lane {
                 self.answer_peer(peer, out, now);
             }
         }
+        self.measure(out, now);
     }
 
     /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
     pub(crate) fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
-        self.sessions.poll_timeout(now)
+        self.sessions.poll_timeout(now).into_iter().chain(self.measure_timeout(now)).min()
     }
 
     /// Calls `f` with every flow entry that changed since the last call.
@@ -213,19 +211,9 @@ impl Lane {
         self.engine.drain_dirty(f);
     }
 
-    fn forward(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
-        let sealed = match self.detour.has(packet, now) {
-            true => Sealed::Elsewhere,
-            false => self.sessions.seal(peer, packet, Traffic::Payload, udp, now),
-        };
-        match sealed {
-            Sealed::Done => {}
-            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
-            Sealed::Elsewhere => {
-                self.detour.note(packet, now);
-                self.hand_over(peer, packet);
-            }
-        }
+    fn forward(&mut self, peer: NodeId, packet: &[u8], out: &mut Out, now: Timestamp) {
+        let sealed = self.sessions.seal(peer, packet, Traffic::Payload, &mut out.udp, now);
+        self.conclude(sealed, peer, packet);
     }
 
     /// Forwards a super-packet, segment by segment.
@@ -245,16 +233,19 @@ impl Lane {
         };
         self.counters.split(segments.remaining());
         while let Some(segment) = segments.next_segment() {
-            self.forward(peer, segment, &mut out.udp, now);
+            self.forward(peer, segment, out, now);
         }
     }
 
-    fn hand_over(&mut self, peer: NodeId, packet: &[u8]) {
-        if self.handover.push(peer, packet) {
-            self.counters.handovers.add(1);
-            self.handed_over = true;
-        } else {
-            self.counters.count_dropped(Drop::LaneFull);
+    fn conclude(&mut self, sealed: Sealed, peer: NodeId, packet: &[u8]) {
+        match sealed {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere if self.handover.push(peer, packet) => {
+                self.counters.handovers.add(1);
+                self.handed_over = true;
+            }
+            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
         }
     }
 

@@ -5,6 +5,7 @@
 //! `udp`. Everything else is control: it may be slow, and nothing in the data path waits for it.
 
 pub mod api;
+pub mod bench;
 pub mod board;
 pub mod cli;
 pub mod client;
@@ -14,7 +15,6 @@ pub mod config;
 pub mod daemon;
 pub mod datagrams;
 pub mod dataplane;
-mod detour;
 pub mod dns;
 pub mod facts;
 mod handover;

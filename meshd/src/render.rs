@@ -107,6 +107,30 @@ pub fn flows(flows: &[doc::Flow]) -> String {
     trimmed(&table)
 }
 
+/// Shows what was measured, and of what.
+pub fn bench(b: &doc::Bench) -> String {
+    let phase = |name: &str| b.phases.iter().find(|p| p.name == name);
+    let packets = |name: &str| phase(name).map_or_else(dash, |p| format!("packets of {} B", p.packet_bytes));
+    let lost = |name: &str| phase(name).map_or_else(dash, |p| format!("{:.2} % lost", p.loss_percent));
+    let micros = |value: Option<u32>| value.map_or_else(dash, |v| format!("{v} µs"));
+    let trips = |t: &doc::RoundTrips| format!("p50 {}, p99 {} ({})", micros(t.p50), micros(t.p99), t.samples);
+    let cpu = |value: Option<f64>| value.map_or_else(dash, |v| format!("{v:.2}"));
+    let both = |c: &doc::Cpu| format!("{} here, {} there", cpu(c.sender), cpu(c.receiver));
+    let rows = [
+        ("throughput", format!("{:.2} Gbit/s in {}, {}", b.throughput_gbps, packets("bulk"), lost("bulk"))),
+        ("packets", format!("{:.0} /s in {}, {}", b.packets_per_second, packets("small"), lost("small"))),
+        ("round trip", format!("idle {}; beside the throughput {}", trips(&b.rtt_us), trips(&b.rtt_loaded_us))),
+        (
+            "CPU",
+            format!("s per Gbit: {}; µs per small packet: {}", both(&b.cpu_s_per_gbit), both(&b.cpu_us_per_packet)),
+        ),
+    ];
+    let head = format!("{} ({}) inside the tunnel, on {}", b.node, b.address, count(b.lanes, "lane"));
+    let rows = rows.map(|(name, text)| format!("  {name:12}{text}"));
+    let tail = "measured: engine, encryption, sockets, network; not measured: the TUN device and applications' TCP";
+    format!("{head}\n{}\n{tail}", rows.join("\n"))
+}
+
 /// Shows the engine's steps and what decided.
 pub fn why(why: &doc::Why) -> String {
     let mut lines = vec![format!(
@@ -224,5 +248,40 @@ mod tests {
         let shown = trimmed(&t);
         assert_eq!(shown.lines().count(), 2);
         assert!(shown.lines().all(|l| l == l.trim_end() && !l.starts_with(' ')), "{shown}");
+    }
+
+    #[test]
+    fn a_measurement_says_what_it_measured_and_blanks_what_it_could_not() {
+        let phase = |name: &str, packet_bytes| doc::BenchPhase {
+            name: name.into(),
+            packet_bytes,
+            seconds: 3.0,
+            sent: 1000,
+            received: 999,
+            loss_percent: 0.1,
+        };
+        let measured = doc::Bench {
+            schema: doc::BENCH.into(),
+            node: "b".parse().expect("a name"),
+            address: mesh_proto::addr::Flat([241, 1, 0, 2].into()),
+            lanes: 2,
+            throughput_gbps: 2.345,
+            loss_percent: 0.1,
+            packets_per_second: 412_345.6,
+            rtt_us: doc::RoundTrips { samples: 200, p50: Some(210), p99: Some(800) },
+            rtt_loaded_us: doc::RoundTrips::default(),
+            cpu_s_per_gbit: doc::Cpu { sender: Some(0.512), receiver: Some(0.25) },
+            cpu_us_per_packet: doc::Cpu { sender: Some(1.5), receiver: None },
+            phases: vec![phase("small", 92), phase("bulk", 1420)],
+        };
+        assert_eq!(
+            bench(&measured),
+            "b (241.1.0.2) inside the tunnel, on 2 lanes\n\
+            \u{20} throughput  2.35 Gbit/s in packets of 1420 B, 0.10 % lost\n\
+            \u{20} packets     412346 /s in packets of 92 B, 0.10 % lost\n\
+            \u{20} round trip  idle p50 210 µs, p99 800 µs (200); beside the throughput p50 -, p99 - (0)\n\
+            \u{20} CPU         s per Gbit: 0.51 here, 0.25 there; µs per small packet: 1.50 here, - there\n\
+            measured: engine, encryption, sockets, network; not measured: the TUN device and applications' TCP"
+        );
     }
 }

@@ -28,6 +28,7 @@ use std::sync::Arc;
 
 use crate::access::Question;
 use crate::addr::{Flat, Real, is_forbidden};
+use crate::bench::{Report, Runs};
 use crate::clock::Timestamp;
 use crate::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
 use crate::id::NodeId;
@@ -38,7 +39,7 @@ use crate::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
 use fragments::Fragments;
 use refuse::Replies;
 
-pub use probe::PROBE_PORT;
+pub use probe::{BenchPacket, PROBE_PORT, SMALLEST_BENCH};
 
 /// Most flow entries remembered as changed between two calls of `drain_dirty`; further changes are
 /// written at their flow's next change.
@@ -56,6 +57,9 @@ pub struct Engine {
     fragments: Fragments,
     replies: Replies,
     dirty: Vec<usize>,
+    /// What peers measure.
+    runs: Runs,
+    reported: Report,
 }
 
 /// A direction of a flow that this packet belongs to.
@@ -77,6 +81,8 @@ impl Engine {
             fragments: Fragments::new(),
             replies: Replies::new(),
             dirty: Vec::with_capacity(MAX_DIRTY),
+            runs: Runs::default(),
+            reported: Report::default(),
         }
     }
 

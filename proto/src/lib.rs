@@ -30,6 +30,7 @@ pub mod status;
 pub mod world;
 // Layer 2: what to do.
 pub mod access;
+pub mod bench;
 pub mod flow;
 pub mod plan;
 pub mod token;

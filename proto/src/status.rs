@@ -3,6 +3,8 @@
 //! `-o json` prints exactly what the socket answers. Every document carries a `schema`; within one schema,
 //! fields are added and never renamed or removed, so readers ignore what they do not know.
 
+mod bench;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::addr::{BlockMap, Flat, MeshRange};
 use crate::id::{MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
 use crate::netmap::Transport;
+
+pub use bench::{BENCH, Bench, BenchPhase, Cpu, RoundTrips};
 
 /// The schema of `Status`.
 pub const STATUS: &str = "meshd.status/1";

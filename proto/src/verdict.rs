@@ -17,6 +17,10 @@ pub enum Verdict {
     Drop(Drop),
     /// An answer to one of our own probes: the peer's round trip is this many microseconds.
     RoundTrip(u32),
+    /// A frame of a peer's measurement: it is counted, and that is all.
+    Counted,
+    /// A peer's account of our own measurement: `Engine::reported` has it.
+    Reported,
 }
 
 macro_rules! reasons {
@@ -111,7 +115,7 @@ reasons!(
         UnknownPeer = "unknown_peer",
         /// A handshake above the limit of its sender.
         HandshakeLimited = "handshake_limited",
-        /// A packet on the reserved port inside the tunnel that is no probe, or comes too often.
+        /// A packet on the reserved port inside the tunnel that is no probe and no measurement's, or comes too often.
         BadProbe = "bad_probe",
     }
 );

@@ -11,6 +11,9 @@ use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::policy::Rule;
 
 use super::*;
+
+mod bench;
+
 use crate::lane_keys::LaneKeys;
 use crate::packets::Taken;
 

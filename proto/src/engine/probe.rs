@@ -1,14 +1,18 @@
-//! Probes: nodes measure the round trip to each other inside the tunnel, on one reserved UDP port between
-//! node addresses. The engine answers by itself; no probe reaches the kernel, and no rule is needed.
+//! The reserved UDP port between node addresses inside the tunnel: probes of the round trip, and the frames of a
+//! measurement (`bench`). The engine answers by itself; nothing of it reaches the kernel, and no rule is needed.
 //!
 //! ```text
-//! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ 2 zero bytes │ the asker's clock, u64
+//! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
+//!                                                         1, 2    2 zero bytes │ the asker's clock, u64
+//!                                                         3, 4    see `bench`
 //! ```
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::Engine;
 use crate::addr::Flat;
+use crate::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
 use crate::clock::Timestamp;
 use crate::id::NodeId;
 use crate::packet::{FiveTuple, Header, UDP};
@@ -17,9 +21,10 @@ use crate::verdict::{Drop, Verdict};
 /// The reserved UDP port.
 pub const PROBE_PORT: u16 = 51999;
 
-const LENGTH: usize = 44;
-const MAGIC: [u8; 4] = *b"MESH";
-const VERSION: u8 = 1;
+/// Bytes of the headers before a body.
+const HEADERS: usize = 28;
+/// Bytes of a probe.
+const PROBE: usize = HEADERS + 16;
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 /// An answer that took longer than this is of no use.
@@ -42,7 +47,43 @@ impl Engine {
         tuple.destination_port == PROBE_PORT && nodes.contains(&tuple.destination)
     }
 
-    /// Answers a peer's probe, or takes its answer to ours.
+    /// Makes the packets of a measurement for a peer, of that many bytes each, headers included, but no smaller than
+    /// a frame and no larger than what the way takes; `None` for a peer that the map does not name.
+    pub fn bench_packet(&self, to: NodeId, bytes: usize) -> Option<BenchPacket> {
+        let peer = self.view.peer(to)?.address;
+        let most = usize::from(self.view.mtu(to).min(self.mtu));
+        let mut packet = vec![0; bytes.min(most).max(SMALLEST_BENCH)];
+        headers(&mut packet, self.view.address(), peer);
+        Some(BenchPacket(packet))
+    }
+
+    /// Builds the next report that a peer's measurement is owed into `reply`. Says whom to send it to. The process's
+    /// CPU time is asked for only if there is one.
+    pub fn bench_report(&mut self, cpu: impl FnOnce() -> Duration, now: Timestamp) -> Option<NodeId> {
+        let (peer, report) = self.runs.next_report(cpu, now)?;
+        let (own, address) = (self.view.address(), self.view.peer(peer)?.address);
+        self.replies.put(|out| {
+            let Some(out) = out.get_mut(..SMALLEST_BENCH) else { return 0 };
+            headers(out, own, address);
+            if let Some(body) = out[HEADERS..].first_chunk_mut() {
+                report.write(body);
+            }
+            SMALLEST_BENCH
+        });
+        Some(peer)
+    }
+
+    /// Returns when `bench_report` has one; `None` if none is owed.
+    pub fn bench_timeout(&self) -> Option<Timestamp> {
+        self.runs.poll_timeout()
+    }
+
+    /// Returns the report that `Verdict::Reported` tells of.
+    pub fn reported(&self) -> &Report {
+        &self.reported
+    }
+
+    /// Answers a peer's probe, takes its answer to ours, counts its measurement, or takes its account of ours.
     pub(super) fn answer_probe(&mut self, from: NodeId, bytes: &[u8], header: &Header, now: Timestamp) -> Verdict {
         let bad = Verdict::Drop(Drop::BadProbe);
         let peer = Flat(header.tuple.source);
@@ -50,8 +91,20 @@ impl Engine {
         let between_nodes = self.view.peer(from).is_some_and(|p| p.address == peer)
             && Flat(header.tuple.destination) == own
             && header.tuple.source_port == PROBE_PORT;
-        let body = bytes.get(header.header_len + 8..header.total_len).and_then(|b| b.first_chunk::<16>());
-        let Some(body) = body.filter(|b| between_nodes && b[..4] == MAGIC && b[4] == VERSION) else {
+        let whole = bytes.get(header.header_len + 8..header.total_len).filter(|_| between_nodes);
+        match whole.and_then(Frame::parse) {
+            Some(Frame::Data(data)) => {
+                self.runs.count(from, &data, header.total_len, now);
+                return Verdict::Counted;
+            }
+            Some(Frame::Report(report)) => {
+                self.reported = report;
+                return Verdict::Reported;
+            }
+            None => {}
+        }
+        let body = whole.and_then(|body| body.first_chunk::<16>());
+        let Some(body) = body.filter(|b| b[..4] == MAGIC && b[4] == VERSION) else {
             return bad;
         };
         let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
@@ -66,13 +119,47 @@ impl Engine {
     }
 }
 
+/// Bytes of the smallest packet of a measurement.
+pub const SMALLEST_BENCH: usize = HEADERS + BODY;
+
+/// A packet of a measurement, to be sent again and again with another frame at its start.
+#[derive(Debug)]
+pub struct BenchPacket(Vec<u8>);
+
+impl BenchPacket {
+    /// Returns the packet with a frame.
+    pub fn with(&mut self, data: &Data) -> &[u8] {
+        if let Some(body) = self.0[HEADERS..].first_chunk_mut() {
+            data.write(body);
+        }
+        &self.0
+    }
+
+    /// Returns its length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
 fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64) -> usize {
-    let Some(out) = out.get_mut(..LENGTH) else {
+    let Some(out) = out.get_mut(..PROBE) else {
         return 0;
     };
     out.fill(0);
+    headers(out, source, destination);
+    out[28..32].copy_from_slice(&MAGIC);
+    out[32] = VERSION;
+    out[33] = kind;
+    out[36..44].copy_from_slice(&clock.to_be_bytes());
+    PROBE
+}
+
+/// Writes the IPv4 and UDP headers of a packet between two nodes, as long as `out`, which must hold `HEADERS`.
+fn headers(out: &mut [u8], source: Flat, destination: Flat) {
+    let length = out.len() as u16;
+    out[..HEADERS].fill(0);
     out[0] = 0x45;
-    out[2..4].copy_from_slice(&(LENGTH as u16).to_be_bytes());
+    out[2..4].copy_from_slice(&length.to_be_bytes());
     out[6] = 0x40;
     out[8] = 64;
     out[9] = UDP;
@@ -83,12 +170,7 @@ fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64) 
     out[20..22].copy_from_slice(&PROBE_PORT.to_be_bytes());
     out[22..24].copy_from_slice(&PROBE_PORT.to_be_bytes());
     // The UDP checksum stays 0, "none" (RFC 768): the tunnel authenticates every byte.
-    out[24..26].copy_from_slice(&(LENGTH as u16 - 20).to_be_bytes());
-    out[28..32].copy_from_slice(&MAGIC);
-    out[32] = VERSION;
-    out[33] = kind;
-    out[36..44].copy_from_slice(&clock.to_be_bytes());
-    LENGTH
+    out[24..26].copy_from_slice(&(length - 20).to_be_bytes());
 }
 
 /// RFC 1071 over the 20 bytes of a header whose checksum field is 0.

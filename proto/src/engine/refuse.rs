@@ -45,8 +45,13 @@ impl Replies {
             return false;
         }
         self.sent += 1;
-        self.length = build(&mut self.buffer[..]).min(MAX_REPLY);
+        self.put(build);
         true
+    }
+
+    /// Builds something of our own that is limited elsewhere.
+    pub(super) fn put(&mut self, build: impl FnOnce(&mut [u8]) -> usize) {
+        self.length = build(&mut self.buffer[..]).min(MAX_REPLY);
     }
 }
 

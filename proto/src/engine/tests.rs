@@ -6,6 +6,7 @@ use crate::netmap::NetMap;
 use crate::packet::UDP;
 use std::time::Duration;
 
+mod bench;
 mod corners;
 mod packets;
 

@@ -232,7 +232,12 @@ impl Mesh {
         };
         let reply = match verdict {
             Verdict::Reply | Verdict::Refuse(_) => side.lanes[lane].reply().to_vec(),
-            Verdict::Forward(_) | Verdict::Deliver | Verdict::Drop(_) | Verdict::RoundTrip(_) => Vec::new(),
+            Verdict::Forward(_)
+            | Verdict::Deliver
+            | Verdict::Drop(_)
+            | Verdict::RoundTrip(_)
+            | Verdict::Counted
+            | Verdict::Reported => Vec::new(),
         };
         let chosen = wants.iter().find_map(|want| witness::fits(&side.model, want, verdict, &bytes));
         let Some(chosen) = chosen else {
@@ -252,7 +257,13 @@ impl Mesh {
         if let Some(after) = &chosen.after {
             let mtu = match verdict {
                 Verdict::Forward(peer) => self.sides[at].model.mtu(peer),
-                Verdict::Deliver | Verdict::Reply | Verdict::Refuse(_) | Verdict::Drop(_) | Verdict::RoundTrip(_) => 0,
+                Verdict::Deliver
+                | Verdict::Reply
+                | Verdict::Refuse(_)
+                | Verdict::Drop(_)
+                | Verdict::RoundTrip(_)
+                | Verdict::Counted
+                | Verdict::Reported => 0,
             };
             let side = &self.sides[at];
             if let Err(why) = witness::invariants(&side.model, from, after, &bytes, verdict, mtu) {
@@ -282,7 +293,12 @@ impl Mesh {
                     Err(why) => self.fail(&why),
                 }
             }
-            Verdict::Forward(_) | Verdict::Deliver | Verdict::Drop(_) | Verdict::RoundTrip(_) => None,
+            Verdict::Forward(_)
+            | Verdict::Deliver
+            | Verdict::Drop(_)
+            | Verdict::RoundTrip(_)
+            | Verdict::Counted
+            | Verdict::Reported => None,
         };
         (verdict, chosen.after, reply)
     }
