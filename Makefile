@@ -1,6 +1,8 @@
 # Everything that is done to this repository. `make` alone lists it.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PACKAGES := $(TARGET)/package
+# Words for `make bench`, such as BENCH="--quick" or BENCH="--only wireguard-go,ceiling --rounds 5".
+BENCH ?=
 # `lab` builds faster and runs slower; CI packages what it built for the lab.
 PROFILE ?= release
 
@@ -26,8 +28,8 @@ test: ## All tests; those that need root or a tool say so and are skipped withou
 lab: ## Two clusters with the same addresses, a VM and a coordinator, on this machine
 	cargo lab
 
-bench: ## Throughput and latency through a VIP between two namespaces, with iperf3 and ping
-	tests/bench/run
+bench: ## Ours and other tunnels side by side; a table, the promised ratios, bench-report.json
+	cargo run --quiet --profile lab --locked --package mesh-tests --bin mesh-bench -- $(BENCH)
 
 profile: ## A flame graph and an account of both ends of a TCP stream, in target/profile
 	tests/bench/profile

@@ -62,6 +62,11 @@ impl Binaries {
         Ok(Self { folder })
     }
 
+    /// Takes the programs of a folder, built earlier.
+    pub fn of(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// Returns the path of one of them.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

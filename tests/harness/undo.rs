@@ -19,6 +19,8 @@ pub enum Leftover {
     Process(u32),
     /// A bind mount on a file of its own.
     Mount(PathBuf),
+    /// A file, or a socket.
+    File(PathBuf),
     /// A folder with everything in it.
     Folder(PathBuf),
 }
@@ -66,6 +68,9 @@ fn undo(what: &Leftover) {
             let _ = kill(Pid::from_raw(i32::try_from(*id).unwrap_or(0)), Signal::SIGKILL);
         }
         Leftover::Mount(path) => unmount(path),
+        Leftover::File(path) => {
+            let _ = std::fs::remove_file(path);
+        }
         Leftover::Folder(path) => {
             let _ = std::fs::remove_dir_all(path);
         }
