@@ -111,7 +111,7 @@ pub async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Benc
 #[derive(Debug)]
 pub(crate) struct Bench {
     peer: NodeId,
-    lanes: Arc<[Arc<Mailbox>]>,
+    lanes: Arc<[Mailbox]>,
     busy: Arc<AtomicBool>,
 }
 
@@ -124,7 +124,7 @@ impl Drop for Bench {
 
 impl Bench {
     /// Takes the right to measure; `None` if somebody has it.
-    pub(crate) fn begin(peer: NodeId, lanes: Arc<[Arc<Mailbox>]>, busy: &Arc<AtomicBool>) -> Option<Self> {
+    pub(crate) fn begin(peer: NodeId, lanes: Arc<[Mailbox]>, busy: &Arc<AtomicBool>) -> Option<Self> {
         let taken = busy.swap(true, Ordering::AcqRel);
         (!taken).then(|| Self { peer, lanes, busy: Arc::clone(busy) })
     }

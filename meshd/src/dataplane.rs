@@ -113,6 +113,7 @@ pub struct DataPlane {
     flows: Arc<FlowTable>,
     own_keys: Vec<TunnelKey>,
     current: Mutex<(Arc<View>, Arc<Peers>)>,
+    mailboxes: Arc<[Mailbox]>,
     lanes: Vec<LaneHandle>,
     /// Whether somebody measures.
     measures: Arc<AtomicBool>,
@@ -120,7 +121,6 @@ pub struct DataPlane {
 
 #[derive(Debug)]
 struct LaneHandle {
-    mailbox: Arc<Mailbox>,
     counters: Arc<Counters>,
     thread: Option<JoinHandle<()>>,
 }
@@ -146,8 +146,11 @@ impl DataPlane {
         let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
         let own_keys = setup.keys.publics();
         let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None));
+        let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
+        let mailboxes = mailboxes.map_err(|error| DataPlaneError::Thread(error.into()))?;
         let current = Mutex::new((Arc::clone(&setup.view), peers));
-        let mut plane = Self { flows, own_keys, current, lanes: Vec::new(), measures: Arc::default() };
+        let measures = Arc::default();
+        let mut plane = Self { flows, own_keys, current, mailboxes, lanes: Vec::new(), measures };
         let handover = Arc::new(Handover::new());
         for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
             plane.start_lane(lane, &setup, queue, sockets, &handover, flow_file.clone())?;
@@ -165,7 +168,6 @@ impl DataPlane {
         flow_file: Option<Arc<File>>,
     ) -> Result<(), DataPlaneError> {
         let counters: Arc<Counters> = Arc::default();
-        let mailbox = Arc::new(Mailbox::new().map_err(|error| DataPlaneError::Thread(error.into()))?);
         let (view, peers) = self.current();
         let mut lane = Lane::new(Parts {
             lane: number,
@@ -190,12 +192,11 @@ impl DataPlane {
             lane,
             queue,
             sockets,
-            mailbox: Arc::clone(&mailbox),
-            lane_0: self.lanes.first().map(|lane| Arc::clone(&lane.mailbox)),
+            number,
+            mailboxes: Arc::clone(&self.mailboxes),
             flow_file,
             counters: Arc::clone(&counters),
             interface: setup.interface.clone(),
-            lanes: setup.lanes,
             offload: setup.offload,
         };
         let run = move || {
@@ -205,7 +206,7 @@ impl DataPlane {
         };
         let thread = std::thread::Builder::new().name(format!("lane-{number}"));
         let thread = Some(thread.spawn(run).map_err(DataPlaneError::Thread)?);
-        self.lanes.push(LaneHandle { mailbox, counters, thread });
+        self.lanes.push(LaneHandle { counters, thread });
         Ok(())
     }
 
@@ -214,15 +215,15 @@ impl DataPlane {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let peers = Arc::new(Peers::compile(view.netmap(), &self.own_keys, Some(&current.1)));
         *current = (Arc::clone(&view), Arc::clone(&peers));
-        for lane in &self.lanes {
-            lane.mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
+        for mailbox in self.mailboxes.iter() {
+            mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
         }
     }
 
     /// Gives all lanes the host's own underlay addresses.
     pub fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
-        for lane in &self.lanes {
-            lane.mailbox.set_locals(Arc::clone(&locals));
+        for mailbox in self.mailboxes.iter() {
+            mailbox.set_locals(Arc::clone(&locals));
         }
     }
 
@@ -253,15 +254,12 @@ impl DataPlane {
 
     /// Measures the round trip to a peer now; the figure and its count are in `stats`.
     pub fn ping(&self, peer: NodeId) {
-        if let Some(lane) = self.lanes.first() {
-            lane.mailbox.ping(peer);
-        }
+        self.mailboxes[0].ping(peer);
     }
 
     /// Takes the right to measure the way to a peer; `None` if somebody has it.
     pub(crate) fn bench(&self, peer: NodeId) -> Option<Bench> {
-        let lanes = self.lanes.iter().map(|lane| Arc::clone(&lane.mailbox)).collect();
-        Bench::begin(peer, lanes, &self.measures)
+        Bench::begin(peer, Arc::clone(&self.mailboxes), &self.measures)
     }
 
     /// Returns the flow table that all lanes share.
@@ -281,7 +279,7 @@ impl DataPlane {
 
 impl Drop for DataPlane {
     fn drop(&mut self) {
-        self.lanes.iter().for_each(|lane| lane.mailbox.stop());
+        self.mailboxes.iter().for_each(Mailbox::stop);
         for thread in self.lanes.iter_mut().filter_map(|lane| lane.thread.take()) {
             // A lane that panicked has said so on its own.
             let _ = thread.join();

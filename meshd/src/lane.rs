@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! TUN ──▶ handle_packet ───▶ Engine::outbound ─ Forward ─▶ Sessions::seal ─▶ Outbox ──▶ sockets
-//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0
+//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0 (`Detour`)
 //!   └── Packets ◀─────────────────┘                                │
 //! sockets ──▶ handle_datagram ─▶ Sessions::open ─▶ Engine::inbound ┤ Reply, Refuse
 //!                                 Deliver ─▶ Packets ──▶ TUN       └─▶ Outbox ──▶ sockets
@@ -24,6 +24,7 @@ use mesh_proto::view::View;
 use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Endpoint, Outbox};
+use crate::detour::Detour;
 use crate::handover::Handover;
 use crate::packets::Packets;
 use crate::peers::Peers;
@@ -66,8 +67,10 @@ pub(crate) struct Lane {
     peers: Arc<Peers>,
     counters: Arc<Counters>,
     handover: Arc<Handover>,
+    detour: Detour,
     /// Whether lane 0 has to be woken.
     handed_over: bool,
+    /// Its number.
     number: usize,
     /// Our own measurement, while there is one.
     part: Option<Part>,
@@ -79,7 +82,8 @@ impl Lane {
         let sessions = Sessions::new(lane, secret, Arc::clone(&peers), Arc::clone(&counters));
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
-        Self { engine, sessions, peers, counters, handover, handed_over: false, number: lane, part: None }
+        let detour = Detour::default();
+        Self { engine, sessions, peers, counters, handover, detour, handed_over: false, number: lane, part: None }
     }
 
     /// Puts another map in force.
@@ -119,7 +123,7 @@ impl Lane {
             return self.counters.count_dropped(Drop::Malformed);
         };
         match self.engine.outbound(packet, checksum, now) {
-            Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, out, now),
+            Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, &mut out.udp, now),
             Verdict::Forward(peer) => self.split(peer, packet, vnet, checksum, out, now),
             Verdict::Deliver => {
                 let needs_checksum = checksum == Checksum::Partial;
@@ -151,10 +155,7 @@ impl Lane {
                 tun.commit(len, VnetHeader::default());
                 self.sessions.delivered(tunnel, now);
             }
-            Verdict::Forward(to) => {
-                let sealed = self.sessions.seal(to, packet, Traffic::Payload, udp, now);
-                self.conclude(sealed, to, packet);
-            }
+            Verdict::Forward(to) => self.forward(to, packet, udp, now),
             Verdict::Reply => self.answer_peer(peer, out, now),
             Verdict::Refuse(reason) => {
                 self.counters.count_refused(reason);
@@ -181,6 +182,21 @@ impl Lane {
         }
         self.handover.done(packet);
         true
+    }
+
+    /// Says whether packets that waited for a session are still to be sent, before any other.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.sessions.is_flushing()
+    }
+
+    /// Sends packets that waited for a session, as many as there is room for.
+    pub(crate) fn flush(&mut self, out: &mut Out, now: Timestamp) {
+        self.sessions.flush(&mut out.udp, now);
+    }
+
+    /// Returns the next peer that this lane has a new session with.
+    pub(crate) fn next_met(&mut self) -> Option<NodeId> {
+        self.sessions.next_met()
     }
 
     /// Says whether a packet was handed over since the last call, so that lane 0 has to be woken.
@@ -211,9 +227,19 @@ impl Lane {
         self.engine.drain_dirty(f);
     }
 
-    fn forward(&mut self, peer: NodeId, packet: &[u8], out: &mut Out, now: Timestamp) {
-        let sealed = self.sessions.seal(peer, packet, Traffic::Payload, &mut out.udp, now);
-        self.conclude(sealed, peer, packet);
+    fn forward(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
+        let sealed = match self.detour.has(packet, now) {
+            true => Sealed::Elsewhere,
+            false => self.sessions.seal(peer, packet, Traffic::Payload, udp, now),
+        };
+        match sealed {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere => {
+                self.detour.note(packet, now);
+                self.hand_over(peer, packet);
+            }
+        }
     }
 
     /// Forwards a super-packet, segment by segment.
@@ -233,19 +259,16 @@ impl Lane {
         };
         self.counters.split(segments.remaining());
         while let Some(segment) = segments.next_segment() {
-            self.forward(peer, segment, out, now);
+            self.forward(peer, segment, &mut out.udp, now);
         }
     }
 
-    fn conclude(&mut self, sealed: Sealed, peer: NodeId, packet: &[u8]) {
-        match sealed {
-            Sealed::Done => {}
-            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
-            Sealed::Elsewhere if self.handover.push(peer, packet) => {
-                self.counters.handovers.add(1);
-                self.handed_over = true;
-            }
-            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
+    fn hand_over(&mut self, peer: NodeId, packet: &[u8]) {
+        if self.handover.push(peer, packet) {
+            self.counters.handovers.add(1);
+            self.handed_over = true;
+        } else {
+            self.counters.count_dropped(Drop::LaneFull);
         }
     }
 

@@ -15,6 +15,7 @@ pub mod config;
 pub mod daemon;
 pub mod datagrams;
 pub mod dataplane;
+mod detour;
 pub mod dns;
 pub mod facts;
 mod handover;

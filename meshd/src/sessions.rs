@@ -42,6 +42,10 @@ const SILENCE: Duration = Duration::from_secs(12);
 const HANDSHAKES_PER_TURN: u32 = 16;
 /// Lost sessions looked into per turn.
 const NUDGES_PER_TURN: u32 = 4;
+/// A way that carried something so recently may still hold it: a flow that changed to another would overtake itself.
+pub(crate) const MOMENT: Duration = Duration::from_millis(250);
+/// How long packets that wait for a handshake keep newer ones from going another way.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// All tunnels of one lane.
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub(crate) struct Sessions {
     greeting: Vec<NodeId>,
     /// Peers whose round trip is to be measured.
     probes: Vec<NodeId>,
+    /// Peers that this lane has a new session with.
+    met: Vec<NodeId>,
     next_tick: Option<Timestamp>,
     handshakes_left: u32,
     nudges_left: u32,
@@ -98,6 +104,8 @@ struct Session {
     /// When a packet for the peer last came along.
     wanted: Option<Timestamp>,
     waiting: u64,
+    /// Since when packets wait.
+    held: Option<Timestamp>,
     probe_due: Option<Timestamp>,
     quick_probes: u8,
     rx_bytes: u64,
@@ -132,6 +140,7 @@ impl Session {
             nudged: None,
             wanted: None,
             waiting: 0,
+            held: None,
             probe_due: None,
             quick_probes: 0,
             rx_bytes: 0,
@@ -143,6 +152,12 @@ impl Session {
     /// Says whether its session hears the peer.
     fn hears(&self, now: Timestamp) -> bool {
         self.ready && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
+    }
+
+    /// Says whether packets are on their way by it, or wait in it, that newer ones must not overtake.
+    fn busy(&self, now: Timestamp) -> bool {
+        let within = |at: Option<Timestamp>, span| at.is_some_and(|at| now.since(at) < span);
+        within(self.wanted, MOMENT) && (self.hears(now) || self.waiting > 0 && within(self.held, PATIENCE))
     }
 }
 
@@ -194,6 +209,7 @@ impl Sessions {
             flushing: Vec::new(),
             greeting: Vec::new(),
             probes: Vec::new(),
+            met: Vec::new(),
             next_tick: None,
             handshakes_left: 0,
             nudges_left: 0,
@@ -328,7 +344,13 @@ impl Sessions {
         self.probes.pop()
     }
 
-    /// Chooses the tunnel to send by: the pair's, or another that hears the peer while that does not.
+    /// Returns the next peer that this lane has a new session with.
+    pub(crate) fn next_met(&mut self) -> Option<NodeId> {
+        self.met.pop()
+    }
+
+    /// Chooses the tunnel to send by: the pair's, or another that hears the peer while that does not; but the one
+    /// that is busy for as long as it is.
     fn choose(&mut self, peer: NodeId, now: Timestamp) -> Option<u32> {
         let lane = self.lane;
         if let Some(numbers) = self.by_peer.get(&peer) {
@@ -336,7 +358,8 @@ impl Sessions {
             let pair = |number: &&u32| at(number).is_some_and(|s| s.peer_lane == lane % s.peer.lanes.len());
             let hears = |number: &&u32| at(number).is_some_and(|s| s.hears(now));
             let paired = numbers.iter().find(pair);
-            if let Some(&number) = paired.filter(hears).or_else(|| numbers.iter().find(hears)).or(paired) {
+            let busy = numbers.iter().find(|number| at(number).is_some_and(|s| s.busy(now)));
+            if let Some(&number) = busy.or(paired.filter(hears)).or_else(|| numbers.iter().find(hears)).or(paired) {
                 return Some(number);
             }
         }
@@ -396,6 +419,9 @@ impl Sessions {
         let Some(made) = session.tunnel.seal(packet, &mut self.scratch) else {
             return Sealed::Dropped(Drop::Oversized);
         };
+        if session.waiting == 0 {
+            session.held = Some(now);
+        }
         session.waiting += 1;
         if made == Made::Initiation {
             self.offer_scratch(number, outbox, now);
@@ -445,28 +471,6 @@ impl Sessions {
         }
         self.keep_ticking(number);
         self.race(outbox, now);
-    }
-
-    /// A data message came for a session that we do not have, from where a peer is known to be: we lost it, most
-    /// likely by a restart, and the peer would go on talking to us in vain.
-    fn nudge(&mut self, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
-        let Some(left) = self.nudges_left.checked_sub(1) else { return };
-        self.nudges_left = left;
-        let known = self.by_endpoint.get(&from.remote).copied();
-        let number = known.or_else(|| {
-            let (peer, lane) = self.peers.by_address(from.remote)?;
-            let id = peer.id;
-            self.tunnel_to(id, lane)
-        });
-        let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
-        let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < timers::NUDGE_INTERVAL);
-        if recent(session.nudged) || session.ready && recent(session.heard) {
-            return;
-        }
-        session.nudged = Some(now);
-        let Some(number) = number else { return };
-        self.wake(number, outbox, now);
-        self.initiate(number, outbox, now);
     }
 }
 

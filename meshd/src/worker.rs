@@ -42,6 +42,8 @@ const HANDOVERS_PER_TURN: usize = 1024;
 const OUT: usize = 2 * ROOM;
 /// Most peers that may wait to be pinged.
 const PINGS: usize = 64;
+/// Most peers that may wait to be greeted; others are when there is something to send.
+const GREETS: usize = 1024;
 /// Pause between two tries to get a lost device back.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -57,6 +59,7 @@ pub(crate) struct Mailbox {
     view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
     pings: Mutex<Vec<NodeId>>,
+    greets: Mutex<Vec<NodeId>>,
     /// The phase of our own measurement to take part in, or none; only if that changed.
     bench: Mutex<Option<Option<Arc<Phase>>>>,
 }
@@ -70,6 +73,7 @@ impl Mailbox {
             view: Mutex::new(None),
             locals: Mutex::new(None),
             pings: Mutex::new(Vec::new()),
+            greets: Mutex::new(Vec::new()),
             bench: Mutex::new(None),
         })
     }
@@ -85,11 +89,13 @@ impl Mailbox {
     }
 
     pub(crate) fn ping(&self, peer: NodeId) {
-        let mut pings = self.pings.lock().unwrap_or_else(PoisonError::into_inner);
-        if pings.len() < PINGS && !pings.contains(&peer) {
-            pings.push(peer);
-        }
-        drop(pings);
+        add(&self.pings, peer, PINGS);
+        self.ring();
+    }
+
+    /// Another lane has a session with a peer: this one will be wanted, too.
+    fn greet(&self, peer: NodeId) {
+        add(&self.greets, peer, GREETS);
         self.ring();
     }
 
@@ -110,18 +116,24 @@ impl Mailbox {
     }
 }
 
+fn add(peers: &Mutex<Vec<NodeId>>, peer: NodeId, most: usize) {
+    let mut peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
+    if peers.len() < most && !peers.contains(&peer) {
+        peers.push(peer);
+    }
+}
+
 /// Everything that the thread of one lane owns.
 pub(crate) struct Worker {
     pub(crate) lane: Lane,
     pub(crate) queue: Queue,
     pub(crate) sockets: Sockets,
-    pub(crate) mailbox: Arc<Mailbox>,
-    /// Lane 0's mailbox, for the other lanes.
-    pub(crate) lane_0: Option<Arc<Mailbox>>,
+    pub(crate) number: usize,
+    /// The mailboxes of all lanes.
+    pub(crate) mailboxes: Arc<[Mailbox]>,
     pub(crate) flow_file: Option<Arc<File>>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) interface: String,
-    pub(crate) lanes: usize,
     pub(crate) offload: Offload,
 }
 
@@ -145,7 +157,7 @@ impl Worker {
     /// When the kernel refuses to wait on the descriptors.
     pub(crate) fn run(mut self) -> Result<(), Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, &self.mailbox.bell, MAIL)?;
+        watch(&epoll, &self.mailbox().bell, MAIL)?;
         for (i, socket) in self.sockets.each().enumerate() {
             watch(&epoll, socket, UDP + i as u64)?;
         }
@@ -192,52 +204,73 @@ impl Worker {
     /// Does one turn of the loop. Says whether the device is still there.
     fn turn(&mut self, ready: u64, buffers: &mut Buffers, now: Timestamp) -> bool {
         self.lane.begin_turn();
+        self.send_waiting(buffers, now);
         if ready & 1 << MAIL != 0 {
             self.take_over(buffers, now);
         }
         self.drain_udp(ready, buffers, now);
+        self.send_waiting(buffers, now);
         self.flush(buffers);
         let device = ready & 1 << TUN == 0 || self.drain_tun(buffers, now);
         self.make_room(buffers);
         self.lane.handle_timeout(&mut buffers.out, now);
         self.flush(buffers);
         self.write_flows();
-        if self.lane.take_handed_over()
-            && let Some(lane_0) = &self.lane_0
-        {
-            lane_0.ring();
+        if self.lane.take_handed_over() {
+            self.mailboxes[0].ring();
+        }
+        while let Some(peer) = self.lane.next_met() {
+            let others = self.mailboxes.iter().enumerate().filter(|(lane, _)| *lane != self.number);
+            others.for_each(|(_, mailbox)| mailbox.greet(peer));
         }
         device
     }
 
+    fn mailbox(&self) -> &Mailbox {
+        &self.mailboxes[self.number]
+    }
+
+    /// Sends what waited for a session, before anything newer.
+    fn send_waiting(&mut self, buffers: &mut Buffers, now: Timestamp) {
+        while self.lane.is_flushing() {
+            self.flush(buffers);
+            self.lane.flush(&mut buffers.out, now);
+        }
+    }
+
     /// Takes what is in the mailbox. Says whether to go on.
     fn take_mail(&mut self) -> bool {
+        let Self { lane, mailboxes, number, .. } = self;
+        let mailbox = &mailboxes[*number];
         let mut count = [0; 8];
-        let _ = rustix::io::read(&self.mailbox.bell, &mut count);
-        if self.mailbox.stop.load(Ordering::Acquire) {
+        let _ = rustix::io::read(&mailbox.bell, &mut count);
+        if mailbox.stop.load(Ordering::Acquire) {
             return false;
         }
-        let view = self.mailbox.view.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let view = mailbox.view.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((view, peers)) = view {
-            self.lane.set_view(view, peers);
+            lane.set_view(view, peers);
         }
-        let locals = self.mailbox.locals.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let locals = mailbox.locals.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(locals) = locals {
-            self.lane.set_locals(locals);
+            lane.set_locals(locals);
         }
-        for peer in std::mem::take(&mut *self.mailbox.pings.lock().unwrap_or_else(PoisonError::into_inner)) {
-            self.lane.ping(peer);
+        for peer in std::mem::take(&mut *mailbox.pings.lock().unwrap_or_else(PoisonError::into_inner)) {
+            lane.ping(peer);
         }
-        let bench = self.mailbox.bench.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for peer in std::mem::take(&mut *mailbox.greets.lock().unwrap_or_else(PoisonError::into_inner)) {
+            lane.greet(peer);
+        }
+        let bench = mailbox.bench.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(phase) = bench {
-            self.lane.set_bench(phase);
+            lane.set_bench(phase);
         }
         true
     }
 
     /// Sends what other lanes handed over; only lane 0 has such.
     fn take_over(&mut self, buffers: &mut Buffers, now: Timestamp) {
-        if self.lane_0.is_some() {
+        if self.number > 0 {
             return;
         }
         for _ in 0..HANDOVERS_PER_TURN {
@@ -246,7 +279,7 @@ impl Worker {
                 return;
             }
         }
-        self.mailbox.ring();
+        self.mailbox().ring();
     }
 
     fn drain_udp(&mut self, ready: u64, buffers: &mut Buffers, now: Timestamp) {
@@ -321,7 +354,7 @@ impl Worker {
 
     /// Opens the device again after somebody deleted it. Returns when to try next, if it did not work.
     fn reopen(&mut self, epoll: &OwnedFd, buffers: &mut Buffers, now: Timestamp) -> Result<Option<Timestamp>, Errno> {
-        match tun::reopen(&self.interface, self.lanes, self.offload.tun) {
+        match tun::reopen(&self.interface, self.mailboxes.len(), self.offload.tun) {
             Ok(queue) => {
                 self.queue = queue;
                 buffers.out.tun.set_gathers(self.queue.gathers());

@@ -49,11 +49,11 @@ pub(crate) struct Phase {
     echoes: Mutex<Echoes>,
     /// One per lane; none without load.
     streams: Vec<Mutex<Sender>>,
-    bells: Arc<[Arc<Mailbox>]>,
+    bells: Arc<[Mailbox]>,
 }
 
 impl Phase {
-    pub(crate) fn new(peer: NodeId, plan: Plan, bells: &Arc<[Arc<Mailbox>]>, now: Timestamp) -> Self {
+    pub(crate) fn new(peer: NodeId, plan: Plan, bells: &Arc<[Mailbox]>, now: Timestamp) -> Self {
         let (every, count) = match plan {
             Plan::Greet => (Duration::ZERO, 0),
             Plan::Echo { every, count } | Plan::Load { every, count, .. } => (every, count),

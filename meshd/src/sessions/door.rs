@@ -112,10 +112,32 @@ impl Sessions {
             session.ready = true;
             session.quick_probes = timers::QUICK_PROBES;
             session.probe_due = Some(now);
+            self.met.push(session.peer.id);
         }
         if session.ready && session.waiting > 0 && !self.flushing.contains(&number) {
             self.flushing.push(number);
             self.flush(outbox, now);
         }
+    }
+    /// A data message came for a session that we do not have, from where a peer is known to be: we lost it, most
+    /// likely by a restart, and the peer would go on talking to us in vain.
+    pub(super) fn nudge(&mut self, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
+        let Some(left) = self.nudges_left.checked_sub(1) else { return };
+        self.nudges_left = left;
+        let known = self.by_endpoint.get(&from.remote).copied();
+        let number = known.or_else(|| {
+            let (peer, lane) = self.peers.by_address(from.remote)?;
+            let id = peer.id;
+            self.tunnel_to(id, lane)
+        });
+        let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
+        let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < timers::NUDGE_INTERVAL);
+        if recent(session.nudged) || session.ready && recent(session.heard) {
+            return;
+        }
+        session.nudged = Some(now);
+        let Some(number) = number else { return };
+        self.wake(number, outbox, now);
+        self.initiate(number, outbox, now);
     }
 }

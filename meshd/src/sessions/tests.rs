@@ -13,6 +13,7 @@ use crate::lane_keys::LaneKeys;
 use crate::peers::test_peers;
 
 mod hostile;
+mod order;
 
 /// Some packet of IPv4, told apart by its last byte.
 fn packet(tag: u8) -> Vec<u8> {

@@ -113,8 +113,13 @@ impl Sessions {
         });
     }
 
-    /// Sends what waited for a session, as far as there is room; the rest goes at the next timeout.
-    pub(super) fn flush(&mut self, outbox: &mut Outbox, now: Timestamp) {
+    /// Says whether what waited for a session is still to be sent: before anything newer, lest that overtakes it.
+    pub(crate) fn is_flushing(&self) -> bool {
+        !self.flushing.is_empty()
+    }
+
+    /// Sends what waited for a session, as far as there is room.
+    pub(crate) fn flush(&mut self, outbox: &mut Outbox, now: Timestamp) {
         while let Some(&number) = self.flushing.last() {
             let Some(session) = self.slab[number as usize].as_mut() else {
                 self.flushing.pop();
@@ -155,7 +160,13 @@ impl Sessions {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         let mut message = [0; INITIATION];
         let made = session.tunnel.tick(&mut message);
-        session.ready = session.tunnel.has_session();
+        let was_ready = std::mem::replace(&mut session.ready, session.tunnel.has_session());
+        if session.ready && !was_ready {
+            self.met.push(session.peer.id);
+            if session.waiting > 0 && !self.flushing.contains(&number) {
+                self.flushing.push(number);
+            }
+        }
         let silent = session.ready && !session.hears(now) && !session.initiated;
         let waited = session.initiated_at.filter(|_| session.initiated).map(|at| now.since(at));
         let overdue = REPEATS.get(session.repeated).is_some_and(|&most| waited.is_some_and(|waited| waited >= most));

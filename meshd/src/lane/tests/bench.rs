@@ -15,7 +15,7 @@ fn measured(pair: &mut Pair, packet_bytes: usize) -> Arc<Phase> {
     pair.nodes.iter_mut().for_each(|node| node.delivered.clear());
     let until = pair.now + Duration::from_millis(50);
     let plan = Plan::Load { run: 1, packet_bytes, until, every: EVERY, count: 5 };
-    let bells = (0..2).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
+    let bells = (0..2).map(|_| Mailbox::new().unwrap()).collect();
     let phase = Arc::new(Phase::new(NodeId(2), plan, &bells, pair.now));
     pair.nodes[0].lanes.iter_mut().for_each(|lane| lane.set_bench(Some(Arc::clone(&phase))));
     for _ in 0..2000 {
@@ -69,7 +69,7 @@ fn a_report_that_nobody_waits_for_is_dropped_and_counted() {
     let data = mesh_proto::bench::Data { run: 9, stream: 0, sequence: 0, clock: pair.now, wants_report: true };
     let packet = packet.with(&data).to_vec();
 
-    pair.with(0, 0, |lane, out, now| lane.forward(NodeId(2), &packet, out, now));
+    pair.with(0, 0, |lane, out, now| lane.forward(NodeId(2), &packet, &mut out.udp, now));
     pair.with(1, 0, |lane, out, now| lane.handle_timeout(out, now));
 
     assert_eq!(pair.nodes[0].count("bad_probe"), 1);
