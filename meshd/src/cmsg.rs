@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
+use mesh_proto::packet::Ecn;
+
 /// A socket address in the kernel's form, IPv4 or IPv6.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
@@ -53,7 +55,7 @@ impl Name {
 #[repr(C, align(8))]
 pub(crate) struct Control(pub(crate) [u8; CONTROL]);
 
-/// Enough for packet information (36 bytes), segment size and overflow count (20 each), padded.
+/// Enough for packet information (36 bytes), segment size, traffic class and overflow count (20 each), padded.
 const CONTROL: usize = 128;
 const WORD: usize = size_of::<usize>();
 const HEADER: usize = WORD + 8;
@@ -65,6 +67,8 @@ pub(crate) struct Told {
     pub(crate) local: Option<IpAddr>,
     /// Bytes per datagram, where several were joined.
     pub(crate) segment: Option<usize>,
+    /// The ECN field of the outer header.
+    pub(crate) ecn: Ecn,
     /// Datagrams lost so far because the buffer was full.
     pub(crate) overflows: Option<u32>,
 }
@@ -72,8 +76,9 @@ pub(crate) struct Told {
 impl Control {
     pub(crate) const EMPTY: Self = Self([0; CONTROL]);
 
-    /// Writes the source address and the segment size, and returns the bytes used.
-    pub(crate) fn write(&mut self, local: Option<IpAddr>, segment: Option<usize>) -> usize {
+    /// Writes the source address, the segment size, and the ECN field for that address family, if it is not 0;
+    /// returns the bytes used.
+    pub(crate) fn write(&mut self, local: Option<IpAddr>, segment: Option<usize>, ecn: (Ecn, bool)) -> usize {
         let mut used = 0;
         match local {
             // struct in_pktinfo: interface, source, (on receipt) destination.
@@ -92,6 +97,15 @@ impl Control {
         }
         if let Some(segment) = segment.and_then(|s| u16::try_from(s).ok()) {
             used = self.put(used, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
+        match ecn {
+            (Ecn::NotEct, _) => {}
+            (ecn, true) => {
+                used = self.put(used, libc::IPPROTO_IP, libc::IP_TOS, &i32::from(ecn.bits()).to_ne_bytes());
+            }
+            (ecn, false) => {
+                used = self.put(used, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &i32::from(ecn.bits()).to_ne_bytes());
+            }
         }
         used
     }
@@ -120,6 +134,13 @@ impl Control {
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let size = bytes(data, 0).map(i32::from_ne_bytes);
                     told.segment = size.and_then(|s| usize::try_from(s).ok());
+                }
+                // One byte when the kernel tells it, though an int when it is told.
+                (libc::IPPROTO_IP, libc::IP_TOS) => {
+                    told.ecn = data.first().copied().map_or(Ecn::NotEct, Ecn::of);
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    told.ecn = bytes(data, 0).map_or(Ecn::NotEct, |class| Ecn::of(i32::from_ne_bytes(class) as u8));
                 }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => {
                     told.overflows = bytes(data, 0).map(u32::from_ne_bytes);
@@ -164,10 +185,16 @@ mod tests {
     fn control_messages_read_back_and_rubbish_ends_the_reading() {
         let local: IpAddr = Ipv6Addr::LOCALHOST.into();
         let mut control = Control::EMPTY;
-        let used = control.write(Some(local), Some(1452));
+        let used = control.write(Some(local), Some(1452), (Ecn::Ect0, false));
         control.put(used, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &7u32.to_ne_bytes());
         let told = control.read();
-        assert_eq!((told.local, told.overflows), (Some(local), Some(7)));
+        assert_eq!((told.local, told.ecn, told.overflows), (Some(local), Ecn::Ect0, Some(7)));
+
+        let mut control = Control::EMPTY;
+        control.put(0, libc::IPPROTO_IP, libc::IP_TOS, &[0xb8 | 3]);
+        assert_eq!(control.read().ecn, Ecn::Ce);
+        let mut none = Control::EMPTY;
+        assert_eq!(none.write(None, None, (Ecn::NotEct, true)), 0, "what is not marked costs nothing");
 
         let mut control = Control::EMPTY;
         let used = control.put(0, libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());

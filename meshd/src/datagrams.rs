@@ -1,9 +1,11 @@
 //! Batches of datagrams between the lanes and the sockets: one arena each, no allocation per datagram.
 //!
 //! Datagrams of equal size to one endpoint lie back to back and form a *run*, which the kernel takes as one
-//! (UDP_SEGMENT) or gives as one (UDP_GRO); the last of a run may be shorter.
+//! (UDP_SEGMENT) or gives as one (UDP_GRO); the last of a run may be shorter. All have one ECN field.
 
 use std::net::{IpAddr, SocketAddr};
+
+use mesh_proto::packet::Ecn;
 
 /// Most bytes of a run: what one UDP datagram could carry, less room for headers.
 const MAX_RUN: usize = 65_000;
@@ -36,6 +38,8 @@ pub struct Run {
     pub len: usize,
     /// Bytes of each but the last.
     pub segment: usize,
+    /// The ECN field of the header of each.
+    pub ecn: Ecn,
 }
 
 impl Run {
@@ -44,8 +48,9 @@ impl Run {
         self.len.div_ceil(self.segment.max(1)).max(1)
     }
 
-    fn takes(&self, len: usize, endpoint: Endpoint, most: usize) -> bool {
+    fn takes(&self, len: usize, endpoint: Endpoint, ecn: Ecn, most: usize) -> bool {
         self.endpoint == endpoint
+            && self.ecn == ecn
             && (1..=self.segment).contains(&len)
             && self.len.is_multiple_of(self.segment)
             && self.len + len <= MAX_RUN
@@ -84,16 +89,21 @@ impl Outbox {
         &mut self.arena[self.used..]
     }
 
-    /// Takes the first `len` bytes of the free ones as a datagram to `endpoint`.
+    /// Takes the first `len` bytes of the free ones as a datagram to `endpoint` that must not be marked.
     pub fn commit(&mut self, len: usize, endpoint: Endpoint) {
+        self.commit_with(len, endpoint, Ecn::NotEct);
+    }
+
+    /// Takes the first `len` bytes of the free ones as a datagram to `endpoint` with that ECN field.
+    pub fn commit_with(&mut self, len: usize, endpoint: Endpoint, ecn: Ecn) {
         let start = self.used;
         self.used += len.min(self.room());
         let most = self.most[usize::from(endpoint.remote.is_ipv6())];
-        if let Some(last) = self.runs.last_mut().filter(|run| run.takes(len, endpoint, most)) {
+        if let Some(last) = self.runs.last_mut().filter(|run| run.takes(len, endpoint, ecn, most)) {
             last.len += len;
             return;
         }
-        self.runs.push(Run { endpoint, start, len, segment: len });
+        self.runs.push(Run { endpoint, start, len, segment: len, ecn });
     }
 
     /// Appends a datagram. Says whether there was room.
@@ -176,6 +186,17 @@ mod tests {
         (0..130).for_each(|_| assert!(outbox.push(&[0; 100], ipv6)));
         let counts: Vec<_> = outbox.runs().iter().map(Run::count).collect();
         assert_eq!(counts, [1, 1, 1, 127, 3]);
+    }
+
+    #[test]
+    fn a_run_ends_where_the_ecn_field_changes() {
+        let mut outbox = Outbox::new(1 << 20);
+        for ecn in [Ecn::Ect0, Ecn::Ect0, Ecn::Ce, Ecn::Ect0] {
+            outbox.commit_with(100, endpoint(1), ecn);
+        }
+        outbox.commit(100, endpoint(1));
+        let runs: Vec<_> = outbox.runs().iter().map(|run| (run.ecn, run.count())).collect();
+        assert_eq!(runs, [(Ecn::Ect0, 2), (Ecn::Ce, 1), (Ecn::Ect0, 1), (Ecn::NotEct, 1)]);
     }
 
     #[test]

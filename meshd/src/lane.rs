@@ -17,7 +17,7 @@ use mesh_proto::clock::Timestamp;
 use mesh_proto::engine::Engine;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::NodeId;
-use mesh_proto::packet::{self, Checksum, Header};
+use mesh_proto::packet::{self, Checksum, Ecn, Header};
 use mesh_proto::segment::{Gso, Segments, VnetHeader};
 use mesh_proto::verdict::{Drop, Verdict};
 use mesh_proto::view::View;
@@ -141,14 +141,17 @@ impl Lane {
         }
     }
 
-    /// Takes a datagram from a socket.
-    pub(crate) fn handle_datagram(&mut self, from: Endpoint, datagram: &[u8], out: &mut Out, now: Timestamp) {
+    /// Takes a datagram from a socket, whose outer header has that ECN field.
+    pub(crate) fn handle_datagram(&mut self, from: Endpoint, ecn: Ecn, datagram: &[u8], out: &mut Out, now: Timestamp) {
         let Out { tun, udp } = out;
         let (peer, tunnel, packet) = match self.sessions.open(from, datagram, tun.space(), udp, now) {
             Received::Packet(peer, tunnel, packet) => (peer, tunnel, packet),
             Received::Handled => return,
             Received::Dropped(reason) => return self.counters.count_dropped(reason),
         };
+        if !packet::bring_ecn(packet, ecn) {
+            return self.counters.count_dropped(Drop::CongestionMarked);
+        }
         match self.engine.inbound(peer, packet, now) {
             Verdict::Deliver => {
                 let len = packet.len();

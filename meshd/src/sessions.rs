@@ -23,6 +23,7 @@ use std::time::Duration;
 use mesh_proto::clock::Timestamp;
 use mesh_proto::id::{NodeId, TunnelKey};
 use mesh_proto::limiter::HandshakeLimiter;
+use mesh_proto::packet::Ecn;
 use mesh_proto::verdict::Drop;
 use x25519_dalek::StaticSecret;
 
@@ -279,7 +280,7 @@ impl Sessions {
             return Sealed::Dropped(Drop::NoEndpoint);
         };
         match session.tunnel.seal(packet, outbox.space()) {
-            Some(Made::Message(len)) => outbox.commit(len, endpoint),
+            Some(Made::Message(len)) => outbox.commit_with(len, endpoint, Ecn::of_packet(packet)),
             Some(Made::Initiation | Made::Nothing | Made::Expired) => return self.lost_session(index, outbox, now),
             None => return Sealed::Dropped(Drop::SocketFull),
         }

@@ -3,7 +3,8 @@
 //! Each datagram comes with the own address that it was sent to (IP_PKTINFO), and leaves from the address
 //! that its endpoint speaks to, so that a host with several addresses is answered from the right one.
 //! Fragmentation is left to the network (no DF), as the kernel's WireGuard does: a path MTU learned from
-//! forged ICMP must not stop the tunnel.
+//! forged ICMP must not stop the tunnel. The ECN field of a run stands in its outer headers, and that of a received
+//! header is told with the run (RFC 6040); the rest of the type of service is 0.
 #![expect(unsafe_code, reason = "recvmmsg, sendmmsg and some socket options have no safe wrapper")]
 
 use std::cell::Cell;
@@ -12,6 +13,7 @@ use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use mesh_proto::packet::Ecn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -336,7 +338,7 @@ impl Socket {
             header.msg_name = names[i].0.as_mut_ptr().cast();
             header.msg_iov = &raw mut parts[i];
             header.msg_iovlen = 1;
-            let control = controls[i].write(run.endpoint.local, segment);
+            let control = controls[i].write(run.endpoint.local, segment, (run.ecn, run.endpoint.remote.is_ipv4()));
             if control > 0 {
                 header.msg_control = controls[i].0.as_mut_ptr().cast();
                 header.msg_controllen = control as _;
@@ -373,10 +375,12 @@ fn configure(fd: &OwnedFd, ipv4: bool) -> io::Result<()> {
     }
     let _ = set(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
     if ipv4 {
+        let _ = set(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
         set(fd, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
         set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
     } else {
         sockopt::set_ipv6_v6only(fd, true)?;
+        let _ = set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)
     }
@@ -423,13 +427,13 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Returns every datagram with where it came from.
-    pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, &[u8])> {
+    /// Returns every datagram with where it came from and the ECN field of its header.
+    pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, Ecn, &[u8])> {
         self.runs.iter().flat_map(|run| {
             let bytes = &self.arena[run.start..run.start + run.len];
             // An empty datagram is one, too.
             let empty = bytes.is_empty().then_some(bytes);
-            bytes.chunks(run.segment.max(1)).chain(empty).map(|datagram| (run.endpoint, datagram))
+            bytes.chunks(run.segment.max(1)).chain(empty).map(|datagram| (run.endpoint, run.ecn, datagram))
         })
     }
 
@@ -453,7 +457,7 @@ impl Inbox {
         let len = len.min(SLOT);
         let segment = told.segment.filter(|&segment| segment > 0).unwrap_or(len).min(len);
         let endpoint = Endpoint { remote, local: told.local };
-        let run = Run { endpoint, start: slot * SLOT, len, segment };
+        let run = Run { endpoint, start: slot * SLOT, len, segment, ecn: told.ecn };
         let count = run.count() as u64;
         self.received.datagrams += count;
         self.received.bytes += len as u64;

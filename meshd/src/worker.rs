@@ -301,11 +301,11 @@ impl Worker {
     fn take_datagrams(&mut self, socket: usize, buffers: &mut Buffers, now: Timestamp) {
         let Buffers { inbox, out, .. } = buffers;
         self.counters.received(socket, inbox.received());
-        for (from, datagram) in inbox.datagrams() {
+        for (from, ecn, datagram) in inbox.datagrams() {
             if out.tun.room() < ROOM || out.udp.room() < ROOM {
                 write_out(&self.queue, &self.sockets, &self.counters, out);
             }
-            self.lane.handle_datagram(from, datagram, out, now);
+            self.lane.handle_datagram(from, ecn, datagram, out, now);
         }
     }
 

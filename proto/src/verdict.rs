@@ -117,6 +117,8 @@ reasons!(
         HandshakeLimited = "handshake_limited",
         /// A packet on the reserved port inside the tunnel that is no probe and no measurement's, or comes too often.
         BadProbe = "bad_probe",
+        /// The way marked congestion on a packet whose sender does not understand marks, but loss (RFC 6040).
+        CongestionMarked = "congestion_marked",
     }
 );
 

@@ -30,6 +30,8 @@ struct Node {
 struct Pair {
     nodes: [Node; 2],
     closed: Option<u16>,
+    /// What the way makes of every outer ECN field.
+    mark: Option<Ecn>,
     now: Timestamp,
 }
 
@@ -111,7 +113,7 @@ impl Node {
 impl Pair {
     fn new(allowed: bool) -> Self {
         let nodes = [Node::new(0, allowed), Node::new(1, allowed)];
-        Self { nodes, closed: None, now: Timestamp::from_millis(1_000_000) }
+        Self { nodes, closed: None, mark: None, now: Timestamp::from_millis(1_000_000) }
     }
 
     /// Does something with a lane and lets everything that follows happen.
@@ -126,7 +128,7 @@ impl Pair {
                 delivered.push((vnet, joined(&parts[1..])));
                 Taken::Yes
             });
-            for (to, datagram) in out.udp.datagrams() {
+            for (to, ecn, datagram) in marked(&out.udp) {
                 let (peer, port) = (1 - node, to.remote.port());
                 if self.closed == Some(port) {
                     continue;
@@ -136,7 +138,7 @@ impl Pair {
                 let from = Endpoint { remote: outer(node, lane), local: Some(to.remote.ip()) };
                 let receiver = &mut self.nodes[peer].lanes[target];
                 receiver.begin_turn();
-                receiver.handle_datagram(from, datagram, &mut out, self.now);
+                receiver.handle_datagram(from, self.mark.unwrap_or(ecn), datagram, &mut out, self.now);
                 flying.insert(0, (peer, target, out));
             }
             while lane > 0 && self.nodes[node].lanes[lane].take_handed_over() {
@@ -150,6 +152,21 @@ impl Pair {
     fn send(&mut self, node: usize, lane: usize, mut packet: Vec<u8>, vnet: VnetHeader) {
         self.with(node, lane, |l, out, now| l.handle_packet(&mut packet, Some(vnet), out, now));
     }
+}
+
+/// Every waiting datagram with the ECN field that it is to have.
+fn marked(outbox: &Outbox) -> impl Iterator<Item = (Endpoint, Ecn, &[u8])> {
+    outbox.runs().iter().flat_map(|run| outbox.bytes(run).chunks(run.segment).map(|d| (run.endpoint, run.ecn, d)))
+}
+
+/// The same packet from a sender that has set these bits of the type of service.
+fn with_tos(mut packet: Vec<u8>, tos: u8) -> Vec<u8> {
+    let sum = u16::from_be_bytes([packet[10], packet[11]]);
+    packet[1] = tos;
+    let changed = sum.checked_sub(tos.into()).unwrap_or_else(|| sum.wrapping_sub(u16::from(tos) + 1));
+    packet[10..12].copy_from_slice(&changed.to_be_bytes());
+    assert!(packet::verify(&packet));
+    packet
 }
 
 /// A TCP packet from one node to the other, with a checksum that is right.
@@ -236,7 +253,7 @@ fn a_super_packet_is_split_on_the_way_and_gathered_at_the_other_end() {
     let mut received = Out::new(2 * ROOM);
     let from = Endpoint { remote: outer(0, 0), local: None };
     for (_, datagram) in out.udp.datagrams() {
-        pair.nodes[1].lanes[0].handle_datagram(from, datagram, &mut received, now);
+        pair.nodes[1].lanes[0].handle_datagram(from, Ecn::NotEct, datagram, &mut received, now);
     }
     let mut written = Vec::new();
     let drained = received.tun.drain(|parts| {
@@ -246,6 +263,40 @@ fn a_super_packet_is_split_on_the_way_and_gathered_at_the_other_end() {
 
     assert_eq!((drained.packets, drained.super_packets, written.len()), (11, 1, 1));
     assert_eq!(written[0], (vnet, packet));
+}
+
+#[test]
+fn the_way_sees_whose_sender_understands_marks_and_handshakes_are_none_of_them() {
+    let mut pair = Pair::new(true);
+    let mut out = Out::new(2 * ROOM);
+    let syn = with_tos(tcp(0, SYN, 0), 0xb8 | 2);
+    pair.nodes[0].lanes[0].handle_packet(&mut syn.clone(), Some(VnetHeader::default()), &mut out, pair.now);
+    assert!(out.udp.runs().iter().all(|run| run.ecn == Ecn::NotEct) && !out.udp.is_empty(), "the handshake");
+
+    let mut pair = Pair::new(true);
+    pair.send(0, 0, syn, VnetHeader::default());
+    pair.send(1, 0, tcp(1, SYN | ACK, 0), VnetHeader::default());
+    let (mut packet, vnet) = partial(with_tos(tcp(0, ACK, 13_800), 0xb8 | 2), Gso::Tcp4 { ecn: false }, 1380);
+    let mut out = Out::new(2 * ROOM);
+    pair.nodes[0].lanes[0].handle_packet(&mut packet, Some(vnet), &mut out, pair.now);
+    let runs: Vec<_> = out.udp.runs().iter().map(|run| (run.ecn, run.count())).collect();
+    assert_eq!(runs, [(Ecn::Ect0, 10)]);
+}
+
+#[test]
+fn congestion_on_the_way_arrives_as_a_mark_or_where_none_is_understood_as_a_loss() {
+    let mut pair = Pair::new(true);
+    pair.send(0, 0, tcp(0, SYN, 0), VnetHeader::default());
+    pair.send(1, 0, tcp(1, SYN | ACK, 0), VnetHeader::default());
+    pair.mark = Some(Ecn::Ce);
+    let delivered = pair.nodes[1].delivered.len();
+
+    pair.send(0, 0, with_tos(tcp(0, ACK, 100), 0xb8 | 2), VnetHeader::default());
+    pair.send(0, 0, tcp(0, ACK, 100), VnetHeader::default());
+
+    assert_eq!(pair.nodes[1].delivered.len(), delivered + 1);
+    assert_eq!(pair.nodes[1].delivered[delivered].1, with_tos(tcp(0, ACK, 100), 0xb8 | 3));
+    assert_eq!(pair.nodes[1].count("congestion_marked"), 1);
 }
 
 #[test]
@@ -304,7 +355,7 @@ fn the_round_trip_is_measured_after_a_session_began() {
 fn what_is_no_wireguard_is_counted() {
     let mut pair = Pair::new(true);
     let from = Endpoint { remote: outer(1, 0), local: None };
-    pair.with(0, 0, |lane, out, now| lane.handle_datagram(from, b"clear text", out, now));
+    pair.with(0, 0, |lane, out, now| lane.handle_datagram(from, Ecn::NotEct, b"clear text", out, now));
     assert_eq!(pair.nodes[0].count("not_wireguard"), 1);
 }
 

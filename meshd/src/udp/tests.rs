@@ -18,7 +18,7 @@ fn receive(socket: &Socket) -> Vec<(Endpoint, Vec<u8>)> {
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut fds, Some(&second)).unwrap();
     while socket.receive(&mut inbox).unwrap() > 0 {
-        got.extend(inbox.datagrams().map(|(from, datagram)| (from, datagram.to_vec())));
+        got.extend(inbox.datagrams().map(|(from, _, datagram)| (from, datagram.to_vec())));
     }
     got
 }
@@ -88,6 +88,22 @@ fn lost_data_is_counted_and_lost_handshakes_are_not() {
     outbox.push(&[4, 0, 0, 0], nowhere.into());
     outbox.push(&[1, 0, 0, 0, 0], nowhere.into());
     assert_eq!(a.send(&mut outbox), Sent { lost: 1, ..Sent::default() });
+}
+
+#[test]
+fn the_ecn_field_arrives_by_both_families() {
+    let ((a, _), (b, to)) = (sockets(), sockets());
+    for host in [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()] {
+        let Some(socket) = b.of(host) else { continue };
+        let fields = [Ecn::NotEct, Ecn::Ect0, Ecn::Ect0, Ecn::Ect1, Ecn::Ce, Ecn::NotEct];
+        let mut outbox = Outbox::new(1 << 17);
+        fields.into_iter().for_each(|ecn| outbox.commit_with(100, SocketAddr::new(host, to).into(), ecn));
+        assert_eq!((outbox.runs().len(), a.send(&mut outbox).datagrams), (5, 6));
+
+        let mut inbox = Inbox::default();
+        socket.receive(&mut inbox).unwrap();
+        assert!(inbox.datagrams().map(|(_, ecn, _)| ecn).eq(fields), "{host}");
+    }
 }
 
 /// Twenty datagrams that go together.

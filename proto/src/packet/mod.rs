@@ -6,6 +6,7 @@ mod answer;
 mod checksum;
 #[cfg(test)]
 mod differential;
+mod ecn;
 mod parse;
 mod rewrite;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use std::net::Ipv4Addr;
 pub use answer::{LONGEST_ERROR, Unreachable, echo_reply, tcp_reset, unreachable};
 pub use checksum::{complete, partial, verify};
 pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, put_word, sum, word};
+pub use ecn::{Ecn, bring_ecn};
 pub use parse::is_source_routed;
 pub use rewrite::{clamp_mss, rewrite, rewrite_icmp_error};
 
