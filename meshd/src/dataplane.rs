@@ -28,7 +28,7 @@ use crate::lane::{Lane, Parts};
 pub use crate::lane_keys::{LaneKeys, MAX_LANES};
 use crate::peers::Peers;
 use crate::stats::Counters;
-pub use crate::stats::{LaneStats, PeerStats, Stats};
+pub use crate::stats::{LaneStats, Offloads, PeerStats, Stats};
 use crate::tun::{self, Queue, TunError};
 use crate::udp::{Sockets, UdpError};
 use crate::worker::{Mailbox, Worker, now};

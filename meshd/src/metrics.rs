@@ -57,6 +57,7 @@ pub fn text(status: &Status) -> String {
     }
     services(&mut registry, status);
     peers(&mut registry, status);
+    lanes(&mut registry, status);
     let dropped = Counters::default();
     registry.register("packets_dropped", "Packets refused or dropped, by reason", dropped.clone());
     for (reason, &count) in &status.drops {
@@ -99,6 +100,59 @@ fn peers(registry: &mut Registry, status: &Status) {
         }
         rx.get_or_create(&labels).inc_by(peer.rx_bytes);
         tx.get_or_create(&labels).inc_by(peer.tx_bytes);
+    }
+}
+
+/// The worker threads: which of them is busy, which loses what, and whether the kernel takes packets by the dozen.
+fn lanes(registry: &mut Registry, status: &Status) {
+    let mut family = |name: &str, help: &str| {
+        let counters = Counters::default();
+        registry.register(name, help, counters.clone());
+        counters
+    };
+    let packets = family("lane_packets", "Packets of a lane, in super-packets counted one by one");
+    let supers = family("lane_super_packets", "Super-packets, and messages of several datagrams");
+    let segments = family("lane_super_packet_segments", "Packets that super-packets were made of");
+    let fallbacks = family("lane_offload_fallbacks", "Super-packets that the kernel refused");
+    let dropped = family("lane_packets_dropped", "Packets of a lane refused or dropped, by reason");
+    let failures = family("lane_decrypt_failures", "Data messages that did not authenticate or came twice");
+    let overflows = family("lane_socket_overflows", "Datagrams lost to a full receive buffer");
+    let handshakes = family("lane_handshakes", "Handshakes completed");
+    let handovers = family("lane_handovers", "Packets sent by lane 0 because the lane had no session");
+    let (bytes, offloads) = (Counters::default(), Gauges::default());
+    registry.register_with_unit("lane", "Bytes of a lane's packets", Unit::Bytes, bytes.clone());
+    registry.register("lane_offload", "Whether the kernel does it for the lane", offloads.clone());
+    for l in &status.lanes {
+        let lane = ("lane", l.lane.to_string());
+        let labels = |more: &[(&'static str, &str)]| -> Labels {
+            let more = more.iter().map(|&(name, value)| (name, value.to_owned()));
+            [lane.clone()].into_iter().chain(more).collect()
+        };
+        for (side, direction, [n, b, s, g]) in [
+            ("tun", "rx", [l.tun_rx_packets, l.tun_rx_bytes, l.tun_rx_super_packets, l.tun_rx_super_segments]),
+            ("tun", "tx", [l.tun_tx_packets, l.tun_tx_bytes, l.tun_tx_super_packets, l.tun_tx_super_segments]),
+            ("udp", "rx", [l.udp_rx_packets, l.udp_rx_bytes, l.udp_rx_super_packets, l.udp_rx_super_segments]),
+            ("udp", "tx", [l.udp_tx_packets, l.udp_tx_bytes, l.udp_tx_super_packets, l.udp_tx_super_segments]),
+        ] {
+            let labels = labels(&[("side", side), ("direction", direction)]);
+            for (family, count) in [(&packets, n), (&bytes, b), (&supers, s), (&segments, g)] {
+                family.get_or_create(&labels).inc_by(count);
+            }
+        }
+        for (side, count) in [("tun", l.tun_fallbacks), ("udp", l.udp_fallbacks)] {
+            fallbacks.get_or_create(&labels(&[("side", side)])).inc_by(count);
+        }
+        for (reason, &count) in &l.drops {
+            dropped.get_or_create(&labels(&[("reason", reason)])).inc_by(count);
+        }
+        for (name, &on) in &l.offloads {
+            offloads.get_or_create(&labels(&[("offload", name)])).set(f64::from(u8::from(on)));
+        }
+        let alone = labels(&[]);
+        failures.get_or_create(&alone).inc_by(l.decrypt_failures);
+        overflows.get_or_create(&alone).inc_by(l.udp_rx_overflows);
+        handshakes.get_or_create(&alone).inc_by(l.handshakes);
+        handovers.get_or_create(&alone).inc_by(l.handovers);
     }
 }
 
@@ -167,7 +221,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use mesh_proto::addr::Flat;
-    use mesh_proto::status::{Peer, Service};
+    use mesh_proto::status::{Lane, Peer, Service};
 
     use super::*;
 
@@ -195,6 +249,20 @@ mod tests {
             backends: Vec::new(),
         });
 
+        status.lanes.push(Lane {
+            lane: 1,
+            tun_rx_packets: 50,
+            udp_tx_bytes: 70_000,
+            udp_tx_super_packets: 2,
+            udp_tx_super_segments: 43,
+            tun_fallbacks: 1,
+            udp_rx_overflows: 4,
+            decrypt_failures: 5,
+            offloads: [("udp_gro".to_owned(), true)].into(),
+            drops: [("denied".to_owned(), 3)].into(),
+            ..Lane::default()
+        });
+
         let text = text(&status);
 
         let version = env!("CARGO_PKG_VERSION");
@@ -207,6 +275,15 @@ mod tests {
             "meshd_tunnel_rx_bytes_total{peer=\"n2\"} 10",
             "meshd_tunnel_tx_bytes_total{peer=\"n2\"} 20",
             "meshd_service_backends{service=\"cart\",namespace=\"default\"} 0.0",
+            "meshd_lane_packets_total{lane=\"1\",side=\"tun\",direction=\"rx\"} 50",
+            "meshd_lane_bytes_total{lane=\"1\",side=\"udp\",direction=\"tx\"} 70000",
+            "meshd_lane_super_packets_total{lane=\"1\",side=\"udp\",direction=\"tx\"} 2",
+            "meshd_lane_super_packet_segments_total{lane=\"1\",side=\"udp\",direction=\"tx\"} 43",
+            "meshd_lane_offload_fallbacks_total{lane=\"1\",side=\"tun\"} 1",
+            "meshd_lane_offload{lane=\"1\",offload=\"udp_gro\"} 1.0",
+            "meshd_lane_packets_dropped_total{lane=\"1\",reason=\"denied\"} 3",
+            "meshd_lane_socket_overflows_total{lane=\"1\"} 4",
+            "meshd_lane_decrypt_failures_total{lane=\"1\"} 5",
             &format!("meshd_build_info{{version=\"{version}\"}} 1.0"),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");

@@ -33,12 +33,55 @@ pub fn status(status: &doc::Status) -> String {
         count(status.flows.used, "flow"),
         age(status.uptime_s)
     ));
+    lines.extend(status.lanes.iter().map(lane));
     let drops: Vec<String> = status.drops.iter().filter(|&(_, &n)| n > 0).map(|(r, n)| format!("{r} {n}")).collect();
     if !drops.is_empty() {
         lines.push(format!("refused and dropped: {}", drops.join(", ")));
     }
     lines.extend(status.warnings.iter().map(|w| format!("warning: {w}")));
     lines.join("\n")
+}
+
+/// What one worker thread did: how much, how many packets it and the kernel pass to each other at a time, and
+/// whatever went wrong.
+fn lane(l: &doc::Lane) -> String {
+    let mut line = format!(
+        "lane {}: sent {} ({}; {} per read, {} per send), received {} ({}; {} per receipt, {} per write)",
+        l.lane,
+        packets(l.udp_tx_packets),
+        bytes(l.udp_tx_bytes),
+        at_a_time(l.tun_rx_packets, l.tun_rx_super_packets, l.tun_rx_super_segments),
+        at_a_time(l.udp_tx_packets, l.udp_tx_super_packets, l.udp_tx_super_segments),
+        packets(l.udp_rx_packets),
+        bytes(l.udp_rx_bytes),
+        at_a_time(l.udp_rx_packets, l.udp_rx_super_packets, l.udp_rx_super_segments),
+        at_a_time(l.tun_tx_packets, l.tun_tx_super_packets, l.tun_tx_super_segments),
+    );
+    for (count, what) in [
+        (l.decrypt_failures, "did not decrypt"),
+        (l.udp_rx_overflows, "lost to a full receive buffer"),
+        (l.handovers, "left to lane 0"),
+        (l.tun_fallbacks + l.udp_fallbacks, "offloads refused by the kernel"),
+    ] {
+        if count > 0 {
+            line += &format!(", {count} {what}");
+        }
+    }
+    let off: Vec<_> = l.offloads.iter().filter(|&(_, &on)| !on).map(|(name, _)| name.as_str()).collect();
+    if !off.is_empty() {
+        line += &format!(", without {}", off.join(" "));
+    }
+    line
+}
+
+/// Returns how many packets one call carries on average.
+fn at_a_time(packets: u64, supers: u64, segments: u64) -> String {
+    let calls = packets.saturating_sub(segments) + supers;
+    if calls == 0 { dash() } else { format!("{:.1}", packets as f64 / calls as f64) }
+}
+
+fn packets(n: u64) -> String {
+    count(usize::try_from(n).unwrap_or(usize::MAX), "packet")
 }
 
 fn coordinator(c: &doc::Coordinator) -> String {
@@ -239,6 +282,32 @@ mod tests {
             ("59 s".into(), "1 min".into(), "2 h".into(), "2 d".into())
         );
         assert_eq!((bytes(999), bytes(1500), bytes(2_500_000)), ("999 B".into(), "1.5 kB".into(), "2.5 MB".into()));
+    }
+
+    #[test]
+    fn a_lane_is_one_line_that_tells_what_went_wrong_and_nothing_that_did_not() {
+        let offloads = |gro| [("tun_tcp".to_owned(), true), ("udp_gro".to_owned(), gro)].into();
+        let well = doc::Lane {
+            lane: 1,
+            tun_rx_packets: 90,
+            tun_rx_super_packets: 2,
+            tun_rx_super_segments: 88,
+            udp_tx_packets: 90,
+            udp_tx_bytes: 130_000,
+            udp_tx_super_packets: 2,
+            udp_tx_super_segments: 90,
+            udp_rx_packets: 1,
+            udp_rx_bytes: 96,
+            offloads: offloads(true),
+            ..doc::Lane::default()
+        };
+        let ill = doc::Lane { udp_rx_overflows: 7, decrypt_failures: 2, offloads: offloads(false), ..well.clone() };
+
+        let line = "lane 1: sent 90 packets (130.0 kB; 22.5 per read, 45.0 per send), \
+                    received 1 packet (96 B; 1.0 per receipt, - per write)";
+        assert_eq!(lane(&well), line);
+        let expected = format!("{line}, 2 did not decrypt, 7 lost to a full receive buffer, without udp_gro");
+        assert_eq!(lane(&ill), expected);
     }
 
     #[test]

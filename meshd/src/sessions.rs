@@ -325,7 +325,10 @@ impl Sessions {
             }
             Opened::NotIpv4 => Received::Dropped(Drop::NotIpv4),
             Opened::Malformed => Received::Dropped(Drop::Malformed),
-            Opened::Unauthenticated => Received::Dropped(Drop::Unauthenticated),
+            Opened::Unauthenticated => {
+                self.counters.decrypt_failures.add(1);
+                Received::Dropped(Drop::Unauthenticated)
+            }
             Opened::UnknownSession => {
                 self.nudge(from, outbox, now);
                 Received::Dropped(Drop::UnknownSession)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_proto::id::NodeId;
@@ -45,17 +45,32 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $field:ident),+ $(,)?) => {
         /// What one lane did since the start.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
-        pub struct LaneStats { $($(#[$doc])* pub $field: u64),+ }
+        pub struct LaneStats {
+            $($(#[$doc])* pub $field: u64,)+
+            /// What the kernel does for it.
+            pub offloads: Offloads,
+            /// Packets refused and dropped, by the label of the reason; reasons never met are absent.
+            pub drops: BTreeMap<&'static str, u64>,
+        }
 
         /// The counters of one lane: written by its thread alone, read by anybody.
         #[derive(Debug, Default)]
         #[repr(align(128))]
-        pub struct Counters { $($(#[$doc])* pub $field: Counter,)+ overflows_seen: [Counter; 2], refused: Reasons, dropped: Reasons }
+        pub struct Counters {
+            $($(#[$doc])* pub $field: Counter,)+
+            overflows_seen: [Counter; 2],
+            offloads: AtomicU8,
+            refused: Reasons,
+            dropped: Reasons,
+        }
 
         impl Counters {
             /// Returns the present values.
             pub fn read(&self) -> LaneStats {
-                LaneStats { $($field: self.$field.get()),+ }
+                let mut drops = BTreeMap::new();
+                self.add_drops(&mut drops);
+                drops.retain(|_, count| *count > 0);
+                LaneStats { $($field: self.$field.get(),)+ offloads: self.offloads(), drops }
             }
         }
     };
@@ -100,6 +115,8 @@ counters!(
     udp_fallbacks,
     /// Datagrams that the kernel dropped because the receive buffer was full.
     udp_rx_overflows,
+    /// Data messages that did not authenticate, or that were seen before.
+    decrypt_failures,
     /// Handshakes completed, in either role.
     handshakes,
     /// Initiations sent, repetitions to other candidates included.
@@ -107,6 +124,27 @@ counters!(
     /// Packets handed over to lane 0 because this lane had no session.
     handovers,
 );
+
+/// What the kernel does for a lane, as far as it was asked to and can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// The interface takes super-packets of TCP.
+    pub tun_tcp: bool,
+    /// The interface takes super-packets of UDP.
+    pub tun_udp: bool,
+    /// The sockets divide what they send.
+    pub udp_segment: bool,
+    /// The sockets join what they receive.
+    pub udp_gro: bool,
+}
+
+impl Offloads {
+    /// Returns each by its name.
+    pub fn each(self) -> [(&'static str, bool); 4] {
+        let Self { tun_tcp, tun_udp, udp_segment, udp_gro } = self;
+        [("tun_tcp", tun_tcp), ("tun_udp", tun_udp), ("udp_segment", udp_segment), ("udp_gro", udp_gro)]
+    }
+}
 
 impl Counters {
     /// Counts a refused packet.
@@ -122,6 +160,18 @@ impl Counters {
     /// Counts several packets dropped for one reason.
     pub fn count_dropped_many(&self, reason: Drop, count: u64) {
         self.dropped.add(reason as usize, count);
+    }
+
+    /// Takes note of what the kernel does for this lane.
+    pub fn set_offloads(&self, offloads: Offloads) {
+        let bits = offloads.each().into_iter().enumerate().map(|(i, (_, on))| u8::from(on) << i).sum();
+        self.offloads.store(bits, Ordering::Relaxed);
+    }
+
+    fn offloads(&self) -> Offloads {
+        let bits = self.offloads.load(Ordering::Relaxed);
+        let on = |i: u8| bits & 1 << i != 0;
+        Offloads { tun_tcp: on(0), tun_udp: on(1), udp_segment: on(2), udp_gro: on(3) }
     }
 
     /// Counts a super-packet of the TUN device, already counted as one packet, as what it is split into.
@@ -221,6 +271,20 @@ impl Reasons {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_lane_uses_reads_as_it_was_noted() {
+        let counters = Counters::default();
+        assert_eq!(counters.read(), LaneStats::default());
+        for bits in 0..16 {
+            let on = |i: u8| bits & 1 << i != 0;
+            let offloads = Offloads { tun_tcp: on(0), tun_udp: on(1), udp_segment: on(2), udp_gro: on(3) };
+            counters.set_offloads(offloads);
+            assert_eq!(counters.read().offloads, offloads);
+        }
+        counters.count_refused(Refuse::Denied);
+        assert_eq!(counters.read().drops, BTreeMap::from([("denied", 1)]));
+    }
 
     #[test]
     fn overflows_are_counted_by_socket_and_over_the_end_of_the_kernels_count() {

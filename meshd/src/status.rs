@@ -13,7 +13,7 @@ use mesh_proto::status as doc;
 use mesh_proto::view::View;
 
 use crate::board::{Board, now};
-use crate::dataplane::Stats;
+use crate::dataplane::{LaneStats, Stats};
 use crate::names::{self, NameError};
 use crate::render;
 
@@ -247,15 +247,37 @@ fn each_opened(board: &Board, mut f: impl FnMut(FiveTuple, Flow)) {
 }
 
 fn lanes(stats: &Stats) -> Vec<doc::Lane> {
-    let lane = |(lane, s): (usize, &crate::dataplane::LaneStats)| doc::Lane {
+    stats.lanes.iter().enumerate().map(|(number, stats)| lane(number, stats)).collect()
+}
+
+fn lane(lane: usize, s: &LaneStats) -> doc::Lane {
+    doc::Lane {
         lane,
         tun_rx_packets: s.tun_rx_packets,
+        tun_rx_bytes: s.tun_rx_bytes,
+        tun_rx_super_packets: s.tun_rx_super_packets,
+        tun_rx_super_segments: s.tun_rx_super_segments,
         tun_tx_packets: s.tun_tx_packets,
+        tun_tx_bytes: s.tun_tx_bytes,
+        tun_tx_super_packets: s.tun_tx_super_packets,
+        tun_tx_super_segments: s.tun_tx_super_segments,
+        tun_fallbacks: s.tun_fallbacks,
         udp_rx_packets: s.udp_rx_packets,
+        udp_rx_bytes: s.udp_rx_bytes,
+        udp_rx_super_packets: s.udp_rx_super_packets,
+        udp_rx_super_segments: s.udp_rx_super_segments,
+        udp_rx_overflows: s.udp_rx_overflows,
         udp_tx_packets: s.udp_tx_packets,
+        udp_tx_bytes: s.udp_tx_bytes,
+        udp_tx_super_packets: s.udp_tx_super_packets,
+        udp_tx_super_segments: s.udp_tx_super_segments,
+        udp_fallbacks: s.udp_fallbacks,
+        decrypt_failures: s.decrypt_failures,
         handshakes: s.handshakes,
-    };
-    stats.lanes.iter().enumerate().map(lane).collect()
+        handovers: s.handovers,
+        offloads: s.offloads.each().into_iter().map(|(name, on)| (name.into(), on)).collect(),
+        drops: s.drops.iter().map(|(&reason, &n)| (reason.into(), n)).collect(),
+    }
 }
 
 fn file(board: &Board) -> doc::File {

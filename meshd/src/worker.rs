@@ -26,9 +26,9 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::bench::Phase;
 use crate::config::Offload;
 use crate::lane::{Lane, Out, ROOM};
-use crate::packets::Taken;
+use crate::packets::{Gathers, Taken};
 use crate::peers::Peers;
-use crate::stats::Counters;
+use crate::stats::{Counters, Offloads};
 use crate::tun::{self, MAX_PACKET, Queue};
 use crate::udp::{Inbox, Sockets};
 
@@ -167,6 +167,7 @@ impl Worker {
         let mut buffers = Buffers { inbox: Inbox::default(), out: Out::new(OUT), packet: vec![0; MAX_PACKET].into() };
         self.sockets.prepare(&mut buffers.out.udp);
         buffers.out.tun.set_gathers(self.queue.gathers());
+        note_offloads(&self.sockets, &self.counters, &buffers.out);
         let mut events = Vec::with_capacity(8);
         let mut lost_device = None;
         loop {
@@ -358,6 +359,7 @@ impl Worker {
             Ok(queue) => {
                 self.queue = queue;
                 buffers.out.tun.set_gathers(self.queue.gathers());
+                note_offloads(&self.sockets, &self.counters, &buffers.out);
                 watch(epoll, &self.queue, TUN)?;
                 tracing::info!(interface = self.interface, "the TUN device is back");
                 Ok(None)
@@ -367,17 +369,30 @@ impl Worker {
     }
 }
 
+fn note_offloads(sockets: &Sockets, counters: &Counters, out: &Out) {
+    let Gathers { tcp, udp } = out.tun.gathers();
+    let (udp_segment, udp_gro) = (sockets.segments(), sockets.joins());
+    counters.set_offloads(Offloads { tun_tcp: tcp, tun_udp: udp, udp_segment, udp_gro });
+}
+
 fn write_out(queue: &Queue, sockets: &Sockets, counters: &Counters, out: &mut Out) {
+    let mut fallbacks = 0;
     if !out.tun.is_empty() {
         let drained = out.tun.drain(|parts| match queue.write(parts) {
             Ok(()) => Taken::Yes,
             Err(Errno::INVAL) => Taken::Invalid,
             Err(_) => Taken::No,
         });
+        fallbacks += drained.fallbacks;
         counters.drained(drained);
     }
     if !out.udp.is_empty() {
-        counters.sent(sockets.send(&mut out.udp));
+        let sent = sockets.send(&mut out.udp);
+        fallbacks += sent.fallbacks;
+        counters.sent(sent);
+    }
+    if fallbacks > 0 {
+        note_offloads(sockets, counters, out);
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use meshd::datagrams::Outbox;
-use meshd::dataplane::{LaneStats, Offload};
+use meshd::dataplane::{LaneStats, Offload, Offloads};
 use meshd::udp::Sockets;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
@@ -73,6 +73,9 @@ fn what_is_switched_off_is_not_used_in_either_direction() {
             // What arrives joined, the other side sent so: a veth joins nothing by itself.
             assert!(used(offload.udp && facing.udp, on_udp[0]), "{own:?} {other:?} {lane:?}");
             assert_eq!((lane.tun_fallbacks, lane.udp_fallbacks), (0, 0));
+            let Offloads { tun_tcp, tun_udp, udp_segment, udp_gro } = lane.offloads;
+            assert_eq!((tun_tcp, udp_segment, udp_gro), (offload.tun, offload.udp, offload.udp));
+            assert!(offload.tun || !tun_udp);
             if !offload.tun {
                 assert!(lane.tun_rx_bytes <= lane.tun_rx_packets * u64::from(MTU), "{lane:?}");
             }
