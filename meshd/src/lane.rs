@@ -9,29 +9,32 @@
 //! ```
 
 mod bench;
+mod train;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mesh_proto::clock::Timestamp;
 use mesh_proto::engine::Engine;
-use mesh_proto::flow::FlowTable;
+use mesh_proto::flow::{FlowTable, Seen};
 use mesh_proto::id::NodeId;
-use mesh_proto::packet::{self, Checksum, Ecn, Header};
+use mesh_proto::packet::{self, Checksum, Header};
 use mesh_proto::segment::{Gso, Segments, VnetHeader};
 use mesh_proto::verdict::{Drop, Verdict};
 use mesh_proto::view::View;
 use x25519_dalek::StaticSecret;
 
-use crate::datagrams::{Endpoint, Outbox};
+use crate::datagrams::{Outbox, Run};
 use crate::detour::Detour;
 use crate::handover::Handover;
 use crate::packets::Packets;
 use crate::peers::Peers;
-use crate::sessions::{Received, Sealed, Sessions, Traffic};
+use crate::sessions::{Received, Sealed, Sessions, Traffic, Way};
 use crate::stats::Counters;
 
 use self::bench::Part;
+use self::train::Train;
+
 pub(crate) use crate::sessions::ROOM;
 
 /// What a lane wants written. Before each call both sides must have `ROOM`.
@@ -44,6 +47,11 @@ pub(crate) struct Out {
 impl Out {
     pub(crate) fn new(bytes: usize) -> Self {
         Self { tun: Packets::new(bytes), udp: Outbox::new(bytes) }
+    }
+
+    /// Says whether one side may lack room for another call.
+    pub(crate) fn is_full(&self) -> bool {
+        self.tun.room() < ROOM || self.udp.room() < ROOM
     }
 }
 
@@ -74,6 +82,8 @@ pub(crate) struct Lane {
     number: usize,
     /// Our own measurement, while there is one.
     part: Option<Part>,
+    /// Packets received that others may continue.
+    train: Option<Train>,
 }
 
 impl Lane {
@@ -83,7 +93,18 @@ impl Lane {
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
         let detour = Detour::default();
-        Self { engine, sessions, peers, counters, handover, detour, handed_over: false, number: lane, part: None }
+        Self {
+            engine,
+            sessions,
+            peers,
+            counters,
+            handover,
+            detour,
+            handed_over: false,
+            number: lane,
+            part: None,
+            train: None,
+        }
     }
 
     /// Puts another map in force.
@@ -141,30 +162,67 @@ impl Lane {
         }
     }
 
-    /// Takes a datagram from a socket, whose outer header has that ECN field.
-    pub(crate) fn handle_datagram(&mut self, from: Endpoint, ecn: Ecn, datagram: &[u8], out: &mut Out, now: Timestamp) {
-        let Out { tun, udp } = out;
-        let (peer, tunnel, packet) = match self.sessions.open(from, datagram, tun.space(), udp, now) {
-            Received::Packet(peer, tunnel, packet) => (peer, tunnel, packet),
-            Received::Handled => return,
-            Received::Dropped(reason) => return self.counters.count_dropped(reason),
-        };
-        if !packet::bring_ecn(packet, ecn) {
-            return self.counters.count_dropped(Drop::CongestionMarked);
+    /// Takes the datagrams of one message from a socket. The last packets may wait for those that continue them; `settle` ends that.
+    pub(crate) fn handle_datagrams(&mut self, run: &Run, message: &[u8], out: &mut Out, now: Timestamp) {
+        // An empty datagram is one, too.
+        let empty = message.is_empty().then_some(message);
+        for datagram in message.chunks(run.segment.max(1)).chain(empty) {
+            let waiting = self.train.as_ref().map_or(0, |train| train.len);
+            let Out { tun, udp } = &mut *out;
+            let gathers = tun.gathers();
+            match self.sessions.open(run.endpoint, datagram, &mut tun.space()[waiting..], udp, now) {
+                Received::Packet(peer, tunnel, packet) => {
+                    if !packet::bring_ecn(packet, run.ecn) {
+                        self.counters.count_dropped(Drop::CongestionMarked);
+                        continue;
+                    }
+                    let continues = |train: &mut Train| train.take(peer, tunnel, packet);
+                    if !self.train.as_mut().is_some_and(continues) {
+                        let next = Train::begin(peer, tunnel, packet, gathers);
+                        self.settle(out, now);
+                        self.train = Some(next);
+                    }
+                }
+                Received::Handled => {}
+                Received::Dropped(reason) => self.counters.count_dropped(reason),
+            }
         }
+    }
+
+    /// Finishes what was received so far. To be called before `Out` is written.
+    pub(crate) fn settle(&mut self, out: &mut Out, now: Timestamp) {
+        if let Some(train) = self.train.take() {
+            self.arrive(train, out, now);
+        }
+    }
+
+    /// Decides what becomes of packets that came out of a tunnel and continue each other; they lie at the start of
+    /// the free space for the TUN device. The first stands for all.
+    fn arrive(&mut self, train: Train, out: &mut Out, now: Timestamp) {
+        let Train { peer, tunnel, first, len, count, run } = train;
+        let packet = &mut out.tun.space()[..first];
         match self.engine.inbound(peer, packet, now) {
             Verdict::Deliver => {
-                let len = packet.len();
-                tun.commit(len, VnetHeader::default());
                 self.sessions.delivered(tunnel, now);
+                let Some(mut run) = run.filter(|_| count > 1) else {
+                    return out.tun.commit(len, VnetHeader::default());
+                };
+                let more = Seen { packets: count - 1, bytes: len - first, tcp_flags: run.tcp_flags() };
+                self.engine.more(more, now);
+                let stride = run.stride();
+                match run.finish_as(packet) {
+                    Some((vnet, headers)) => return out.tun.commit_run(len, stride, vnet, headers),
+                    None => self.counters.count_dropped_many(Drop::Malformed, u64::from(count)),
+                }
             }
-            Verdict::Forward(to) => self.forward(to, packet, udp, now),
+            // What makes a run is delivered or lost; only a single packet is ever sent on.
+            Verdict::Forward(to) => self.forward(to, packet, &mut out.udp, now),
             Verdict::Reply => self.answer_peer(peer, out, now),
             Verdict::Refuse(reason) => {
-                self.counters.count_refused(reason);
+                self.counters.count_refused_many(reason, u64::from(count));
                 self.answer_peer(peer, out, now);
             }
-            Verdict::Drop(reason) => self.counters.count_dropped(reason),
+            Verdict::Drop(reason) => self.counters.count_dropped_many(reason, u64::from(count)),
             Verdict::RoundTrip(micros) => {
                 if let Some(peer) = self.peers.get(peer) {
                     peer.cell.set_rtt(micros);
@@ -174,6 +232,7 @@ impl Lane {
             Verdict::Counted => {}
             Verdict::Reported => self.take_report(peer, now),
         }
+        out.tun.skip(len);
     }
 
     /// Takes a packet that another lane had no session for. Says whether there was one.
@@ -231,18 +290,8 @@ impl Lane {
     }
 
     fn forward(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
-        let sealed = match self.detour.has(packet, now) {
-            true => Sealed::Elsewhere,
-            false => self.sessions.seal(peer, packet, Traffic::Payload, udp, now),
-        };
-        match sealed {
-            Sealed::Done => {}
-            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
-            Sealed::Elsewhere => {
-                self.detour.note(packet, now);
-                self.hand_over(peer, packet);
-            }
-        }
+        let way = self.way(peer, packet, udp, now);
+        self.seal(way, peer, packet, udp, now);
     }
 
     /// Forwards a super-packet, segment by segment.
@@ -255,6 +304,7 @@ impl Lane {
         out: &mut Out,
         now: Timestamp,
     ) {
+        let way = self.way(peer, packet, &mut out.udp, now);
         let segments =
             Header::parse(packet).ok().map(|header| Segments::new(packet, &header, vnet.gso, vnet.gso_size, checksum));
         let Some(Ok(mut segments)) = segments else {
@@ -262,7 +312,26 @@ impl Lane {
         };
         self.counters.split(segments.remaining());
         while let Some(segment) = segments.next_segment() {
-            self.forward(peer, segment, &mut out.udp, now);
+            self.seal(way, peer, segment, &mut out.udp, now);
+        }
+    }
+
+    /// Finds the way of a packet, or of all segments of a super-packet.
+    fn way(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) -> Way {
+        match self.detour.has(packet, now) {
+            true => Way::Elsewhere,
+            false => self.sessions.way(peer, Traffic::Payload, udp, now),
+        }
+    }
+
+    fn seal(&mut self, way: Way, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
+        match self.sessions.seal_by(way, packet, udp, now) {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere => {
+                self.detour.note(packet, now);
+                self.hand_over(peer, packet);
+            }
         }
     }
 

@@ -1,15 +1,21 @@
 //! Packets waiting to be written to the TUN device: one arena, no allocation per packet.
 //!
-//! Packets that lie next to each other and continue each other leave as one super-packet: headers once, then
-//! the payloads from where they lie.
+//! Packets that continue each other leave as one super-packet. They lie back to back, each with its headers:
+//!
+//! ```text
+//!   |H  p0|H  p1|H  p2|      in the arena; the first H is the super-packet's
+//!   [V][H  p0][p1][p2]       parts of one write, V the device's header
+//! ```
 
 use std::io::IoSlice;
 
 use mesh_proto::packet::{Checksum, Header, Kind};
-use mesh_proto::segment::{Gso, MOST_SEGMENTS, Run, Segments, VnetHeader};
+use mesh_proto::segment::{Gso, MOST_SEGMENTS, Segments, VnetHeader};
 
-/// Most parts of one write: virtio header, headers, payloads.
-const MOST_PARTS: usize = MOST_SEGMENTS + 2;
+use crate::tun::MAX_PACKET;
+
+/// Most parts of one write: the device's header, and one per segment.
+const MOST_PARTS: usize = MOST_SEGMENTS + 1;
 
 /// Packets waiting for the TUN device.
 #[derive(Debug)]
@@ -18,13 +24,27 @@ pub struct Packets {
     used: usize,
     packets: Vec<Waiting>,
     gathers: Gathers,
+    /// Where a super-packet is put together that the device did not take.
+    whole: Box<[u8]>,
 }
 
+/// A packet, or a super-packet.
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
     start: usize,
+    /// Bytes in the arena, all headers included.
     len: usize,
     vnet: VnetHeader,
+    /// Bytes of the headers, which are left out but for the first.
+    headers: usize,
+    /// Bytes of each packet but the last.
+    stride: usize,
+}
+
+impl Waiting {
+    fn count(&self) -> usize {
+        self.len.div_ceil(self.stride.max(1)).max(1)
+    }
 }
 
 /// Which packets may leave as super-packets.
@@ -41,6 +61,20 @@ impl Gathers {
     pub const ALL: Self = Self { tcp: true, udp: true };
     /// Each packet by itself.
     pub const NONE: Self = Self { tcp: false, udp: false };
+
+    /// Says whether packets of a kind leave as super-packets.
+    pub fn takes(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Tcp(_) => self.tcp,
+            Kind::Udp => self.udp,
+            Kind::EchoRequest
+            | Kind::EchoReply
+            | Kind::IcmpError(_)
+            | Kind::IcmpOther
+            | Kind::Other
+            | Kind::LaterFragment => false,
+        }
+    }
 
     fn kind(&mut self, gso: Gso) -> Option<&mut bool> {
         match gso {
@@ -98,7 +132,13 @@ impl Drained {
 impl Packets {
     /// Makes an outbox of that many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self { arena: vec![0; bytes].into(), used: 0, packets: Vec::with_capacity(512), gathers: Gathers::ALL }
+        Self {
+            arena: vec![0; bytes].into(),
+            used: 0,
+            packets: Vec::with_capacity(512),
+            gathers: Gathers::ALL,
+            whole: vec![0; MAX_PACKET].into(),
+        }
     }
 
     /// Says which packets may leave as super-packets.
@@ -128,9 +168,19 @@ impl Packets {
 
     /// Takes the first `len` bytes of the free ones as a packet.
     pub fn commit(&mut self, len: usize, vnet: VnetHeader) {
-        let len = len.min(self.room());
-        self.packets.push(Waiting { start: self.used, len, vnet });
-        self.used += len;
+        self.take(Waiting { start: self.used, len, vnet, headers: 0, stride: len });
+    }
+
+    /// Takes the first `len` bytes of the free ones as one super-packet: packets of `stride` bytes each, the last
+    /// perhaps shorter, the first of which gets `headers` in place of its own.
+    pub fn commit_run(&mut self, len: usize, stride: usize, vnet: VnetHeader, headers: &[u8]) {
+        self.space()[..headers.len()].copy_from_slice(headers);
+        self.take(Waiting { start: self.used, len, vnet, headers: headers.len(), stride });
+    }
+
+    /// Gives up the first `len` bytes of the free ones: what lies there is not to be written.
+    pub fn skip(&mut self, len: usize) {
+        self.used += len.min(self.room());
     }
 
     /// Appends a packet. Says whether there was room.
@@ -147,51 +197,43 @@ impl Packets {
     /// to do with goes singly from then on.
     pub fn drain(&mut self, mut write: impl FnMut(&[IoSlice<'_>]) -> Taken) -> Drained {
         let mut drained = Drained::default();
-        let mut next = 0;
-        while next < self.packets.len() {
-            next += self.write_next(next, &mut write, &mut drained);
+        for i in 0..self.packets.len() {
+            let waiting = self.packets[i];
+            match self.offer(waiting, &mut write) {
+                Taken::Invalid if waiting.vnet.gso != Gso::None => {
+                    drained.fallbacks += 1;
+                    if waiting.count() > 1 {
+                        self.refuse(waiting.vnet.gso);
+                    }
+                    self.offer_singly(waiting, &mut write, &mut drained);
+                }
+                taken @ (Taken::Yes | Taken::No | Taken::Invalid) => {
+                    let left_out = waiting.headers * (waiting.count() - 1);
+                    drained.note(taken, waiting.count(), waiting.len - left_out);
+                }
+            }
         }
         self.used = 0;
         self.packets.clear();
         drained
     }
 
-    /// Offers the packet at `first` with those that continue it. Returns how many are done with; none, if they are to
-    /// be offered again.
-    fn write_next(
-        &mut self,
-        first: usize,
-        write: &mut impl FnMut(&[IoSlice<'_>]) -> Taken,
-        drained: &mut Drained,
-    ) -> usize {
+    fn take(&mut self, waiting: Waiting) {
+        let len = waiting.len.min(self.room());
+        self.packets.push(Waiting { len, ..waiting });
+        self.used += len;
+    }
+
+    fn offer(&self, waiting: Waiting, write: &mut impl FnMut(&[IoSlice<'_>]) -> Taken) -> Taken {
+        let device = waiting.vnet.to_bytes(waiting.headers as u16);
         let mut parts = [IoSlice::new(&[]); MOST_PARTS];
-        let mut run = self.gather(first, &mut parts[2..]);
-        let segments = run.as_ref().map_or(1, Run::segments);
-        if let Some((vnet, headers)) = run.as_mut().and_then(Run::finish) {
-            let device = vnet.to_bytes(headers.len() as u16);
-            parts[0] = IoSlice::new(&device);
-            parts[1] = IoSlice::new(headers);
-            let parts = &parts[..segments + 2];
-            let taken = write(parts);
-            if taken == Taken::Invalid {
-                drained.fallbacks += 1;
-                self.refuse(vnet.gso);
-                return 0;
-            }
-            drained.note(taken, segments, parts[1..].iter().map(|part| part.len()).sum());
-            return segments;
+        parts[0] = IoSlice::new(&device);
+        let mut filled = 1;
+        for (part, segment) in parts[1..].iter_mut().zip(self.segments(waiting)) {
+            *part = IoSlice::new(segment);
+            filled += 1;
         }
-        let waiting = self.packets[first];
-        let device = waiting.vnet.to_bytes(0);
-        let taken = write(&[IoSlice::new(&device), IoSlice::new(self.bytes(waiting))]);
-        match taken {
-            Taken::Invalid if waiting.vnet.gso != Gso::None => {
-                drained.fallbacks += 1;
-                self.write_split(waiting, write, drained);
-            }
-            Taken::Yes | Taken::No | Taken::Invalid => drained.note(taken, 1, waiting.len),
-        }
-        1
+        write(&parts[..filled])
     }
 
     /// Takes note that the device knows nothing of a kind.
@@ -203,60 +245,49 @@ impl Packets {
         }
     }
 
-    /// Offers a super-packet that came from the device, on its way to another process of this host, in pieces.
-    fn write_split(
+    /// Puts a super-packet together, splits it, and offers its packets one by one.
+    fn offer_singly(
         &mut self,
         waiting: Waiting,
         write: &mut impl FnMut(&[IoSlice<'_>]) -> Taken,
         drained: &mut Drained,
     ) {
-        let Waiting { start, len, vnet } = waiting;
-        let packet = &mut self.arena[start..start + len];
-        let checksum = if vnet.needs_checksum { Checksum::Partial } else { Checksum::Complete };
-        let split = Header::parse(packet).ok();
-        let split = split.and_then(|header| Segments::new(packet, &header, vnet.gso, vnet.gso_size, checksum).ok());
-        let Some(mut segments) = split else {
-            drained.lost += 1;
-            return;
-        };
-        let device = VnetHeader::default().to_bytes(0);
-        while let Some(segment) = segments.next_segment() {
-            let taken = write(&[IoSlice::new(&device), IoSlice::new(segment)]);
-            drained.note(taken, 1, segment.len());
+        let mut whole = std::mem::take(&mut self.whole);
+        let mut len = 0;
+        for segment in self.segments(waiting) {
+            let Some(place) = whole.get_mut(len..len + segment.len()) else { break };
+            place.copy_from_slice(segment);
+            len += segment.len();
         }
-    }
-
-    /// Collects the payloads of the packet at `first` and of those that continue it.
-    fn gather<'a>(&'a self, first: usize, payloads: &mut [IoSlice<'a>]) -> Option<Run> {
-        let plain = |waiting: &Waiting| !waiting.vnet.needs_checksum && waiting.vnet.gso == Gso::None;
-        let rest = self.packets.get(first..).filter(|_| self.gathers != Gathers::NONE)?;
-        // One alone is not worth reading.
-        let (head, others) = rest.split_first().filter(|(head, others)| plain(head) && !others.is_empty())?;
-        let bytes = self.bytes(*head);
-        let header = Header::parse(bytes).ok()?;
-        if !(if header.kind == Kind::Udp { self.gathers.udp } else { self.gathers.tcp }) {
-            return None;
-        }
-        let mut run = Run::start(bytes, &header)?;
-        payloads[0] = IoSlice::new(&bytes[header.headers_len(bytes)..header.total_len]);
-        for (waiting, payload) in others.iter().zip(&mut payloads[1..]) {
-            let bytes = self.bytes(*waiting);
-            let Some(header) = Header::parse(bytes).ok().filter(|_| plain(waiting)) else { break };
-            if run.is_closed() || !run.append(bytes, &header) {
-                break;
+        let VnetHeader { gso, gso_size, needs_checksum, .. } = waiting.vnet;
+        let checksum = if needs_checksum { Checksum::Partial } else { Checksum::Complete };
+        let packet = &mut whole[..len];
+        let header = Header::parse(packet).ok();
+        match header.and_then(|header| Segments::new(packet, &header, gso, gso_size, checksum).ok()) {
+            Some(mut segments) => {
+                let device = VnetHeader::default().to_bytes(0);
+                while let Some(segment) = segments.next_segment() {
+                    let taken = write(&[IoSlice::new(&device), IoSlice::new(segment)]);
+                    drained.note(taken, 1, segment.len());
+                }
             }
-            *payload = IoSlice::new(&bytes[header.headers_len(bytes)..header.total_len]);
+            None => drained.lost += waiting.count() as u64,
         }
-        Some(run)
+        self.whole = whole;
     }
 
-    fn bytes(&self, waiting: Waiting) -> &[u8] {
-        &self.arena[waiting.start..waiting.start + waiting.len]
+    /// Returns the bytes of a super-packet, in order: the first packet whole, of the others the payload.
+    fn segments(&self, waiting: Waiting) -> impl Iterator<Item = &[u8]> {
+        let all = &self.arena[waiting.start..waiting.start + waiting.len];
+        let packets = all.chunks(waiting.stride.max(1)).enumerate();
+        packets.map(move |(i, packet)| if i == 0 { packet } else { packet.get(waiting.headers..).unwrap_or_default() })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mesh_proto::segment::Run;
+
     use super::*;
 
     /// A TCP packet of that many bytes of payload, ACK and nothing else.
@@ -298,50 +329,73 @@ mod tests {
         (written, drained)
     }
 
+    /// Commits packets that continue each other, as the lanes do.
+    fn commit_run(packets: &mut Packets, run: &[Vec<u8>]) {
+        let header = |packet: &Vec<u8>| Header::parse(packet).expect("made for the test");
+        let mut joined = Run::start(&run[0], &header(&run[0])).expect("it can go on");
+        assert!(run[1..].iter().all(|packet| joined.append(packet, &header(packet))));
+        let bytes = run.concat();
+        packets.space()[..bytes.len()].copy_from_slice(&bytes);
+        let stride = joined.stride();
+        match joined.finish() {
+            Some((vnet, headers)) => packets.commit_run(bytes.len(), stride, vnet, headers),
+            None => packets.commit(bytes.len(), VnetHeader::default()),
+        }
+    }
+
+    /// Three packets that go together, the last of them shorter, and one alone.
     fn stream() -> Packets {
         let mut packets = Packets::new(10_000);
-        for (port, sequence, payload) in [(1, 0, 100), (1, 100, 100), (1, 200, 50), (2, 0, 100), (1, 250, 100)] {
-            assert!(packets.push(&tcp(port, sequence, payload), VnetHeader::default()));
-        }
+        commit_run(&mut packets, &[tcp(1, 0, 100), tcp(1, 100, 100), tcp(1, 200, 50)]);
+        packets.skip(33);
+        assert!(packets.push(&tcp(2, 0, 100), VnetHeader::default()));
         packets
     }
 
     #[test]
     fn packets_that_continue_each_other_leave_together() {
         let mut packets = stream();
-        let expected = Drained { packets: 5, bytes: 570, super_packets: 1, super_segments: 3, ..Drained::default() };
-        assert_eq!(drained(&mut packets, |_, _| Taken::Yes), (vec![290, 140, 140], expected));
+        let expected = Drained { packets: 4, bytes: 430, super_packets: 1, super_segments: 3, ..Drained::default() };
+        assert_eq!(drained(&mut packets, |_, _| Taken::Yes), (vec![290, 140], expected));
         assert!(packets.is_empty() && packets.room() == 10_000);
     }
 
     #[test]
-    fn a_kind_that_the_device_refuses_goes_singly_from_then_on_and_the_other_does_not() {
-        let mut packets = Packets::new(10_000);
-        for (refused, gathers, lengths) in [
-            (Gso::Udp, Gathers { tcp: true, udp: false }, [vec![240], vec![128, 128]]),
-            (Gso::Tcp4 { ecn: false }, Gathers { tcp: false, udp: true }, [vec![140, 140], vec![228]]),
-        ] {
-            packets.set_gathers(Gathers::ALL);
-            for round in 0..2 {
-                for packet in [tcp(1, 0, 100), tcp(1, 100, 100), udp(100), udp(100)] {
-                    packets.push(&packet, VnetHeader::default());
-                }
-                let answer = |vnet: &VnetHeader, _| if vnet.gso == refused { Taken::Invalid } else { Taken::Yes };
-                let (written, drained) = drained(&mut packets, answer);
-                assert_eq!(written, lengths.concat());
-                assert_eq!((drained.packets, drained.super_packets, drained.lost), (4, 1, 0));
-                assert_eq!(drained.fallbacks, u64::from(round == 0), "offered once");
-            }
-            assert_eq!(packets.gathers(), gathers);
-        }
+    fn a_super_packet_is_the_first_packet_and_the_payloads_of_the_others() {
+        let mut whole = Vec::new();
+        stream().drain(|parts| {
+            whole.push(parts[1..].iter().flat_map(|part| part.iter().copied()).collect::<Vec<_>>());
+            Taken::Yes
+        });
+        assert_eq!(whole[0][40..], [[0; 100].as_slice(), &[100; 100], &[200; 50]].concat());
+        assert_eq!(whole[1], tcp(2, 0, 100));
     }
 
     #[test]
-    fn a_device_that_takes_no_super_packets_is_offered_none() {
-        let mut packets = stream();
-        packets.set_gathers(Gathers::NONE);
-        let expected = Drained { packets: 5, bytes: 650, ..Drained::default() };
-        assert_eq!(drained(&mut packets, |_, _| Taken::Yes), (vec![140, 140, 90, 140, 140], expected));
+    fn a_kind_that_the_device_refuses_goes_singly_and_right_and_the_other_does_not() {
+        for (refused, gathers, lengths) in [
+            (Gso::Udp, Gathers { tcp: true, udp: false }, vec![240, 128, 128]),
+            (Gso::Tcp4 { ecn: false }, Gathers { tcp: false, udp: true }, vec![140, 140, 228]),
+        ] {
+            let mut packets = Packets::new(10_000);
+            commit_run(&mut packets, &[tcp(1, 0, 100), tcp(1, 100, 100)]);
+            commit_run(&mut packets, &[udp(100), udp(100)]);
+            let (mut written, mut right) = (Vec::new(), true);
+            let drained = packets.drain(|parts| {
+                let vnet = parts[0].first_chunk().and_then(VnetHeader::parse).expect("a device header stands first");
+                if vnet.gso == refused {
+                    return Taken::Invalid;
+                }
+                let packet: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
+                right &= vnet.gso != Gso::None || mesh_proto::packet::verify(&packet);
+                written.push(packet.len());
+                Taken::Yes
+            });
+            assert_eq!((written, right), (lengths, true));
+            assert_eq!((drained.packets, drained.super_packets, drained.fallbacks, drained.lost), (4, 1, 1, 0));
+            assert_eq!(packets.gathers(), gathers);
+            assert!(!gathers.takes(if refused == Gso::Udp { Kind::Udp } else { Kind::Tcp(0) }));
+        }
     }
 
     #[test]
@@ -357,17 +411,6 @@ mod tests {
     #[test]
     fn what_the_device_refuses_is_counted() {
         let (written, drained) = drained(&mut stream(), |_, _| Taken::No);
-        assert_eq!((written, drained), (vec![], Drained { lost: 5, ..Drained::default() }));
-    }
-
-    #[test]
-    fn a_packet_that_needs_work_is_left_alone() {
-        let mut packets = Packets::new(10_000);
-        let vnet = VnetHeader { needs_checksum: true, ..VnetHeader::default() };
-        packets.push(&tcp(1, 0, 100), VnetHeader::default());
-        packets.push(&tcp(1, 100, 100), vnet);
-        packets.push(&[1, 2, 3], VnetHeader::default());
-        let expected = Drained { packets: 3, bytes: 283, ..Drained::default() };
-        assert_eq!(drained(&mut packets, |_, _| Taken::Yes), (vec![140, 140, 3], expected));
+        assert_eq!((written, drained), (vec![], Drained { lost: 4, ..Drained::default() }));
     }
 }

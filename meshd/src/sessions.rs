@@ -162,6 +162,17 @@ impl Session {
     }
 }
 
+/// The way to a peer, as it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By the tunnel of that number.
+    Tunnel(u32),
+    /// This lane has no session; lane 0 is to send.
+    Elsewhere,
+    /// There is none.
+    None,
+}
+
 /// What became of a packet that was to be sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sealed {
@@ -259,20 +270,35 @@ impl Sessions {
         outbox: &mut Outbox,
         now: Timestamp,
     ) -> Sealed {
-        let Some(index) = self.choose(peer, now) else {
-            return Sealed::Dropped(Drop::NoTunnel);
-        };
-        let Some(session) = self.slab[index as usize].as_mut() else {
-            return Sealed::Dropped(Drop::NoTunnel);
-        };
+        let way = self.way(peer, traffic, outbox, now);
+        self.seal_by(way, packet, outbox, now)
+    }
+
+    /// Finds the way to a peer, for one packet or all segments of a super-packet.
+    pub(crate) fn way(&mut self, peer: NodeId, traffic: Traffic, outbox: &mut Outbox, now: Timestamp) -> Way {
+        let Some(index) = self.choose(peer, now) else { return Way::None };
+        let Some(session) = self.slab[index as usize].as_mut() else { return Way::None };
         if traffic == Traffic::Payload {
             session.wanted = Some(now);
             session.active = Some(now);
         }
         if self.lane > 0 && !session.hears(now) {
             self.shake_hands(index, outbox, now);
-            return Sealed::Elsewhere;
+            return Way::Elsewhere;
         }
+        Way::Tunnel(index)
+    }
+
+    /// Seals a packet into the outbox by a way that was just found.
+    pub(crate) fn seal_by(&mut self, way: Way, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        let index = match way {
+            Way::Tunnel(index) => index,
+            Way::Elsewhere => return Sealed::Elsewhere,
+            Way::None => return Sealed::Dropped(Drop::NoTunnel),
+        };
+        let Some(session) = self.slab[index as usize].as_mut() else {
+            return Sealed::Dropped(Drop::NoTunnel);
+        };
         if !session.ready {
             return self.hold(index, packet, outbox, now);
         }

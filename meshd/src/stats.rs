@@ -149,7 +149,12 @@ impl Offloads {
 impl Counters {
     /// Counts a refused packet.
     pub fn count_refused(&self, reason: Refuse) {
-        self.refused.add(reason as usize, 1);
+        self.count_refused_many(reason, 1);
+    }
+
+    /// Counts several packets refused for one reason.
+    pub fn count_refused_many(&self, reason: Refuse, count: u64) {
+        self.refused.add(reason as usize, count);
     }
 
     /// Counts a dropped packet.

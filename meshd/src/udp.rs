@@ -211,18 +211,19 @@ impl Socket {
         Ok(Self { fd, most: Cell::new(if divides { most_segments() } else { 1 }), joins })
     }
 
-    /// Receives up to `BATCH` messages in place of what `inbox` held. Says how many.
+    /// Receives up to `most` messages, and `BATCH` at most, in place of what `inbox` held. Says how many.
     ///
     /// # Errors
     /// When the socket is gone.
-    pub fn receive(&self, inbox: &mut Inbox) -> io::Result<usize> {
+    pub fn receive(&self, inbox: &mut Inbox, most: usize) -> io::Result<usize> {
+        let most = most.min(BATCH);
         inbox.clear();
         let mut names = [Name::EMPTY; BATCH];
         let mut controls = [Control::EMPTY; BATCH];
         // SAFETY: iovec and mmsghdr are plain data, for which all zeros is a valid value.
         let (mut parts, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { mem::zeroed() };
         let slots = inbox.arena.chunks_exact_mut(SLOT);
-        for (i, slot) in slots.take(BATCH).enumerate() {
+        for (i, slot) in slots.take(most).enumerate() {
             parts[i] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             let header = &mut messages[i].msg_hdr;
             header.msg_name = names[i].0.as_mut_ptr().cast();
@@ -238,7 +239,7 @@ impl Socket {
             libc::recvmmsg(
                 self.fd.as_raw_fd(),
                 messages.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                most as libc::c_uint,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -427,6 +428,21 @@ impl Default for Inbox {
 }
 
 impl Inbox {
+    /// Returns the messages of the last batch, each one or more datagrams.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Says whether the last batch was mostly super-packets.
+    pub fn is_heavy(&self) -> bool {
+        self.runs.iter().map(|run| run.len).sum::<usize>() > self.runs.len() * (SLOT / 4)
+    }
+
+    /// Returns the bytes of a message.
+    pub fn bytes(&self, run: &Run) -> &[u8] {
+        &self.arena[run.start..run.start + run.len]
+    }
+
     /// Returns every datagram with where it came from and the ECN field of its header.
     pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, Ecn, &[u8])> {
         self.runs.iter().flat_map(|run| {

@@ -7,6 +7,8 @@
 //! There is no artificial delay: a batch is what is there. Each drain is bounded, so that one side cannot
 //! starve the other; epoll is level-triggered, so what is left is found in the next turn.
 
+mod alarm;
+
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -19,10 +21,11 @@ use mesh_proto::clock::Timestamp;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::NodeId;
 use mesh_proto::view::View;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use self::alarm::Alarm;
 use crate::bench::Phase;
 use crate::config::Offload;
 use crate::lane::{Lane, Out, ROOM};
@@ -30,16 +33,24 @@ use crate::packets::{Gathers, Taken};
 use crate::peers::Peers;
 use crate::stats::{Counters, Offloads};
 use crate::tun::{self, MAX_PACKET, Queue};
-use crate::udp::{Inbox, Sockets};
+use crate::udp::{BATCH, Inbox, Sockets};
 
-/// Batches of datagrams read from a socket per turn.
-const RECEIVES_PER_TURN: usize = 4;
+/// Messages read from a socket per turn; each is one or more datagrams.
+const MESSAGES_PER_TURN: usize = 128;
+/// What a turn reads before it writes for the first time; then four times as much. Whoever waits for a single packet
+/// does not wait for the answer to whether there is another.
+const FIRST_BURST: usize = 1;
+/// Messages read at once while they are super-packets: more would leave the cache before they are opened.
+const HEAVY_BURST: usize = 4;
 /// Packets read from the TUN per turn.
 const READS_PER_TURN: usize = 256;
 /// Packets taken over from other lanes per turn.
 const HANDOVERS_PER_TURN: usize = 1024;
-/// Bytes that may wait on each side; twice what one call may need, and small enough for the cache.
-const OUT: usize = 2 * ROOM;
+/// Bytes that may wait on each side: what one call may need, and what may wait before it.
+const OUT: usize = ROOM + BURST;
+/// Bytes that wait before they are written: a super-packet. More would leave the cache before the kernel copies
+/// them, and keep whoever comes next on the way idle meanwhile.
+const BURST: usize = 64 << 10;
 /// Most peers that may wait to be pinged.
 const PINGS: usize = 64;
 /// Most peers that may wait to be greeted; others are when there is something to send.
@@ -49,7 +60,8 @@ const REOPEN: Duration = Duration::from_secs(1);
 
 const MAIL: u64 = 0;
 const TUN: u64 = 1;
-const UDP: u64 = 2;
+const TIME: u64 = 2;
+const UDP: u64 = 3;
 
 /// What others want from a lane: the newest of each, and a bell.
 #[derive(Debug)]
@@ -164,6 +176,8 @@ impl Worker {
         if self.queue.reads() {
             watch(&epoll, &self.queue, TUN)?;
         }
+        let mut alarm = Alarm::new()?;
+        watch(&epoll, &alarm.timer, TIME)?;
         let mut buffers = Buffers { inbox: Inbox::default(), out: Out::new(OUT), packet: vec![0; MAX_PACKET].into() };
         self.sockets.prepare(&mut buffers.out.udp);
         buffers.out.tun.set_gathers(self.queue.gathers());
@@ -172,13 +186,17 @@ impl Worker {
         let mut lost_device = None;
         loop {
             events.clear();
-            let timeout = self.timeout(lost_device);
+            let due = self.lane.poll_timeout(now()).into_iter().chain(lost_device).min();
+            let timeout = alarm.set(due, now())?;
             match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
             let now = now();
             let ready = events.iter().fold(0, |ready, event: &epoll::Event| ready | 1 << event.data.u64());
+            if ready & 1 << TIME != 0 {
+                alarm.heard();
+            }
             if ready & 1 << MAIL != 0 && !self.take_mail() {
                 return Ok(());
             }
@@ -191,15 +209,6 @@ impl Worker {
                 lost_device = self.reopen(&epoll, &mut buffers, now)?;
             }
         }
-    }
-
-    fn timeout(&self, lost_device: Option<Timestamp>) -> Option<Timespec> {
-        let now = now();
-        let due = self.lane.poll_timeout(now).into_iter().chain(lost_device).min()?;
-        let left = due.since(now);
-        // Rounded up, lest it wakes just before the time and goes round again; what is due does not wait at all.
-        let rounded = if left.is_zero() { left } else { left + Duration::from_micros(1) };
-        Timespec::try_from(rounded).ok()
     }
 
     /// Does one turn of the loop. Says whether the device is still there.
@@ -288,13 +297,18 @@ impl Worker {
             if ready & 1 << (UDP + i) == 0 {
                 continue;
             }
-            for _ in 0..RECEIVES_PER_TURN {
+            let mut messages = 0;
+            let mut burst = FIRST_BURST;
+            while messages < MESSAGES_PER_TURN {
                 let Some(socket) = self.sockets.each().nth(i as usize) else { break };
-                let Ok(count @ 1..) = socket.receive(&mut buffers.inbox) else { break };
+                let Ok(count @ 1..) = socket.receive(&mut buffers.inbox, burst) else { break };
                 self.take_datagrams(i as usize, buffers, now);
-                if count < crate::udp::BATCH {
+                self.flush(buffers);
+                if count < burst {
                     break;
                 }
+                messages += count;
+                burst = if buffers.inbox.is_heavy() { HEAVY_BURST } else { (burst * 4).min(BATCH) };
             }
         }
     }
@@ -302,17 +316,24 @@ impl Worker {
     fn take_datagrams(&mut self, socket: usize, buffers: &mut Buffers, now: Timestamp) {
         let Buffers { inbox, out, .. } = buffers;
         self.counters.received(socket, inbox.received());
-        for (from, ecn, datagram) in inbox.datagrams() {
-            if out.tun.room() < ROOM || out.udp.room() < ROOM {
+        for run in inbox.runs() {
+            if out.is_full() {
+                self.lane.settle(out, now);
                 write_out(&self.queue, &self.sockets, &self.counters, out);
             }
-            self.lane.handle_datagram(from, ecn, datagram, out, now);
+            self.lane.handle_datagrams(run, inbox.bytes(run), out, now);
         }
+        self.lane.settle(out, now);
     }
 
     /// Says whether the device is still there.
     fn drain_tun(&mut self, buffers: &mut Buffers, now: Timestamp) -> bool {
-        for _ in 0..READS_PER_TURN {
+        let mut burst = FIRST_BURST;
+        for read in 0..READS_PER_TURN {
+            if read == burst {
+                self.flush(buffers);
+                burst *= 4;
+            }
             let (len, vnet) = match self.queue.read(&mut buffers.packet) {
                 Ok(Some(read)) => read,
                 Ok(None) => return true,
@@ -327,7 +348,7 @@ impl Worker {
     }
 
     fn make_room(&self, buffers: &mut Buffers) {
-        if buffers.out.tun.room() < ROOM || buffers.out.udp.room() < ROOM {
+        if buffers.out.is_full() {
             self.flush(buffers);
         }
     }

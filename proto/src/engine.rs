@@ -60,6 +60,8 @@ pub struct Engine {
     /// What peers measure.
     runs: Runs,
     reported: Report,
+    /// The flow of the packet that was allowed to pass last.
+    last: Option<Key>,
 }
 
 /// A direction of a flow that this packet belongs to.
@@ -83,6 +85,7 @@ impl Engine {
             dirty: Vec::with_capacity(MAX_DIRTY),
             runs: Runs::default(),
             reported: Report::default(),
+            last: None,
         }
     }
 
@@ -188,6 +191,16 @@ impl Engine {
         }
     }
 
+    /// Counts packets that continue the one that was just allowed to pass, and pass with it as one super-packet.
+    pub fn more(&mut self, seen: Seen, now: Timestamp) {
+        let Some(key) = self.last else { return };
+        if let Some((place, flow)) = self.flows.find(key, now)
+            && self.flows.touch(place, key, &flow, seen, now) == Touched::State
+        {
+            self.mark(place);
+        }
+    }
+
     /// Returns the answer that goes with `Reply` or `Refuse`: a whole IPv4 packet for where the packet came
     /// from, or nothing.
     pub fn reply(&self) -> &[u8] {
@@ -204,6 +217,7 @@ impl Engine {
     /// Rewrites a packet of a flow that may pass.
     fn apply(&mut self, bytes: &mut [u8], header: &Header, hit: Hit, checksum: Checksum, now: Timestamp) -> Verdict {
         let Hit { key, place, flow } = hit;
+        self.last = Some(key);
         let to = Rewrite {
             source: Some((flow.to.source, flow.to.source_port)),
             destination: Some((flow.to.destination, flow.to.destination_port)),

@@ -371,6 +371,16 @@ impl Run {
         true
     }
 
+    /// Returns the length of each packet but the last, headers included.
+    pub fn stride(&self) -> usize {
+        self.headers_len + self.size
+    }
+
+    /// Returns the flags of TCP that any of its packets had.
+    pub fn tcp_flags(&self) -> u8 {
+        if matches!(self.header.kind, Kind::Tcp(_)) { self.headers[IP_HEADER + 13] | self.last_flags } else { 0 }
+    }
+
     /// Returns how many packets are in it.
     pub fn segments(&self) -> usize {
         self.segments
@@ -411,6 +421,16 @@ impl Run {
             checksum_offset: at as u16,
         };
         Some((vnet, &self.headers[..self.headers_len]))
+    }
+
+    /// Finishes the run with the first packet's headers as they are after it was rewritten for all; `None` for a run of
+    /// one, and if it is not the packet that it was.
+    pub fn finish_as(&mut self, first: &[u8]) -> Option<(VnetHeader, &[u8])> {
+        let header = Header::parse(first).ok().filter(|header| header.kind == self.header.kind)?;
+        let headers = first.get(..self.headers_len)?;
+        self.headers[..self.headers_len].copy_from_slice(headers);
+        self.header = header;
+        self.finish()
     }
 
     /// Says whether a packet continues the run, and with how much payload.

@@ -8,9 +8,11 @@ use std::time::Duration;
 use mesh_proto::addr::{Flat, MeshRange};
 use mesh_proto::id::Revision;
 use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
+use mesh_proto::packet::Ecn;
 use mesh_proto::policy::Rule;
 
 use super::*;
+use crate::datagrams::Endpoint;
 
 mod bench;
 
@@ -128,17 +130,20 @@ impl Pair {
                 delivered.push((vnet, joined(&parts[1..])));
                 Taken::Yes
             });
-            for (to, ecn, datagram) in marked(&out.udp) {
-                let (peer, port) = (1 - node, to.remote.port());
+            for run in out.udp.runs() {
+                let (to, peer, port) = (run.endpoint, 1 - node, run.endpoint.remote.port());
                 if self.closed == Some(port) {
                     continue;
                 }
+                let message = out.udp.bytes(run);
                 let mut out = Out::new(2 * ROOM);
                 let target = usize::from(port - PORT);
                 let from = Endpoint { remote: outer(node, lane), local: Some(to.remote.ip()) };
                 let receiver = &mut self.nodes[peer].lanes[target];
                 receiver.begin_turn();
-                receiver.handle_datagram(from, self.mark.unwrap_or(ecn), datagram, &mut out, self.now);
+                let run = Run { endpoint: from, ecn: self.mark.unwrap_or(run.ecn), ..*run };
+                receiver.handle_datagrams(&run, message, &mut out, self.now);
+                receiver.settle(&mut out, self.now);
                 flying.insert(0, (peer, target, out));
             }
             while lane > 0 && self.nodes[node].lanes[lane].take_handed_over() {
@@ -152,11 +157,6 @@ impl Pair {
     fn send(&mut self, node: usize, lane: usize, mut packet: Vec<u8>, vnet: VnetHeader) {
         self.with(node, lane, |l, out, now| l.handle_packet(&mut packet, Some(vnet), out, now));
     }
-}
-
-/// Every waiting datagram with the ECN field that it is to have.
-fn marked(outbox: &Outbox) -> impl Iterator<Item = (Endpoint, Ecn, &[u8])> {
-    outbox.runs().iter().flat_map(|run| outbox.bytes(run).chunks(run.segment).map(|d| (run.endpoint, run.ecn, d)))
 }
 
 /// The same packet from a sender that has set these bits of the type of service.
@@ -252,9 +252,11 @@ fn a_super_packet_is_split_on_the_way_and_gathered_at_the_other_end() {
     assert_eq!(out.udp.runs().len(), 1, "one call to the kernel");
     let mut received = Out::new(2 * ROOM);
     let from = Endpoint { remote: outer(0, 0), local: None };
-    for (_, datagram) in out.udp.datagrams() {
-        pair.nodes[1].lanes[0].handle_datagram(from, Ecn::NotEct, datagram, &mut received, now);
+    for run in out.udp.runs() {
+        let message = Run { endpoint: from, ..*run };
+        pair.nodes[1].lanes[0].handle_datagrams(&message, out.udp.bytes(run), &mut received, now);
     }
+    pair.nodes[1].lanes[0].settle(&mut received, now);
     let mut written = Vec::new();
     let drained = received.tun.drain(|parts| {
         written.push((VnetHeader::parse(parts[0].first_chunk().unwrap()).unwrap(), joined(&parts[1..])));
@@ -354,8 +356,9 @@ fn the_round_trip_is_measured_after_a_session_began() {
 #[test]
 fn what_is_no_wireguard_is_counted() {
     let mut pair = Pair::new(true);
-    let from = Endpoint { remote: outer(1, 0), local: None };
-    pair.with(0, 0, |lane, out, now| lane.handle_datagram(from, Ecn::NotEct, b"clear text", out, now));
+    let endpoint = Endpoint { remote: outer(1, 0), local: None };
+    let run = Run { endpoint, start: 0, len: 10, segment: 10, ecn: Ecn::NotEct };
+    pair.with(0, 0, |lane, out, now| lane.handle_datagrams(&run, b"clear text", out, now));
     assert_eq!(pair.nodes[0].count("not_wireguard"), 1);
 }
 
