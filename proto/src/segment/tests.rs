@@ -1,11 +1,17 @@
 //! Splitting and gathering are each other's inverse, and every checksum on the way is right.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::*;
-use crate::packet::sample::{Dice, Sample, sample};
-use crate::packet::{FiveTuple, Rewrite, TCP, UDP, rewrite, verify};
+use crate::packet::sample::{Dice, Sample, sample, slow_checksum};
+use crate::packet::{FiveTuple, Rewrite, TCP, UDP, complete, rewrite, verify};
+
+/// Congestion echoed.
+const ECE: u8 = 0x40;
 
 /// Super-packets as the kernel makes them: partial checksum, 2 to 64 segments, all fields arbitrary.
 fn super_packets() -> impl Strategy<Value = (Sample, u16)> {
@@ -17,7 +23,7 @@ fn super_packets() -> impl Strategy<Value = (Sample, u16)> {
         let payload = (0..usize::from(size) * (segments - 1) + last).map(|i| (i * 7) as u8 ^ byte).collect();
         let protocol = if tcp { TCP } else { UDP };
         // No SYN, RST or URG, always ACK, and fragmentable or not.
-        let flags = sample.flags & (FIN | PSH | CWR | 0x40) | ACK;
+        let flags = sample.flags & (FIN | PSH | CWR | ECE) | ACK;
         let tuple = FiveTuple { protocol, ..sample.tuple };
         (Sample { tuple, flags, payload, ip_options: Vec::new(), ..sample }, size)
     })
@@ -40,23 +46,10 @@ fn split(mut packet: Vec<u8>, gso: Gso, size: u16, checksum: Checksum) -> Vec<Ve
     segments
 }
 
-/// What a receiver does: gathers runs in order and writes each out; a run of one as it came.
+/// What a receiver does: gathers runs and writes everything in order, a packet that is alone as it came.
 fn gather(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut out = Vec::new();
     let mut open: Option<(Run, Vec<&[u8]>)> = None;
-    let mut write = |run: Option<(Run, Vec<&[u8]>)>| {
-        if let Some((mut run, packets)) = run {
-            let written = match run.finish() {
-                None => (VnetHeader::default(), packets[0].to_vec()),
-                Some((vnet, headers)) => {
-                    let payloads = packets.iter().map(|p| &p[headers.len()..]);
-                    (vnet, [headers].into_iter().chain(payloads).collect::<Vec<_>>().concat())
-                }
-            };
-            out.push(written);
-        }
-    };
-    let mut alone = Vec::new();
     for packet in packets {
         let header = Header::parse(packet).unwrap();
         if let Some((run, taken)) = &mut open
@@ -65,15 +58,110 @@ fn gather(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
             taken.push(packet);
             continue;
         }
-        write(open.take());
+        out.extend(open.take().map(written));
         match Run::start(packet, &header) {
             Some(run) => open = Some((run, vec![packet])),
-            None => alone.push(packet),
+            None => out.push((VnetHeader::default(), packet.clone())),
         }
     }
-    write(open);
-    out.extend(alone.into_iter().map(|p| (VnetHeader::default(), p.clone())));
+    out.extend(open.map(written));
     out
+}
+
+fn written((mut run, packets): (Run, Vec<&[u8]>)) -> (VnetHeader, Vec<u8>) {
+    match run.finish() {
+        None => (VnetHeader::default(), packets[0].to_vec()),
+        Some((vnet, headers)) => {
+            let payloads = packets.iter().map(|p| &p[headers.len()..]);
+            (vnet, [headers].into_iter().chain(payloads).collect::<Vec<_>>().concat())
+        }
+    }
+}
+
+/// What comes out of a tunnel: mostly packets that continue each other, of sizes and with fields as they come.
+fn streams() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let steps = prop::collection::vec((0..50u8, any::<u8>()), 1..150);
+    (sample(), any::<bool>(), 2..1400usize, steps).prop_map(|(sample, tcp, size, steps)| {
+        let tuple = FiveTuple { protocol: if tcp { TCP } else { UDP }, ..sample.tuple };
+        let mut next = Sample { tuple, ip_options: Vec::new(), ..sample };
+        let step = |(what, value): (u8, u8)| {
+            match what {
+                0 => next.tos = value,
+                1 => next.ttl = value,
+                2 => next.fragment ^= 0x4000,
+                3 => next.tcp_options = vec![1, 1, 8, 10, 0, 0, 0, value, 0, 0, 0, 0],
+                4 => next.window = value.into(),
+                5 => next.acknowledgment = next.acknowledgment.wrapping_add(value.into()),
+                6 => next.sequence = next.sequence.wrapping_add(value.into()),
+                7 => next.identification = next.identification.wrapping_add(value.into()),
+                8 => next.tuple.source_port ^= 1,
+                _ => {}
+            }
+            let special = usize::from(what).checked_sub(9).and_then(|i| [FIN, SYN, RST, PSH, URG, ECE, CWR].get(i));
+            let flags = special.copied().unwrap_or(0);
+            let length = match what {
+                16 => usize::from(value) % size,
+                17 => size + usize::from(value),
+                _ => size,
+            };
+            let payload = (0..length).map(|i| (i * 3) as u8 ^ value).collect();
+            let bytes = Sample { flags: ACK | flags, payload, ..next.clone() }.bytes();
+            next.sequence = next.sequence.wrapping_add(length as u32);
+            next.identification = next.identification.wrapping_add(1);
+            if what == 18 && !tcp { without_checksum(bytes) } else { bytes }
+        };
+        steps.into_iter().map(step).collect()
+    })
+}
+
+fn without_checksum(mut datagram: Vec<u8>) -> Vec<u8> {
+    datagram[26..28].fill(0);
+    datagram
+}
+
+/// The same without what nobody may look at: the identification of a packet that cannot be fragmented (RFC 6864).
+fn essence(mut packet: Vec<u8>) -> Vec<u8> {
+    if Header::parse(&packet).unwrap().dont_fragment {
+        packet[4..6].fill(0);
+        packet[10..12].fill(0);
+        let sum = slow_checksum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    packet
+}
+
+/// The other half of being each other's inverse: whatever comes is written so that splitting it as the kernel does gives
+/// the very packets that came, in order, flags, identifications and checksums included.
+#[test]
+fn splitting_what_was_gathered_gives_every_packet_back() {
+    let gathered = Cell::new(0);
+    let law = |stream: Vec<Vec<u8>>| {
+        let mut back = Vec::new();
+        for (vnet, packet) in gather(&stream) {
+            if vnet.gso == Gso::None {
+                prop_assert_eq!(vnet, VnetHeader::default());
+                back.push(packet);
+                continue;
+            }
+            let header = Header::parse(&packet).unwrap();
+            let place = 20 + usize::from(vnet.checksum_offset);
+            prop_assert_eq!(slow_checksum(&packet[..20]), 0);
+            let pseudo = [&packet[12..20], &[0, packet[9]], &(packet.len() as u16 - 20).to_be_bytes()].concat();
+            prop_assert_eq!(word(&packet, place), !slow_checksum(&pseudo));
+            let mut whole = packet.clone();
+            complete(&mut whole, &header);
+            prop_assert!(verify(&whole));
+            let segments = split(packet, vnet.gso, vnet.gso_size, Checksum::Partial);
+            prop_assert!((2..=MOST_SEGMENTS).contains(&segments.len()));
+            gathered.set(gathered.get() + segments.len());
+            back.extend(segments);
+        }
+        let whole = |packets: Vec<Vec<u8>>| packets.into_iter().map(essence).collect::<Vec<_>>();
+        prop_assert!(whole(back) == whole(stream));
+        Ok(())
+    };
+    TestRunner::new(ProptestConfig::with_cases(300)).run(&streams(), law).unwrap();
+    assert!(gathered.get() > 5000, "only {} packets were gathered: the test tests nothing", gathered.get());
 }
 
 proptest! {
