@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! TUN ──▶ handle_packet ───▶ Engine::outbound ─ Forward ─▶ Sessions::seal ─▶ Outbox ──▶ sockets
-//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0 (`Detour`)
+//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0
 //!   └── Packets ◀─────────────────┘                                │
 //! sockets ──▶ handle_datagram ─▶ Sessions::open ─▶ Engine::inbound ┤ Reply, Refuse
 //!                                 Deliver ─▶ Packets ──▶ TUN       └─▶ Outbox ──▶ sockets
@@ -25,7 +25,6 @@ use mesh_proto::view::View;
 use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Outbox, Run};
-use crate::detour::Detour;
 use crate::handover::Handover;
 use crate::packets::Packets;
 use crate::peers::Peers;
@@ -75,7 +74,6 @@ pub(crate) struct Lane {
     peers: Arc<Peers>,
     counters: Arc<Counters>,
     handover: Arc<Handover>,
-    detour: Detour,
     /// Whether lane 0 has to be woken.
     handed_over: bool,
     /// Its number.
@@ -92,19 +90,7 @@ impl Lane {
         let sessions = Sessions::new(lane, secret, Arc::clone(&peers), Arc::clone(&counters));
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
-        let detour = Detour::default();
-        Self {
-            engine,
-            sessions,
-            peers,
-            counters,
-            handover,
-            detour,
-            handed_over: false,
-            number: lane,
-            part: None,
-            train: None,
-        }
+        Self { engine, sessions, peers, counters, handover, handed_over: false, number: lane, part: None, train: None }
     }
 
     /// Puts another map in force.
@@ -290,7 +276,7 @@ impl Lane {
     }
 
     fn forward(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
-        let way = self.way(peer, packet, udp, now);
+        let way = self.sessions.way(peer, packet, Traffic::Payload, udp, now);
         self.seal(way, peer, packet, udp, now);
     }
 
@@ -304,7 +290,7 @@ impl Lane {
         out: &mut Out,
         now: Timestamp,
     ) {
-        let way = self.way(peer, packet, &mut out.udp, now);
+        let way = self.sessions.way(peer, packet, Traffic::Payload, &mut out.udp, now);
         let segments =
             Header::parse(packet).ok().map(|header| Segments::new(packet, &header, vnet.gso, vnet.gso_size, checksum));
         let Some(Ok(mut segments)) = segments else {
@@ -316,31 +302,15 @@ impl Lane {
         }
     }
 
-    /// Finds the way of a packet, or of all segments of a super-packet.
-    fn way(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) -> Way {
-        match self.detour.has(packet, now) {
-            true => Way::Elsewhere,
-            false => self.sessions.way(peer, Traffic::Payload, udp, now),
-        }
-    }
-
     fn seal(&mut self, way: Way, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
         match self.sessions.seal_by(way, packet, udp, now) {
             Sealed::Done => {}
             Sealed::Dropped(reason) => self.counters.count_dropped(reason),
-            Sealed::Elsewhere => {
-                self.detour.note(packet, now);
-                self.hand_over(peer, packet);
+            Sealed::Elsewhere if self.handover.push(peer, packet) => {
+                self.counters.handovers.add(1);
+                self.handed_over = true;
             }
-        }
-    }
-
-    fn hand_over(&mut self, peer: NodeId, packet: &[u8]) {
-        if self.handover.push(peer, packet) {
-            self.counters.handovers.add(1);
-            self.handed_over = true;
-        } else {
-            self.counters.count_dropped(Drop::LaneFull);
+            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
         }
     }
 

@@ -12,6 +12,7 @@ use mesh_proto::id::{NodeId, TunnelKey};
 use mesh_proto::netmap::{LaneInfo, NetMap};
 
 use crate::lane_keys::MAX_LANES;
+use crate::sessions::{MOMENT, PATIENCE};
 use crate::stats::PeerStats;
 
 /// Most nodes that are remembered for one address; a NAT hides no more from a lost session's repair.
@@ -127,6 +128,9 @@ pub(crate) struct Cell {
     rtt_count: AtomicU64,
     handshake: AtomicU64,
     active: AtomicU64,
+    /// Since when packets wait on lane 0, and until when they did: microseconds, 0 is never.
+    held: AtomicU64,
+    released: AtomicU64,
 }
 
 impl Cell {
@@ -155,6 +159,33 @@ impl Cell {
 
     pub(crate) fn set_active(&self, at: Timestamp) {
         self.active.fetch_max(at.as_micros(), Ordering::Relaxed);
+    }
+
+    /// Takes note that packets wait on lane 0 from now on, or no longer.
+    pub(crate) fn set_holds(&self, now: Timestamp, holds: bool) {
+        let (held, released) = (self.held.load(Ordering::Relaxed), self.released.load(Ordering::Relaxed));
+        if holds && held <= released {
+            self.held.store(now.as_micros().max(released + 1), Ordering::Release);
+        } else if !holds && held > released {
+            self.released.store(now.as_micros().max(held), Ordering::Release);
+        }
+    }
+
+    /// Takes note that what waited on lane 0 is lost.
+    pub(crate) fn forget_holds(&self) {
+        self.released.store(0, Ordering::Relaxed);
+        self.held.store(0, Ordering::Release);
+    }
+
+    /// Says whether what was handed to lane 0 at a time may have waited there so long that it is still on its way.
+    pub(crate) fn may_hold(&self, handed: Timestamp, now: Timestamp) -> bool {
+        let held = self.held.load(Ordering::Acquire);
+        if held == 0 || handed + MOMENT < Timestamp::from_micros(held) {
+            return false;
+        }
+        let released = self.released.load(Ordering::Acquire);
+        let (since, most) = if released < held { (held, PATIENCE) } else { (released, MOMENT) };
+        now.since(Timestamp::from_micros(since)) < most
     }
 
     /// Says whether a packet was sent to or received from the peer in the last `span`, on any lane.

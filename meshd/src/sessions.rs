@@ -13,6 +13,7 @@
 //! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
 
 mod door;
+mod session;
 mod timers;
 
 use std::collections::HashMap;
@@ -21,18 +22,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::clock::Timestamp;
-use mesh_proto::id::{NodeId, TunnelKey};
+use mesh_proto::id::NodeId;
 use mesh_proto::limiter::HandshakeLimiter;
 use mesh_proto::packet::Ecn;
 use mesh_proto::verdict::Drop;
 use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Endpoint, Outbox};
-use crate::path::Path;
-use crate::peers::{Peer, Peers};
+use crate::detour::Detour;
+use crate::peers::Peers;
 use crate::stats::Counters;
 use crate::tun::MAX_PACKET;
-use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened, Tunnel};
+use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened};
+
+use session::Session;
 
 /// Bytes of outbox that one call may need at most: a super-packet of the smallest segments that Linux makes (48
 /// bytes of payload, net.ipv4.tcp_min_snd_mss), sealed.
@@ -43,10 +46,11 @@ const SILENCE: Duration = Duration::from_secs(12);
 const HANDSHAKES_PER_TURN: u32 = 16;
 /// Lost sessions looked into per turn.
 const NUDGES_PER_TURN: u32 = 4;
-/// A way that carried something so recently may still hold it: a flow that changed to another would overtake itself.
-pub(crate) const MOMENT: Duration = Duration::from_millis(250);
+/// A way that carried something so recently may still hold it, in the socket of an overloaded peer: a flow that changed
+/// to another would overtake itself.
+pub(crate) const MOMENT: Duration = Duration::from_secs(1);
 /// How long packets that wait for a handshake keep newer ones from going another way.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All tunnels of one lane.
 #[derive(Debug)]
@@ -72,94 +76,11 @@ pub(crate) struct Sessions {
     probes: Vec<NodeId>,
     /// Peers that this lane has a new session with.
     met: Vec<NodeId>,
+    detour: Detour,
     next_tick: Option<Timestamp>,
     handshakes_left: u32,
     nudges_left: u32,
     scratch: Box<[u8]>,
-}
-
-/// One tunnel and what is known about it.
-struct Session {
-    tunnel: Tunnel,
-    key: TunnelKey,
-    peer: Arc<Peer>,
-    peer_lane: usize,
-    path: Path,
-    ticking: bool,
-    /// Whether a packet would be sealed at once.
-    ready: bool,
-    /// Whether we initiated and heard nothing since.
-    initiated: bool,
-    /// When the last initiation was made, and how often it was repeated ahead of WireGuard's own timer.
-    initiated_at: Option<Timestamp>,
-    repeated: usize,
-    expired: bool,
-    /// When to start again after giving up, and how long to wait the next time.
-    retry: Option<Timestamp>,
-    backoff: Duration,
-    /// Since when we send without hearing anything.
-    unanswered: Option<Timestamp>,
-    heard: Option<Timestamp>,
-    /// When a data message for an unknown session last made us initiate.
-    nudged: Option<Timestamp>,
-    /// When a packet for the peer last came along.
-    wanted: Option<Timestamp>,
-    waiting: u64,
-    /// Since when packets wait.
-    held: Option<Timestamp>,
-    probe_due: Option<Timestamp>,
-    quick_probes: u8,
-    rx_bytes: u64,
-    tx_bytes: u64,
-    active: Option<Timestamp>,
-}
-
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({:?} lane {}, ready {})", self.peer.id, self.peer_lane, self.ready)
-    }
-}
-
-impl Session {
-    fn new(tunnel: Tunnel, key: TunnelKey, peer: Arc<Peer>, peer_lane: usize) -> Self {
-        Self {
-            tunnel,
-            key,
-            peer,
-            peer_lane,
-            path: Path::default(),
-            ticking: false,
-            ready: false,
-            initiated: false,
-            initiated_at: None,
-            repeated: 0,
-            expired: false,
-            retry: None,
-            backoff: timers::FIRST_BACKOFF,
-            unanswered: None,
-            heard: None,
-            nudged: None,
-            wanted: None,
-            waiting: 0,
-            held: None,
-            probe_due: None,
-            quick_probes: 0,
-            rx_bytes: 0,
-            tx_bytes: 0,
-            active: None,
-        }
-    }
-
-    /// Says whether its session hears the peer.
-    fn hears(&self, now: Timestamp) -> bool {
-        self.ready && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
-    }
-
-    /// Says whether packets are on their way by it, or wait in it, that newer ones must not overtake.
-    fn busy(&self, now: Timestamp) -> bool {
-        let within = |at: Option<Timestamp>, span| at.is_some_and(|at| now.since(at) < span);
-        within(self.wanted, MOMENT) && (self.hears(now) || self.waiting > 0 && within(self.held, PATIENCE))
-    }
 }
 
 /// The way to a peer, as it is now.
@@ -222,6 +143,7 @@ impl Sessions {
             greeting: Vec::new(),
             probes: Vec::new(),
             met: Vec::new(),
+            detour: Detour::default(),
             next_tick: None,
             handshakes_left: 0,
             nudges_left: 0,
@@ -270,21 +192,34 @@ impl Sessions {
         outbox: &mut Outbox,
         now: Timestamp,
     ) -> Sealed {
-        let way = self.way(peer, traffic, outbox, now);
+        let way = self.way(peer, packet, traffic, outbox, now);
         self.seal_by(way, packet, outbox, now)
     }
 
     /// Finds the way to a peer, for one packet or all segments of a super-packet.
-    pub(crate) fn way(&mut self, peer: NodeId, traffic: Traffic, outbox: &mut Outbox, now: Timestamp) -> Way {
+    pub(crate) fn way(
+        &mut self,
+        peer: NodeId,
+        packet: &[u8],
+        traffic: Traffic,
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Way {
         let Some(index) = self.choose(peer, now) else { return Way::None };
         let Some(session) = self.slab[index as usize].as_mut() else { return Way::None };
         if traffic == Traffic::Payload {
             session.wanted = Some(now);
             session.active = Some(now);
         }
-        if self.lane > 0 && !session.hears(now) {
-            self.shake_hands(index, outbox, now);
-            return Way::Elsewhere;
+        if self.lane > 0 {
+            let hears = session.hears(now);
+            if !hears || self.detour.has(packet, &session.peer.cell, now) {
+                self.detour.note(packet, now);
+                if !hears {
+                    self.shake_hands(index, outbox, now);
+                }
+                return Way::Elsewhere;
+            }
         }
         Way::Tunnel(index)
     }
@@ -311,6 +246,7 @@ impl Sessions {
             None => return Sealed::Dropped(Drop::SocketFull),
         }
         session.unanswered.get_or_insert(now);
+        session.carried = Some(now);
         session.tx_bytes += packet.len() as u64;
         Sealed::Done
     }
@@ -389,7 +325,9 @@ impl Sessions {
             let hears = |number: &&u32| at(number).is_some_and(|s| s.hears(now));
             let paired = numbers.iter().find(pair);
             let busy = numbers.iter().find(|number| at(number).is_some_and(|s| s.busy(now)));
-            if let Some(&number) = busy.or(paired.filter(hears)).or_else(|| numbers.iter().find(hears)).or(paired) {
+            if let Some(&number) =
+                busy.or_else(|| paired.filter(hears)).or_else(|| numbers.iter().find(hears)).or(paired)
+            {
                 return Some(number);
             }
         }
@@ -420,6 +358,7 @@ impl Sessions {
     fn remove(&mut self, number: u32) {
         let Some(session) = self.slab[number as usize].take() else { return };
         self.counters.count_dropped_many(Drop::NoTunnel, session.waiting);
+        session.peer.cell.forget_holds();
         if let Some(numbers) = self.by_peer.get_mut(&session.peer.id) {
             numbers.retain(|&n| n != number);
             if numbers.is_empty() {
@@ -449,10 +388,8 @@ impl Sessions {
         let Some(made) = session.tunnel.seal(packet, &mut self.scratch) else {
             return Sealed::Dropped(Drop::Oversized);
         };
-        if session.waiting == 0 {
-            session.held = Some(now);
-        }
-        session.waiting += 1;
+        session.keep(now);
+        session.peer.cell.set_holds(now, true);
         if made == Made::Initiation {
             self.offer_scratch(number, outbox, now);
         }
@@ -463,7 +400,7 @@ impl Sessions {
     fn lost_session(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) -> Sealed {
         if let Some(session) = self.slab[number as usize].as_mut() {
             session.ready = false;
-            session.waiting += 1;
+            session.keep(now);
         }
         self.initiate(number, outbox, now);
         Sealed::Done

@@ -131,6 +131,7 @@ impl Sessions {
                     (Made::Message(len), Some(endpoint)) => {
                         session.tx_bytes += len.saturating_sub(crate::tunnels::OVERHEAD) as u64;
                         session.waiting = session.waiting.saturating_sub(1);
+                        session.carried = Some(now);
                         outbox.commit(len, endpoint);
                     }
                     (Made::Message(_) | Made::Nothing | Made::Initiation | Made::Expired, _) => {
@@ -143,6 +144,8 @@ impl Sessions {
             if session.waiting > 0 {
                 return;
             }
+            session.held = None;
+            session.peer.cell.set_holds(now, false);
             self.flushing.pop();
         }
     }
@@ -205,6 +208,8 @@ impl Sessions {
         if !session.expired {
             session.expired = true;
             self.counters.count_dropped_many(Drop::NoTunnel, std::mem::take(&mut session.waiting));
+            session.held = None;
+            session.peer.cell.forget_holds();
             let recent = |at: Option<_>, span| at.is_some_and(|at| now.since(at) < span);
             // Without an initiation it is the end of a session that nobody used.
             let missed = session.initiated && recent(session.heard, RECENT);

@@ -101,6 +101,29 @@ fn all_that_waited_leaves_before_anything_newer() {
 }
 
 #[test]
+fn a_tunnel_that_was_wanted_but_carried_nothing_is_not_busy() {
+    let mut net = Net::new(&[2, 4], Net::known);
+    net.closed.insert(PORT + 1);
+    assert_eq!(net.send(1, 1, 2, 1), Sealed::Elsewhere);
+    net.closed.clear();
+    net.flying.clear();
+    for tag in [90, 91] {
+        net.send(2, 3, 1, tag);
+        net.settle();
+    }
+    assert_eq!(net.send(1, 1, 2, 2), Sealed::Done);
+    assert_eq!(net.flying[0].1.port(), PORT + 3, "the only session there is");
+    net.settle();
+    for tag in [92, 93] {
+        net.send(2, 1, 1, tag);
+        net.settle();
+    }
+
+    assert_eq!(net.send(1, 1, 2, 3), Sealed::Done);
+    assert_eq!(net.flying[0].1.port(), PORT + 3);
+}
+
+#[test]
 fn a_session_is_told_of_once() {
     let mut net = with_a_session_of_lane_1();
     for (id, lane, peer) in [(1, 0, 2), (2, 1, 1)] {
