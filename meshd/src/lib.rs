@@ -38,6 +38,7 @@ pub mod splice;
 pub mod state;
 pub mod stats;
 pub mod status;
+mod steering;
 pub mod tun;
 mod tunnels;
 pub mod udp;

@@ -15,7 +15,7 @@
 //!
 //! The device goes when its last queue is closed. What keeps the mesh range closed is not the device but
 //! the kernel's rules (see `kernel`).
-#![expect(unsafe_code, reason = "opening a TUN device takes three ioctls")]
+#![expect(unsafe_code, reason = "opening a TUN device takes some ioctls, and a program for it bpf(2)")]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem;
@@ -26,6 +26,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::packets::Gathers;
+use crate::steering;
 
 /// The largest packet that a queue gives or takes, in bytes.
 pub const MAX_PACKET: usize = 65535;
@@ -166,8 +167,14 @@ pub fn open(name: &str, lanes: usize, offload: bool) -> Result<Vec<Queue>, TunEr
     if lanes <= 1 {
         return Ok(vec![open_single(name, offload)?]);
     }
-    match (0..lanes).map(|_| open_queue(name, offload)).collect() {
-        Ok(queues) => Ok(queues),
+    match (0..lanes).map(|_| open_queue(name, offload)).collect::<Result<Vec<_>, _>>() {
+        Ok(queues) => {
+            if let Err(error) = steer(&queues[0].fd) {
+                let hint = "flows may change lanes and be reordered then; give it CAP_BPF where the kernel knows that";
+                tracing::info!(interface = name, %error, "the kernel chooses lanes by itself: {hint}");
+            }
+            Ok(queues)
+        }
         Err(TunError::Create { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
             let first = open_single(name, offload)?;
             tracing::warn!(interface = name, "the kernel refuses several TUN queues: lane 0 reads for all");
@@ -182,7 +189,13 @@ pub fn open(name: &str, lanes: usize, offload: bool) -> Result<Vec<Queue>, TunEr
 /// # Errors
 /// As `open`.
 pub fn reopen(name: &str, lanes: usize, offload: bool) -> Result<Queue, TunError> {
-    if lanes <= 1 { open_single(name, offload) } else { open_queue(name, offload) }
+    if lanes <= 1 {
+        return open_single(name, offload);
+    }
+    let queue = open_queue(name, offload)?;
+    // That it works or not was said when the device was opened first.
+    let _ = steer(&queue.fd);
+    Ok(queue)
 }
 
 fn create(name: &str, source: io::Error) -> TunError {
@@ -262,6 +275,53 @@ fn set_header_size(fd: &OwnedFd) -> io::Result<()> {
 fn set_offloads(fd: &OwnedFd, offloads: libc::c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads)) })
+}
+
+/// Has the kernel choose queues by our program. It stays with the device, not with the queue.
+fn steer(queue: &OwnedFd) -> io::Result<()> {
+    let program = load()?;
+    let number = program.as_raw_fd();
+    // SAFETY: TUNSETSTEERINGEBPF reads one int, which lives until the call returns.
+    checked(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const number) })
+}
+
+/// The arguments of BPF_PROG_LOAD as far as they are used (linux/bpf.h).
+#[repr(C)]
+struct Load {
+    kind: u32,
+    instructions: u32,
+    program: u64,
+    licence: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel: u32,
+    flags: u32,
+}
+
+/// Gives the kernel the program that chooses queues.
+fn load() -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const SOCKET_FILTER: u32 = 1;
+    let load = Load {
+        kind: SOCKET_FILTER,
+        instructions: steering::PROGRAM.len() as u32,
+        program: steering::PROGRAM.as_ptr().addr() as u64,
+        licence: c"Apache-2.0".as_ptr().addr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads as many bytes of `load` as it has, and through it the instructions, of which `load` says
+    // how many there are, and a string that ends with a zero; all of them are constants or live until it returns.
+    let number = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor, so nobody else closes or uses it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number as libc::c_int) })
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {
