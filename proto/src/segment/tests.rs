@@ -225,6 +225,25 @@ proptest! {
 
         prop_assert!(split(first, gso(&sample), size, Checksum::Partial) == after);
     }
+
+    #[test]
+    fn rewriting_the_first_of_a_run_equals_rewriting_the_super_packet((sample, size) in super_packets()) {
+        let to = Rewrite { source: Some(([241, 16, 5, 10].into(), 4000)), destination: Some(([241, 17, 1, 2].into(), 80)) };
+        let mut whole = sample.partial_bytes();
+        let header = Header::parse(&whole).unwrap();
+        rewrite(&mut whole, &header, &to, Checksum::Partial);
+
+        let mut segments = split(sample.partial_bytes(), gso(&sample), size, Checksum::Partial);
+        let header = |packet: &[u8]| Header::parse(packet).unwrap();
+        let mut run = Run::start(&segments[0], &header(&segments[0])).unwrap();
+        prop_assert!(segments[1..].iter().all(|packet| run.append(packet, &header(packet))));
+        let first = header(&segments[0]);
+        rewrite(&mut segments[0], &first, &to, Checksum::Complete);
+
+        let (vnet, headers) = run.finish_as(&segments[0]).unwrap();
+        prop_assert_eq!(headers, &whole[..headers.len()]);
+        prop_assert_eq!((vnet.gso, vnet.gso_size), (gso(&sample), size));
+    }
 }
 
 fn tcp(index: u32) -> Sample {
