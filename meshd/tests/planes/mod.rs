@@ -15,6 +15,7 @@ use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::policy::Rule;
 use mesh_proto::view::View;
 use meshd::dataplane::{Activity, DataPlane, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
+use rustix::thread::CapabilitySet;
 use x25519_dalek::StaticSecret;
 
 use crate::namespaces::{Namespace, link};
@@ -102,11 +103,13 @@ pub(crate) struct Options {
     pub(crate) active: Vec<Activity>,
     pub(crate) mtu: u16,
     pub(crate) offload: Offload,
+    /// Whether it may have the kernel run its program, and so give every flow one lane.
+    pub(crate) steers: bool,
 }
 
 impl Options {
     pub(crate) fn lanes(lanes: usize) -> Self {
-        Self { lanes, flow_file: None, active: Vec::new(), mtu: MTU, offload: Offload::default() }
+        Self { lanes, flow_file: None, active: Vec::new(), mtu: MTU, offload: Offload::default(), steers: true }
     }
 }
 
@@ -129,7 +132,16 @@ impl Node {
             locals: Arc::from([outer(own)]),
             active: options.active,
         };
-        self.plane = Some(self.namespace.run(move || DataPlane::start(setup)).unwrap());
+        let steers = options.steers;
+        let start = move || {
+            if !steers {
+                let mut sets = rustix::thread::capabilities(None).unwrap();
+                sets.effective.remove(CapabilitySet::BPF | CapabilitySet::SYS_ADMIN);
+                rustix::thread::set_capabilities(None, sets).unwrap();
+            }
+            DataPlane::start(setup)
+        };
+        self.plane = Some(self.namespace.run(start).unwrap());
         self.namespace.address("mesh0", flat(own), 8, options.mtu);
     }
 

@@ -145,8 +145,7 @@ fn segments(criterion: &mut Criterion) {
         };
         b.iter_batched_ref(|| whole.clone(), split, BatchSize::PerIteration);
     });
-    let parts: Vec<Vec<u8>> =
-        (0..SEGMENTS).map(|i| tcp(from, to, ACK, 1 + (i * PAYLOAD) as u32, PAYLOAD)).collect();
+    let parts: Vec<Vec<u8>> = (0..SEGMENTS).map(|i| tcp(from, to, ACK, 1 + (i * PAYLOAD) as u32, PAYLOAD)).collect();
     group.bench_function("coalesce its segments", |b| {
         b.iter(|| {
             let mut run = None;
