@@ -211,19 +211,18 @@ impl Socket {
         Ok(Self { fd, most: Cell::new(if divides { most_segments() } else { 1 }), joins })
     }
 
-    /// Receives up to `most` messages, and `BATCH` at most, in place of what `inbox` held. Says how many.
+    /// Receives up to `BATCH` messages in place of what `inbox` held. Says how many.
     ///
     /// # Errors
     /// When the socket is gone.
-    pub fn receive(&self, inbox: &mut Inbox, most: usize) -> io::Result<usize> {
-        let most = most.min(BATCH);
+    pub fn receive(&self, inbox: &mut Inbox) -> io::Result<usize> {
         inbox.clear();
         let mut names = [Name::EMPTY; BATCH];
         let mut controls = [Control::EMPTY; BATCH];
         // SAFETY: iovec and mmsghdr are plain data, for which all zeros is a valid value.
         let (mut parts, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { mem::zeroed() };
         let slots = inbox.arena.chunks_exact_mut(SLOT);
-        for (i, slot) in slots.take(most).enumerate() {
+        for (i, slot) in slots.take(BATCH).enumerate() {
             parts[i] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
             let header = &mut messages[i].msg_hdr;
             header.msg_name = names[i].0.as_mut_ptr().cast();
@@ -239,7 +238,7 @@ impl Socket {
             libc::recvmmsg(
                 self.fd.as_raw_fd(),
                 messages.as_mut_ptr(),
-                most as libc::c_uint,
+                BATCH as libc::c_uint,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -431,11 +430,6 @@ impl Inbox {
     /// Returns the messages of the last batch, each one or more datagrams.
     pub fn runs(&self) -> &[Run] {
         &self.runs
-    }
-
-    /// Says whether the last batch was mostly super-packets.
-    pub fn is_heavy(&self) -> bool {
-        self.runs.iter().map(|run| run.len).sum::<usize>() > self.runs.len() * (SLOT / 4)
     }
 
     /// Returns the bytes of a message.

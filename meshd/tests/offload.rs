@@ -143,13 +143,7 @@ fn a_path_too_narrow_for_a_run_gets_its_datagrams_singly_and_turns_nothing_off()
     let mut inbox = meshd::udp::Inbox::default();
     let mut got = 0;
     eventually(|| {
-        got += to
-            .each()
-            .next()
-            .unwrap()
-            .receive(&mut inbox, meshd::udp::BATCH)
-            .map(|_| inbox.received().datagrams)
-            .unwrap();
+        got += to.each().next().unwrap().receive(&mut inbox).map(|_| inbox.received().datagrams).unwrap();
         (got == 20).then_some(())
     });
 }

@@ -17,7 +17,7 @@ fn receive(socket: &Socket) -> Vec<(Endpoint, Vec<u8>)> {
     let second = Timespec { tv_sec: 1, tv_nsec: 0 };
     let mut fds = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut fds, Some(&second)).unwrap();
-    while socket.receive(&mut inbox, BATCH).unwrap() > 0 {
+    while socket.receive(&mut inbox).unwrap() > 0 {
         got.extend(inbox.datagrams().map(|(from, _, datagram)| (from, datagram.to_vec())));
     }
     got
@@ -101,7 +101,7 @@ fn the_ecn_field_arrives_by_both_families() {
         assert_eq!((outbox.runs().len(), a.send(&mut outbox).datagrams), (5, 6));
 
         let mut inbox = Inbox::default();
-        socket.receive(&mut inbox, BATCH).unwrap();
+        socket.receive(&mut inbox).unwrap();
         assert!(inbox.datagrams().map(|(_, ecn, _)| ecn).eq(fields), "{host}");
     }
 }
@@ -170,7 +170,7 @@ fn without_offload_the_kernel_neither_divides_nor_joins() {
     assert_eq!(c.send(&mut outbox), Sent { datagrams: 20, bytes: 20_000, ..Sent::default() });
     assert_eq!(receive(&b.v4).len(), 20);
     assert_eq!(a.send(&mut run_to(from_c)).super_packets, 1);
-    c.v4.receive(&mut inbox, BATCH).unwrap();
+    c.v4.receive(&mut inbox).unwrap();
     assert_eq!(inbox.received(), Received { datagrams: 20, bytes: 20_000, ..Received::default() });
 }
 
@@ -185,7 +185,7 @@ fn what_a_full_buffer_loses_is_told_for_its_socket_alone() {
     plain.send_to(b"after", ("127.0.0.1", to)).unwrap();
 
     let mut inbox = Inbox::default();
-    b.v4.receive(&mut inbox, BATCH).unwrap();
+    b.v4.receive(&mut inbox).unwrap();
 
     let lost = inbox.received().overflows.unwrap();
     assert_eq!(kept + lost as usize, full);
@@ -193,7 +193,7 @@ fn what_a_full_buffer_loses_is_told_for_its_socket_alone() {
         let mut outbox = Outbox::new(1 << 17);
         outbox.push(b"hello", SocketAddr::from((Ipv6Addr::LOCALHOST, to)).into());
         a.send(&mut outbox);
-        v6.receive(&mut inbox, BATCH).unwrap();
+        v6.receive(&mut inbox).unwrap();
         assert_eq!((inbox.received().datagrams, inbox.received().overflows), (1, None));
     }
 }
