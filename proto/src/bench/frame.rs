@@ -187,7 +187,7 @@ mod tests {
 
         #[test]
         fn mangled_frames_are_read_without_a_panic(data in data(), at in 0..BODY, byte in any::<u8>(), len in 0..2 * BODY) {
-            let mut body = vec![0; 2 * BODY];
+            let mut body = [0; 2 * BODY];
             if let Some(body) = body.first_chunk_mut() {
                 data.write(body);
             }
