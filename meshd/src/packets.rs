@@ -156,9 +156,9 @@ impl Packets {
         self.arena.len() - self.used
     }
 
-    /// Says whether nothing waits.
+    /// Says whether there is nothing to drain: neither packets that wait nor bytes that were given up.
     pub fn is_empty(&self) -> bool {
-        self.packets.is_empty()
+        self.used == 0
     }
 
     /// Returns the free bytes, to write a packet at their start.
@@ -406,6 +406,15 @@ mod tests {
         let answer = |vnet: &VnetHeader, _| if vnet.gso == Gso::None { Taken::Yes } else { Taken::Invalid };
         let expected = Drained { packets: 3, bytes: 370, fallbacks: 1, ..Drained::default() };
         assert_eq!(drained(&mut packets, answer), (vec![140, 140, 90], expected));
+    }
+
+    #[test]
+    fn what_is_given_up_leaves_its_room_to_others_once_it_is_drained() {
+        let mut packets = Packets::new(10_000);
+        packets.skip(4_000);
+        assert!(!packets.is_empty() && packets.room() == 6_000);
+        assert_eq!(drained(&mut packets, |_, _| Taken::Yes), (vec![], Drained::default()));
+        assert!(packets.is_empty() && packets.room() == 10_000);
     }
 
     #[test]
