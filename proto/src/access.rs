@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use crate::addr::Flat;
+use crate::hash::OwnMap;
 use crate::id::{NodeName, ServiceKey, SiteName};
 use crate::lpm::PrefixTable;
 use crate::netmap::{NetMap, Service};
@@ -20,13 +21,13 @@ const MAX_SERVICES: usize = 64;
 #[derive(Debug, Default)]
 pub struct Access {
     /// The first rule that allows a pair.
-    allowed: HashMap<(Identity, Name), usize>,
+    allowed: OwnMap<(Identity, Name), usize>,
     /// Who is behind an address.
     members: PrefixTable<Member>,
     /// The services that an address backs, as a caller.
-    backed: HashMap<Ipv4Addr, Vec<u32>>,
+    backed: OwnMap<Ipv4Addr, Vec<u32>>,
     /// The service ports that a backend's address and port serve.
-    served: HashMap<(Ipv4Addr, u8, u16), Vec<(u32, u16)>>,
+    served: OwnMap<(Ipv4Addr, u8, u16), Vec<(u32, u16)>>,
 }
 
 /// The node and site behind an address.

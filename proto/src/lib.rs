@@ -16,6 +16,7 @@
 // Layer 0: words.
 pub mod addr;
 pub mod clock;
+mod hash;
 pub mod id;
 pub mod limiter;
 pub mod lpm;

@@ -1,15 +1,16 @@
 //! Longest-prefix match: which of many prefixes of the mesh range owns an address.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+
+use crate::hash::OwnMap;
 
 /// A table of prefixes. A look-up costs one probe per distinct prefix length, longest first;
 /// a mesh has few lengths (its blocks' and /32).
 #[derive(Debug, Clone)]
 pub struct PrefixTable<T> {
-    by_length: Vec<(u8, HashMap<u32, T>)>,
+    by_length: Vec<(u8, OwnMap<u32, T>)>,
 }
 
 impl<T> Default for PrefixTable<T> {
@@ -25,7 +26,7 @@ impl<T> PrefixTable<T> {
         let place = match self.by_length.binary_search_by(|(l, _)| length.cmp(l)) {
             Ok(place) => place,
             Err(place) => {
-                self.by_length.insert(place, (length, HashMap::new()));
+                self.by_length.insert(place, (length, OwnMap::default()));
                 place
             }
         };

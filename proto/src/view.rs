@@ -1,6 +1,6 @@
 //! The View: a NetMap compiled for look-ups. Immutable; every lane reads the same one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 
 use crate::access::Access;
 use crate::addr::{Flat, MeshRange, Real};
+use crate::hash::OwnMap;
 use crate::id::{NodeId, NodeName, Revision, ServiceKey};
 use crate::lpm::PrefixTable;
 use crate::netmap::{NetMap, Peer, Service, ServicePort};
@@ -18,8 +19,9 @@ use crate::vip::Balancer;
 pub struct View {
     netmap: Arc<NetMap>,
     names: BTreeMap<NodeId, NodeName>,
+    mtus: OwnMap<NodeId, u16>,
     owners: PrefixTable<Owner>,
-    by_vip: HashMap<Ipv4Addr, usize>,
+    by_vip: OwnMap<Ipv4Addr, usize>,
     services: Vec<ServiceView>,
     access: Access,
 }
@@ -40,6 +42,7 @@ pub struct ServiceView {
     pub key: ServiceKey,
     /// Which backend takes the next connection.
     pub balancer: Balancer,
+    ports: Vec<ServicePort>,
 }
 
 impl View {
@@ -61,24 +64,25 @@ impl View {
         for block in &netmap.node.blocks {
             owners.insert(block.flat, Owner::Own);
         }
-        let mut names = BTreeMap::new();
+        let (mut names, mut mtus) = (BTreeMap::new(), OwnMap::default());
         for (name, peer) in &netmap.peers {
             names.insert(peer.id, name.clone());
+            mtus.insert(peer.id, peer.mtu.max(MIN_MTU));
             owners.insert(host(peer.address), Owner::Peer(peer.id));
             for &block in &peer.blocks {
                 owners.insert(block, Owner::Peer(peer.id));
             }
         }
-        let mut by_vip = HashMap::new();
+        let mut by_vip = OwnMap::default();
         let mut services = Vec::new();
         for (key, service) in &netmap.services {
             by_vip.insert(service.vip.0, services.len());
             let before = previous.and_then(|view| view.service_by_key(key));
             let balancer = Balancer::new(service, before.map(|s| &s.balancer));
-            services.push(ServiceView { key: key.clone(), balancer });
+            services.push(ServiceView { key: key.clone(), balancer, ports: service.ports.clone() });
         }
         let access = Access::compile(&netmap);
-        Self { netmap, names, owners, by_vip, services, access }
+        Self { netmap, names, mtus, owners, by_vip, services, access }
     }
 
     /// Returns the map that this view was compiled from.
@@ -155,7 +159,7 @@ impl View {
 
     /// Returns the largest packet that may go to a peer, in bytes.
     pub fn mtu(&self, peer: NodeId) -> u16 {
-        self.peer(peer).map_or(DEFAULT_MTU, |p| p.mtu).max(MIN_MTU)
+        self.mtus.get(&peer).copied().unwrap_or(DEFAULT_MTU)
     }
 
     /// Returns the name of the service at a place in the map.
@@ -170,7 +174,7 @@ impl View {
 
     /// Returns the port of a service that callers dial, with its service.
     pub fn port(&self, index: usize, protocol: u8, port: u16) -> Option<&ServicePort> {
-        self.service(index)?.ports.iter().find(|p| p.transport.number() == protocol && p.port == port)
+        self.services.get(index)?.ports.iter().find(|p| p.transport.number() == protocol && p.port == port)
     }
 }
 

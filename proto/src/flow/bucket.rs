@@ -6,7 +6,9 @@ use super::{Flow, Key, WAYS, WORDS};
 use crate::clock::Timestamp;
 use crate::id::NodeId;
 
+/// Aligned, so that an entry is one line of the cache and not two.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(super) struct Bucket {
     /// Even: at rest. Odd: a writer is in it.
     pub(super) version: AtomicU64,
