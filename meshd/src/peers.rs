@@ -17,6 +17,8 @@ use crate::stats::PeerStats;
 
 /// Most nodes that are remembered for one address; a NAT hides no more from a lost session's repair.
 const MAX_BEHIND: usize = 8;
+/// How long a lane believes that lane 0 has no room for a peer's packets.
+const FULL: Duration = Duration::from_millis(50);
 
 /// The peers of one NetMap.
 #[derive(Debug, Default)]
@@ -131,6 +133,8 @@ pub(crate) struct Cell {
     /// Since when packets wait on lane 0, and until when they did: microseconds, 0 is never.
     held: AtomicU64,
     released: AtomicU64,
+    /// When lane 0 last had no room for one more to wait, in microseconds.
+    full: AtomicU64,
 }
 
 impl Cell {
@@ -186,6 +190,17 @@ impl Cell {
         let released = self.released.load(Ordering::Acquire);
         let (since, most) = if released < held { (held, PATIENCE) } else { (released, MOMENT) };
         now.since(Timestamp::from_micros(since)) < most
+    }
+
+    /// Takes note that lane 0 has no room for one more packet to wait.
+    pub(crate) fn set_full(&self, now: Timestamp) {
+        self.full.store(now.as_micros(), Ordering::Relaxed);
+    }
+
+    /// Says whether lane 0 had no room a moment ago, so that others need not hand it more, in the way of other peers.
+    pub(crate) fn is_full(&self, now: Timestamp) -> bool {
+        let at = self.full.load(Ordering::Relaxed);
+        at != 0 && now.since(Timestamp::from_micros(at)) < FULL
     }
 
     /// Says whether a packet was sent to or received from the peer in the last `span`, on any lane.

@@ -215,10 +215,11 @@ impl Sessions {
             let hears = session.hears(now);
             if !hears || self.detour.has(packet, &session.peer.cell, now) {
                 self.detour.note(packet, now);
+                let full = session.peer.cell.is_full(now);
                 if !hears {
                     self.shake_hands(index, outbox, now);
                 }
-                return Way::Elsewhere;
+                return if full { Way::None } else { Way::Elsewhere };
             }
         }
         Way::Tunnel(index)
@@ -379,6 +380,7 @@ impl Sessions {
             return Sealed::Dropped(Drop::NoTunnel);
         };
         if session.waiting >= MAX_WAITING {
+            session.peer.cell.set_full(now);
             return Sealed::Dropped(Drop::NoTunnel);
         }
         let last = session.peer.cell.endpoint();

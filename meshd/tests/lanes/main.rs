@@ -8,6 +8,7 @@ mod namespaces;
 mod planes;
 
 mod order;
+mod slow;
 mod state;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

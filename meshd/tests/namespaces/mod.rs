@@ -93,6 +93,18 @@ impl Namespace {
         });
     }
 
+    /// Takes an address from an interface.
+    pub(crate) fn take_address(&self, interface: &'static str, address: Ipv4Addr) {
+        use futures_util::TryStreamExt;
+        self.netlink(move |handle| async move {
+            let at = index(&handle, interface).await.unwrap();
+            let all = handle.address().get().set_link_index_filter(at);
+            let mut found = all.set_address_filter(IpAddr::V4(address)).execute();
+            let message = found.try_next().await.unwrap().unwrap();
+            handle.address().del(message).execute().await.unwrap();
+        });
+    }
+
     /// Deletes an interface.
     pub(crate) fn delete(&self, interface: &'static str) {
         self.netlink(move |handle| async move {

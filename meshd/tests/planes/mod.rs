@@ -113,26 +113,31 @@ impl Options {
     }
 }
 
+/// What a node starts its data path with.
+pub(crate) fn setup(own: u8, map: NetMap, options: Options) -> Setup {
+    Setup {
+        interface: "mesh0".into(),
+        lanes: options.lanes,
+        offload: options.offload,
+        port: PORT,
+        mark: 0x6d65,
+        mtu: options.mtu,
+        keys: keys(own),
+        flow_file: options.flow_file,
+        view: Arc::new(View::compile(Arc::new(map))),
+        locals: Arc::from([outer(own)]),
+        active: options.active,
+    }
+}
+
 impl Node {
     pub(crate) fn new() -> Self {
         Self { namespace: Namespace::new(), plane: None }
     }
 
     pub(crate) fn start(&mut self, own: u8, map: NetMap, options: Options) {
-        let setup = Setup {
-            interface: "mesh0".into(),
-            lanes: options.lanes,
-            offload: options.offload,
-            port: PORT,
-            mark: 0x6d65,
-            mtu: options.mtu,
-            keys: keys(own),
-            flow_file: options.flow_file,
-            view: Arc::new(View::compile(Arc::new(map))),
-            locals: Arc::from([outer(own)]),
-            active: options.active,
-        };
-        let steers = options.steers;
+        let (steers, mtu) = (options.steers, options.mtu);
+        let setup = setup(own, map, options);
         let start = move || {
             if !steers {
                 let mut sets = rustix::thread::capabilities(None).unwrap();
@@ -142,7 +147,7 @@ impl Node {
             DataPlane::start(setup)
         };
         self.plane = Some(self.namespace.run(start).unwrap());
-        self.namespace.address("mesh0", flat(own), 8, options.mtu);
+        self.namespace.address("mesh0", flat(own), 8, mtu);
     }
 
     pub(crate) fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {

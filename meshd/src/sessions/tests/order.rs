@@ -124,6 +124,21 @@ fn a_tunnel_that_was_wanted_but_carried_nothing_is_not_busy() {
 }
 
 #[test]
+fn nothing_is_handed_over_that_lane_0_has_no_room_for() {
+    let mut net = Net::new(&[2, 2], Net::known);
+    net.closed.extend([PORT, PORT + 1]);
+    assert_eq!(net.send(1, 1, 2, 1), Sealed::Elsewhere);
+    for _ in 0..MAX_WAITING {
+        assert_eq!(net.send(1, 0, 2, 1), Sealed::Done);
+    }
+    assert_eq!(net.send(1, 1, 2, 1), Sealed::Elsewhere);
+    assert_eq!(net.send(1, 0, 2, 1), Sealed::Dropped(Drop::NoTunnel));
+    assert_eq!(net.send(1, 1, 2, 1), Sealed::Dropped(Drop::NoTunnel));
+    net.now = net.now + Duration::from_millis(50);
+    assert_eq!(net.send(1, 1, 2, 1), Sealed::Elsewhere);
+}
+
+#[test]
 fn a_session_is_told_of_once() {
     let mut net = with_a_session_of_lane_1();
     for (id, lane, peer) in [(1, 0, 2), (2, 1, 1)] {
