@@ -232,7 +232,12 @@ impl Engine {
         match self.flows.touch(place, key, &flow, seen, now) {
             Touched::Nothing => {}
             Touched::Aged => self.flows.keep(key.answer(&flow), now),
-            Touched::State => self.mark(place),
+            Touched::State => {
+                self.mark(place);
+                if tcp_flags & RST != 0 {
+                    self.end_answers(key.answer(&flow), now);
+                }
+            }
         }
         if flow.state == State::HalfOpen && self.flows.assure(key, &flow, now) {
             self.mark(place);
@@ -257,6 +262,14 @@ impl Engine {
             return None;
         }
         Some(hit)
+    }
+
+    /// A reset ends both directions, and only one of them shows it: the other would hold its place as a busy flow.
+    fn end_answers(&mut self, key: Key, now: Timestamp) {
+        if let Some((place, flow)) = self.flows.find(key, now) {
+            self.flows.touch(place, key, &flow, Seen { packets: 0, bytes: 0, tcp_flags: RST }, now);
+            self.mark(place);
+        }
     }
 
     fn forget(&mut self, hit: &Hit) {
@@ -377,6 +390,7 @@ enum Fate {
 }
 
 const SYN: u8 = 2;
+const RST: u8 = 4;
 const ACK: u8 = 16;
 
 /// Says whether a packet begins a connection.

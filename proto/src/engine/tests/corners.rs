@@ -18,6 +18,19 @@ fn a_first_fragment_takes_over_the_identification_of_an_older_packet() {
 }
 
 #[test]
+fn a_reset_gives_both_places_of_a_connection_up() {
+    const PORT: u16 = 40_000;
+    let mut engine = engine(&open());
+    assert_eq!(out(&mut engine, &mut tcp(REAL_A, PORT, NODE_B, 7070, SYN)), Verdict::Forward(B));
+    assert_eq!(inn(&mut engine, &mut tcp(NODE_B, 7070, POD_A, PORT, SYN | ACK)), Verdict::Deliver);
+    assert_eq!(out(&mut engine, &mut tcp(REAL_A, PORT, NODE_B, 7070, ACK)), Verdict::Forward(B));
+    assert_eq!(out(&mut engine, &mut tcp(REAL_A, PORT, NODE_B, 7070, RST)), Verdict::Forward(B));
+    let mut states = Vec::new();
+    engine.flows.for_each(NOW, |_, flow| states.push(flow.state));
+    assert_eq!(states, [State::Reset; 2]);
+}
+
+#[test]
 fn a_later_fragment_larger_than_the_way_is_dropped() {
     let mut engine = engine(&open());
     let body = [[0x9c, 0x40], 7070u16.to_be_bytes(), [8, 0], [0, 0], [1; 2], [1; 2], [1; 2], [1; 2]].concat();
