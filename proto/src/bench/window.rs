@@ -10,7 +10,7 @@ const FIRST: u32 = 32;
 /// The least that it shrinks to.
 const LEAST: u32 = 4;
 /// A queue that makes the round trip longer by this is long enough. Less is the scheduling of busy machines.
-const QUEUE: Duration = Duration::from_millis(4);
+const QUEUE: Duration = Duration::from_millis(2);
 
 /// A window, in frames.
 #[derive(Debug)]
