@@ -22,8 +22,9 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
 use crate::board::Board;
+use crate::mailbox::Mailbox;
 use crate::names::{self, NameError};
-use crate::worker::{Mailbox, now};
+use crate::worker::now;
 
 use phase::Load;
 pub(crate) use phase::{Phase, Plan};

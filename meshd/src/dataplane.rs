@@ -26,12 +26,13 @@ pub use crate::config::Offload;
 use crate::handover::Handover;
 use crate::lane::{Lane, Parts};
 pub use crate::lane_keys::{LaneKeys, MAX_LANES};
+use crate::mailbox::Mailbox;
 use crate::peers::Peers;
 use crate::stats::Counters;
 pub use crate::stats::{LaneStats, Offloads, PeerStats, Stats};
 use crate::tun::{self, Queue, TunError};
 use crate::udp::{Sockets, UdpError};
-use crate::worker::{Mailbox, Worker, now};
+use crate::worker::{Worker, now};
 
 /// Entries of the flow table, two per flow: some 5 MiB.
 const FLOW_SLOTS: usize = 1 << 16;

@@ -25,6 +25,7 @@ pub mod keys;
 mod lane;
 pub mod lane_keys;
 pub mod link;
+mod mailbox;
 pub mod member;
 pub mod metrics;
 pub mod names;

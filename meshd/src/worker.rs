@@ -10,27 +10,22 @@
 mod alarm;
 
 use std::fs::File;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::clock::Timestamp;
 use mesh_proto::flow::FlowTable;
-use mesh_proto::id::NodeId;
-use mesh_proto::view::View;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use self::alarm::Alarm;
-use crate::bench::Phase;
 use crate::config::Offload;
 use crate::lane::{Lane, Out, ROOM};
+use crate::mailbox::Mailbox;
 use crate::packets::{Gathers, Taken};
-use crate::peers::Peers;
 use crate::stats::{Counters, Offloads};
 use crate::tun::{self, MAX_PACKET, Queue};
 use crate::udp::{BATCH, Inbox, Sockets};
@@ -46,10 +41,6 @@ const OUT: usize = ROOM + BURST;
 /// Bytes that wait before they are written: six super-packets. Waking whoever comes next on the way costs more than
 /// what leaves the cache meanwhile: with 64 KB one stream was a tenth slower (`make bench`).
 const BURST: usize = 384 << 10;
-/// Most peers that may wait to be pinged.
-const PINGS: usize = 64;
-/// Most peers that may wait to be greeted; others are when there is something to send.
-const GREETS: usize = 1024;
 /// Pause between two tries to get a lost device back.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -57,78 +48,6 @@ const MAIL: u64 = 0;
 const TUN: u64 = 1;
 const TIME: u64 = 2;
 const UDP: u64 = 3;
-
-/// What others want from a lane: the newest of each, and a bell.
-#[derive(Debug)]
-pub(crate) struct Mailbox {
-    bell: OwnedFd,
-    stop: AtomicBool,
-    view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
-    locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
-    pings: Mutex<Vec<NodeId>>,
-    greets: Mutex<Vec<NodeId>>,
-    /// The phase of our own measurement to take part in, or none; only if that changed.
-    bench: Mutex<Option<Option<Arc<Phase>>>>,
-}
-
-impl Mailbox {
-    pub(crate) fn new() -> Result<Self, Errno> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self {
-            bell,
-            stop: AtomicBool::new(false),
-            view: Mutex::new(None),
-            locals: Mutex::new(None),
-            pings: Mutex::new(Vec::new()),
-            greets: Mutex::new(Vec::new()),
-            bench: Mutex::new(None),
-        })
-    }
-
-    pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<Peers>) {
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, peers));
-        self.ring();
-    }
-
-    pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
-        *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
-        self.ring();
-    }
-
-    pub(crate) fn ping(&self, peer: NodeId) {
-        add(&self.pings, peer, PINGS);
-        self.ring();
-    }
-
-    /// Another lane has a session with a peer: this one will be wanted, too.
-    fn greet(&self, peer: NodeId) {
-        add(&self.greets, peer, GREETS);
-        self.ring();
-    }
-
-    pub(crate) fn set_bench(&self, phase: Option<Arc<Phase>>) {
-        *self.bench.lock().unwrap_or_else(PoisonError::into_inner) = Some(phase);
-        self.ring();
-    }
-
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.ring();
-    }
-
-    /// Wakes the lane.
-    pub(crate) fn ring(&self) {
-        // It fails only when the counter is full, and then the lane is awake.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
-    }
-}
-
-fn add(peers: &Mutex<Vec<NodeId>>, peer: NodeId, most: usize) {
-    let mut peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
-    if peers.len() < most && !peers.contains(&peer) {
-        peers.push(peer);
-    }
-}
 
 /// Everything that the thread of one lane owns.
 pub(crate) struct Worker {
@@ -164,7 +83,7 @@ impl Worker {
     /// When the kernel refuses to wait on the descriptors.
     pub(crate) fn run(mut self) -> Result<(), Errno> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, &self.mailbox().bell, MAIL)?;
+        watch(&epoll, self.mailbox(), MAIL)?;
         for (i, socket) in self.sockets.each().enumerate() {
             watch(&epoll, socket, UDP + i as u64)?;
         }
@@ -246,28 +165,16 @@ impl Worker {
     /// Takes what is in the mailbox. Says whether to go on.
     fn take_mail(&mut self) -> bool {
         let Self { lane, mailboxes, number, .. } = self;
-        let mailbox = &mailboxes[*number];
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&mailbox.bell, &mut count);
-        if mailbox.stop.load(Ordering::Acquire) {
-            return false;
-        }
-        let view = mailbox.view.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((view, peers)) = view {
+        let Some(mail) = mailboxes[*number].take() else { return false };
+        if let Some((view, peers)) = mail.view {
             lane.set_view(view, peers);
         }
-        let locals = mailbox.locals.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(locals) = locals {
+        if let Some(locals) = mail.locals {
             lane.set_locals(locals);
         }
-        for peer in std::mem::take(&mut *mailbox.pings.lock().unwrap_or_else(PoisonError::into_inner)) {
-            lane.ping(peer);
-        }
-        for peer in std::mem::take(&mut *mailbox.greets.lock().unwrap_or_else(PoisonError::into_inner)) {
-            lane.greet(peer);
-        }
-        let bench = mailbox.bench.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(phase) = bench {
+        mail.pings.into_iter().for_each(|peer| lane.ping(peer));
+        mail.greets.into_iter().for_each(|peer| lane.greet(peer));
+        if let Some(phase) = mail.bench {
             lane.set_bench(phase);
         }
         true

@@ -9,7 +9,7 @@ use mesh_proto::clock::Timestamp;
 use mesh_proto::id::NodeId;
 use mesh_proto::status as doc;
 
-use crate::worker::Mailbox;
+use crate::mailbox::Mailbox;
 
 /// What is done in a phase.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@ use mesh_proto::bench::Tally;
 
 use super::*;
 use crate::bench::{Phase, Plan};
-use crate::worker::Mailbox;
+use crate::mailbox::Mailbox;
 
 const EVERY: Duration = Duration::from_millis(5);
 
