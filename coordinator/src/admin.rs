@@ -15,7 +15,7 @@ use aws_lc_rs::rand;
 use axum::extract::{Path as UrlPath, Request, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -26,12 +26,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::api;
 use crate::hub::{Hub, now};
-use crate::registry::{Change, TokenSpec};
+use crate::registry::{Actor, Change, TokenSpec};
 use crate::report;
 use crate::server::{Stop, stopped};
 use crate::session::{Failure, no_such_path, read, wrong_method};
+use crate::{api, audit};
 
 /// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
@@ -85,10 +85,12 @@ pub(crate) async fn serve(listener: UnixListener, hub: Arc<Hub>, mut stop: Stop)
             () = stopped(&mut stop) => break,
         };
         match accepted {
-            Ok((stream, _)) if may_speak(&stream) => {
-                connections.spawn(speak(stream, routes.clone(), stop.clone()));
-            }
-            Ok(_) => tracing::warn!("a user who is neither root nor ours tried the admin socket"),
+            Ok((stream, _)) => match operator(&stream) {
+                Some(by) => {
+                    connections.spawn(speak(stream, routes.clone().layer(Extension(by)), stop.clone()));
+                }
+                None => tracing::warn!("a user who is neither root nor ours tried the admin socket"),
+            },
             Err(error) => {
                 tracing::warn!(%error, "no admin connection can be taken; trying again");
                 sleep(Duration::from_millis(100)).await;
@@ -99,9 +101,11 @@ pub(crate) async fn serve(listener: UnixListener, hub: Arc<Hub>, mut stop: Stop)
     while connections.join_next().await.is_some() {}
 }
 
-fn may_speak(stream: &UnixStream) -> bool {
+/// Returns who speaks, if that user may.
+fn operator(stream: &UnixStream) -> Option<Actor> {
     let own = rustix::process::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+    let uid = stream.peer_cred().ok()?.uid();
+    (uid == 0 || uid == own).then_some(Actor::Operator { uid })
 }
 
 async fn speak(stream: UnixStream, routes: Router, mut stop: Stop) {
@@ -134,12 +138,17 @@ fn routes(hub: Arc<Hub>) -> Router {
         .route("/v1/nodes/{name}", delete(revoke))
         .route("/v1/plan", post(propose))
         .route("/v1/backup", post(backup))
+        .route("/v1/log", get(audit::log))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(hub)
 }
 
-async fn token_create(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<api::TokenLine>, Failure> {
+async fn token_create(
+    State(hub): State<Arc<Hub>>,
+    Extension(by): Extension<Actor>,
+    request: Request,
+) -> Result<Json<api::TokenLine>, Failure> {
     let wanted: api::NewToken = read(request).await?;
     if hub.config.public.is_empty() {
         let message = "nodes would not know where to go: set `public` in coordinator.toml to HOST:PORT and restart";
@@ -162,21 +171,29 @@ async fn token_create(State(hub): State<Arc<Hub>>, request: Request) -> Result<J
         ttl: Duration::from_secs(wanted.ttl_s),
         uses: wanted.uses,
     };
-    hub.apply(Change::TokenCreate(spec)).await?;
+    hub.apply(Change::TokenCreate(spec), by).await?;
     Ok(Json(api::TokenLine { schema: api::DONE.into(), id: token.id_text(), token: token.to_line() }))
 }
 
-async fn token_revoke(State(hub): State<Arc<Hub>>, UrlPath(id): UrlPath<String>) -> Result<Json<api::Done>, Failure> {
-    hub.apply(Change::TokenRevoke { id: id.clone() }).await?;
+async fn token_revoke(
+    State(hub): State<Arc<Hub>>,
+    Extension(by): Extension<Actor>,
+    UrlPath(id): UrlPath<String>,
+) -> Result<Json<api::Done>, Failure> {
+    hub.apply(Change::TokenRevoke { id: id.clone() }, by).await?;
     Ok(Json(api::Done::new(format!("token {id} is worthless now"))))
 }
 
-async fn revoke(State(hub): State<Arc<Hub>>, UrlPath(name): UrlPath<String>) -> Result<Json<api::Done>, Failure> {
+async fn revoke(
+    State(hub): State<Arc<Hub>>,
+    Extension(by): Extension<Actor>,
+    UrlPath(name): UrlPath<String>,
+) -> Result<Json<api::Done>, Failure> {
     let node = name.parse();
     let node = node.map_err(|error: mesh_proto::id::IdError| {
         Failure::new(StatusCode::BAD_REQUEST, "malformed", error.to_string())
     })?;
-    let applied = hub.apply(Change::Revoke { node }).await?;
+    let applied = hub.apply(Change::Revoke { node }, by).await?;
     tracing::info!(node = %name, revision = %applied.revision, "revoked");
     let message = format!("node {name} is expelled since revision {}", applied.revision);
     Ok(Json(api::Done::new(message)))

@@ -6,6 +6,7 @@
 //! GET    /v1/services          Services        DELETE /v1/nodes/NAME        ─▶ Done
 //! GET    /v1/tokens            Tokens          POST   /v1/plan     Proposal ─▶ Plan
 //! any failure                  wire::ErrorBody POST   /v1/backup   Backup   ─▶ Done
+//! GET    /v1/log?since=N&node= Log
 //! ```
 //! Each document carries a `schema`; within one schema fields are only ever added.
 
@@ -20,6 +21,8 @@ use mesh_proto::id::{
 use mesh_proto::netmap::ServicePort;
 use serde::{Deserialize, Serialize};
 
+use crate::registry::{LogHead, Logged};
+
 /// The schema of `Status`.
 pub const STATUS: &str = "coordinator.status/1";
 /// The schema of `Nodes`.
@@ -30,6 +33,8 @@ pub const SERVICES: &str = "coordinator.services/1";
 pub const TOKENS: &str = "coordinator.tokens/1";
 /// The schema of `Plan`.
 pub const PLAN: &str = "coordinator.plan/1";
+/// The schema of `Log`.
+pub const LOG: &str = "coordinator.log/1";
 /// The schema of `TokenLine` and `Done`.
 pub const DONE: &str = "coordinator.done/1";
 
@@ -273,6 +278,19 @@ pub struct Plan {
 pub struct Backup {
     /// The file to write, absolute; it must not exist.
     pub file: PathBuf,
+}
+
+/// Entries of the log of operations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// `LOG`.
+    pub schema: String,
+    /// The last entry of the whole log.
+    pub head: LogHead,
+    /// The entries, in order.
+    pub entries: Vec<Logged>,
+    /// The number to ask for next, if there may be more.
+    pub next: Option<u64>,
 }
 
 /// Something was done.

@@ -68,6 +68,15 @@ pub enum Verb {
         /// Its name
         node: NodeName,
     },
+    /// Show who did what, when: the last 200 operations
+    Log {
+        /// Begin with this entry; 0 for the oldest that is kept
+        #[arg(long, value_name = "SEQ")]
+        since: Option<u64>,
+        /// Only what concerns this node, from the oldest entry on
+        #[arg(long, value_name = "NODE")]
+        node: Option<NodeName>,
+    },
     /// Copy the store into a file
     Backup {
         /// The file; it must not exist

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::registry::{Applied, Change, Refused, Registry};
+use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use crate::watch::FileReport;
 
 /// Most requests of nodes that may wait for the registry at once; more are answered `busy`.
@@ -110,19 +110,19 @@ impl Hub {
     }
 
     /// Makes a change that a node asks for, unless too many wait already.
-    pub(crate) async fn ask(self: &Arc<Self>, change: Change) -> Result<Applied, Refused> {
+    pub(crate) async fn ask(self: &Arc<Self>, change: Change, by: Actor) -> Result<Applied, Refused> {
         let Ok(_turn) = self.waiting.try_acquire() else {
             return Err(Refused {
                 word: "busy",
                 message: "the coordinator has too much to do; try again in a few seconds".into(),
             });
         };
-        self.apply(change).await
+        self.apply(change, by).await
     }
 
-    /// Makes a change that the operator asks for.
-    pub(crate) async fn apply(self: &Arc<Self>, change: Change) -> Result<Applied, Refused> {
-        self.with(move |registry| registry.apply(change, now())).await
+    /// Makes a change that the operator or the coordinator itself asks for.
+    pub(crate) async fn apply(self: &Arc<Self>, change: Change, by: Actor) -> Result<Applied, Refused> {
+        self.with(move |registry| registry.apply(change, by, now())).await
     }
 
     /// Runs something on the registry, and publishes what it led to.

@@ -152,14 +152,16 @@ pub fn plan(plan: &Plan) -> String {
     out
 }
 
-fn table<const N: usize>(head: [&str; N]) -> Table {
+/// Begins a table.
+pub(crate) fn table<const N: usize>(head: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(head);
     table
 }
 
-fn shown(table: &Table, rows: usize, empty: &str) -> String {
+/// Ends a table, or says that it is empty.
+pub(crate) fn shown(table: &Table, rows: usize, empty: &str) -> String {
     if rows == 0 {
         return format!("{empty}\n");
     }

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::feed::Feed;
 use crate::hub::{Hub, now};
-use crate::registry::{Change, Refused};
+use crate::registry::{Actor, Change, Refused};
 use crate::server::{Peer, Stop};
 
 /// How long a node may take to send a body.
@@ -121,7 +121,8 @@ async fn join(
 async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResponse, (&'static str, Failure)> {
     let request: JoinRequest = read(request).await.map_err(|failure| ("malformed", failure))?;
     let change = Change::Join { identity: peer.identity, request, observed: peer.observed };
-    let applied = hub.ask(change).await;
+    let by = hub.world().member(&peer.identity).cloned().map_or(Actor::Stranger(peer.observed), Actor::Node);
+    let applied = hub.ask(change, by).await;
     let applied = applied.map_err(|refused| (refused.word, refused.into()))?;
     let world = hub.world();
     let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
@@ -176,7 +177,7 @@ async fn report(
     let Report { facts, applied, warnings } = read(request).await?;
     hub.metrics.report();
     let change = Change::Facts { identity: peer.identity, facts, observed: peer.observed };
-    let outcome = hub.ask(change).await?;
+    let outcome = hub.ask(change, Actor::Node(node.clone())).await?;
     let warnings = shortened(warnings);
     let refused = outcome.refused;
     let kept = warnings.into_iter().chain(refused.iter().cloned()).collect();

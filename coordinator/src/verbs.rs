@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::{Cli, Output, Token, Verb};
 use crate::client::{AskError, ask, fetch};
-use crate::{api, init, render, watch};
+use crate::{api, audit, init, render, watch};
 
 /// The exit status of a verb that failed.
 pub const FAILED: u8 = 1;
@@ -66,6 +66,10 @@ pub async fn perform(cli: &Cli) -> Outcome {
         Verb::Token(token) => self::token(cli, token).await,
         Verb::Plan { file } => plan(cli, file).await,
         Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
+        Verb::Log { since, node } => {
+            let log = audit::read(&cli.socket, *since, node.as_ref()).await;
+            log.map(|log| Outcome::ok(printed(cli.output, &log, audit::render)))
+        }
         Verb::Backup { file } => {
             let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
             done(cli, Method::POST, "/v1/backup", Some(&api::Backup { file })).await

@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::api::{FileState, FileStatus};
 use crate::hub::Hub;
-use crate::registry::Change;
+use crate::registry::{Actor, Change};
 
 /// How long nothing may happen before the file is read.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -194,7 +194,7 @@ async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Outcome) {
     };
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
     let change = Change::Services { file: file.clone(), text, services: Arc::new(parsed.services) };
-    match hub.apply(change).await {
+    match hub.apply(change, Actor::File).await {
         Ok(applied) => {
             tracing::info!(%file, revision = %applied.revision, altered = applied.altered, "services.toml is in force");
             let warnings = warnings.into_iter().chain(applied.refused).collect();

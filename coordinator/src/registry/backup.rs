@@ -5,7 +5,8 @@ use std::path::Path;
 use mesh_proto::id::Revision;
 
 use super::Registry;
-use crate::store::{StoreError, Write, open_embedded};
+use super::log::PAGE;
+use crate::store::{StoreError, Table, Write, open_embedded};
 
 impl Registry {
     /// Writes all that is stored into a new file, and returns the revision it is of.
@@ -19,11 +20,28 @@ impl Registry {
         let stored = self.store.load()?;
         let revision = stored.revision;
         let writes = stored.records.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
-        let writes: Vec<_> = writes.collect();
+        let mut writes: Vec<_> = writes.collect();
+        writes.extend(self.log_writes()?);
         let copied = open_embedded(path).and_then(|mut copy| copy.commit(Revision(0), revision, &writes));
         if copied.is_err() {
             let _ = std::fs::remove_file(path);
         }
         copied.map(|()| revision)
+    }
+
+    /// Returns the writes that make a copy of the log.
+    fn log_writes(&self) -> Result<Vec<Write>, StoreError> {
+        let mut writes = Vec::new();
+        let mut from = String::new();
+        loop {
+            let page = self.store.scan(Table::Log, &from, PAGE)?;
+            let Some((last, _)) = page.last() else {
+                return Ok(writes);
+            };
+            // The least key above the last one.
+            from = format!("{last}\0");
+            let page = page.into_iter();
+            writes.extend(page.map(|(key, value)| Write { table: Table::Log, key, value: Some(value) }));
+        }
     }
 }

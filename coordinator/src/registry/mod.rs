@@ -1,8 +1,8 @@
 //! The registry: the one door through which the mesh can be altered.
 //!
 //! ```text
-//!   apply(change, now):   copy ─▶ decide ─▶ store.commit(expected revision) ─▶ visible
-//!                                   └─ Refused: a word and a sentence; nothing happened
+//!   apply(change, by, now):   copy ─▶ decide ─▶ store.commit(expected revision, with a log entry) ─▶ visible
+//!                                       └─ Refused: a word and a sentence; nothing happened
 //! ```
 //! Whoever asks, whatever for: the change is decided on a copy of the state, committed in one transaction, and
 //! only then seen by anybody. A change that alters nothing costs no write and no revision. Time and entropy
@@ -10,9 +10,11 @@
 
 mod backup;
 mod claims;
+mod deed;
 mod history;
 mod join;
 mod live;
+mod log;
 mod records;
 mod services;
 mod state;
@@ -28,9 +30,12 @@ use mesh_proto::services::Services;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
 use mesh_proto::world::{UnixTime, World};
 
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Write};
+pub use deed::Actor;
+use deed::{Deed, Refusals};
 use history::History;
 pub use live::{Live, LiveNode};
+pub use log::{Entry, LogHash, LogHead, Logged};
 use state::State;
 pub use state::{Accepted, Revoked};
 pub use tokens::{TokenRecord, TokenSpec};
@@ -141,6 +146,16 @@ pub enum OpenError {
         /// What is wrong with it.
         detail: String,
     },
+    /// The log of operations was altered, or lost a part.
+    #[error(
+        "the log of operations does not verify at entry {seq}: {detail}; somebody altered the store, or the disk did: restore the state from a backup, and compare the two with mesh-coordinator log"
+    )]
+    Log {
+        /// The number of the first entry that is not as it was written.
+        seq: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The stored services.toml is not understood.
     #[error(
         "the last accepted services.toml, as stored, is not understood: {0}; run the version of mesh-coordinator that accepted it"
@@ -155,41 +170,42 @@ pub struct Registry {
     state: State,
     history: History,
     live: Live,
+    refusals: Refusals,
 }
 
 impl Registry {
     /// Opens the registry on what the store holds.
     ///
     /// # Errors
-    /// If the store cannot be read, or holds what this version does not understand.
+    /// If the store cannot be read, holds what this version does not understand, or its log does not verify.
     pub fn open(store: Box<dyn Store>, setup: Setup) -> Result<Self, OpenError> {
         let state = records::read(&store.load()?, &setup)?;
+        state.log.verify(&*store)?;
         let history = History::new(Arc::clone(&state.world));
-        Ok(Self { store, setup, state, history, live: Live::default() })
+        Ok(Self { store, setup, state, history, live: Live::default(), refusals: Refusals::default() })
     }
 
-    /// Decides about a change and makes it durable; what it leads to is visible afterwards.
+    /// Decides about a change that somebody makes, and makes it durable together with its entry in the log;
+    /// what it leads to is visible afterwards.
     ///
     /// # Errors
     /// `Refused` if the change may not happen, or could not be stored; then nothing of it happened.
-    pub fn apply(&mut self, change: Change, now: UnixTime) -> Result<Applied, Refused> {
-        let (mut next, mut applied) = self.decide(change, now)?;
-        let expected = self.state.world.revision;
+    pub fn apply(&mut self, change: Change, by: Actor, now: UnixTime) -> Result<Applied, Refused> {
+        let deed = Deed::of(&change);
+        let (next, mut applied) = match self.decide(change, now) {
+            Ok(decided) => decided,
+            Err(refused) => {
+                self.note_refusal(deed, &by, &refused, now);
+                return Err(refused);
+            }
+        };
         let writes = records::differences(&self.state, &next).map_err(|error| Refused::new("internal", error))?;
-        if writes.is_empty() {
-            applied.revision = expected;
-            return Ok(applied);
+        applied.altered = !writes.is_empty();
+        if applied.altered {
+            let entry = deed.done(&by, &applied, &self.state.world, &next.world, now);
+            self.commit(next, writes, entry)?;
         }
-        let revision = Revision(expected.0 + 1);
-        Arc::make_mut(&mut next.world).revision = revision;
-        if let Err(error) = self.store.commit(expected, revision, &writes) {
-            return Err(self.recover(error));
-        }
-        self.history.push(Arc::clone(&next.world));
-        self.live.retain(&next.world);
-        self.state = next;
-        applied.altered = true;
-        applied.revision = revision;
+        applied.revision = self.state.world.revision;
         Ok(applied)
     }
 
@@ -229,6 +245,19 @@ impl Registry {
     /// Returns the last accepted services.toml.
     pub fn accepted(&self) -> Option<&Accepted> {
         self.state.accepted.as_deref()
+    }
+
+    /// Returns number and hash of the last entry of the log of operations.
+    pub fn log_head(&self) -> LogHead {
+        self.state.log.head
+    }
+
+    /// Returns entries of the log of operations from a number on: the oldest that are kept, at most 1000.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn log(&self, from: u64) -> Result<Vec<Logged>, StoreError> {
+        log::page(&*self.store, from)
     }
 
     /// Returns what is known of connected nodes and not stored.
@@ -273,6 +302,42 @@ impl Registry {
             }
         }
         Ok((state, applied))
+    }
+
+    /// Stores a new state with its log entry, and puts it in force.
+    fn commit(&mut self, mut next: State, mut writes: Vec<Write>, mut entry: Entry) -> Result<(), Refused> {
+        let expected = self.state.world.revision;
+        let revision = Revision(expected.0 + 1);
+        Arc::make_mut(&mut next.world).revision = revision;
+        (entry.from, entry.to) = (expected, revision);
+        let internal = |error| Refused::new("internal", error);
+        writes.push(next.log.append(entry).map_err(internal)?);
+        match next.log.compact(&*self.store, log::MAX_ENTRIES) {
+            Ok(gone) => writes.extend(gone),
+            Err(error) => return Err(self.recover(error)),
+        }
+        writes.push(records::ends(&next.log).map_err(internal)?);
+        if let Err(error) = self.store.commit(expected, revision, &writes) {
+            return Err(self.recover(error));
+        }
+        self.history.push(Arc::clone(&next.world));
+        self.live.retain(&next.world);
+        self.state = next;
+        Ok(())
+    }
+
+    /// Writes a failed attempt into the log, as far as there is room for such.
+    fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
+        if !deed.is_attempt() {
+            return;
+        }
+        let Some(more) = self.refusals.room(now) else {
+            return;
+        };
+        let entry = deed.refused(by, refused, more, now);
+        if let Err(error) = self.commit(self.state.clone(), Vec::new(), entry) {
+            tracing::warn!(%error, "a refused attempt is missing in the log of operations");
+        }
     }
 
     /// Takes up what the store holds after a failed commit: somebody else's commit, or our own, which may

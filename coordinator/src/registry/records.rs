@@ -9,6 +9,7 @@ use mesh_proto::world::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::log::Ends;
 use super::state::{Accepted, State, mesh};
 use super::{OpenError, Setup};
 use crate::store::{Records, Table, Write};
@@ -43,6 +44,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         tokens: Arc::new(table(records, Table::Tokens)?),
         revoked: Arc::new(table(records, Table::Revoked)?),
         accepted: accepted.map(Arc::new),
+        log: single(records, Table::Meta, "log")?.unwrap_or_default(),
     })
 }
 
@@ -61,6 +63,12 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
         writes.value(Table::Meta, "format", None, Some(&FORMAT))?;
     }
     Ok(writes.0)
+}
+
+/// Returns the write that keeps where the log begins and ends.
+pub(super) fn ends(ends: &Ends) -> Result<Write, String> {
+    let value = serde_json::to_vec(ends).map_err(|error| format!("meta/log: {error}"))?;
+    Ok(Write { table: Table::Meta, key: "log".into(), value: Some(value) })
 }
 
 #[derive(Default)]

@@ -12,6 +12,7 @@ use mesh_proto::world::{NodeRecord, UnixTime, World};
 use serde::{Deserialize, Serialize};
 
 use super::Refused;
+use super::log::Ends;
 use super::tokens::Tokens;
 
 /// One state of the mesh. Copies are cheap: the parts are shared until one is altered.
@@ -25,6 +26,8 @@ pub(super) struct State {
     pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
     /// The last accepted services.toml.
     pub(super) accepted: Option<Arc<Accepted>>,
+    /// Where the log of operations begins and ends.
+    pub(super) log: Ends,
 }
 
 /// A services.toml that was accepted.

@@ -5,6 +5,7 @@
 mod claiming;
 mod filing;
 mod joining;
+mod logging;
 mod storing;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use super::*;
 use crate::store::{Memory, Records, Write};
 
 const NOW: UnixTime = UnixTime(1_000_000);
+const BY: Actor = Actor::Operator { uid: 0 };
 /// Sites c1 and c2 with the same pods, dc without.
 const FILE: &str = "site c1 10.8.0.0/14\nsite c2 10.8.0.0/14\nsite dc\nservice cart n1\nservice catalog vm";
 
@@ -89,7 +91,7 @@ fn file(registry: &mut Registry, text: &str) -> Result<Applied, Refused> {
 
 fn file_at(registry: &mut Registry, text: &str, now: UnixTime) -> Result<Applied, Refused> {
     let services = Arc::new(parse(text, "").unwrap());
-    registry.apply(Change::Services { file: "services.toml".into(), text: text.into(), services }, now)
+    registry.apply(Change::Services { file: "services.toml".into(), text: text.into(), services }, BY, now)
 }
 
 /// A one-time token for 15 minutes; `number` is its id and its secret.
@@ -106,7 +108,7 @@ fn spec(number: u8, site: &str) -> TokenSpec {
 }
 
 fn token(registry: &mut Registry, number: u8, site: &str) {
-    registry.apply(Change::TokenCreate(spec(number, site)), NOW).unwrap();
+    registry.apply(Change::TokenCreate(spec(number, site)), BY, NOW).unwrap();
 }
 
 fn id(number: u8) -> String {
@@ -145,7 +147,7 @@ fn observed(number: u8) -> IpAddr {
 /// The machine of this number asks to join.
 fn ask(registry: &mut Registry, number: u8, request: JoinRequest) -> Result<Applied, Refused> {
     let change = Change::Join { identity: identity(number), request, observed: observed(number) };
-    registry.apply(change, NOW)
+    registry.apply(change, BY, NOW)
 }
 
 /// The machine of this number joins with a token made for it.
@@ -160,11 +162,11 @@ fn report(registry: &mut Registry, number: u8, facts: NodeFacts) -> Result<Appli
 
 fn report_at(registry: &mut Registry, number: u8, facts: NodeFacts, now: UnixTime) -> Result<Applied, Refused> {
     let change = Change::Facts { identity: identity(number), facts, observed: observed(number) };
-    registry.apply(change, now)
+    registry.apply(change, BY, now)
 }
 
 fn revoke(registry: &mut Registry, node: &str) -> Result<Applied, Refused> {
-    registry.apply(Change::Revoke { node: node.parse().unwrap() }, NOW)
+    registry.apply(Change::Revoke { node: node.parse().unwrap() }, BY, NOW)
 }
 
 fn node(registry: &Registry, name: &str) -> Arc<mesh_proto::world::NodeRecord> {

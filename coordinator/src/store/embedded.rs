@@ -83,6 +83,21 @@ impl Embedded {
         Ok(records)
     }
 
+    fn read_page(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let opened = match transaction.open_table(definition(table)) {
+            Ok(opened) => opened,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut page = Vec::new();
+        for entry in opened.range(from..)?.take(limit) {
+            let (key, value) = entry?;
+            page.push((key.value().to_owned(), value.value().to_vec()));
+        }
+        Ok(page)
+    }
+
     /// Returns the revision found instead of the expected one, if the commit was refused.
     fn write(&self, expected: Revision, next: Revision, writes: &[Write]) -> Result<Option<Revision>, redb::Error> {
         let mut transaction = self.database.begin_write()?;
@@ -111,6 +126,10 @@ impl Embedded {
 impl Store for Embedded {
     fn load(&self) -> Result<Records, StoreError> {
         self.read().map_err(|error| self.failed("read", error))
+    }
+
+    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.read_page(table, from, limit).map_err(|error| self.failed("read", error))
     }
 
     fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError> {

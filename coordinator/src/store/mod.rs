@@ -32,10 +32,12 @@ pub enum Table {
     Tokens,
     /// Revoked identities by key.
     Revoked,
+    /// The log of operations by number, in digits that sort as the numbers do.
+    Log,
 }
 
 impl Table {
-    /// All tables.
+    /// The tables that are read whole: all but the log.
     pub const ALL: [Self; 6] = [Self::Meta, Self::Services, Self::Nodes, Self::Vips, Self::Tokens, Self::Revoked];
 
     /// Returns the name that the table is stored by.
@@ -47,6 +49,7 @@ impl Table {
             Self::Vips => "vips",
             Self::Tokens => "tokens",
             Self::Revoked => "revoked",
+            Self::Log => "log",
         }
     }
 }
@@ -62,7 +65,7 @@ pub struct Write {
     pub value: Option<Vec<u8>>,
 }
 
-/// All that a store holds.
+/// All that a store holds, but for the log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Records {
     /// The revision of the last commit; 0 for a new store.
@@ -124,11 +127,17 @@ pub enum StoreError {
 
 /// A place for records, with one revision for all of them.
 pub trait Store: Send {
-    /// Reads everything.
+    /// Reads everything but the log.
     ///
     /// # Errors
     /// If it cannot be read, or is damaged.
     fn load(&self) -> Result<Records, StoreError>;
+
+    /// Reads at most `limit` records of one table, in the order of their keys, from `from` on.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is damaged.
+    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
 
     /// Writes all of `writes` and moves from revision `expected` to `next`, or does nothing. Returns after
     /// the writes are durable.

@@ -28,7 +28,7 @@ fn every_token_that_does_not_work_gets_the_same_answer() {
     join(&mut registry, 1, "a", "dc", &[]).unwrap();
     token(&mut registry, 2, "dc");
     token(&mut registry, 3, "dc");
-    registry.apply(Change::TokenRevoke { id: id(3) }, NOW).unwrap();
+    registry.apply(Change::TokenRevoke { id: id(3) }, BY, NOW).unwrap();
     let mut wrong = request(2, "b", facts(9, &[]));
     wrong.secret = TokenSecret([77; 32]);
     let late = Change::Join { identity: identity(9), request: request(2, "b", facts(9, &[])), observed: observed(9) };
@@ -38,7 +38,7 @@ fn every_token_that_does_not_work_gets_the_same_answer() {
         ask(&mut registry, 9, wrong),
         ask(&mut registry, 9, request(3, "b", facts(9, &[]))),
         ask(&mut registry, 9, request(88, "b", facts(9, &[]))),
-        registry.apply(late, later(900)),
+        registry.apply(late, BY, later(900)),
     ];
     for answer in answers {
         assert_eq!(answer, Err(Refused::new("token", UNUSABLE)));
@@ -65,7 +65,7 @@ fn joining_again_with_the_same_key_changes_nothing() {
 #[test]
 fn a_token_of_several_uses_admits_each_machine_once() {
     let mut registry = registry();
-    registry.apply(Change::TokenCreate(TokenSpec { uses: 2, ..spec(5, "dc") }), NOW).unwrap();
+    registry.apply(Change::TokenCreate(TokenSpec { uses: 2, ..spec(5, "dc") }), BY, NOW).unwrap();
     for _ in 0..3 {
         ask(&mut registry, 1, request(5, "a", facts(1, &[]))).unwrap();
     }
@@ -78,7 +78,7 @@ fn a_member_may_redeem_another_token_of_its_site_for_its_grants() {
     let mut registry = registry();
     join(&mut registry, 1, "a", "dc", &[]).unwrap();
     let serve = vec!["cart".parse().unwrap()];
-    registry.apply(Change::TokenCreate(TokenSpec { serve: serve.clone(), ..spec(5, "dc") }), NOW).unwrap();
+    registry.apply(Change::TokenCreate(TokenSpec { serve: serve.clone(), ..spec(5, "dc") }), BY, NOW).unwrap();
     ask(&mut registry, 1, request(5, "a", facts(1, &[]))).unwrap();
     assert_eq!(node(&registry, "a").grants, serve);
 
@@ -101,7 +101,7 @@ fn a_name_belongs_to_one_machine() {
 fn the_tokens_name_decides() {
     let mut registry = registry();
     let name = Some("chosen".parse().unwrap());
-    registry.apply(Change::TokenCreate(TokenSpec { name, ..spec(1, "dc") }), NOW).unwrap();
+    registry.apply(Change::TokenCreate(TokenSpec { name, ..spec(1, "dc") }), BY, NOW).unwrap();
     let applied = ask(&mut registry, 1, request(1, "wish", facts(1, &[]))).unwrap();
     assert_eq!(applied.node, Some("chosen".parse().unwrap()));
 }
@@ -156,9 +156,9 @@ fn tokens_that_make_no_sense_are_refused() {
         (spec(1, "dc"), "busy", "try again"),
     ];
     for (spec, word, part) in cases {
-        assert_refused(registry.apply(Change::TokenCreate(spec), NOW), word, &[part]);
+        assert_refused(registry.apply(Change::TokenCreate(spec), BY, NOW), word, &[part]);
     }
-    assert_refused(registry.apply(Change::TokenRevoke { id: id(9) }, NOW), "token", &["token list"]);
+    assert_refused(registry.apply(Change::TokenRevoke { id: id(9) }, BY, NOW), "token", &["token list"]);
 }
 
 #[test]
@@ -166,9 +166,9 @@ fn tokens_are_forgotten_a_week_after_their_end() {
     let mut registry = registry();
     token(&mut registry, 1, "dc");
     let week = 7 * 86400;
-    registry.apply(Change::TokenCreate(spec(2, "dc")), later(900 + week - 1)).unwrap();
+    registry.apply(Change::TokenCreate(spec(2, "dc")), BY, later(900 + week - 1)).unwrap();
     assert_eq!(registry.tokens().count(), 2);
-    registry.apply(Change::TokenCreate(spec(3, "dc")), later(900 + week)).unwrap();
+    registry.apply(Change::TokenCreate(spec(3, "dc")), BY, later(900 + week)).unwrap();
     assert_eq!(registry.tokens().map(|(id, _)| id.to_owned()).collect::<Vec<_>>(), [id(2), id(3)]);
 }
 

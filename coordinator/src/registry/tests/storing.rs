@@ -7,10 +7,10 @@ use crate::store::{Table, open_embedded};
 
 /// A store that two registries share, and whose commits can be made to fail.
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<(Memory, Fault)>>);
+pub(super) struct Shared(Arc<Mutex<(Memory, Fault)>>);
 
 #[derive(Clone, Copy, Default, PartialEq)]
-enum Fault {
+pub(super) enum Fault {
     #[default]
     None,
     /// Nothing is written, and the error says so.
@@ -28,6 +28,10 @@ impl Shared {
 impl Store for Shared {
     fn load(&self) -> Result<Records, StoreError> {
         self.0.lock().unwrap().0.load()
+    }
+
+    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.0.lock().unwrap().0.scan(table, from, limit)
     }
 
     fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError> {

@@ -1,0 +1,182 @@
+//! What the log says of a change: who made it, and what it did, in a word and a sentence.
+
+use std::fmt::{self, Display};
+use std::net::IpAddr;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::world::{NodeRecord, UnixTime, World};
+
+use super::log::Entry;
+use super::{Applied, Change, Refused};
+
+/// Who makes a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Actor {
+    /// A user of this machine, over the admin socket.
+    Operator {
+        /// The user's number, as the kernel says it.
+        uid: u32,
+    },
+    /// services.toml, as it lies on disk.
+    File,
+    /// A member of the mesh, over its channel.
+    Node(NodeName),
+    /// Somebody who is no member, over a channel from this address.
+    Stranger(IpAddr),
+    /// The coordinator itself, when a time has come.
+    Coordinator,
+}
+
+impl Display for Actor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator { uid } => write!(f, "operator:{uid}"),
+            Self::File => f.write_str("services.toml"),
+            Self::Node(name) => write!(f, "node:{name}"),
+            Self::Stranger(address) => write!(f, "stranger:{address}"),
+            Self::Coordinator => f.write_str("coordinator"),
+        }
+    }
+}
+
+/// What a change is, told before it is decided.
+pub(super) struct Deed {
+    kind: &'static str,
+    text: String,
+    node: Option<NodeName>,
+    token: Option<String>,
+    identity: Option<IdentityKey>,
+}
+
+impl Deed {
+    /// Tells of a change.
+    pub(super) fn of(change: &Change) -> Self {
+        let mut deed = Self { kind: "", text: String::new(), node: None, token: None, identity: None };
+        match change {
+            Change::Services { file, text, services: _ } => {
+                let hash = HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref());
+                deed.kind = "services";
+                deed.text = format!("took {file} (sha256 {hash})");
+            }
+            Change::TokenCreate(spec) => {
+                let id = HEXLOWER.encode(&spec.id);
+                let seconds = spec.ttl.as_secs();
+                deed.kind = "token_create";
+                deed.text = format!("made token {id}: site {}, {} uses, {seconds} s", spec.site, spec.uses);
+                deed.node.clone_from(&spec.name);
+                deed.token = Some(id);
+            }
+            Change::TokenRevoke { id } => {
+                deed.kind = "token_revoke";
+                deed.text = format!("revoked token {id}");
+                deed.token = Some(id.clone());
+            }
+            Change::Join { identity, request, observed } => {
+                deed.kind = "join";
+                deed.text = format!("joined from {observed} with identity {identity}");
+                deed.node = Some(request.name.clone());
+                deed.token = token_id(&request.token);
+                deed.identity = Some(*identity);
+            }
+            Change::Facts { .. } => deed.kind = "report",
+            Change::Revoke { node } => {
+                deed.kind = "revoke";
+                deed.text = format!("expelled node {node}");
+                deed.node = Some(node.clone());
+            }
+        }
+        deed
+    }
+
+    /// Says whether a refusal of this is worth a line.
+    pub(super) fn is_attempt(&self) -> bool {
+        self.kind == "join"
+    }
+
+    /// Makes the entry of a change that altered something.
+    pub(super) fn done(self, by: &Actor, applied: &Applied, old: &World, new: &World, now: UnixTime) -> Entry {
+        let node = applied.node.clone().or(self.node);
+        let (mut kind, mut text) = (self.kind, self.text);
+        if let Some(name) = &node
+            && matches!(kind, "join" | "report")
+        {
+            let known = old.nodes.get(name);
+            if kind == "join" && known.is_some_and(|known| known.identity == self.identity) {
+                kind = "rejoin";
+            }
+            if let (Some(old), Some(new)) = (known, new.nodes.get(name)) {
+                text = format!("node {name} changed its {}", changed(old, new).join(", "));
+            } else {
+                text = format!("node {name} {text}");
+            }
+        }
+        let kind = kind.to_owned();
+        Entry::new(now, by.to_string(), kind, text, node, self.token)
+    }
+
+    /// Makes the entry of a change that was refused, and of others since the last such entry that have none.
+    pub(super) fn refused(self, by: &Actor, refused: &Refused, more: u64, now: UnixTime) -> Entry {
+        let name = self.node.as_ref().map_or_else(|| "a machine".to_owned(), ToString::to_string);
+        let mut text = format!("refused to let {name} join: {}", refused.word);
+        if more > 0 {
+            text.push_str(&format!("; {more} refusals before it are counted here only"));
+        }
+        let kind = format!("{}_refused", self.kind);
+        Entry::new(now, by.to_string(), kind, text, self.node, self.token)
+    }
+}
+
+/// Returns what a stranger calls a token, if it may be the name of one.
+fn token_id(text: &str) -> Option<String> {
+    let good = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    good.then(|| text.to_owned())
+}
+
+/// Names the parts in which two records of a node differ.
+fn changed(old: &NodeRecord, new: &NodeRecord) -> Vec<&'static str> {
+    let (was, is) = (&old.facts, &new.facts);
+    let parts = [
+        ("tunnel keys", was.lanes != is.lanes),
+        ("endpoints", was.endpoints != is.endpoints),
+        ("pod blocks", was.pods != is.pods || old.blocks != new.blocks),
+        ("serve offers", was.serve != is.serve),
+        ("version", was.software != is.software),
+        ("observed address", old.observed != new.observed),
+        ("grants", old.grants != new.grants),
+    ];
+    let mut found: Vec<_> = parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect();
+    if found.is_empty() {
+        found.push("facts");
+    }
+    found
+}
+
+/// How long a window of refusals is, in seconds.
+const WINDOW: u64 = 600;
+/// Most lines on refusals in a window: strangers alone need a month to turn over a full log.
+const MOST: u32 = 10;
+
+/// Counts refusals, so that strangers cannot fill the log.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    since: UnixTime,
+    lines: u32,
+    untold: u64,
+}
+
+impl Refusals {
+    /// Returns how many went untold, if there is room for a line.
+    pub(super) fn room(&mut self, now: UnixTime) -> Option<u64> {
+        if now.0.abs_diff(self.since.0) >= WINDOW {
+            (self.since, self.lines) = (now, 0);
+        }
+        if self.lines >= MOST {
+            self.untold += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.untold))
+    }
+}
