@@ -360,10 +360,22 @@ impl Namespace {
     /// # Errors
     /// `NetnsError` where the kernel refuses.
     pub fn block_udp(&self, first: u16, last: u16) -> Result<(), NetnsError> {
-        self.netlink(format!("block udp {first}-{last}"), move |handle| async move {
+        self.block(netlink_packet_route::IpProtocol::Udp, first, last)
+    }
+
+    /// Discards TCP packets to a port that are sent here or pass through; `forget_routing(50, …)` ends it.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn block_tcp(&self, port: u16) -> Result<(), NetnsError> {
+        self.block(netlink_packet_route::IpProtocol::Tcp, port, port)
+    }
+
+    fn block(&self, protocol: netlink_packet_route::IpProtocol, first: u16, last: u16) -> Result<(), NetnsError> {
+        self.netlink(format!("block {protocol:?} {first}-{last}"), move |handle| async move {
             let mut rule = handle.rule().add().v4().priority(50).action(RuleAction::Blackhole);
             rule.message_mut().attributes.extend([
-                RuleAttribute::IpProtocol(netlink_packet_route::IpProtocol::Udp),
+                RuleAttribute::IpProtocol(protocol),
                 RuleAttribute::DestinationPortRange(RulePortRange { start: first, end: last }),
             ]);
             rule.execute().await

@@ -1,0 +1,44 @@
+//! Trust, with the real binaries in namespaces: what is revoked is cut off, and a killed node loses nothing.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod killed;
+mod probe;
+mod revoke;
+
+use std::io;
+use std::process::ExitCode;
+
+use mesh_tests::daemon::Binaries;
+use mesh_tests::facts::{Fact, Run};
+use mesh_tests::pair::Pair;
+use mesh_tests::privileged;
+use mesh_tests::topology::Underlay;
+use mesh_tests::traffic;
+
+const REVOKE: &[Fact<Pair>] = &[
+    ("a_revoked_node_is_cut_off_at_once", revoke::at_once),
+    ("a_node_that_was_down_cuts_it_off_after_its_restart", revoke::after_a_restart),
+    ("a_node_that_was_out_of_touch_cuts_it_off_by_a_snapshot", revoke::by_a_snapshot),
+];
+const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
+
+fn main() -> ExitCode {
+    let mut run = Run::new();
+    if !privileged("end-to-end tests in namespaces") {
+        return ExitCode::SUCCESS;
+    }
+    let binaries = Binaries::build().unwrap();
+    run.scene("revoke", || set_up(&binaries, "rv"), REVOKE);
+    run.scene("killed", || set_up(&binaries, "kl"), KILLED);
+    run.finish()
+}
+
+/// Two nodes of two lanes, with programs in their pods.
+fn set_up(binaries: &Binaries, word: &str) -> io::Result<Pair> {
+    let pair = Pair::start(word, binaries, Underlay::V4, 2)?;
+    for side in [&pair.a, &pair.b] {
+        traffic::serve_tcp(&side.pod, 8080)?;
+        traffic::serve_udp(&side.pod, 7)?;
+    }
+    Ok(pair)
+}
