@@ -19,15 +19,18 @@ use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use mesh_proto::id::NodeName;
 use mesh_proto::plan;
 use mesh_proto::services;
 use mesh_proto::token::{JoinToken, TokenSecret};
+use mesh_proto::wire::MAX_REQUEST;
+use mesh_proto::world::World;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::hub::{Hub, now};
-use crate::registry::{Actor, Change, TokenSpec};
+use crate::registry::{Actor, Change, TokenSpec, names};
 use crate::report;
 use crate::server::{Stop, stopped};
 use crate::session::{Failure, no_such_path, read, wrong_method};
@@ -35,6 +38,8 @@ use crate::{api, audit};
 
 /// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
+/// Most names in a warning.
+const SHOWN: usize = 3;
 /// How long a client may take to send a request's headers.
 const HEADERS: Duration = Duration::from_secs(10);
 
@@ -149,7 +154,7 @@ async fn token_create(
     Extension(by): Extension<Actor>,
     request: Request,
 ) -> Result<Json<api::TokenLine>, Failure> {
-    let wanted: api::NewToken = read(request).await?;
+    let wanted: api::NewToken = read(request, MAX_REQUEST).await?;
     if hub.config.public.is_empty() {
         let message = "nodes would not know where to go: set `public` in coordinator.toml to HOST:PORT and restart";
         return Err(Failure::new(StatusCode::CONFLICT, "public", message));
@@ -171,8 +176,24 @@ async fn token_create(
         ttl: Duration::from_secs(wanted.ttl_s),
         uses: wanted.uses,
     };
+    let warnings = if spec.name.is_some() { Vec::new() } else { unbound(&hub.world()) };
     hub.apply(Change::TokenCreate(spec), by).await?;
-    Ok(Json(api::TokenLine { schema: api::DONE.into(), id: token.id_text(), token: token.to_line() }))
+    Ok(Json(api::TokenLine { schema: api::DONE.into(), id: token.id_text(), token: token.to_line(), warnings }))
+}
+
+/// Says what a token without a name may take.
+fn unbound(world: &World) -> Vec<String> {
+    let awaited = names::awaited(world);
+    let shown: Vec<_> = awaited.iter().take(SHOWN).map(NodeName::as_str).collect();
+    let Some(first) = shown.first() else {
+        return Vec::new();
+    };
+    let more = if awaited.len() > SHOWN { " and others" } else { "" };
+    vec![format!(
+        "whoever holds this token chooses the node's name, also one that {} refers to ({}{more}); --name {first} makes a token for that node alone",
+        world.file,
+        shown.join(", "),
+    )]
 }
 
 async fn token_revoke(
@@ -200,7 +221,7 @@ async fn revoke(
 }
 
 async fn propose(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<api::Plan>, Failure> {
-    let api::Proposal { file, text } = read(request).await?;
+    let api::Proposal { file, text } = read(request, MAX_REQUEST).await?;
     let parsed = services::parse(&text, &file)
         .map_err(|diagnostics| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "services", diagnostics.render(false)))?;
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
@@ -215,7 +236,7 @@ async fn propose(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<a
 }
 
 async fn backup(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<api::Done>, Failure> {
-    let api::Backup { file } = read(request).await?;
+    let api::Backup { file } = read(request, MAX_REQUEST).await?;
     let shown = file.display().to_string();
     let failed = |error: crate::store::StoreError| {
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())

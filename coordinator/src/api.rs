@@ -249,6 +249,9 @@ pub struct TokenLine {
     pub id: String,
     /// The token, the secret included.
     pub token: String,
+    /// What the operator should know.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Asks what a services.toml would change.

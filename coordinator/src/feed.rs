@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! opened ─▶ Snapshot, or Alive / Delta if the node's revision is still known
-//!        ─▶ Delta on each change · Alive after 5 s without one
+//!        ─▶ Delta on each change of this node's map · Alive after 5 s without one
 //!        ─▶ Fenced when the node watches anew elsewhere; the end when it is revoked or we stop
 //! ```
 //! The next line is made when the connection has room for it, so nothing queues for a slow node: it skips
@@ -84,32 +84,52 @@ impl Feed {
             Progress::Over => None,
             Progress::Opened(base) => {
                 let netmap = self.current()?;
-                self.sent = Progress::At(netmap.clone());
-                Some(match base {
-                    Some(base) if base.revision == netmap.revision => alive(&netmap),
-                    Some(base) => delta(&base, &netmap),
-                    None => WatchEvent::Snapshot { netmap: Box::new(netmap) },
-                })
+                let event = match &base {
+                    Some(base) => unless_alike(base, &netmap).unwrap_or_else(|| alive(base)),
+                    None => WatchEvent::Snapshot { netmap: Box::new(netmap.clone()) },
+                };
+                let settled = netmap.revision;
+                let held = base.filter(|_| matches!(event, WatchEvent::Alive { .. })).unwrap_or(netmap);
+                self.holds(held, settled);
+                Some(event)
             }
-            Progress::At(sent) => {
-                tokio::select! {
-                    biased;
-                    _ = &mut self.guard.fenced => Some(WatchEvent::Fenced),
-                    () = stopped(&mut self.stop) => None,
-                    Ok(()) = self.worlds.changed() => {
-                        let netmap = self.current()?;
-                        let event = delta(&sent, &netmap);
-                        self.sent = Progress::At(netmap);
-                        Some(event)
+            Progress::At(sent) => self.change(sent).await,
+        }
+    }
+
+    /// Waits for the next line to a node that holds `sent`. A change that leaves its map as it is, is none to it.
+    async fn change(&mut self, sent: NetMap) -> Option<WatchEvent> {
+        let silence = sleep(ALIVE);
+        tokio::pin!(silence);
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut self.guard.fenced => return Some(WatchEvent::Fenced),
+                () = stopped(&mut self.stop) => return None,
+                Ok(()) = self.worlds.changed() => {
+                    let netmap = self.current()?;
+                    let settled = netmap.revision;
+                    match unless_alike(&sent, &netmap) {
+                        Some(event) => {
+                            self.holds(netmap, settled);
+                            return Some(event);
+                        }
+                        None => self.guard.settled(sent.revision, settled),
                     }
-                    () = sleep(ALIVE) => {
-                        let event = alive(&sent);
-                        self.sent = Progress::At(sent);
-                        Some(event)
-                    }
+                }
+                () = &mut silence => {
+                    let event = alive(&sent);
+                    self.sent = Progress::At(sent);
+                    return Some(event);
                 }
             }
         }
+    }
+
+    /// Notes what the node holds, which is right for it up to a revision.
+    fn holds(&mut self, netmap: NetMap, settled: Revision) {
+        self.guard.settled(netmap.revision, settled);
+        self.sent = Progress::At(netmap);
     }
 
     /// Plans the present map; none if the node is no member any more.
@@ -126,6 +146,8 @@ fn alive(netmap: &NetMap) -> WatchEvent {
     WatchEvent::Alive { revision: netmap.revision }
 }
 
-fn delta(old: &NetMap, new: &NetMap) -> WatchEvent {
-    WatchEvent::Delta { delta: Box::new(Delta::between(old, new)) }
+/// Returns what leads from one map to another; none if they differ by their revision alone.
+fn unless_alike(old: &NetMap, new: &NetMap) -> Option<WatchEvent> {
+    let delta = Delta::between(old, new);
+    (!delta.is_empty()).then(|| WatchEvent::Delta { delta: Box::new(delta) })
 }

@@ -8,19 +8,27 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use mesh_proto::clock::Timestamp;
 use mesh_proto::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::world::{UnixTime, World};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::limits::{Failures, Reports};
 use crate::metrics::Metrics;
 use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use crate::watch::FileReport;
 
-/// Most requests of nodes that may wait for the registry at once; more are answered `busy`.
+/// Most requests of members that may wait for the registry at once; more are answered `busy`.
 const MAX_WAITING: usize = 256;
+/// Most requests of strangers that may wait for the registry at once; others stand in line for `PATIENCE`, and
+/// are answered `busy` after that. Members never wait for that line.
+const MAX_STRANGERS_WAITING: usize = 32;
+/// How long a stranger may stand in line.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Most underlay addresses of our own that are remembered.
 const MAX_UNDERLAY: usize = 64;
 
@@ -46,16 +54,25 @@ pub(crate) struct Hub {
     registry: Mutex<Registry>,
     world: watch::Sender<Arc<World>>,
     file: Mutex<FileReport>,
+    /// The last revision that altered any node's map.
+    due: AtomicU64,
     watches: Mutex<BTreeMap<NodeName, Watching>>,
     next_watch: AtomicU64,
     underlay: Mutex<Vec<IpAddr>>,
     waiting: Semaphore,
+    strangers: Semaphore,
+    failures: Mutex<Failures>,
+    reports: Mutex<Reports>,
 }
 
 /// A node's open watch. Dropping `_fence` ends it.
 struct Watching {
     number: u64,
     _fence: oneshot::Sender<()>,
+    /// The revision of the map that it was sent last.
+    sent: Revision,
+    /// The newest revision that this map is right for.
+    settled: Revision,
 }
 
 /// Says that a watch is open for as long as it lives.
@@ -65,6 +82,15 @@ pub(crate) struct WatchGuard {
     number: u64,
     /// Ends when a newer watch of the same node has taken over.
     pub(crate) fenced: oneshot::Receiver<()>,
+}
+
+impl WatchGuard {
+    /// Notes that the node was sent the map of revision `sent`, which is right up to revision `settled`.
+    pub(crate) fn settled(&self, sent: Revision, settled: Revision) {
+        if let Some(watching) = lock(&self.hub.watches).get_mut(&self.node).filter(|w| w.number == self.number) {
+            (watching.sent, watching.settled) = (sent, settled);
+        }
+    }
 }
 
 impl Hub {
@@ -90,12 +116,16 @@ impl Hub {
             metrics: Metrics::default(),
             first: world.revision,
             registry: Mutex::new(registry),
+            due: AtomicU64::new(world.revision.0),
             world: watch::Sender::new(world),
             file: Mutex::new(file),
             watches: Mutex::default(),
             next_watch: AtomicU64::new(0),
             underlay: Mutex::new(underlay),
             waiting: Semaphore::new(MAX_WAITING),
+            strangers: Semaphore::new(MAX_STRANGERS_WAITING),
+            failures: Mutex::default(),
+            reports: Mutex::default(),
         })
     }
 
@@ -109,15 +139,39 @@ impl Hub {
         self.world.subscribe()
     }
 
-    /// Makes a change that a node asks for, unless too many wait already.
+    /// Makes a change that a member asks for, unless too many wait already.
     pub(crate) async fn ask(self: &Arc<Self>, change: Change, by: Actor) -> Result<Applied, Refused> {
-        let Ok(_turn) = self.waiting.try_acquire() else {
-            return Err(Refused {
-                word: "busy",
-                message: "the coordinator has too much to do; try again in a few seconds".into(),
-            });
-        };
+        let _turn = self.waiting.try_acquire().map_err(|_| too_busy())?;
         self.apply(change, by).await
+    }
+
+    /// Waits for a stranger's turn at the registry; its end is when the value is dropped.
+    pub(crate) async fn strangers_turn(&self) -> Result<SemaphorePermit<'_>, Refused> {
+        let turn = timeout(PATIENCE, self.strangers.acquire()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(too_busy)
+    }
+
+    /// Says whether joins from an address are refused for now, because too many failed.
+    pub(crate) fn is_blocked(&self, address: IpAddr) -> bool {
+        lock(&self.failures).is_blocked(address, self.clock())
+    }
+
+    /// Counts a join that failed; says whether its address is refused from now on.
+    pub(crate) fn failed(&self, address: IpAddr) -> bool {
+        lock(&self.failures).count(address, self.clock())
+    }
+
+    /// Says whether a member may report once more.
+    pub(crate) fn may_report(&self, member: IdentityKey) -> bool {
+        let world = self.world();
+        let mut reports = lock(&self.reports);
+        reports.retain(world.nodes.len(), |identity| world.member(identity).is_some());
+        reports.take(member, self.clock())
+    }
+
+    fn clock(&self) -> Timestamp {
+        let micros = self.started.elapsed().as_micros();
+        Timestamp::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
     /// Makes a change that the operator or the coordinator itself asks for.
@@ -136,11 +190,13 @@ impl Hub {
             let result = f(&mut registry);
             let world = registry.world();
             hub.world.send_if_modified(|published| {
-                let newer = published.revision != world.revision;
-                if newer {
-                    *published = world;
+                // A change of tokens alone is no news to any node.
+                let news = published.revision != world.revision && !published.plans_like(&world);
+                if news {
+                    hub.due.store(world.revision.0, Ordering::Relaxed);
                 }
-                newer
+                *published = world;
+                news
             });
             result
         });
@@ -167,7 +223,7 @@ impl Hub {
     pub(crate) async fn open_watch(self: &Arc<Self>, node: NodeName) -> WatchGuard {
         let number = self.next_watch.fetch_add(1, Ordering::Relaxed);
         let (fence, fenced) = oneshot::channel();
-        let watching = Watching { number, _fence: fence };
+        let watching = Watching { number, _fence: fence, sent: Revision(u64::MAX), settled: Revision(0) };
         lock(&self.watches).insert(node.clone(), watching);
         self.note_presence(node.clone()).await;
         WatchGuard { hub: Arc::clone(self), node, number, fenced }
@@ -181,6 +237,13 @@ impl Hub {
     /// Says whether a node has a watch open.
     pub(crate) fn is_watching(&self, node: &NodeName) -> bool {
         lock(&self.watches).contains_key(node)
+    }
+
+    /// Says whether a node is connected and has in force what the present revision means to it, given the
+    /// revision that it last reported.
+    pub(crate) fn is_current(&self, node: &NodeName, applied: Revision) -> bool {
+        let due = Revision(self.due.load(Ordering::Relaxed));
+        lock(&self.watches).get(node).is_some_and(|watching| watching.settled >= due && applied >= watching.sent)
     }
 
     /// Returns what is known of services.toml.
@@ -216,6 +279,11 @@ impl Drop for WatchGuard {
     }
 }
 
+fn too_busy() -> Refused {
+    let message = "the coordinator has too much to do; try again in a few seconds";
+    Refused { word: "busy", message: message.into() }
+}
+
 /// Returns the time of day.
 pub(crate) fn now() -> UnixTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -226,3 +294,6 @@ pub(crate) fn now() -> UnixTime {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
     for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
         let note = notes.get(name);
         let connected = hub.is_watching(name);
-        let current = connected && note.is_some_and(|note| note.applied >= world.revision);
+        let current = note.is_some_and(|note| hub.is_current(name, note.applied));
         live.nodes += 1;
         live.connected += usize::from(connected);
         live.current += usize::from(current);

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,13 +24,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use mesh_proto::id::IdentityKey;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::hub::{Hub, lock};
+use crate::limits::household;
 use crate::{session, tls};
 
 /// Most connections of strangers, in all and from one address.
@@ -71,6 +72,8 @@ pub(crate) struct Peer {
     pub(crate) observed: IpAddr,
     /// Its place among the strangers, until it is a member.
     place: Arc<Mutex<Option<Place>>>,
+    /// One request to join at a time, so that strangers fill no more memory than one body each.
+    joining: Arc<Semaphore>,
     spoke: Arc<AtomicBool>,
 }
 
@@ -78,6 +81,11 @@ impl Peer {
     /// Takes the peer off the strangers' count.
     pub(crate) fn welcome(&self) {
         lock(&self.place).take();
+    }
+
+    /// Begins a request to join; none while another one of this connection is under way.
+    pub(crate) fn begin_join(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.joining).try_acquire_owned().ok()
     }
 }
 
@@ -211,6 +219,7 @@ async fn connection(
         identity,
         observed: from.ip().to_canonical(),
         place: Arc::new(Mutex::new(Some(place))),
+        joining: Arc::new(Semaphore::new(1)),
         spoke: Arc::default(),
     };
     if !doors.members.enter(identity) {
@@ -223,14 +232,6 @@ async fn connection(
     }
     hub.note_underlay(local).await;
     speak(stream, peer, routes, stop).await
-}
-
-/// Returns what stands for an address at the door: of IPv6 the /64, for a host has all of that.
-fn household(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) >> 64 << 64).into(),
-    }
 }
 
 /// Returns whose key the handshake proved.
@@ -286,15 +287,6 @@ async fn speak(stream: TlsStream<TcpStream>, peer: Peer, routes: Router, mut sto
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_host_cannot_pass_for_many_by_its_ipv6_addresses() {
-        let at = |text: &str| household(text.parse().expect("written as an address"));
-        assert_eq!(at("2001:db8:0:1::1"), at("2001:db8:0:1:ffff::2"));
-        assert_ne!(at("2001:db8:0:1::1"), at("2001:db8:0:2::1"));
-        assert_eq!(at("::ffff:192.0.2.1"), at("192.0.2.1"));
-        assert_ne!(at("192.0.2.1"), at("192.0.2.2"));
-    }
 
     #[test]
     fn a_door_counts_in_all_and_for_each() {

@@ -14,13 +14,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use mesh_proto::id::{NodeName, Revision};
-use mesh_proto::plan::plan;
-use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse, Report, ReportResponse};
-use mesh_proto::world::World;
+use mesh_proto::wire::{self, ErrorBody, Report, ReportResponse};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use crate::enrol;
 use crate::feed::Feed;
 use crate::hub::{Hub, now};
 use crate::registry::{Actor, Change, Refused};
@@ -42,6 +41,11 @@ impl Failure {
         let error = word.into();
         let message = message.into();
         Self(status, ErrorBody { error, message })
+    }
+
+    /// Returns what the peer is told.
+    pub(crate) fn body(&self) -> &ErrorBody {
+        &self.1
     }
 }
 
@@ -65,16 +69,18 @@ impl IntoResponse for Failure {
     }
 }
 
+/// What every request finds.
 #[derive(Clone)]
-struct Context {
-    hub: Arc<Hub>,
+pub(crate) struct Context {
+    /// What all tasks share.
+    pub(crate) hub: Arc<Hub>,
     stop: Stop,
 }
 
 /// Returns the routes of the control channel.
 pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
     Router::new()
-        .route("/v1/join", post(join))
+        .route("/v1/join", post(enrol::join))
         .route("/v1/watch", get(watch))
         .route("/v1/report", post(report))
         .fallback(no_such_path)
@@ -96,56 +102,6 @@ pub(crate) async fn no_such_path(request: Request) -> Failure {
 pub(crate) async fn wrong_method(request: Request) -> Failure {
     let message = format!("{} does not take {}; are both ends of one version?", request.uri().path(), request.method());
     Failure::new(StatusCode::METHOD_NOT_ALLOWED, "malformed", message)
-}
-
-async fn join(
-    State(Context { hub, .. }): State<Context>,
-    Extension(peer): Extension<Peer>,
-    request: Request,
-) -> Result<Json<JoinResponse>, Failure> {
-    let answer = admit(&hub, &peer, request).await;
-    match &answer {
-        Ok(response) => {
-            hub.metrics.enrolment("accepted");
-            peer.welcome();
-            tracing::info!(node = %response.node, site = %response.site, peer = %peer.observed, "joined");
-        }
-        Err((word, Failure(_, body))) => {
-            hub.metrics.enrolment(word);
-            tracing::warn!(peer = %peer.observed, reason = *word, "join refused: {}", body.message);
-        }
-    }
-    answer.map(Json).map_err(|(_, failure)| failure)
-}
-
-async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResponse, (&'static str, Failure)> {
-    let request: JoinRequest = read(request).await.map_err(|failure| ("malformed", failure))?;
-    let change = Change::Join { identity: peer.identity, request, observed: peer.observed };
-    let by = hub.world().member(&peer.identity).cloned().map_or(Actor::Stranger(peer.observed), Actor::Node);
-    let applied = hub.ask(change, by).await;
-    let applied = applied.map_err(|refused| (refused.word, refused.into()))?;
-    let world = hub.world();
-    let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
-    response.ok_or_else(|| ("internal", vanished()))
-}
-
-fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
-    let record = world.nodes.get(&node)?;
-    let netmap = plan(world, &node)?;
-    Some(JoinResponse {
-        version: wire::VERSION,
-        id: record.id,
-        site: record.site.clone(),
-        mesh: world.mesh.name.clone(),
-        range: world.mesh.range,
-        address: record.address,
-        blocks: record.blocks.clone(),
-        pins: vec![hub.key],
-        coordinators: hub.config.public.clone(),
-        netmap,
-        refused,
-        node,
-    })
 }
 
 #[derive(Deserialize)]
@@ -174,8 +130,12 @@ async fn report(
     request: Request,
 ) -> Result<Json<ReportResponse>, Failure> {
     let node = member(&hub, &peer).await?;
-    let Report { facts, applied, warnings } = read(request).await?;
     hub.metrics.report();
+    if !hub.may_report(peer.identity) {
+        let message = "this node reports too often; its newest report is taken when it tries again in a second";
+        return Err(Refused { word: "busy", message: message.into() }.into());
+    }
+    let Report { facts, applied, warnings } = read(request, wire::MAX_REQUEST).await?;
     let change = Change::Facts { identity: peer.identity, facts, observed: peer.observed };
     let outcome = hub.ask(change, Actor::Node(node.clone())).await?;
     let warnings = shortened(warnings);
@@ -198,6 +158,7 @@ async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
     if let Some(node) = world.member(&peer.identity) {
         return Ok(node.clone());
     }
+    let _turn = hub.strangers_turn().await?;
     let identity = peer.identity;
     let refused = if hub.with(move |registry| registry.is_revoked(&identity)).await {
         Refused {
@@ -213,16 +174,16 @@ async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
     Err(refused.into())
 }
 
-/// Reads a JSON body within its limits.
-pub(crate) async fn read<T: DeserializeOwned>(request: Request) -> Result<T, Failure> {
+/// Reads a JSON body of at most `most` bytes, in time.
+pub(crate) async fn read<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Failure> {
     let malformed = |message| Failure::new(StatusCode::BAD_REQUEST, "malformed", message);
-    let Ok(body) = timeout(BODY, to_bytes(request.into_body(), wire::MAX_REQUEST)).await else {
+    let Ok(body) = timeout(BODY, to_bytes(request.into_body(), most)).await else {
         let message = format!("the body did not arrive within {} s; send it again", BODY.as_secs());
         return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "malformed", message));
     };
     let body = body.map_err(|error| {
         if is_too_large(&error) {
-            let message = format!("the body is larger than {} bytes; send less", wire::MAX_REQUEST);
+            let message = format!("the body is larger than {most} bytes; send less");
             Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "malformed", message)
         } else {
             malformed(format!("the body did not arrive: {error}; send it again"))
@@ -251,9 +212,4 @@ fn shortened(mut warnings: Vec<String>) -> Vec<String> {
         warning.truncate(end);
     }
     warnings
-}
-
-fn vanished() -> Failure {
-    let message = "the node was admitted and is gone already; was it revoked? Join again";
-    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
 }

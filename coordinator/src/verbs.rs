@@ -130,7 +130,8 @@ async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
             };
             let line: api::TokenLine = ask(&cli.socket, Method::POST, "/v1/tokens", Some(&wanted)).await?;
             let table = |line: &api::TokenLine| format!("{}\n", line.token);
-            Ok(Outcome::ok(printed(cli.output, &line, table)))
+            let err = line.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+            Ok(Outcome { out: printed(cli.output, &line, table), err, ..Outcome::default() })
         }
     }
 }

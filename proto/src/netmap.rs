@@ -253,6 +253,13 @@ impl Delta {
         }
     }
 
+    /// Says whether it changes nothing but the revision.
+    pub fn is_empty(&self) -> bool {
+        let Self { from: _, to: _, mesh, node, peers, peers_gone, services, services_gone, rules, warnings } = self;
+        let lists = peers.is_empty() && peers_gone.is_empty() && services.is_empty() && services_gone.is_empty();
+        lists && mesh.is_none() && node.is_none() && rules.is_none() && warnings.is_none()
+    }
+
     /// Applies the delta.
     ///
     /// # Errors

@@ -122,6 +122,16 @@ impl World {
         Some(record)
     }
 
+    /// Says whether this world and another one, made from it or the other way round, lead to the same maps but for
+    /// their revision: the parts that are planned from are shared. Cheap; may say no of worlds that are alike.
+    pub fn plans_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.nodes, &other.nodes)
+            && Arc::ptr_eq(&self.vips, &other.vips)
+            && Arc::ptr_eq(&self.services, &other.services)
+            && Arc::ptr_eq(&self.file, &other.file)
+            && self.mesh == other.mesh
+    }
+
     /// Returns the nodes' own addresses.
     pub fn addresses(&self) -> impl Iterator<Item = Flat> {
         self.nodes.values().map(|node| node.address)

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::token::TokenSecret;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::log::Entry;
-use super::{Applied, Change, Refused};
+use super::{Applied, Change};
 
 /// Who makes a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,12 +49,13 @@ pub(super) struct Deed {
     node: Option<NodeName>,
     token: Option<String>,
     identity: Option<IdentityKey>,
+    secret: Option<TokenSecret>,
 }
 
 impl Deed {
     /// Tells of a change.
     pub(super) fn of(change: &Change) -> Self {
-        let mut deed = Self { kind: "", text: String::new(), node: None, token: None, identity: None };
+        let mut deed = Self { kind: "", text: String::new(), node: None, token: None, identity: None, secret: None };
         match change {
             Change::Services { file, text, services: _ } => {
                 let hash = HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref());
@@ -79,6 +81,7 @@ impl Deed {
                 deed.node = Some(request.name.clone());
                 deed.token = token_id(&request.token);
                 deed.identity = Some(*identity);
+                deed.secret = Some(request.secret.clone());
             }
             Change::Facts { .. } => deed.kind = "report",
             Change::Revoke { node } => {
@@ -116,10 +119,15 @@ impl Deed {
         Entry::new(now, by.to_string(), kind, text, node, self.token)
     }
 
+    /// Returns the token that somebody wanted to join with.
+    pub(super) fn presented(&self) -> Option<(&str, &TokenSecret)> {
+        self.token.as_deref().zip(self.secret.as_ref())
+    }
+
     /// Makes the entry of a change that was refused, and of others since the last such entry that have none.
-    pub(super) fn refused(self, by: &Actor, refused: &Refused, more: u64, now: UnixTime) -> Entry {
+    pub(super) fn refused(self, by: &Actor, why: &str, more: u64, now: UnixTime) -> Entry {
         let name = self.node.as_ref().map_or_else(|| "a machine".to_owned(), ToString::to_string);
-        let mut text = format!("refused to let {name} join: {}", refused.word);
+        let mut text = format!("refused to let {name} join: {why}");
         if more > 0 {
             text.push_str(&format!("; {more} refusals before it are counted here only"));
         }

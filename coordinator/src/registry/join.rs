@@ -41,10 +41,19 @@ impl State {
         if self.world.site(&token.site).is_none() {
             return Err(Refused::new("site", self.no_site(&token.site)));
         }
+        let is_bound = token.name.is_some();
         let name = token.name.unwrap_or(request.name);
         if self.world.nodes.contains_key(&name) {
             let text = format!(
                 "the name `{name}` belongs to another node; set another `name` in meshd.toml, or, if that machine is gone, run mesh-coordinator revoke {name} and join again"
+            );
+            return Err(Refused::new("name", text));
+        }
+        // What was expelled under this name does not come back by a token that anybody could have got.
+        if !is_bound && self.revoked.values().any(|revoked| revoked.name == name) {
+            let site = &token.site;
+            let text = format!(
+                "a node `{name}` was revoked; only a token for this name admits another: mesh-coordinator token create --site {site} --name {name}; or set another `name` in meshd.toml"
             );
             return Err(Refused::new("name", text));
         }

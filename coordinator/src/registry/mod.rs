@@ -15,6 +15,7 @@ mod history;
 mod join;
 mod live;
 mod log;
+pub mod names;
 mod records;
 mod services;
 mod state;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use mesh_proto::id::{IdentityKey, MeshName, NodeName, Revision};
 use mesh_proto::services::Services;
+use mesh_proto::token::TokenSecret;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
 use mesh_proto::world::{UnixTime, World};
 
@@ -242,6 +244,16 @@ impl Registry {
         self.state.tokens.iter().map(|(id, token)| (&**id, token))
     }
 
+    /// Returns a join token by its public half.
+    pub fn token(&self, id: &str) -> Option<&TokenRecord> {
+        self.state.tokens.get(id)
+    }
+
+    /// Says why a token was refused, for the operator's eyes alone: whoever presented it is told the same always.
+    pub fn why_unusable(&self, id: &str, secret: &TokenSecret, now: UnixTime) -> &'static str {
+        self.state.why_unusable(id, secret, now)
+    }
+
     /// Returns the last accepted services.toml.
     pub fn accepted(&self) -> Option<&Accepted> {
         self.state.accepted.as_deref()
@@ -334,7 +346,11 @@ impl Registry {
         let Some(more) = self.refusals.room(now) else {
             return;
         };
-        let entry = deed.refused(by, refused, more, now);
+        let why = match deed.presented() {
+            Some((token, secret)) if refused.word == "token" => self.state.why_unusable(token, secret, now),
+            _ => refused.word,
+        };
+        let entry = deed.refused(by, why, more, now);
         if let Err(error) = self.commit(self.state.clone(), Vec::new(), entry) {
             tracing::warn!(%error, "a refused attempt is missing in the log of operations");
         }

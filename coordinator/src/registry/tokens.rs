@@ -23,6 +23,8 @@ const MAX_TOKENS: usize = 10_000;
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Most nodes that one token may admit.
 const MAX_USES: u32 = 1000;
+/// The digest of no secret.
+const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// How long a token is still listed after its end.
 const LISTED: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -70,10 +72,8 @@ impl TokenRecord {
         self.uses_left > 0 && now < self.expires
     }
 
-    /// Compares in constant time, so that a guess is not answered by how long the answer takes.
     fn has_secret(&self, secret: &TokenSecret) -> bool {
-        let hashed = hash(secret);
-        constant_time::verify_slices_are_equal(hashed.as_bytes(), self.digest.as_bytes()).is_ok()
+        is_digest_of(&self.digest, secret)
     }
 }
 
@@ -135,12 +135,26 @@ impl State {
 
     /// Uses a token once.
     pub(super) fn redeem(&mut self, id: &str, secret: &TokenSecret, now: UnixTime) -> Result<TokenRecord, Refused> {
-        let token = self.tokens.get(id).filter(|token| token.has_secret(secret) && token.is_usable(now));
+        let token = self.tokens.get(id);
+        // An unknown token is hashed and compared as well, so that it takes as long as a known one.
+        let is_right = is_digest_of(token.map_or(NOBODY, |token| &token.digest), secret);
+        let token = token.filter(|token| is_right & token.is_usable(now));
         // Copied after the check, lest a stranger's guess costs a copy of all tokens.
         let mut token = token.ok_or_else(unusable)?.clone();
         token.uses_left -= 1;
         Arc::make_mut(&mut self.tokens).insert(id.to_owned(), token.clone());
         Ok(token)
+    }
+
+    /// Says why `redeem` refuses, for the operator.
+    pub(super) fn why_unusable(&self, id: &str, secret: &TokenSecret, now: UnixTime) -> &'static str {
+        match self.tokens.get(id) {
+            None => "the token is unknown: made elsewhere, revoked, or over for a week",
+            Some(token) if !token.has_secret(secret) => "the secret is not the token's: somebody guesses, or mistyped",
+            Some(token) if token.uses_left == 0 => "the token is used up: was it copied?",
+            Some(token) if now >= token.expires => "the token is expired",
+            Some(_) => "the token is good, but not for this machine",
+        }
     }
 
     /// Says whether a secret is not that of a token that we know; true for tokens that we forgot.
@@ -164,6 +178,11 @@ impl State {
 /// One answer for an unknown, expired, used and mistaken token alike.
 pub(super) fn unusable() -> Refused {
     Refused::new("token", "the token is unknown, used or expired; make a new one with mesh-coordinator token create")
+}
+
+/// Compares in constant time, so that a guess is not answered by how long the answer takes.
+fn is_digest_of(digest: &str, secret: &TokenSecret) -> bool {
+    constant_time::verify_slices_are_equal(hash(secret).as_bytes(), digest.as_bytes()).is_ok()
 }
 
 fn hash(secret: &TokenSecret) -> String {

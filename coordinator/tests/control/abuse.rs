@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{Method, Request, StatusCode};
+use mesh_proto::token::{JoinToken, TokenSecret};
 use mesh_proto::wire::{ErrorBody, MAX_REQUEST, Report, ReportResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -143,4 +144,57 @@ async fn a_report_cannot_claim_more_than_the_wire_allows_nor_run_ahead() {
     let nodes: coordinator::api::Nodes = coordinator.fetch("/v1/nodes").await;
     assert_eq!(nodes.nodes[0].applied, Some(joined.netmap.revision));
     assert!(nodes.nodes[0].warnings.iter().all(|warning| warning.len() <= 1024));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_failed_joins_block_their_address_and_no_member() {
+    let coordinator = Coordinator::start().await;
+    let own = coordinator.token().await;
+    let member = Node::new(&coordinator, "n1");
+    member.connect().await.join(&own).await.unwrap();
+    let good = coordinator.token().await;
+    let guesser = Node::new(&coordinator, "n2");
+    let mut channel = guesser.connect().await;
+    let mut sentences = std::collections::BTreeSet::new();
+    for number in 0..10 {
+        let guess = match number % 3 {
+            0 => JoinToken { id: [number; 8], ..good.clone() },
+            1 => JoinToken { secret: TokenSecret([number; 32]), ..good.clone() },
+            _ => own.clone(),
+        };
+        let (status, body) = channel.join(&guess).await.unwrap_err();
+        assert_eq!((status, body.error.as_str()), (StatusCode::UNAUTHORIZED, "token"));
+        sentences.insert(body.message);
+    }
+    assert_eq!(sentences.len(), 1, "{sentences:?}");
+
+    let (status, body) = channel.join(&good).await.unwrap_err();
+    assert_eq!((status, body.error.as_str()), (StatusCode::TOO_MANY_REQUESTS, "busy"), "{}", body.message);
+    member.connect().await.join(&own).await.unwrap();
+    let text = coordinator.metrics().await;
+    assert!(text.contains("coordinator_enrolments_total{result=\"token\"} 10"), "{text}");
+    assert!(text.contains("coordinator_enrolments_total{result=\"blocked\"} 1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_reports_without_end_is_told_to_wait() {
+    let coordinator = Coordinator::start().await;
+    let (node, joined) = coordinator.join("n1").await;
+    let (other, _) = coordinator.join("n2").await;
+    let mut channel = node.connect().await;
+    let report = |node: &Node| Report { facts: node.facts(), applied: joined.netmap.revision, warnings: Vec::new() };
+    let mut taken = 0;
+    let (status, body) = loop {
+        match channel.post::<ReportResponse>("/v1/report", &report(&node)).await {
+            Ok(_) => taken += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!((10..20).contains(&taken), "{taken}");
+    assert_eq!((status, body.error.as_str()), (StatusCode::TOO_MANY_REQUESTS, "busy"));
+    let _: ReportResponse = other.connect().await.post("/v1/report", &report(&other)).await.unwrap();
+    until("it may report again", async || {
+        node.connect().await.post::<ReportResponse>("/v1/report", &report(&node)).await.is_ok()
+    })
+    .await;
 }

@@ -113,6 +113,30 @@ async fn a_report_makes_the_revision_live_and_tells_the_node_what_is_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn changes_of_tokens_reach_no_node() {
+    let coordinator = Coordinator::start().await;
+    let (node, joined) = coordinator.join("n1").await;
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    let held = snapshot(lines.next().await).revision;
+    let report = Report { facts: node.facts(), applied: joined.netmap.revision, warnings: Vec::new() };
+    let _: ReportResponse = channel.post("/v1/report", &report).await.unwrap();
+    for _ in 0..100 {
+        coordinator.token().await;
+    }
+
+    let status = coordinator.status().await;
+    assert!(status.revision.0 >= held.0 + 100);
+    assert_eq!(status.live.current, 1, "the node has in force what the revision means to it");
+    let mut again = node.connect().await;
+    let mut resumed = again.watch(Some(held.0)).await.unwrap();
+    assert_eq!(resumed.next().await, Some(WatchEvent::Alive { revision: held }));
+    coordinator.save(&SERVICES.replace("7070", "7071"));
+    let Some(WatchEvent::Delta { delta }) = resumed.next().await else { panic!("the edit comes next") };
+    assert!(delta.from == held && delta.to.0 > held.0 + 100 && !delta.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_admits_once_and_the_same_node_again() {
     let coordinator = Coordinator::start().await;
     let token = coordinator.token().await;

@@ -27,6 +27,10 @@ const HARD: Duration = Duration::from_secs(60);
 const HARD_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait after that.
 const SOFT_WAIT: Duration = Duration::from_secs(15);
+/// How long a request waits that the coordinator had no time for.
+const BUSY: Duration = Duration::from_secs(1);
+/// How often a request to join is sent again for that reason.
+const BUSY_TRIES: usize = 5;
 /// How long several changes are gathered into one report.
 const COALESCE: Duration = Duration::from_millis(30);
 
@@ -52,8 +56,16 @@ pub struct LinkState {
 pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, LinkError> {
     let mut worst: Option<LinkError> = None;
     for address in &dial.coordinators {
-        let attempt = async { Channel::open(dial, address).await?.join(request).await };
-        match attempt.await {
+        let attempt = async || Channel::open(dial, address).await?.join(request).await;
+        let mut answer = attempt().await;
+        for _ in 0..BUSY_TRIES {
+            if !matches!(&answer, Err(LinkError::Refused(body)) if body.error == "busy") {
+                break;
+            }
+            sleep(BUSY).await;
+            answer = attempt().await;
+        }
+        match answer {
             Ok(response) => return Ok(response),
             Err(error @ LinkError::Refused(_)) => return Err(error),
             Err(error) => {
@@ -140,6 +152,10 @@ impl Link {
                 let Some(newest) = newest else { continue };
                 match channel.report(&newest).await {
                     Ok(answer) => refused.send_modify(|s| s.refused = answer.refused),
+                    Err(LinkError::Refused(body)) if body.error == "busy" => {
+                        sleep(BUSY).await;
+                        report.mark_changed();
+                    }
                     Err(LinkError::Refused(body)) => {
                         refused.send_modify(|s| s.refused = vec![body.message]);
                     }

@@ -127,6 +127,33 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
 }
 
 #[tokio::test]
+async fn what_the_coordinator_had_no_time_for_is_sent_again() {
+    let busy = std::sync::atomic::AtomicBool::new(true);
+    let server = Server::start(move |request| match request.path.as_str() {
+        "/v1/report" if busy.swap(false, std::sync::atomic::Ordering::Relaxed) => refuse("busy"),
+        "/v1/report" => ok(&ReportResponse { observed: [127, 0, 0, 1].into(), refused: vec!["taken".into()] }),
+        _ => Response::new(Full::new(Bytes::from(
+            serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n",
+        ))),
+    })
+    .await;
+    let state = watch::Sender::new(LinkState::default());
+    let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
+    let link = Link {
+        dial: server.dial(&[server.key]),
+        current: None,
+        maps: watch::Sender::new(None),
+        state: state.clone(),
+        report: watch::Sender::new(Some(report)).subscribe(),
+    };
+    let running = tokio::spawn(link.run());
+
+    let mut state = state.subscribe();
+    state.wait_for(|s| s.refused == ["taken"]).await.unwrap();
+    running.abort();
+}
+
+#[tokio::test]
 async fn a_line_that_is_no_event_ends_the_watch_with_a_reason() {
     let server = Server::start(|_| Response::new(Full::new(Bytes::from("{\"type\":\"snapshot\"}\n")))).await;
     let mut channel = Channel::open(&server.dial(&[server.key]), &server.address).await.unwrap();

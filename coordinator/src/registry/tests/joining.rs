@@ -1,7 +1,5 @@
 //! Tokens, joins and expulsions.
 
-use std::sync::{Barrier, Mutex};
-
 use super::*;
 
 const UNUSABLE: &str = "the token is unknown, used or expired; make a new one with mesh-coordinator token create";
@@ -116,7 +114,7 @@ fn a_site_that_left_the_file_admits_nobody() {
 }
 
 #[test]
-fn a_revoked_machine_never_returns_and_its_name_is_free() {
+fn a_revoked_machine_never_returns_and_its_name_needs_a_token_for_it() {
     let mut registry = registry();
     join(&mut registry, 1, "a", "dc", &[]).unwrap();
     revoke(&mut registry, "a").unwrap();
@@ -129,7 +127,11 @@ fn a_revoked_machine_never_returns_and_its_name_is_free() {
     assert_refused(revoke(&mut registry, "a"), "unknown_node", &["no node `a`"]);
 
     let old = "241.1.0.1";
-    join(&mut registry, 2, "a", "dc", &[]).unwrap();
+    let parts = ["a node `a` was revoked", "token create --site dc --name a"];
+    assert_refused(join(&mut registry, 2, "a", "dc", &[]), "name", &parts);
+    let name = Some("a".parse().unwrap());
+    registry.apply(Change::TokenCreate(TokenSpec { name, ..spec(3, "dc") }), BY, NOW).unwrap();
+    ask(&mut registry, 2, request(3, "a", facts(2, &[]))).unwrap();
     assert_ne!(node(&registry, "a").address.to_string(), old);
     assert_eq!(node(&registry, "a").id.0, 2);
 }
@@ -162,6 +164,51 @@ fn tokens_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn names_that_the_file_refers_to_are_known_until_somebody_has_them() {
+    let mut registry = registry();
+    let awaited =
+        |registry: &Registry| names::awaited(&registry.world()).iter().map(|n| n.to_string()).collect::<Vec<_>>();
+    assert_eq!(awaited(&registry), ["n1", "vm"]);
+    join(&mut registry, 1, "vm", "dc", &[]).unwrap();
+    assert_eq!(awaited(&registry), ["n1"]);
+    assert!(names::refers(&registry.world(), &"vm".parse().unwrap()));
+    assert!(!names::refers(&registry.world(), &"other".parse().unwrap()));
+}
+
+#[test]
+fn the_operator_learns_why_a_token_was_refused() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "dc", &[]).unwrap();
+    token(&mut registry, 2, "dc");
+    let why = |token, secret, now| registry.why_unusable(&id(token), &TokenSecret([secret; 32]), now);
+    assert!(why(1, 1, NOW).contains("used up"));
+    assert!(why(2, 3, NOW).contains("secret"));
+    assert!(why(2, 2, later(900)).contains("expired"));
+    assert!(why(9, 9, NOW).contains("unknown"));
+}
+
+#[test]
+fn changes_of_tokens_alter_no_nodes_map() {
+    let mut registry = registry();
+    join(&mut registry, 1, "a", "dc", &[]).unwrap();
+    let before = registry.world();
+    for number in 2..200 {
+        token(&mut registry, number, "dc");
+    }
+    let after = registry.world();
+    assert_eq!(after.revision.0, before.revision.0 + 198);
+    assert!(before.plans_like(&after));
+    for revision in before.revision.0..=after.revision.0 {
+        let known = registry.world_at(Revision(revision)).unwrap();
+        assert!(known.revision.0 == revision && known.plans_like(&after));
+    }
+    assert!(registry.world_at(Revision(after.revision.0 + 1)).is_none(), "it does not exist yet");
+    join(&mut registry, 200, "b", "dc", &[]).unwrap();
+    assert!(!before.plans_like(&registry.world()));
+    assert!(registry.world_at(after.revision).unwrap().plans_like(&before));
+}
+
+#[test]
 fn tokens_are_forgotten_a_week_after_their_end() {
     let mut registry = registry();
     token(&mut registry, 1, "dc");
@@ -170,26 +217,4 @@ fn tokens_are_forgotten_a_week_after_their_end() {
     assert_eq!(registry.tokens().count(), 2);
     registry.apply(Change::TokenCreate(spec(3, "dc")), BY, later(900 + week)).unwrap();
     assert_eq!(registry.tokens().map(|(id, _)| id.to_owned()).collect::<Vec<_>>(), [id(2), id(3)]);
-}
-
-#[test]
-fn sixty_four_machines_racing_for_a_one_time_token_give_one_node() {
-    let mut registry = registry();
-    token(&mut registry, 200, "dc");
-    let registry = Mutex::new(registry);
-    let start = Barrier::new(64);
-    let joined: usize = std::thread::scope(|scope| {
-        let racer = |number: u8| {
-            let (registry, start) = (&registry, &start);
-            scope.spawn(move || {
-                start.wait();
-                let request = request(200, &format!("n{number}"), facts(number, &[]));
-                usize::from(ask(&mut registry.lock().unwrap(), number, request).is_ok())
-            })
-        };
-        let racers: Vec<_> = (1..=64).map(racer).collect();
-        racers.into_iter().map(|racer| racer.join().unwrap()).sum()
-    });
-    assert_eq!(joined, 1);
-    assert_eq!(registry.lock().unwrap().world().nodes.len(), 1);
 }

@@ -106,7 +106,10 @@ fn strangers_get_a_bounded_number_of_lines() {
     }
     assert_eq!(registry.world().revision.0 - before.0, 10);
     let told = texts(&registry);
-    assert_eq!(told[1], "stranger:192.0.2.9 join_refused refused to let n9 join: token");
+    assert_eq!(
+        told[1],
+        "stranger:192.0.2.9 join_refused refused to let n9 join: the token is unknown: made elsewhere, revoked, or over for a week"
+    );
     let error = ask(&mut registry, 9, request(9, "n9", facts(9, &[])));
     assert_refused(error, "token", &[]);
     let change =

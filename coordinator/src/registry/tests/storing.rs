@@ -168,8 +168,9 @@ fn a_store_that_is_not_understood_is_an_error_with_advice() {
 #[test]
 fn the_last_64_worlds_are_kept() {
     let mut registry = registry();
-    for number in 0..70 {
-        token(&mut registry, number, "dc");
+    join(&mut registry, 1, "n1", "dc", &[]).unwrap();
+    for mtu in 1300..1370 {
+        report(&mut registry, 1, NodeFacts { mtu, ..facts(1, &[]) }).unwrap();
     }
     let now = registry.world().revision.0;
     assert_eq!(registry.world_at(Revision(now)).unwrap().revision, Revision(now));

@@ -1,0 +1,147 @@
+//! `POST /v1/join`: a stranger becomes a member, or learns nothing about why not.
+//!
+//! ```text
+//! one request per connection ─▶ address not blocked? ─▶ body ─▶ a stranger's turn ─▶ registry ─▶ log, metrics
+//! ```
+//! A member that asks again (its answer was lost) passes by the strangers' limits.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::{Extension, Json};
+use mesh_proto::id::NodeName;
+use mesh_proto::plan::plan;
+use mesh_proto::wire::{self, JoinRequest, JoinResponse};
+use mesh_proto::world::World;
+
+use crate::hub::{Hub, now};
+use crate::registry::{Actor, Change, Refused, names};
+use crate::server::Peer;
+use crate::session::{Context, Failure, read};
+
+/// The largest body of a stranger, in bytes: a request with all lists full takes less.
+const MAX_BODY: usize = 128 * 1024;
+
+/// Why nobody joined.
+enum Denial {
+    /// The request is not one: the answer to it.
+    Malformed(Failure),
+    /// The registry said no. The sentence tells the operator what the answer hides.
+    Refused(Refused, Option<&'static str>),
+}
+
+impl Denial {
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Refused(refused, _) => refused.word,
+        }
+    }
+
+    /// Says whether it may be one of many guesses. A good token with a bad name or site is none.
+    fn is_guess(&self) -> bool {
+        ["malformed", "token", "revoked"].contains(&self.word())
+    }
+}
+
+impl From<Refused> for Denial {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused, None)
+    }
+}
+
+/// Answers a request to join.
+pub(crate) async fn join(
+    State(Context { hub, .. }): State<Context>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Result<Json<JoinResponse>, Failure> {
+    let Some(_only) = peer.begin_join() else {
+        return Err(busy("a request to join is under way on this connection; wait for its answer").into());
+    };
+    match admit(&hub, &peer, request).await {
+        Ok(response) => {
+            hub.metrics.enrolment("accepted");
+            peer.welcome();
+            tracing::info!(node = %response.node, site = %response.site, peer = %peer.observed, "joined");
+            Ok(Json(response))
+        }
+        Err(denial) => {
+            hub.metrics.enrolment(denial.word());
+            let begins = denial.is_guess() && hub.failed(peer.observed);
+            let (hidden, failure) = match denial {
+                Denial::Malformed(failure) => (None, failure),
+                Denial::Refused(refused, hidden) => (hidden, refused.into()),
+            };
+            let body = failure.body();
+            let reason = hidden.unwrap_or(&body.message);
+            tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error, "join refused: {reason}");
+            if begins {
+                hub.metrics.enrolment("blocked");
+                tracing::warn!(peer = %peer.observed, "too many joins failed; this address is refused for a minute");
+            }
+            Err(failure)
+        }
+    }
+}
+
+async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResponse, Denial> {
+    let is_member = hub.world().member(&peer.identity).is_some();
+    if is_member && !hub.may_report(peer.identity) {
+        return Err(busy("this node asks too often; try again in a second").into());
+    }
+    if !is_member && hub.is_blocked(peer.observed) {
+        return Err(busy("too many joins from this address failed; wait a minute and try again").into());
+    }
+    let most = if is_member { wire::MAX_REQUEST } else { MAX_BODY };
+    let request: JoinRequest = read(request, most).await.map_err(Denial::Malformed)?;
+    let _turn = if is_member { None } else { Some(hub.strangers_turn().await?) };
+    let (identity, observed) = (peer.identity, peer.observed);
+    let answer = hub.with(move |registry| {
+        let (token, secret) = (request.token.clone(), request.secret.clone());
+        let before = registry.world();
+        let by = before.member(&identity).cloned().map_or(Actor::Stranger(observed), Actor::Node);
+        let applied = registry.apply(Change::Join { identity, request, observed }, by, now());
+        let applied = applied.map_err(|refused| {
+            let hidden = (refused.word == "token").then(|| registry.why_unusable(&token, &secret, now()));
+            Denial::Refused(refused, hidden)
+        })?;
+        let chosen = registry.token(&token).is_some_and(|token| token.name.is_none());
+        let is_new = before.member(&identity).is_none();
+        if let Some(node) = applied.node.as_ref().filter(|node| is_new && chosen && names::refers(&before, node)) {
+            let advice = "the node chose it itself, its token was made without --name";
+            tracing::warn!(%node, peer = %observed, "a name of services.toml is taken: {advice}");
+        }
+        Ok::<_, Denial>(applied)
+    });
+    let applied = answer.await?;
+    let world = hub.world();
+    let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
+    response.ok_or_else(|| {
+        let message = "the node was admitted and is gone already; was it revoked? Join again";
+        Refused { word: "internal", message: message.into() }.into()
+    })
+}
+
+fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
+    let record = world.nodes.get(&node)?;
+    let netmap = plan(world, &node)?;
+    Some(JoinResponse {
+        version: wire::VERSION,
+        id: record.id,
+        site: record.site.clone(),
+        mesh: world.mesh.name.clone(),
+        range: world.mesh.range,
+        address: record.address,
+        blocks: record.blocks.clone(),
+        pins: vec![hub.key],
+        coordinators: hub.config.public.clone(),
+        netmap,
+        refused,
+        node,
+    })
+}
+
+fn busy(message: &str) -> Refused {
+    Refused { word: "busy", message: message.into() }
+}
