@@ -112,6 +112,8 @@ pub enum FileState {
     Rejected,
     /// It is missing or cannot be read; what was in force before still is.
     Unreadable,
+    /// Another coordinator's file is in force, and differs.
+    Superseded,
 }
 
 /// The nodes.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::store::etcd::Options;
+
 /// Where coordinator.toml lies unless `--config` says otherwise.
 pub const CONFIG: &str = "/etc/mesh-coordinator/coordinator.toml";
 /// Where the admin socket lies unless `admin_socket` or `--socket` says otherwise.
@@ -19,7 +21,8 @@ pub const PORT: u16 = 7700;
 const STATE_DIR: &str = "/var/lib/mesh-coordinator";
 const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
 const METRICS: &str = "127.0.0.1:9587";
-const KEYS: [&str; 7] = ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store"];
+const KEYS: [&str; 8] = ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd"];
+const ETCD_KEYS: [&str; 6] = ["prefix", "ca", "cert", "key", "user", "password_file"];
 /// Most addresses in `listen` and in `public`; a join token has room for as many.
 const MAX_ADDRESSES: usize = 8;
 
@@ -38,6 +41,8 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// `metrics`: where Prometheus reads; none if the file says `metrics = ""`.
     pub metrics: Option<SocketAddr>,
+    /// `store` and `[etcd]`: the etcd that holds the mesh; a file in `state_dir` if `None`.
+    pub etcd: Option<Options>,
 }
 
 impl Default for Config {
@@ -49,6 +54,7 @@ impl Default for Config {
             services: SERVICES.into(),
             admin_socket: ADMIN_SOCKET.into(),
             metrics: METRICS.parse().ok(),
+            etcd: None,
         }
     }
 }
@@ -96,6 +102,9 @@ impl Config {
         for (key, value) in table.get_ref() {
             config.set(key, value, &mut reader);
         }
+        if let Some(table) = table.get_ref().get("etcd") {
+            reader.etcd(table, config.etcd.as_mut());
+        }
         if reader.errors.is_empty() { Ok(config) } else { Err(ConfigError::Content(reader.errors.trim_end().into())) }
     }
 
@@ -113,19 +122,10 @@ impl Config {
             "services" => reader.path(value, &mut self.services),
             "admin_socket" => reader.path(value, &mut self.admin_socket),
             "metrics" => self.metrics = reader.metrics(value),
-            "store" => reader.store(value),
-            unknown => {
-                let near = KEYS
-                    .iter()
-                    .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
-                    .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
-                    .min();
-                let advice = match near {
-                    Some((_, known)) => format!("did you mean `{known}`?"),
-                    None => format!("the keys are {}", KEYS.join(", ")),
-                };
-                reader.error(key.span().start, &format!("unknown key `{unknown}`; {advice}"));
-            }
+            "store" => self.etcd = reader.store(value),
+            // Read when `store` is known.
+            "etcd" => {}
+            unknown => reader.unknown(key.span().start, unknown, &KEYS),
         }
     }
 }
@@ -218,17 +218,68 @@ impl Reader<'_> {
         address
     }
 
-    fn store(&mut self, value: &Spanned<DeValue<'_>>) {
-        match self.string(value) {
-            Some("embedded") | None => {}
-            Some(word) if word.starts_with("etcd://") => {
-                self.error(value.span().start, "the etcd store is not built yet; use store = \"embedded\"")
+    fn store(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Options> {
+        match self.string(value)? {
+            "embedded" => None,
+            word if word.starts_with("etcd://") || word.starts_with("etcds://") => {
+                let options = Options::parse(word);
+                options.map_err(|message| self.error(value.span().start, &message)).ok()
             }
-            Some(word) => {
-                let message = format!("`{word}` is not a store; use store = \"embedded\"");
+            word => {
+                let message =
+                    format!("`{word}` is not a store; use store = \"embedded\" or store = \"etcd://HOST:PORT\"");
                 self.error(value.span().start, &message);
+                None
             }
         }
+    }
+
+    fn etcd(&mut self, value: &Spanned<DeValue<'_>>, options: Option<&mut Options>) {
+        let at = value.span().start;
+        let DeValue::Table(table) = value.get_ref() else {
+            self.error(at, "expected a table: [etcd]");
+            return;
+        };
+        let Some(options) = options else {
+            if self.errors.is_empty() {
+                self.error(at, "[etcd] is for store = \"etcd://HOST:PORT\"; write that, or remove the table");
+            }
+            return;
+        };
+        for (key, value) in table {
+            let mut path = PathBuf::new();
+            match key.get_ref().as_ref() {
+                "prefix" => options.prefix = self.string(value).map(str::to_owned),
+                "user" => options.user = self.string(value).map(str::to_owned),
+                word @ ("ca" | "cert" | "key" | "password_file") => {
+                    self.path(value, &mut path);
+                    let place = match word {
+                        "ca" => &mut options.ca,
+                        "cert" => &mut options.cert,
+                        "key" => &mut options.key,
+                        _ => &mut options.password_file,
+                    };
+                    *place = Some(path);
+                }
+                unknown => self.unknown(key.span().start, unknown, &ETCD_KEYS),
+            }
+        }
+        if let Some(contradiction) = options.contradiction() {
+            self.error(at, contradiction);
+        }
+    }
+
+    fn unknown(&mut self, at: usize, unknown: &str, keys: &[&str]) {
+        let near = keys
+            .iter()
+            .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+            .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
+            .min();
+        let advice = match near {
+            Some((_, known)) => format!("did you mean `{known}`?"),
+            None => format!("the keys are {}", keys.join(", ")),
+        };
+        self.error(at, &format!("unknown key `{unknown}`; {advice}"));
     }
 }
 
@@ -264,14 +315,34 @@ mod tests {
 
     #[test]
     fn all_errors_are_told_in_one_run_with_line_column_and_advice() {
-        let errors = parse("listn = \"0.0.0.0:1\"\npublic = [\"nohost\", 7]\nmetrics = \"x\"\nstore = \"etcd://a\"\n")
+        let errors = parse("listn = \"0.0.0.0:1\"\npublic = [\"nohost\", 7]\nmetrics = \"x\"\nstore = \"etcd:/a\"\n")
             .unwrap_err();
         let lines: Vec<&str> = errors.lines().collect();
         assert_eq!(lines.len(), 5, "{errors}");
         assert_eq!(lines[0], "/etc/x/coordinator.toml:1:1: unknown key `listn`; did you mean `listen`?");
         assert!(lines.iter().any(|l| l.starts_with("/etc/x/coordinator.toml:2:11: `nohost` is not")), "{errors}");
         assert!(lines.iter().any(|l| l.contains(":2:21: expected a string")), "{errors}");
-        assert!(lines.iter().any(|l| l.contains("not built yet")), "{errors}");
+        assert!(lines.iter().any(|l| l.contains("is not a store")), "{errors}");
+    }
+
+    #[test]
+    fn the_store_in_etcd_is_read_with_its_table_wherever_it_stands() {
+        let config =
+            parse("store = \"etcds://a,b:1\"\n[etcd]\nca = \"ca.pem\"\nuser = \"mesh\"\npassword_file = \"/p\"\n");
+        let etcd = config.unwrap().etcd.unwrap();
+        assert_eq!(etcd.endpoints, ["a:2379", "b:1"]);
+        assert_eq!(etcd.ca.as_deref(), Some(Path::new("/etc/x/ca.pem")));
+        assert_eq!((etcd.user.as_deref(), etcd.password_file.as_deref()), (Some("mesh"), Some(Path::new("/p"))));
+        for (text, says) in [
+            ("store = \"etcd://a\"\n[etcd]\nca = \"x\"\n", ":2:1: `ca`, `cert` and `key` are for TLS"),
+            ("store = \"etcds://a\"\n[etcd]\ncert = \"x\"\n", "`cert` and `key` belong together"),
+            ("store = \"etcd://a\"\n[etcd]\nuser = \"x\"\n", "`user` and `password_file` belong together"),
+            ("store = \"etcd://a\"\n[etcd]\npasswordfile = \"x\"\n", "did you mean `password_file`?"),
+            ("[etcd]\nuser = \"x\"\n", "is for store = "),
+        ] {
+            let errors = parse(text).unwrap_err();
+            assert!(errors.contains(says), "{errors}");
+        }
     }
 
     #[test]

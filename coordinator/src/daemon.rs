@@ -20,8 +20,9 @@ use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
 use crate::registry::{OpenError, Registry, Setup};
 use crate::server::{self, Doors};
-use crate::store::{self, StoreError};
-use crate::watch::{follow, load};
+use crate::sharing::keep_up;
+use crate::store::{self, Etcd, Store, StoreError};
+use crate::watch::{begin, follow, load};
 use crate::{metrics, tls};
 
 /// The store's file inside the state directory.
@@ -80,10 +81,10 @@ pub struct Running {
 /// `StartError` if anything is missing that the mesh needs.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let identity = Identity::load(&config.state_dir)?;
-    let path = config.state_dir.join(STORE);
-    let setup = Setup { name: name(&config.state_dir), underlay: underlay(&config), parse };
+    let name = name(&config.state_dir);
+    let setup = Setup { name: name.clone(), underlay: underlay(&config), parse };
     let underlay = setup.underlay.clone();
-    let registry = Registry::open(store::open_embedded(&path)?, setup)?;
+    let (registry, store) = open(&config, &name, identity.public(), setup).await?;
     let acceptor = TlsAcceptor::from(tls::server(&identity)?);
     let mut listeners = Vec::new();
     for &address in &config.listen {
@@ -99,8 +100,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin_socket = config.admin_socket.clone();
     let key = identity.public();
     let unserved = config.metrics.filter(|_| metrics.is_none());
-    let hub = Hub::new(config, key, listen.clone(), unserved, path, registry, underlay);
-    load(&hub).await;
+    let hub = Hub::new(config, key, listen.clone(), unserved, store, registry, underlay);
+    begin(&hub).await;
 
     let (stop, stopping) = watch::channel(false);
     let doors = Doors::new();
@@ -112,11 +113,36 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     servers.spawn(admin::serve(admin_listener, Arc::clone(&hub), stopping));
     let mut helpers = JoinSet::new();
     helpers.spawn(follow(Arc::clone(&hub)));
+    helpers.spawn(keep_up(Arc::clone(&hub)));
     if let Some(listener) = metrics_listener {
         helpers.spawn(metrics::serve(listener, Arc::clone(&hub)));
     }
     tracing::info!(?listen, key = %key, revision = %hub.world().revision, "the coordinator is ready");
     Ok(Running { listen, metrics, key, admin_socket, hub, stop, servers, helpers })
+}
+
+/// Opens the registry on the store that the configuration names, and says where that is.
+async fn open(
+    config: &Config,
+    name: &MeshName,
+    key: IdentityKey,
+    setup: Setup,
+) -> Result<(Registry, PathBuf), StartError> {
+    let file = config.state_dir.join(STORE);
+    let Some(etcd) = config.etcd.clone() else {
+        return Ok((Registry::open(store::open_embedded(&file)?, setup)?, file));
+    };
+    let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{name}"));
+    let shown = PathBuf::from(etcd.shown(&prefix));
+    // Etcd is waited for, which only blocking threads may do.
+    let opening = tokio::task::spawn_blocking(move || {
+        let store: Box<dyn Store> = Box::new(Etcd::open(&etcd, &prefix, &key.to_string())?);
+        Ok(Registry::open(store, setup)?)
+    });
+    match opening.await {
+        Ok(opened) => opened.map(|registry| (registry, shown)),
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 impl Running {

@@ -60,7 +60,8 @@ impl Feed {
     ) -> Self {
         let guard = hub.open_watch(node.clone()).await;
         let worlds = hub.worlds();
-        let known = match held.filter(|held| *held > hub.first) {
+        // Another coordinator may be of another version, so that only a snapshot is sure to fit what the node has.
+        let known = match held.filter(|held| *held > hub.first && !hub.is_shared()) {
             Some(held) => hub.with(move |registry| registry.world_at(held)).await,
             None => None,
         };

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::limits::{Failures, Reports};
 use crate::metrics::Metrics;
 use crate::registry::{Actor, Applied, Change, Refused, Registry};
+use crate::store::Seen;
 use crate::watch::FileReport;
 
 /// Most requests of members that may wait for the registry at once; more are answered `busy`.
@@ -42,8 +43,12 @@ pub(crate) struct Hub {
     pub(crate) listen: Vec<SocketAddr>,
     /// Where metrics should be served and cannot be.
     pub(crate) unserved: Option<SocketAddr>,
-    /// The store's file.
+    /// The store's file, or where its etcd is.
     pub(crate) store: PathBuf,
+    /// What is seen of a store that other coordinators may use; none if it is ours alone.
+    pub(crate) seen: Option<watch::Receiver<Seen>>,
+    /// When we last looked what others committed.
+    pub(crate) looked: Mutex<Option<tokio::time::Instant>>,
     /// When the coordinator started.
     pub(crate) started: Instant,
     /// Counters.
@@ -112,6 +117,8 @@ impl Hub {
             listen,
             unserved,
             store,
+            seen: registry.follow(),
+            looked: Mutex::default(),
             started: Instant::now(),
             metrics: Metrics::default(),
             first: world.revision,

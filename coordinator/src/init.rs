@@ -53,9 +53,11 @@ pub fn init(words: &cli::Init) -> Result<Vec<String>, InitError> {
     let made = if fresh { "made" } else { "kept" };
     said.push(format!("{made} the identity key {} in {}", identity.public(), config.state_dir.display()));
     let store = config.state_dir.join(STORE);
-    let made = if store.exists() { "kept" } else { "made" };
-    drop(store::open_embedded(&store)?);
-    said.push(format!("{made} the store {}", store.display()));
+    if config.etcd.is_none() {
+        let made = if store.exists() { "kept" } else { "made" };
+        drop(store::open_embedded(&store)?);
+        said.push(format!("{made} the store {}", store.display()));
+    }
     write_new(&config.state_dir.join(NAME), &format!("{}\n", words.name))?;
     let made = if write_new(&config.services, &services_toml(words))? { "wrote" } else { "kept" };
     said.push(format!("{made} {}", config.services.display()));

@@ -29,6 +29,7 @@ pub mod render;
 mod report;
 mod server;
 mod session;
+mod sharing;
 pub mod store;
 pub mod tls;
 pub mod verbs;

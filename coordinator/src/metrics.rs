@@ -87,7 +87,7 @@ pub(crate) async fn text(hub: &Arc<Hub>) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("coordinator_build", "The version of this program", version);
-    let good_file = status.services.state == FileState::Accepted;
+    let good_file = matches!(status.services.state, FileState::Accepted | FileState::Superseded);
     let gauges = [
         ("coordinator_nodes", "Nodes that have joined", status.live.nodes),
         ("coordinator_nodes_connected", "Nodes that listen for changes", status.live.connected),

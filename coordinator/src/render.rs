@@ -37,6 +37,11 @@ pub fn status(status: &Status) -> String {
         FileState::Unreadable => {
             format!("{path}: unreadable, noticed {age} ago; the last accepted text stays in force")
         }
+        FileState::Superseded => {
+            format!(
+                "{path}: not in force, for another coordinator took its own later; save this one to put it in force"
+            )
+        }
         FileState::Unread => format!("{path}: not read yet"),
     };
     line("services.toml", &state);

@@ -16,7 +16,10 @@ use crate::registry::{LiveNode, TokenRecord};
 /// Says how the mesh is.
 pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
     let (world, notes) = snapshot(hub).await;
-    let services = hub.file().status();
+    let mut services = hub.file().status();
+    if services.state == api::FileState::Accepted && hub.is_other_in_force().await {
+        services.state = api::FileState::Superseded;
+    }
     let mut live = api::Live { current: 0, connected: 0, nodes: 0 };
     let mut warnings = Vec::new();
     for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
@@ -28,6 +31,9 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
         live.current += usize::from(current);
         let said = note.map(|note| note.warnings.as_slice()).unwrap_or_default();
         warnings.extend(said.iter().map(|warning| format!("{name}: {warning}")));
+    }
+    if let Some(error) = hub.store_error() {
+        warnings.push(format!("the store does not answer, nodes keep what they have: {error}"));
     }
     if hub.config.public.is_empty() {
         warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());

@@ -118,7 +118,12 @@ async fn watch(
         let message = format!("{}; write /v1/watch?revision=N", rejection.body_text());
         Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
     })?;
+    hub.catch_up().await;
     let node = member(&hub, &peer).await?;
+    if hub.is_shared() && revision.is_some_and(|held| held > hub.world().revision.0) {
+        let message = "this coordinator is behind the one that the node was connected to, since its store does not answer; try another, or again in a few seconds";
+        return Err(Refused { word: "busy", message: message.into() }.into());
+    }
     let feed = Feed::open(hub, peer.identity, node, revision.map(Revision), stop).await;
     let body = Body::from_stream(feed.into_stream());
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
@@ -159,6 +164,10 @@ async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
         return Ok(node.clone());
     }
     let _turn = hub.strangers_turn().await?;
+    hub.catch_up().await;
+    if let Some(node) = hub.world().member(&peer.identity) {
+        return Ok(node.clone());
+    }
     let identity = peer.identity;
     let refused = if hub.with(move |registry| registry.is_revoked(&identity)).await {
         Refused {

@@ -101,7 +101,8 @@ fn json(answer: &impl Serialize) -> String {
 
 async fn status(cli: &Cli) -> Result<Outcome, AskError> {
     let status: api::Status = fetch(&cli.socket, "/v1/status").await?;
-    let degraded = status.services.state != api::FileState::Accepted;
+    let in_order = [api::FileState::Accepted, api::FileState::Superseded];
+    let degraded = !in_order.contains(&status.services.state);
     Ok(Outcome {
         out: printed(cli.output, &status, render::status),
         code: if degraded { DEGRADED } else { 0 },

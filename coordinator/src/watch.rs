@@ -155,6 +155,17 @@ fn stamp(path: &Path) -> Stamp {
     Some((at.dev(), at.ino(), at.len(), at.mtime(), at.mtime_nsec()))
 }
 
+/// Reads the file at the start, and puts it in force unless another coordinator's is.
+pub(crate) async fn begin(hub: &Arc<Hub>) {
+    let text = read(&hub.config.services).unwrap_or_default();
+    if !hub.is_superseded(&text).await {
+        return load(hub).await;
+    }
+    let file = hub.config.services.display();
+    tracing::warn!(%file, "not taken: another coordinator's services.toml is in force; save this one to put it in force");
+    hub.file().enter(FileState::Superseded, Outcome::default());
+}
+
 /// Reads the file and puts it in force, or says why not.
 pub(crate) async fn load(hub: &Arc<Hub>) {
     let path = hub.config.services.clone();
@@ -166,7 +177,7 @@ pub(crate) async fn load(hub: &Arc<Hub>) {
                 tracing::warn!("{warning}");
             }
         }
-        FileState::Rejected | FileState::Unreadable | FileState::Unread => {
+        FileState::Rejected | FileState::Unreadable | FileState::Unread | FileState::Superseded => {
             hub.metrics.reload("refused");
             tracing::error!("services.toml is not taken; what was in force before still is\n{}", outcome.rendered);
         }
@@ -193,9 +204,11 @@ async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Outcome) {
         }
     };
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
+    let taken = text.clone();
     let change = Change::Services { file: file.clone(), text, services: Arc::new(parsed.services) };
     match hub.apply(change, Actor::File).await {
         Ok(applied) => {
+            hub.note_taken(&taken);
             tracing::info!(%file, revision = %applied.revision, altered = applied.altered, "services.toml is in force");
             let warnings = warnings.into_iter().chain(applied.refused).collect();
             let outcome = Outcome { warnings, ..Outcome::default() };

@@ -18,6 +18,7 @@ mod log;
 pub mod names;
 mod records;
 mod services;
+mod sharing;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ use deed::{Deed, Refusals};
 use history::History;
 pub use live::{Live, LiveNode};
 pub use log::{Entry, LogHash, LogHead, Logged};
+use sharing::Failed;
 use state::State;
 pub use state::{Accepted, Revoked};
 pub use tokens::{TokenRecord, TokenSpec};
@@ -193,18 +195,22 @@ impl Registry {
     /// # Errors
     /// `Refused` if the change may not happen, or could not be stored; then nothing of it happened.
     pub fn apply(&mut self, change: Change, by: Actor, now: UnixTime) -> Result<Applied, Refused> {
-        let deed = Deed::of(&change);
-        let (next, mut applied) = match self.decide(change, now) {
-            Ok(decided) => decided,
-            Err(refused) => {
-                self.note_refusal(deed, &by, &refused, now);
-                return Err(refused);
+        match self.persist(|registry| registry.attempt(&change, &by, now)) {
+            Ok(applied) => Ok(applied),
+            Err(Failed::Decided(refused)) => {
+                self.note_refusal(Deed::of(&change), &by, &refused, now);
+                Err(refused)
             }
-        };
+            Err(Failed::Stored(error)) => Err(error.into()),
+        }
+    }
+
+    fn attempt(&mut self, change: &Change, by: &Actor, now: UnixTime) -> Result<Applied, Failed> {
+        let (next, mut applied) = self.decide(change.clone(), now)?;
         let writes = records::differences(&self.state, &next).map_err(|error| Refused::new("internal", error))?;
         applied.altered = !writes.is_empty();
         if applied.altered {
-            let entry = deed.done(&by, &applied, &self.state.world, &next.world, now);
+            let entry = Deed::of(change).done(by, &applied, &self.state.world, &next.world, now);
             self.commit(next, writes, entry)?;
         }
         applied.revision = self.state.world.revision;
@@ -317,21 +323,17 @@ impl Registry {
     }
 
     /// Stores a new state with its log entry, and puts it in force.
-    fn commit(&mut self, mut next: State, mut writes: Vec<Write>, mut entry: Entry) -> Result<(), Refused> {
+    fn commit(&mut self, mut next: State, mut writes: Vec<Write>, mut entry: Entry) -> Result<(), Failed> {
         let expected = self.state.world.revision;
         let revision = Revision(expected.0 + 1);
         Arc::make_mut(&mut next.world).revision = revision;
         (entry.from, entry.to) = (expected, revision);
         let internal = |error| Refused::new("internal", error);
         writes.push(next.log.append(entry).map_err(internal)?);
-        match next.log.compact(&*self.store, log::MAX_ENTRIES) {
-            Ok(gone) => writes.extend(gone),
-            Err(error) => return Err(self.recover(error)),
-        }
+        let gone = next.log.compact(&*self.store, log::MAX_ENTRIES);
+        writes.extend(gone.map_err(Failed::Stored)?);
         writes.push(records::ends(&next.log).map_err(internal)?);
-        if let Err(error) = self.store.commit(expected, revision, &writes) {
-            return Err(self.recover(error));
-        }
+        self.store.commit(expected, revision, &writes).map_err(Failed::Stored)?;
         self.history.push(Arc::clone(&next.world));
         self.live.retain(&next.world);
         self.state = next;
@@ -351,29 +353,9 @@ impl Registry {
             _ => refused.word,
         };
         let entry = deed.refused(by, why, more, now);
-        if let Err(error) = self.commit(self.state.clone(), Vec::new(), entry) {
+        let noted = self.persist(|registry| registry.commit(registry.state.clone(), Vec::new(), entry.clone()));
+        if let Err(Failed::Stored(error)) = noted {
             tracing::warn!(%error, "a refused attempt is missing in the log of operations");
         }
-    }
-
-    /// Takes up what the store holds after a failed commit: somebody else's commit, or our own, which may
-    /// have got through although its acknowledgement did not.
-    fn recover(&mut self, error: StoreError) -> Refused {
-        let reloaded = self.store.load().map_err(OpenError::from);
-        let reloaded = reloaded.and_then(|records| records::read(&records, &self.setup));
-        let ours = self.state.world.revision;
-        if let Some(state) = reloaded.ok().filter(|state| state.world.revision != ours) {
-            self.history.push(Arc::clone(&state.world));
-            self.live.retain(&state.world);
-            self.state = state;
-        }
-        let word = match error {
-            StoreError::Conflict { .. } => "busy",
-            StoreError::Io { .. }
-            | StoreError::Locked { .. }
-            | StoreError::Exists { .. }
-            | StoreError::Damaged { .. } => "internal",
-        };
-        Refused::new(word, error.to_string())
     }
 }

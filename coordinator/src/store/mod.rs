@@ -5,6 +5,7 @@
 //! commit acknowledged survives a power cut.
 
 mod embedded;
+pub mod etcd;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,10 @@ use std::path::Path;
 
 use mesh_proto::id::Revision;
 
+use tokio::sync::watch;
+
 pub use embedded::Embedded;
+pub use etcd::Etcd;
 pub use memory::Memory;
 
 /// A table of records. Names are part of the stored format.
@@ -123,6 +127,43 @@ pub enum StoreError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Etcd cannot be reached, or refuses.
+    #[error("cannot {doing} {at}: {detail}; {advice}")]
+    Etcd {
+        /// What was being done: `open`, `read`, `write`, `watch`, `use`.
+        doing: &'static str,
+        /// The member, file or key.
+        at: String,
+        /// What it says.
+        detail: String,
+        /// What to do.
+        advice: String,
+    },
+    /// The commit is larger than etcd takes.
+    #[error(
+        "the change is larger than etcd takes in one transaction ({detail}); nothing was written: make it in smaller steps, or raise --max-request-bytes and --max-txn-ops of every member of etcd"
+    )]
+    TooLarge {
+        /// What etcd says.
+        detail: String,
+    },
+    /// The answer to a commit was lost, and etcd is not there to be asked again.
+    #[error(
+        "it is not known whether the change was written: {detail}; when the store answers again, look whether the change is there before you repeat it"
+    )]
+    Unknown {
+        /// What happened.
+        detail: String,
+    },
+}
+
+/// What is known of a store that others write to as well.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The newest revision that was seen.
+    pub revision: Revision,
+    /// Why the store does not answer, if it does not.
+    pub error: Option<String>,
 }
 
 /// A place for records, with one revision for all of them.
@@ -145,6 +186,19 @@ pub trait Store: Send {
     /// # Errors
     /// `Conflict` if the store is not at `expected`; others if it cannot be written.
     fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError>;
+
+    /// Returns what is seen of others' commits; none if nobody else can write to the store.
+    fn follow(&self) -> Option<watch::Receiver<Seen>> {
+        None
+    }
+
+    /// Asks for the revision of the last commit, whoever made it; none if nobody else can write to the store.
+    ///
+    /// # Errors
+    /// If the store does not answer.
+    fn newest(&self) -> Result<Option<Revision>, StoreError> {
+        Ok(None)
+    }
 }
 
 /// Opens the embedded store in a file, which is made with mode 0600 if it does not exist.

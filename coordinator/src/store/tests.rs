@@ -7,6 +7,10 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
+#[path = "../../tests/etcd/cluster.rs"]
+pub(super) mod cluster;
+use etcd::Options;
+
 fn put(table: Table, key: &str, value: &str) -> Write {
     Write { table, key: key.into(), value: Some(value.into()) }
 }
@@ -29,6 +33,9 @@ fn every_store(claim: impl Fn(&mut dyn Store)) {
     claim(&mut Memory::new());
     let dir = tempfile::tempdir().unwrap();
     claim(&mut Embedded::open(&dir.path().join("state.redb")).unwrap());
+    if let Some(etcd) = cluster::Cluster::start(1) {
+        claim(&mut Etcd::open(&etcd.options(), "/mesh/test", "writer").unwrap());
+    }
 }
 
 #[test]

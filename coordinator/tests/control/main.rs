@@ -6,4 +6,5 @@ mod abuse;
 mod channel;
 mod common;
 mod files;
+mod replicas;
 mod verbs;

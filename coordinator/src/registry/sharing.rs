@@ -1,0 +1,102 @@
+//! Deciding beside other coordinators that use the same store.
+//!
+//! A change is decided on what we know and committed only if nobody was quicker. If somebody was, or if it is
+//! refused while we are behind, it is decided again on what the store holds now.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::{OpenError, Refused, Registry, records};
+use crate::store::{Seen, StoreError};
+
+/// Most times that a change is decided. Who fails was overtaken by somebody who succeeded, so that with three
+/// coordinators that write without a pause one change in 400,000 is answered `busy`.
+pub(super) const MAX_ATTEMPTS: usize = 32;
+
+/// Why one attempt led to nothing.
+pub(super) enum Failed {
+    /// It was decided that the change may not happen.
+    Decided(Refused),
+    /// It could not be stored.
+    Stored(StoreError),
+}
+
+impl From<Refused> for Failed {
+    fn from(refused: Refused) -> Self {
+        Self::Decided(refused)
+    }
+}
+
+impl Registry {
+    /// Makes attempts until one is decided on the newest revision.
+    pub(super) fn persist<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> Result<T, Failed>) -> Result<T, Failed> {
+        for _ in 1..MAX_ATTEMPTS {
+            let failed = match attempt(self) {
+                Ok(done) => return Ok(done),
+                Err(failed) => failed,
+            };
+            let again = match &failed {
+                Failed::Decided(_) => self.refresh(),
+                Failed::Stored(StoreError::Conflict { .. }) => self.reload(),
+                // Our own commit may have got through although its acknowledgement did not.
+                Failed::Stored(_) => self.reload().map(|_| false),
+            };
+            match (again, failed) {
+                (Ok(true), _) => {}
+                // Whether a refusal stands nobody knows while the store does not answer.
+                (Err(OpenError::Store(error)), Failed::Decided(_)) => return Err(Failed::Stored(error)),
+                (_, failed) => return Err(failed),
+            }
+        }
+        let last = attempt(self);
+        if let Err(Failed::Stored(_)) = &last {
+            let _ = self.reload();
+        }
+        last
+    }
+
+    /// Takes up what other coordinators committed. Says whether there was anything.
+    ///
+    /// # Errors
+    /// If the store does not answer, or holds what this version does not understand.
+    pub fn refresh(&mut self) -> Result<bool, OpenError> {
+        let newest = self.store.newest()?;
+        if newest.is_none_or(|newest| newest == self.state.world.revision) {
+            return Ok(false);
+        }
+        self.reload()
+    }
+
+    /// Returns what is seen of others' commits; none if nobody else can write to the store.
+    pub fn follow(&self) -> Option<watch::Receiver<Seen>> {
+        self.store.follow()
+    }
+
+    fn reload(&mut self) -> Result<bool, OpenError> {
+        let state = records::read(&self.store.load()?, &self.setup)?;
+        if state.world.revision == self.state.world.revision {
+            return Ok(false);
+        }
+        self.history.push(Arc::clone(&state.world));
+        self.live.retain(&state.world);
+        self.state = state;
+        Ok(true)
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        let word = match error {
+            StoreError::Conflict { .. } => "busy",
+            StoreError::Io { .. }
+            | StoreError::Locked { .. }
+            | StoreError::Exists { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::Etcd { .. }
+            | StoreError::TooLarge { .. }
+            | StoreError::Unknown { .. } => "internal",
+        };
+        Self::new(word, error.to_string())
+    }
+}

@@ -1,0 +1,276 @@
+//! Several coordinators on one etcd: real processes, real members, killed at will.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use coordinator::store::etcd::Options;
+use coordinator::{api, client};
+use hyper::{Method, StatusCode};
+use mesh_proto::id::Revision;
+use mesh_proto::netmap::NetMap;
+use mesh_proto::token::JoinToken;
+use mesh_proto::wire::{JoinResponse, WatchEvent};
+
+use crate::common::{Lines, Node, SERVICES, until};
+
+#[path = "../etcd/cluster.rs"]
+mod cluster;
+use cluster::Cluster;
+
+/// A coordinator as a process of its own.
+struct Replica {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Replica {
+    /// Starts one on an etcd, with a services.toml.
+    async fn start(etcd: &Cluster, services: &str) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!(
+            "listen = \"127.0.0.1:{port}\"\npublic = \"127.0.0.1:{port}\"\nstate_dir = \"state\"\n\
+             services = \"services.toml\"\nadmin_socket = \"state/admin.sock\"\nmetrics = \"\"\nstore = \"{}\"\n",
+            etcd.options().shown("/mesh/boutique")
+        );
+        std::fs::write(dir.path().join("coordinator.toml"), text).unwrap();
+        std::fs::write(dir.path().join("services.toml"), services).unwrap();
+        coordinator::keys::Identity::load_or_create(&dir.path().join("state")).unwrap();
+        let mut replica = Self { dir, port, child: None };
+        replica.run().await;
+        replica
+    }
+
+    async fn run(&mut self) {
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"));
+        command.args(["run", "--config"]).arg(self.dir.path().join("coordinator.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        let up = until("the coordinator starts", || async { self.try_status().await.is_some() });
+        up.await;
+    }
+
+    /// Ends it at once.
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("state/admin.sock")
+    }
+
+    fn save(&self, services: &str) {
+        std::fs::write(self.dir.path().join("services.toml"), services).unwrap();
+    }
+
+    async fn try_status(&self) -> Option<api::Status> {
+        client::fetch(&self.socket(), "/v1/status").await.ok()
+    }
+
+    async fn status(&self) -> api::Status {
+        self.try_status().await.expect("it answers")
+    }
+
+    async fn token(&self) -> JoinToken {
+        token(&self.socket()).await.expect("a token")
+    }
+
+    async fn node(&self, name: &str) -> Node {
+        let identity = coordinator::keys::Identity::generate().unwrap();
+        let address = format!("127.0.0.1:{}", self.port).parse().unwrap();
+        Node { name: name.into(), identity, address, pin: self.status().await.key }
+    }
+
+    /// Lets a node dial this coordinator.
+    async fn takes(&self, node: &mut Node) {
+        node.address = format!("127.0.0.1:{}", self.port).parse().unwrap();
+        node.pin = self.status().await.key;
+    }
+
+    async fn join(&self, name: &str) -> (Node, JoinResponse) {
+        let node = self.node(name).await;
+        let joined = node.connect().await.join(&self.token().await).await.unwrap();
+        (node, joined)
+    }
+}
+
+async fn token(socket: &std::path::Path) -> Result<JoinToken, String> {
+    let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": [], "uses": 1});
+    let line: api::TokenLine =
+        client::ask(socket, Method::POST, "/v1/tokens", Some(&wanted)).await.map_err(|error| error.to_string())?;
+    Ok(line.token.parse().unwrap())
+}
+
+async fn three(etcd: &Cluster) -> Vec<Replica> {
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        replicas.push(Replica::start(etcd, SERVICES).await);
+    }
+    replicas
+}
+
+/// Reads a watch until a map fits.
+async fn map_that(lines: &mut Lines, map: &mut Option<NetMap>, fits: impl Fn(&NetMap) -> bool) {
+    while !map.as_ref().is_some_and(&fits) {
+        match lines.next().await.expect("the watch goes on") {
+            WatchEvent::Snapshot { netmap } => *map = Some(*netmap),
+            WatchEvent::Delta { delta } => *map = Some(delta.apply(&map.take().unwrap()).unwrap()),
+            WatchEvent::Alive { .. } | WatchEvent::Fenced | WatchEvent::Unknown => {}
+        }
+    }
+}
+
+fn weight(map: &NetMap) -> Option<u32> {
+    let service = map.services.values().next()?;
+    Some(service.backends.first()?.weight)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_through_one_coordinator_is_seen_by_the_nodes_of_all() {
+    let Some(etcd) = Cluster::start(3) else { return };
+    let replicas = three(&etcd).await;
+    let mut nodes = Vec::new();
+    for (i, replica) in replicas.iter().enumerate() {
+        // A token of one coordinator is redeemed at another at once.
+        let node = replica.node(&format!("n{i}")).await;
+        let token = replicas[(i + 1) % 3].token().await;
+        node.connect().await.join(&token).await.unwrap();
+        let again = node.connect().await.join(&replicas[i].token().await).await;
+        again.expect("who is a member is welcomed again");
+        nodes.push(node);
+    }
+    let mut channels = Vec::new();
+    let mut watches = Vec::new();
+    for node in &nodes {
+        let mut channel = node.connect().await;
+        watches.push((channel.watch(None).await.unwrap(), None));
+        channels.push(channel);
+    }
+    for (weight_now, replica) in (50..).zip(&replicas) {
+        let began = Instant::now();
+        replica.save(&SERVICES.replace("weight = 80", &format!("weight = {weight_now}")));
+        for (lines, map) in &mut watches {
+            map_that(lines, map, |map| weight(map) == Some(weight_now)).await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+    // Expelled through one, cut off at another.
+    let began = Instant::now();
+    let done: api::Done =
+        client::ask(&replicas[0].socket(), Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
+    assert!(done.message.contains("n2"), "{}", done.message);
+    let (mut lines, _) = watches.pop().unwrap();
+    while lines.next().await.is_some() {}
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let refused = nodes[2].connect().await.watch(None).await.err().unwrap();
+    assert_eq!((refused.0, refused.1.error.as_str()), (StatusCode::FORBIDDEN, "revoked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_starts_with_another_file_does_not_undo_what_is_in_force() {
+    let Some(etcd) = Cluster::start(1) else { return };
+    let newer = SERVICES.replace("weight = 80", "weight = 33");
+    let one = Replica::start(&etcd, &newer).await;
+    let before = one.status().await.revision;
+
+    let mut two = Replica::start(&etcd, SERVICES).await;
+    assert_eq!(two.status().await.services.state, api::FileState::Superseded);
+    let (_, joined) = two.join("n1").await;
+    assert_eq!(weight(&joined.netmap), Some(33));
+    assert!(two.status().await.revision > before);
+
+    two.save(&SERVICES.replace("weight = 80", "weight = 44"));
+    until("the saved file is in force", || async {
+        two.status().await.services.state == api::FileState::Accepted
+            && one.status().await.services.state == api::FileState::Superseded
+    })
+    .await;
+    // What was taken from here is not taken again after another coordinator's, but an altered file is.
+    one.save(&SERVICES.replace("weight = 80", "weight = 55"));
+    until("the other one is in force", || async { one.status().await.services.state == api::FileState::Accepted })
+        .await;
+    two.kill();
+    two.run().await;
+    assert_eq!(two.status().await.services.state, api::FileState::Superseded);
+    two.kill();
+    two.save(&SERVICES.replace("weight = 80", "weight = 66"));
+    two.run().await;
+    assert_eq!(two.status().await.services.state, api::FileState::Accepted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_are_killed() {
+    let Some(mut etcd) = Cluster::start(3) else { return };
+    let mut replicas = three(&etcd).await;
+    let (mut node, joined) = replicas[0].join("n1").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    // What was acknowledged, noted outside of all that is killed.
+    let ledger: Arc<Mutex<Vec<String>>> = Arc::default();
+    let mut writers = Vec::new();
+    for replica in &replicas {
+        for _ in 0..2 {
+            let (socket, stop, ledger) = (replica.socket(), Arc::clone(&stop), Arc::clone(&ledger));
+            writers.push(tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    match token(&socket).await {
+                        Ok(token) => ledger.lock().unwrap().push(token.id_text()),
+                        Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    }
+                }
+            }));
+        }
+    }
+    let acknowledged = || ledger.lock().unwrap().len();
+    let mut held = joined.netmap.revision;
+    for place in 0..3 {
+        let written = acknowledged();
+        match place {
+            2 => etcd.stand_still(place, true),
+            _ => etcd.kill(place),
+        }
+        replicas[place].kill();
+        until("others go on writing", || async { acknowledged() > written + 20 }).await;
+        // The node goes on at another coordinator, and gets what is new.
+        let other = &replicas[(place + 1) % 3];
+        other.takes(&mut node).await;
+        let mut channel = node.connect().await;
+        let mut lines = channel.watch(Some(held.0)).await.unwrap();
+        let mut map = None;
+        map_that(&mut lines, &mut map, |map| map.revision > held).await;
+        held = map.map_or(held, |map| map.revision);
+        match place {
+            2 => etcd.stand_still(place, false),
+            _ => etcd.restart(place),
+        }
+        replicas[place].run().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let ledger = std::mem::take(&mut *ledger.lock().unwrap());
+    let mut revisions = Vec::new();
+    for replica in &replicas {
+        let there: api::Tokens = client::fetch(&replica.socket(), "/v1/tokens").await.unwrap();
+        let there: std::collections::BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
+        let lost: Vec<_> = ledger.iter().filter(|id| !there.contains(*id)).collect();
+        assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());
+        revisions.push(replica.status().await.revision);
+    }
+    assert!(revisions[0].0 >= ledger.len() as u64 && revisions.iter().all(|r| *r == revisions[0]), "{revisions:?}");
+    assert!(revisions[0] > Revision(60), "{revisions:?}");
+}
