@@ -172,6 +172,12 @@ impl Config {
         }
     }
 
+    /// Returns the file of the flow table, which is written with every new connection. It lies in a folder of its own,
+    /// so that this wakes nobody who watches a folder for `services.toml`, not even where all files share one.
+    pub fn flow_file(&self) -> PathBuf {
+        self.runtime_dir.join("data").join("flows")
+    }
+
     /// Reads the text of a file; `path` is for the messages.
     ///
     /// # Errors

@@ -67,8 +67,9 @@ pub enum DaemonError {
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let state = State::open(&config.state_dir)?;
     let _lock = patient(|| state.lock()).await?;
-    std::fs::create_dir_all(&config.runtime_dir)
-        .map_err(|error| DaemonError::Runtime { path: config.runtime_dir.clone(), error })?;
+    let flow_file = config.flow_file();
+    let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
+    std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
     let board = Arc::new(Board::new(config.services.clone()));
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     offers::load(&board, &config.services);

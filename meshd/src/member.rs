@@ -82,7 +82,7 @@ impl<'d> Member<'d> {
                 mark: MARK,
                 mtu: shape.mtu,
                 keys: lanes.clone(),
-                flow_file: Some(config.runtime_dir.join("flows")),
+                flow_file: Some(config.flow_file()),
                 view: Arc::clone(&view),
                 locals: facts::locals(&host).into(),
                 active: active.iter().map(activity).collect(),

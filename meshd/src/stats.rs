@@ -200,6 +200,11 @@ impl Counters {
         }
     }
 
+    /// Returns the bytes that came so far, from either side.
+    pub fn received_bytes(&self) -> u64 {
+        self.tun_rx_bytes.get() + self.udp_rx_bytes.get()
+    }
+
     /// Counts what went to the sockets.
     pub fn sent(&self, sent: Sent) {
         self.udp_tx_packets.add(sent.datagrams);

@@ -8,6 +8,7 @@
 //! starve the other; epoll is level-triggered, so what is left is found in the next turn.
 
 mod alarm;
+mod patience;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -19,9 +20,10 @@ use mesh_proto::clock::Timestamp;
 use mesh_proto::flow::FlowTable;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use self::alarm::Alarm;
+use self::patience::Patience;
 use crate::config::Offload;
 use crate::lane::{Lane, Out, ROOM};
 use crate::mailbox::Mailbox;
@@ -98,13 +100,14 @@ impl Worker {
         note_offloads(&self.sockets, &self.counters, &buffers.out);
         let mut events = Vec::with_capacity(8);
         let mut lost_device = None;
+        let mut patience = Patience::default();
         loop {
             events.clear();
             let due = self.lane.poll_timeout(now()).into_iter().chain(lost_device).min();
             let timeout = alarm.set(due, now())?;
-            match epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
+            let asleep = timeout.is_some() || !self.stays_awake(&epoll, &mut patience, &mut events)?;
+            if asleep {
+                look(&epoll, &mut events, timeout.as_ref())?;
             }
             let now = now();
             let ready = events.iter().fold(0, |ready, event: &epoll::Event| ready | 1 << event.data.u64());
@@ -114,7 +117,10 @@ impl Worker {
             if ready & 1 << MAIL != 0 && !self.take_mail() {
                 return Ok(());
             }
-            if !self.turn(ready, &mut buffers, now) {
+            let before = self.counters.received_bytes();
+            let has_device = self.turn(ready, &mut buffers, now);
+            patience.moved(self.counters.received_bytes() - before, now);
+            if !has_device {
                 tracing::error!(interface = self.interface, "the TUN device is gone; trying to get it back");
                 let _ = epoll::delete(&epoll, &self.queue);
                 lost_device = Some(now + REOPEN);
@@ -123,6 +129,25 @@ impl Worker {
                 lost_device = self.reopen(&epoll, &mut buffers, now)?;
             }
         }
+    }
+
+    /// Waits without sleeping, if that is likely to pay. Says whether anything came.
+    fn stays_awake(
+        &self,
+        epoll: &OwnedFd,
+        patience: &mut Patience,
+        events: &mut Vec<epoll::Event>,
+    ) -> Result<bool, Errno> {
+        const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut time = now();
+        let Some(until) = patience.awake_until(time) else { return Ok(false) };
+        while events.is_empty() && time < until {
+            std::thread::yield_now();
+            look(epoll, events, Some(&AT_ONCE))?;
+            time = now();
+        }
+        patience.learn(!events.is_empty());
+        Ok(!events.is_empty())
     }
 
     /// Does one turn of the loop. Says whether the device is still there.
@@ -306,6 +331,14 @@ fn write_out(queue: &Queue, sockets: &Sockets, counters: &Counters, out: &mut Ou
     }
     if fallbacks > 0 {
         note_offloads(sockets, counters, out);
+    }
+}
+
+/// Waits for events, no longer than `timeout`.
+fn look(epoll: &OwnedFd, events: &mut Vec<epoll::Event>, timeout: Option<&Timespec>) -> Result<(), Errno> {
+    match epoll::wait(epoll, rustix::buffer::spare_capacity(events), timeout) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

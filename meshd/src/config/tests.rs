@@ -89,3 +89,10 @@ fn any_host_name_becomes_a_name() {
         assert_eq!(label(host).as_str(), name);
     }
 }
+
+#[test]
+fn new_connections_wake_no_watcher_of_services_toml() {
+    let config = Config::parse("f", "socket = \"/x/s\"\nservices = \"/x/services.toml\"").unwrap();
+    assert_eq!(config.runtime_dir, PathBuf::from("/x"));
+    assert_ne!(config.flow_file().parent(), config.services.parent());
+}
