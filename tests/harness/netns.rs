@@ -251,6 +251,18 @@ impl Namespace {
         })
     }
 
+    /// Sets the MTU of an interface, in bytes.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn mtu(&self, interface: &str, bytes: u16) -> Result<(), NetnsError> {
+        let index = self.index(interface)?;
+        self.netlink(format!("set the MTU of {interface}"), move |handle| async move {
+            let link = LinkUnspec::new_with_index(index).mtu(bytes.into()).build();
+            handle.link().set(link).execute().await
+        })
+    }
+
     /// Takes an interface away.
     ///
     /// # Errors

@@ -73,6 +73,26 @@ from = ["host:b"]
 to = ["host:a"]
 "#;
 
+/// What a pair stands on.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground {
+    /// The underlay's IP version.
+    pub underlay: Underlay,
+    /// Lanes of each node.
+    pub lanes: u16,
+    /// The MTU of the underlay, in bytes.
+    pub mtu: u16,
+    /// Lines for the meshd.toml of both.
+    pub more: &'static str,
+}
+
+impl Ground {
+    /// Ethernet, and nothing special.
+    pub fn plain(underlay: Underlay, lanes: u16) -> Self {
+        Self { underlay, lanes, mtu: 1500, more: "" }
+    }
+}
+
 /// One node and its pod.
 pub struct Side {
     /// The node.
@@ -95,21 +115,29 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Lays it out, starts everything, and waits until each node knows the other's services.
+    /// Lays it out on plain ground, starts everything, and waits until each node knows the other's services.
     ///
     /// # Errors
     /// With what went wrong and the ends of the logs.
     pub fn start(word: &str, binaries: &Binaries, underlay: Underlay, lanes: u16) -> io::Result<Self> {
+        Self::start_on(Ground::plain(underlay, lanes), word, binaries)
+    }
+
+    /// The same on any ground.
+    ///
+    /// # Errors
+    /// With what went wrong and the ends of the logs.
+    pub fn start_on(ground: Ground, word: &str, binaries: &Binaries) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("mesh-pair-").tempdir()?;
         let prefix = format!("{word}{}", std::process::id());
-        let network = Network::new(&prefix, folder.path(), 3, underlay).map_err(io::Error::other)?;
+        let network = Network::new(&prefix, folder.path(), 3, ground.underlay).map_err(io::Error::other)?;
         let home = network.host("coordinator", 3, 11).map_err(io::Error::other)?;
         let control = folder.path().join("coordinator");
         std::fs::create_dir(&control)?;
         let coordinator = Daemon::coordinator(&home, &control, binaries);
         write_coordinator(&coordinator, network.ip(3, 11), SERVICES)?;
-        let a = side(&network, "a", 1, lanes, binaries)?;
-        let b = side(&network, "b", 2, lanes, binaries)?;
+        let a = side(&network, "a", 1, ground, binaries)?;
+        let b = side(&network, "b", 2, ground, binaries)?;
         let pair = Self { a, b, coordinator, network, _folder: folder };
         pair.run().map_err(|e| {
             let logs = [&pair.coordinator, &pair.a.node, &pair.b.node]
@@ -161,14 +189,15 @@ fn has_backend(status: &Status, service: &str) -> bool {
     status.services.iter().any(backed)
 }
 
-fn side(network: &Network, name: &str, subnet: u8, lanes: u16, binaries: &Binaries) -> io::Result<Side> {
+fn side(network: &Network, name: &str, subnet: u8, ground: Ground, binaries: &Binaries) -> io::Result<Side> {
     let home = network.host(name, subnet, 11).map_err(io::Error::other)?;
+    network.mtu(&home, subnet, 11, ground.mtu).map_err(io::Error::other)?;
     network.pod_bridge(&home, PODS).map_err(io::Error::other)?;
     nft::masquerade(&home, PODS, BRIDGE).map_err(io::Error::other)?;
     let pod = network.pod(&home, PODS, POD).map_err(io::Error::other)?;
     let folder = network.folder.join(name);
     std::fs::create_dir_all(&folder)?;
     let node = Daemon::meshd(name, &home, &folder, binaries);
-    write_node(&node, Some(PODS), lanes, "")?;
+    write_node(&node, Some(PODS), ground.lanes, ground.more)?;
     Ok(Side { node, pod })
 }

@@ -112,6 +112,16 @@ impl Network {
         Ok(namespace)
     }
 
+    /// Sets the MTU of a host's line to its subnet, at both ends, in bytes.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn mtu(&self, host: &Namespace, subnet: u8, address: u8, bytes: u16) -> Result<(), NetnsError> {
+        self.router.mtu(&format!("v{subnet}-{address}"), bytes)?;
+        host.mtu("eth0", bytes)?;
+        self.router.mtu(&format!("br{subnet}"), bytes)
+    }
+
     /// Moves a host to another address of its subnet.
     ///
     /// # Errors

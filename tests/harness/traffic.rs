@@ -42,7 +42,7 @@ pub fn serve_tcp(namespace: &Namespace, port: u16) -> io::Result<JoinHandle<()>>
 pub fn serve_udp(namespace: &Namespace, port: u16) -> io::Result<JoinHandle<()>> {
     let socket = namespace.run(move || UdpSocket::bind(("0.0.0.0", port)))?;
     Ok(std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 16_384];
         while let Ok((length, caller)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(&buffer[..length], caller);
         }
