@@ -5,6 +5,7 @@
 //! GET    /v1/nodes             Nodes           DELETE /v1/tokens/ID         ─▶ Done
 //! GET    /v1/services          Services        DELETE /v1/nodes/NAME        ─▶ Done
 //! GET    /v1/tokens            Tokens          POST   /v1/plan     Proposal ─▶ Plan
+//! GET    /v1/trust             Trusts          POST   /v1/trust/NAME NewKeys ─▶ Done
 //! any failure                  wire::ErrorBody POST   /v1/backup   Backup   ─▶ Done
 //! GET    /v1/log?since=N&node= Log
 //! ```
@@ -31,6 +32,8 @@ pub const NODES: &str = "coordinator.nodes/1";
 pub const SERVICES: &str = "coordinator.services/1";
 /// The schema of `Tokens`.
 pub const TOKENS: &str = "coordinator.tokens/1";
+/// The schema of `Trusts`.
+pub const TRUSTS: &str = "coordinator.trusts/1";
 /// The schema of `Plan`.
 pub const PLAN: &str = "coordinator.plan/1";
 /// The schema of `Log`.
@@ -254,6 +257,45 @@ pub struct TokenLine {
     /// What the operator should know.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// The issuers that are trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trusts {
+    /// `TRUSTS`.
+    pub schema: String,
+    /// The issuers, in the order of coordinator.toml.
+    pub trusts: Vec<Trust>,
+}
+
+/// An issuer that is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// Its name in coordinator.toml.
+    pub name: String,
+    /// The `iss` of its tokens.
+    pub issuer: String,
+    /// The `aud` that its tokens must have.
+    pub audience: String,
+    /// The site of the nodes that it vouches for.
+    pub site: SiteName,
+    /// The `sub` that its tokens may have.
+    pub subjects: Vec<String>,
+    /// Where its keys come from: a URL, a file, or `push`.
+    pub jwks: String,
+    /// How many keys are known; they are fetched when a node joins.
+    pub keys: usize,
+    /// Seconds since they were taken.
+    pub keys_age_s: Option<u64>,
+    /// Why newer ones could not be had.
+    pub error: Option<String>,
+}
+
+/// Brings an issuer's keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewKeys {
+    /// Its JWKS document.
+    pub jwks: String,
 }
 
 /// Asks what a services.toml would change.

@@ -47,6 +47,9 @@ pub enum Verb {
     /// Make, list and revoke join tokens
     #[command(subcommand)]
     Token(Token),
+    /// Show the issuers that are trusted, and bring keys of those that cannot be asked
+    #[command(subcommand)]
+    Trust(Trust),
     /// List the nodes
     Nodes,
     /// List the services and their backends
@@ -145,6 +148,20 @@ pub enum Token {
     Revoke {
         /// Its public half, as `token list` shows it
         id: String,
+    },
+}
+
+/// Words of `trust`.
+#[derive(Debug, Subcommand)]
+pub enum Trust {
+    /// Show the issuers of coordinator.toml and their keys
+    List,
+    /// Take up an issuer's keys, such as `kubectl get --raw /openid/v1/jwks` prints
+    Push {
+        /// The name of a [[trust]] with jwks = "push"
+        name: SiteName,
+        /// The JWKS document
+        file: PathBuf,
     },
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A mistyped key is an error with a suggestion, and every error of the file is found in one run.
 
+mod trust;
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::store::etcd::Options;
+
+pub use trust::{Jwks as JwksSource, Trust};
 
 /// Where coordinator.toml lies unless `--config` says otherwise.
 pub const CONFIG: &str = "/etc/mesh-coordinator/coordinator.toml";
@@ -21,7 +25,8 @@ pub const PORT: u16 = 7700;
 const STATE_DIR: &str = "/var/lib/mesh-coordinator";
 const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
 const METRICS: &str = "127.0.0.1:9587";
-const KEYS: [&str; 8] = ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd"];
+const KEYS: [&str; 9] =
+    ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd", "trust"];
 const ETCD_KEYS: [&str; 6] = ["prefix", "ca", "cert", "key", "user", "password_file"];
 /// Most addresses in `listen` and in `public`; a join token has room for as many.
 const MAX_ADDRESSES: usize = 8;
@@ -43,6 +48,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// `store` and `[etcd]`: the etcd that holds the mesh; a file in `state_dir` if `None`.
     pub etcd: Option<Options>,
+    /// `[[trust]]`: issuers whose word on a machine's identity is taken.
+    pub trust: Vec<Trust>,
 }
 
 impl Default for Config {
@@ -55,6 +62,7 @@ impl Default for Config {
             admin_socket: ADMIN_SOCKET.into(),
             metrics: METRICS.parse().ok(),
             etcd: None,
+            trust: Vec::new(),
         }
     }
 }
@@ -125,6 +133,7 @@ impl Config {
             "store" => self.etcd = reader.store(value),
             // Read when `store` is known.
             "etcd" => {}
+            "trust" => self.trust = trust::read(value, reader),
             unknown => reader.unknown(key.span().start, unknown, &KEYS),
         }
     }
@@ -196,9 +205,14 @@ impl Reader<'_> {
     fn path(&mut self, value: &Spanned<DeValue<'_>>, into: &mut PathBuf) {
         match self.string(value) {
             Some("") => self.error(value.span().start, "expected a path"),
-            Some(word) => *into = self.path.parent().unwrap_or_else(|| Path::new("")).join(word),
+            Some(word) => *into = self.beside(word),
             None => {}
         }
+    }
+
+    /// Returns a path that starts from the file's directory if it is relative.
+    fn beside(&self, word: &str) -> PathBuf {
+        self.path.parent().unwrap_or_else(|| Path::new("")).join(word)
     }
 
     fn metrics(&mut self, value: &Spanned<DeValue<'_>>) -> Option<SocketAddr> {

@@ -101,6 +101,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let key = identity.public();
     let unserved = config.metrics.filter(|_| metrics.is_none());
     let hub = Hub::new(config, key, listen.clone(), unserved, store, registry, underlay);
+    hub.take_pushed().await;
     begin(&hub).await;
 
     let (stop, stopping) = watch::channel(false);

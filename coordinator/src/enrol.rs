@@ -5,17 +5,18 @@
 //! ```
 //! A member that asks again (its answer was lost) passes by the strangers' limits.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
-use mesh_proto::id::NodeName;
+use mesh_proto::id::{IdentityKey, NodeName};
 use mesh_proto::plan::plan;
 use mesh_proto::wire::{self, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
 use crate::hub::{Hub, now};
-use crate::registry::{Actor, Change, Refused, names};
+use crate::registry::{Actor, Applied, Change, Refused, Vouched, names, vouch};
 use crate::server::Peer;
 use crate::session::{Context, Failure, read};
 
@@ -27,7 +28,7 @@ enum Denial {
     /// The request is not one: the answer to it.
     Malformed(Failure),
     /// The registry said no. The sentence tells the operator what the answer hides.
-    Refused(Refused, Option<&'static str>),
+    Refused(Refused, Option<String>),
 }
 
 impl Denial {
@@ -74,7 +75,7 @@ pub(crate) async fn join(
                 Denial::Refused(refused, hidden) => (hidden, refused.into()),
             };
             let body = failure.body();
-            let reason = hidden.unwrap_or(&body.message);
+            let reason = hidden.as_ref().unwrap_or(&body.message);
             tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error, "join refused: {reason}");
             if begins {
                 hub.metrics.enrolment("blocked");
@@ -94,17 +95,40 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
         return Err(busy("too many joins from this address failed; wait a minute and try again").into());
     }
     let most = if is_member { wire::MAX_REQUEST } else { MAX_BODY };
-    let request: JoinRequest = read(request, most).await.map_err(Denial::Malformed)?;
+    let mut request: JoinRequest = read(request, most).await.map_err(Denial::Malformed)?;
+    // Keys may have to be fetched, so that this comes before anybody's turn.
+    let verified = match request.oidc.take() {
+        Some(token) => {
+            drop(hub.strangers_turn().await?);
+            hub.take_pushed().await;
+            Some(hub.trusts.verify(&token.0, now()).await)
+        }
+        None => None,
+    };
     let _turn = if is_member { None } else { Some(hub.strangers_turn().await?) };
+    let applied = match verified {
+        Some(verified) => by_issuer(hub, peer, request, verified).await?,
+        None => by_token(hub, peer, request).await?,
+    };
+    let world = hub.world();
+    let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
+    response.ok_or_else(|| {
+        let message = "the node was admitted and is gone already; was it revoked? Join again";
+        Refused { word: "internal", message: message.into() }.into()
+    })
+}
+
+/// Redeems a token of `token create`.
+async fn by_token(hub: &Arc<Hub>, peer: &Peer, request: JoinRequest) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
     let answer = hub.with(move |registry| {
         let (token, secret) = (request.token.clone(), request.secret.clone());
         let before = registry.world();
-        let by = before.member(&identity).cloned().map_or(Actor::Stranger(observed), Actor::Node);
+        let by = actor(&before, identity, observed);
         let applied = registry.apply(Change::Join { identity, request, observed }, by, now());
         let applied = applied.map_err(|refused| {
-            let hidden = (refused.word == "token").then(|| registry.why_unusable(&token, &secret, now()));
-            Denial::Refused(refused, hidden)
+            let why = (refused.word == "token").then(|| registry.why_unusable(&token, &secret, now()).into());
+            Denial::Refused(refused, why)
         })?;
         let chosen = registry.token(&token).is_some_and(|token| token.name.is_none());
         let is_new = before.member(&identity).is_none();
@@ -112,15 +136,42 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
             let advice = "the node chose it itself, its token was made without --name";
             tracing::warn!(%node, peer = %observed, "a name of services.toml is taken: {advice}");
         }
-        Ok::<_, Denial>(applied)
+        Ok(applied)
     });
-    let applied = answer.await?;
-    let world = hub.world();
-    let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
-    response.ok_or_else(|| {
-        let message = "the node was admitted and is gone already; was it revoked? Join again";
-        Refused { word: "internal", message: message.into() }.into()
-    })
+    answer.await
+}
+
+/// Takes an issuer's word.
+async fn by_issuer(
+    hub: &Arc<Hub>,
+    peer: &Peer,
+    request: JoinRequest,
+    verified: Result<Vouched, String>,
+) -> Result<Applied, Denial> {
+    let (identity, observed) = (peer.identity, peer.observed);
+    let JoinRequest { name, facts, .. } = request;
+    let answer = hub.with(move |registry| {
+        let by = actor(&registry.world(), identity, observed);
+        let vouched = verified.map_err(|why| {
+            registry.note_attempt(&name, &why, &by, now());
+            Denial::Refused(vouch::not_vouched(), Some(why))
+        })?;
+        let mark = vouched.mark.clone();
+        let change = Change::Vouched { identity, vouched, facts, observed };
+        registry.apply(change, by, now()).map_err(|refused| {
+            let why = match registry.is_spent_by_another(&mark, &identity) {
+                true => "another machine used this token already: was it copied?",
+                false => "this identity is another node already",
+            };
+            let why = (refused.word == "token").then(|| why.to_owned());
+            Denial::Refused(refused, why)
+        })
+    });
+    answer.await
+}
+
+fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
+    world.member(&identity).cloned().map_or(Actor::Stranger(observed), Actor::Node)
 }
 
 fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {

@@ -3,7 +3,7 @@
 //! ```text
 //! opened ─▶ Snapshot, or Alive / Delta if the node's revision is still known
 //!        ─▶ Delta on each change of this node's map · Alive after 5 s without one
-//!        ─▶ Fenced when the node watches anew elsewhere; the end when it is revoked or we stop
+//!        ─▶ Fenced when the node watches anew elsewhere; Leaving when we stop; the end when it is revoked
 //! ```
 //! The next line is made when the connection has room for it, so nothing queues for a slow node: it skips
 //! revisions.
@@ -106,7 +106,7 @@ impl Feed {
             tokio::select! {
                 biased;
                 _ = &mut self.guard.fenced => return Some(WatchEvent::Fenced),
-                () = stopped(&mut self.stop) => return None,
+                () = stopped(&mut self.stop) => return Some(WatchEvent::Leaving),
                 Ok(()) = self.worlds.changed() => {
                     let netmap = self.current()?;
                     let settled = netmap.revision;

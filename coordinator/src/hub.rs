@@ -21,6 +21,7 @@ use crate::limits::{Failures, Reports};
 use crate::metrics::Metrics;
 use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use crate::store::Seen;
+use crate::trust::Trusts;
 use crate::watch::FileReport;
 
 /// Most requests of members that may wait for the registry at once; more are answered `busy`.
@@ -51,6 +52,8 @@ pub(crate) struct Hub {
     pub(crate) looked: Mutex<Option<tokio::time::Instant>>,
     /// When the coordinator started.
     pub(crate) started: Instant,
+    /// The issuers that are trusted.
+    pub(crate) trusts: Trusts,
     /// Counters.
     pub(crate) metrics: Metrics,
     /// The revision at the start. What a node holds from then or earlier may have been planned by another
@@ -111,6 +114,7 @@ impl Hub {
     ) -> Arc<Self> {
         let world = registry.world();
         let file = FileReport::new(config.services.clone());
+        let trusts = Trusts::new(&config.trust);
         Arc::new(Self {
             config,
             key,
@@ -120,6 +124,7 @@ impl Hub {
             seen: registry.follow(),
             looked: Mutex::default(),
             started: Instant::now(),
+            trusts,
             metrics: Metrics::default(),
             first: world.revision,
             registry: Mutex::new(registry),
@@ -211,6 +216,19 @@ impl Hub {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+
+    /// Takes up the issuers' keys that are stored because the operator pushed them.
+    pub(crate) async fn take_pushed(self: &Arc<Self>) {
+        let hub = Arc::clone(self);
+        self.with(move |registry| {
+            for name in hub.trusts.pushed() {
+                if let Some(pushed) = registry.pushed(name) {
+                    hub.trusts.push(name, pushed);
+                }
+            }
+        })
+        .await;
     }
 
     /// Notes an address of our own that a node reached us at: no pod block may contain it.

@@ -32,5 +32,6 @@ mod session;
 mod sharing;
 pub mod store;
 pub mod tls;
+mod trust;
 pub mod verbs;
 mod watch;

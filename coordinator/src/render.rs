@@ -6,7 +6,7 @@ use comfy_table::Table;
 use mesh_proto::id::ServiceKey;
 use mesh_proto::netmap::ServicePort;
 
-use crate::api::{FileState, Nodes, Plan, Services, Status, Tokens};
+use crate::api::{FileState, Nodes, Plan, Services, Status, Tokens, Trusts};
 
 /// Writes how the mesh is.
 pub fn status(status: &Status) -> String {
@@ -119,6 +119,31 @@ pub fn services(services: &Services) -> String {
         }
     }
     shown(&table, services.services.len(), "services.toml names no services")
+}
+
+/// Writes the issuers that are trusted.
+pub fn trusts(trusts: &Trusts) -> String {
+    let mut table = table(["TRUST", "SITE", "ISSUER", "AUDIENCE", "SUBJECTS", "KEYS", "FROM"]);
+    for trust in &trusts.trusts {
+        let keys = match trust.keys_age_s {
+            Some(seconds) => format!("{}, taken {} ago", trust.keys, age(seconds)),
+            None => "none yet".into(),
+        };
+        let site = trust.site.to_string();
+        let subjects = trust.subjects.join("\n");
+        table.add_row([&trust.name, &site, &trust.issuer, &trust.audience, &subjects, &keys, &trust.jwks]);
+    }
+    let mut out = shown(
+        &table,
+        trusts.trusts.len(),
+        "coordinator.toml has no [[trust]]: nodes join with tokens of `token create` alone",
+    );
+    for trust in &trusts.trusts {
+        if let Some(error) = &trust.error {
+            let _ = writeln!(out, "warning: {}: {error}", trust.name);
+        }
+    }
+    out
 }
 
 /// Writes the join tokens.

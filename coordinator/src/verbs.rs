@@ -7,7 +7,7 @@ use hyper::Method;
 use mesh_proto::services;
 use serde::Serialize;
 
-use crate::cli::{Cli, Output, Token, Verb};
+use crate::cli::{Cli, Output, Token, Trust, Verb};
 use crate::client::{AskError, ask, fetch};
 use crate::{api, audit, init, render, watch};
 
@@ -64,6 +64,14 @@ pub async fn perform(cli: &Cli) -> Outcome {
         Verb::Nodes => show(cli, "/v1/nodes", render::nodes).await,
         Verb::Services => show(cli, "/v1/services", render::services).await,
         Verb::Token(token) => self::token(cli, token).await,
+        Verb::Trust(Trust::List) => show(cli, "/v1/trust", render::trusts).await,
+        Verb::Trust(Trust::Push { name, file }) => match watch::read(file) {
+            Ok(jwks) => done(cli, Method::POST, &format!("/v1/trust/{name}"), Some(&api::NewKeys { jwks })).await,
+            Err(error) => {
+                let message = format!("cannot read {}: {error}; name the issuer's JWKS document", file.display());
+                Ok(Outcome::failed(&message))
+            }
+        },
         Verb::Plan { file } => plan(cli, file).await,
         Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
         Verb::Log { since, node } => {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_proto::id::IdentityKey;
 
 use crate::bench::{DEFAULT_SECONDS, SECONDS};
 
@@ -49,11 +50,24 @@ pub enum Verb {
     /// Join a mesh with a token from `mesh-coordinator token create`
     Join {
         /// The token, or `-` for standard input
-        #[arg(value_name = "TOKEN", required_unless_present = "token_file", conflicts_with = "token_file")]
+        #[arg(
+            value_name = "TOKEN",
+            required_unless_present_any = ["token_file", "oidc_token_file"],
+            conflicts_with_all = ["token_file", "oidc_token_file"]
+        )]
         token: Option<String>,
         /// A file that holds the token
-        #[arg(long, value_name = "PATH")]
+        #[arg(long, value_name = "PATH", conflicts_with = "oidc_token_file")]
         token_file: Option<PathBuf>,
+        /// A file that holds a token of an issuer that the coordinator trusts, such as a pod's projected token
+        #[arg(long, value_name = "PATH", requires = "coordinator", requires = "pin")]
+        oidc_token_file: Option<PathBuf>,
+        /// A coordinator, with --oidc-token-file; may repeat
+        #[arg(long, value_name = "HOST:PORT", requires = "oidc_token_file")]
+        coordinator: Vec<String>,
+        /// Its key, as `mesh-coordinator status` shows it, with --oidc-token-file; may repeat
+        #[arg(long, value_name = "KEY", requires = "oidc_token_file")]
+        pin: Vec<IdentityKey>,
         /// The configuration file.
         #[command(flatten)]
         config: ConfigArg,
@@ -159,5 +173,11 @@ mod tests {
         assert!(Cli::try_parse_from(["meshd", "join", "t", "--token-file", "f"]).is_err());
         assert!(Cli::try_parse_from(["meshd", "join", "-"]).is_ok());
         assert!(Cli::try_parse_from(["meshd", "join", "--token-file", "f"]).is_ok());
+        let pin = IdentityKey([7; 32]).to_string();
+        let oidc = ["meshd", "join", "--oidc-token-file", "f", "--coordinator", "c:7700", "--pin", &pin];
+        assert!(Cli::try_parse_from(oidc).is_ok());
+        assert!(Cli::try_parse_from(&oidc[..6]).is_err(), "without --pin anybody could answer");
+        assert!(Cli::try_parse_from(oidc.into_iter().chain(["token"])).is_err());
+        assert!(Cli::try_parse_from(oidc.into_iter().chain(["--token-file", "g"])).is_err());
     }
 }

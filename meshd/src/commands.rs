@@ -17,7 +17,7 @@ use crate::cli::{CONFIG, Cli, ConfigArg, Output, Verb};
 use crate::client::{Client, ClientError, encode};
 use crate::config::{Config, ConfigError};
 use crate::daemon::{self, DaemonError};
-use crate::join::{self, JoinError};
+use crate::join::{self, Credential, JoinError};
 use crate::kernel::{self, KernelError, Obstacle, Shape};
 use crate::render;
 use crate::state::{State, StateError};
@@ -104,9 +104,12 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
             daemon::run(load(&config, cli.socket)?).await?;
             Ok(0)
         }
-        Verb::Join { token, token_file, config } => {
-            let token = join::read_token(token.as_deref(), token_file.as_deref())?;
-            let joined = join::join(&load(&config, cli.socket)?, &token).await?;
+        Verb::Join { token, token_file, oidc_token_file, coordinator, pin, config } => {
+            let credential = match oidc_token_file {
+                Some(file) => Credential::Oidc { file, coordinators: coordinator, pins: pin },
+                None => Credential::Token(join::read_token(token.as_deref(), token_file.as_deref())?),
+            };
+            let joined = join::join(&load(&config, cli.socket)?, &credential).await?;
             let mut done = vec![join::sentence(&joined)];
             done.extend(joined.warnings.iter().map(|w| format!("warning: {w}")));
             finish(json, done);

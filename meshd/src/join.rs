@@ -1,14 +1,16 @@
 //! `meshd join`: from a token to an enrolment, and the mesh range closed before the first packet.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::id::{MeshName, NodeName, SiteName};
+use mesh_proto::id::{IdentityKey, MeshName, NodeName, SiteName};
 use mesh_proto::services::ServeSpec;
-use mesh_proto::token::{JoinToken, TokenError};
+use mesh_proto::token::{JoinToken, OidcToken, TokenError, TokenSecret};
 use mesh_proto::wire::{JoinRequest, JoinResponse, VERSION};
+use tokio::time::sleep;
 
 use crate::config::Config;
 use crate::facts;
@@ -21,6 +23,9 @@ use crate::state::{Enrolment, State, StateError};
 
 /// Longest token file that is read, in bytes.
 const MAX_TOKEN: u64 = 64 * 1024;
+/// How often a join with an issuer's token is tried, and how long to wait in between.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a node did not join.
 #[derive(Debug, thiserror::Error)]
@@ -92,36 +97,95 @@ fn read<R: Read>(from: &str, open: &mut dyn FnMut() -> io::Result<R>) -> Result<
     Ok(text)
 }
 
-/// Joins the token's mesh. Idempotent for the same mesh.
+/// What a node joins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A token of `mesh-coordinator token create`.
+    Token(JoinToken),
+    /// A file with a token of an issuer that the coordinator trusts. It is read anew at each attempt, because such
+    /// tokens are replaced while they lie there.
+    Oidc {
+        /// The file.
+        file: PathBuf,
+        /// Addresses of coordinators, as `host:port`.
+        coordinators: Vec<String>,
+        /// Their keys.
+        pins: Vec<IdentityKey>,
+    },
+}
+
+impl Credential {
+    fn coordinators(&self) -> &[String] {
+        match self {
+            Self::Token(token) => &token.coordinators,
+            Self::Oidc { coordinators, .. } => coordinators,
+        }
+    }
+
+    fn pins(&self) -> &[IdentityKey] {
+        match self {
+            Self::Token(token) => &token.pins,
+            Self::Oidc { pins, .. } => pins,
+        }
+    }
+
+    /// Says whether another attempt may end better: another token may lie there, the coordinator may have newer keys.
+    fn may_heal(&self, error: &LinkError) -> bool {
+        let temporary = match error {
+            LinkError::Refused(body) => ["token", "busy"].contains(&body.error.as_str()),
+            LinkError::Pin(_) | LinkError::Fenced => false,
+            LinkError::Resolve { .. }
+            | LinkError::Connect { .. }
+            | LinkError::Timeout(_)
+            | LinkError::Tls { .. }
+            | LinkError::Broken(_)
+            | LinkError::Ended
+            | LinkError::Leaving
+            | LinkError::Silent
+            | LinkError::Malformed(_) => true,
+        };
+        temporary && matches!(self, Self::Oidc { .. })
+    }
+}
+
+/// Joins the credential's mesh. Idempotent for the same mesh.
 ///
 /// # Errors
 /// `JoinError` that says what is wrong and what to do.
-pub async fn join(config: &Config, token: &JoinToken) -> Result<Joined, JoinError> {
+pub async fn join(config: &Config, credential: &Credential) -> Result<Joined, JoinError> {
     let state = State::open(&config.state_dir)?;
     if let Some(enrolment) = state.enrolment()? {
-        if enrolment.pins.iter().any(|pin| token.pins.contains(pin)) {
+        if enrolment.pins.iter().any(|pin| credential.pins().contains(pin)) {
             return Ok(Joined { enrolment, before: true, warnings: Vec::new() });
         }
         return Err(JoinError::Elsewhere { mesh: enrolment.mesh, node: enrolment.node });
     }
     let (serve, mut warnings) = offers::read(&config.services).map_err(JoinError::Services)?;
     let host = kernel::host_facts().await?;
-    let response = match ask(config, token, Keys::load_or_make(&state)?, &host, &serve).await {
-        // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
-        Err(LinkError::Refused(body)) if body.error == "revoked" => {
-            ask(config, token, Keys::renew(&state)?, &host, &serve).await?
+    let mut attempt = 1;
+    let response = loop {
+        match ask(config, credential, Keys::load_or_make(&state)?, &host, &serve).await {
+            // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
+            Err(JoinError::Link(LinkError::Refused(body))) if body.error == "revoked" => {
+                break ask(config, credential, Keys::renew(&state)?, &host, &serve).await?;
+            }
+            Err(JoinError::Link(error)) if attempt < ATTEMPTS && credential.may_heal(&error) => {
+                tracing::debug!(%error, attempt, "not joined yet");
+                sleep(PAUSE).await;
+                attempt += 1;
+            }
+            answer => break answer?,
         }
-        answer => answer?,
     };
     if let Some(collision) = host.collision(response.range) {
         return Err(JoinError::Collision(collision));
     }
     let mut enrolment = Enrolment::new(&response);
     if enrolment.coordinators.is_empty() {
-        enrolment.coordinators = token.coordinators.clone();
+        enrolment.coordinators = credential.coordinators().to_vec();
     }
     if enrolment.pins.is_empty() {
-        enrolment.pins = token.pins.clone();
+        enrolment.pins = credential.pins().to_vec();
     }
     let shape = shape(config, &enrolment, facts::mtu(&host));
     match kernel::close_range(&shape).await {
@@ -138,25 +202,33 @@ pub async fn join(config: &Config, token: &JoinToken) -> Result<Joined, JoinErro
     Ok(Joined { enrolment, before: false, warnings })
 }
 
-/// Asks the token's coordinators to let this node in, as the owner of some keys.
+/// Asks the credential's coordinators to let this node in, as the owner of some keys.
 async fn ask(
     config: &Config,
-    token: &JoinToken,
+    credential: &Credential,
     keys: Keys,
     host: &HostFacts,
     serve: &[ServeSpec],
-) -> Result<JoinResponse, LinkError> {
+) -> Result<JoinResponse, JoinError> {
     let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
+    let (token, secret, oidc) = match credential {
+        Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
+        Credential::Oidc { file, .. } => {
+            let text = read(&file.display().to_string(), &mut || std::fs::File::open(file))?;
+            (String::new(), TokenSecret([0; 32]), Some(OidcToken(text.trim().to_owned())))
+        }
+    };
     let request = JoinRequest {
         version: VERSION,
-        token: token.id_text(),
-        secret: token.secret.clone(),
+        token,
+        secret,
+        oidc,
         name: config.name.clone(),
         facts: facts::gather(config, &lanes, host, serve, config.pods.is_empty()),
     };
     let keys = Arc::new(keys);
-    let dial = Dial { coordinators: token.coordinators.clone(), pins: token.pins.clone(), keys };
-    link::join(&dial, &request).await
+    let dial = Dial { coordinators: credential.coordinators().to_vec(), pins: credential.pins().to_vec(), keys };
+    Ok(link::join(&dial, &request).await?)
 }
 
 /// Returns what the kernel is to carry for an enrolment.
@@ -199,9 +271,6 @@ pub fn stored_range(config: &Config) -> Result<Option<(MeshRange, Shape)>, State
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use mesh_proto::id::IdentityKey;
-    use mesh_proto::token::TokenSecret;
 
     use super::*;
 

@@ -33,6 +33,7 @@ pub mod world;
 pub mod access;
 pub mod bench;
 pub mod flow;
+pub mod jwt;
 pub mod plan;
 pub mod token;
 pub mod translate;

@@ -41,6 +41,17 @@ impl<'de> Deserialize<'de> for TokenSecret {
     }
 }
 
+/// A token of an identity issuer (`jwt`), as it came from a file. Prints as `[redacted]`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OidcToken(pub String);
+
+impl fmt::Debug for OidcToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
 /// What `mesh-coordinator token create` prints and `meshd join` reads. `Debug` hides the secret;
 /// `to_line` does not, and is the only way to it.
 #[derive(Debug, Clone, PartialEq, Eq)]

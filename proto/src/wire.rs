@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::{BlockMap, Flat, MeshRange};
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
 use crate::netmap::{Delta, NetMap};
-use crate::token::TokenSecret;
+use crate::token::{OidcToken, TokenSecret};
 pub use crate::world::{NodeFacts, ServeOffer};
 
 /// The version of these messages.
@@ -45,6 +45,9 @@ pub struct JoinRequest {
     pub token: String,
     /// The token's one-time secret.
     pub secret: TokenSecret,
+    /// A token of an issuer that the coordinator trusts, instead of the two above: these are empty and zero then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcToken>,
     /// The name the node would like; the token's own name, if it has one, decides.
     pub name: NodeName,
     /// What the node says of itself.
@@ -102,6 +105,8 @@ pub enum WatchEvent {
     },
     /// A newer connection of the same node took over; this one ends.
     Fenced,
+    /// This coordinator stops; another one, if there is one, is to be asked at once.
+    Leaving,
     /// A kind this version does not know; ignored.
     #[serde(other)]
     Unknown,
@@ -162,6 +167,7 @@ mod tests {
             WatchEvent::Delta { delta },
             WatchEvent::Alive { revision: Revision(u64::MAX) },
             WatchEvent::Fenced,
+            WatchEvent::Leaving,
         ] {
             assert_eq!(sent(&event), event);
         }

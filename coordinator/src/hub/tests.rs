@@ -69,6 +69,7 @@ fn join(token: u32, machine: u32) -> Change {
         version: VERSION,
         token: format!("{token:08x}00000000"),
         secret: TokenSecret(bytes(token)),
+        oidc: None,
         name: format!("n{machine}").parse().unwrap(),
         facts,
     };

@@ -10,7 +10,7 @@ use mesh_proto::token::TokenSecret;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::log::Entry;
-use super::{Applied, Change};
+use super::{Applied, Change, Vouched};
 
 /// Who makes a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +83,18 @@ impl Deed {
                 deed.identity = Some(*identity);
                 deed.secret = Some(request.secret.clone());
             }
+            Change::Vouched { identity, vouched, observed, .. } => {
+                let Vouched { trust, subject, node, .. } = vouched;
+                deed.kind = "join";
+                deed.text = format!("joined from {observed} with identity {identity}; {trust} vouches for {subject}");
+                deed.node = Some(node.clone());
+                deed.identity = Some(*identity);
+            }
+            Change::TrustPush { trust, jwks } => {
+                let hash = HEXLOWER.encode(digest(&SHA256, jwks.as_bytes()).as_ref());
+                deed.kind = "trust_push";
+                deed.text = format!("took keys of {trust} (sha256 {hash})");
+            }
             Change::Facts { .. } => deed.kind = "report",
             Change::Revoke { node } => {
                 deed.kind = "revoke";
@@ -91,6 +103,11 @@ impl Deed {
             }
         }
         deed
+    }
+
+    /// Tells of a machine that wanted to join under a name.
+    pub(super) fn attempt(name: &NodeName) -> Self {
+        Self { kind: "join", text: String::new(), node: Some(name.clone()), token: None, identity: None, secret: None }
     }
 
     /// Says whether a refusal of this is worth a line.

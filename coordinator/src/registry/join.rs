@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_proto::addr::BlockMap;
 use mesh_proto::allocate::Owner;
-use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::plan::refused_offers;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
 use mesh_proto::world::{NodeRecord, UnixTime};
@@ -13,6 +13,20 @@ use mesh_proto::world::{NodeRecord, UnixTime};
 use super::claims::{self, Claimant};
 use super::state::State;
 use super::{Refused, tokens};
+
+/// A machine that may become a member.
+pub(super) struct Newcomer {
+    /// The name it would have.
+    pub(super) name: NodeName,
+    /// Whether the operator meant this name.
+    pub(super) is_bound: bool,
+    /// Its site.
+    pub(super) site: SiteName,
+    /// The services that it may offer to serve.
+    pub(super) grants: Vec<ServiceKey>,
+    /// What it joins with: the public half of a token, or an issuer's name and subject.
+    pub(super) token: String,
+}
 
 /// Who speaks on a channel: the key that it proved, and the address that it comes from.
 pub(super) type Speaker = (IdentityKey, IpAddr);
@@ -37,12 +51,32 @@ impl State {
         }
         let token = self.redeem(&request.token, &request.secret, now)?;
         self.check_revoked(&identity)?;
-        claims::limits(&request.facts)?;
-        if self.world.site(&token.site).is_none() {
-            return Err(Refused::new("site", self.no_site(&token.site)));
+        let newcomer = Newcomer {
+            is_bound: token.name.is_some(),
+            name: token.name.unwrap_or(request.name),
+            site: token.site,
+            grants: token.serve,
+            token: request.token,
+        };
+        self.admit(from, newcomer, request.facts, underlay, now, refused)
+    }
+
+    /// Makes a machine a member, whose right to be one was checked.
+    pub(super) fn admit(
+        &mut self,
+        from: Speaker,
+        newcomer: Newcomer,
+        facts: NodeFacts,
+        underlay: &[IpAddr],
+        now: UnixTime,
+        refused: &mut Vec<String>,
+    ) -> Result<NodeName, Refused> {
+        let (identity, observed) = from;
+        let Newcomer { name, is_bound, site, mut grants, token } = newcomer;
+        claims::limits(&facts)?;
+        if self.world.site(&site).is_none() {
+            return Err(Refused::new("site", self.no_site(&site)));
         }
-        let is_bound = token.name.is_some();
-        let name = token.name.unwrap_or(request.name);
         if self.world.nodes.contains_key(&name) {
             let text = format!(
                 "the name `{name}` belongs to another node; set another `name` in meshd.toml, or, if that machine is gone, run mesh-coordinator revoke {name} and join again"
@@ -51,7 +85,6 @@ impl State {
         }
         // What was expelled under this name does not come back by a token that anybody could have got.
         if !is_bound && self.revoked.values().any(|revoked| revoked.name == name) {
-            let site = &token.site;
             let text = format!(
                 "a node `{name}` was revoked; only a token for this name admits another: mesh-coordinator token create --site {site} --name {name}; or set another `name` in meshd.toml"
             );
@@ -63,24 +96,23 @@ impl State {
         let live = world.nodes.values().map(|node| node.address);
         let address = pool.node(world.mesh.range, live, now);
         let address = address.map_err(|error| Refused::new("busy", error.to_string()))?;
-        let mut grants = token.serve;
         grants.sort();
         grants.dedup();
         let record = NodeRecord {
             id: pool.node_id(),
             identity: Some(identity),
-            site: token.site,
+            site,
             address,
             blocks: Vec::new(),
             facts: NodeFacts::default(),
             observed: None,
             grants,
-            token: Some(request.token),
+            token: Some(token),
             joined_at: now,
         };
         world.insert_node(name.clone(), record);
 
-        let problems = self.accept_claims(&name, request.facts, observed, underlay, now);
+        let problems = self.accept_claims(&name, facts, observed, underlay, now);
         if !problems.is_empty() {
             return Err(Refused::new("claim", problems.join("; ")));
         }
@@ -136,7 +168,7 @@ impl State {
         Ok(())
     }
 
-    fn check_revoked(&self, identity: &IdentityKey) -> Result<(), Refused> {
+    pub(super) fn check_revoked(&self, identity: &IdentityKey) -> Result<(), Refused> {
         let Some(revoked) = self.revoked.get(identity) else {
             return Ok(());
         };
@@ -148,7 +180,7 @@ impl State {
     }
 
     /// Takes up the good part of what a member says, and returns what was refused of claims and offers.
-    fn accept(
+    pub(super) fn accept(
         &mut self,
         name: &NodeName,
         facts: NodeFacts,

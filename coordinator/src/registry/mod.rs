@@ -23,6 +23,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod tokens;
+pub(crate) mod vouch;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use sharing::Failed;
 use state::State;
 pub use state::{Accepted, Revoked};
 pub use tokens::{TokenRecord, TokenSpec};
+pub use vouch::{Pushed, Vouched};
 
 /// All that can alter the mesh.
 #[derive(Debug, Clone)]
@@ -71,6 +73,24 @@ pub enum Change {
         request: JoinRequest,
         /// The address it comes from.
         observed: IpAddr,
+    },
+    /// A machine asks to become a member, and an issuer that is trusted vouches for it.
+    Vouched {
+        /// The key that the channel proved.
+        identity: IdentityKey,
+        /// What the issuer says, checked.
+        vouched: Vouched,
+        /// What the machine says of itself.
+        facts: NodeFacts,
+        /// The address it comes from.
+        observed: IpAddr,
+    },
+    /// The keys of an issuer.
+    TrustPush {
+        /// The name of its `[[trust]]`.
+        trust: String,
+        /// Its JWKS.
+        jwks: String,
     },
     /// A member says what it is.
     Facts {
@@ -260,6 +280,16 @@ impl Registry {
         self.state.why_unusable(id, secret, now)
     }
 
+    /// Returns the keys that were pushed for a `[[trust]]`.
+    pub fn pushed(&self, trust: &str) -> Option<&Pushed> {
+        self.state.pushed.get(trust)
+    }
+
+    /// Says whether an issuer's token was used by another machine.
+    pub fn is_spent_by_another(&self, mark: &str, identity: &IdentityKey) -> bool {
+        self.state.is_spent_by_another(mark, identity)
+    }
+
     /// Returns the last accepted services.toml.
     pub fn accepted(&self) -> Option<&Accepted> {
         self.state.accepted.as_deref()
@@ -309,6 +339,12 @@ impl Registry {
                 let node = state.join(from, request, underlay, now, &mut applied.refused)?;
                 applied.node = Some(node);
             }
+            Change::Vouched { identity, vouched, facts, observed } => {
+                let from = (identity, observed);
+                let node = state.join_vouched(from, vouched, facts, underlay, now, &mut applied.refused)?;
+                applied.node = Some(node);
+            }
+            Change::TrustPush { trust, jwks } => state.push_keys(trust, jwks, now)?,
             Change::Facts { identity, facts, observed } => {
                 let (node, refused) = state.report(identity, facts, observed, underlay, now)?;
                 applied.node = Some(node);
@@ -340,17 +376,26 @@ impl Registry {
         Ok(())
     }
 
+    /// Writes into the log that somebody failed to join before anything was to be decided, as far as there is room.
+    pub(crate) fn note_attempt(&mut self, name: &NodeName, why: &str, by: &Actor, now: UnixTime) {
+        self.note(Deed::attempt(name), by, why, now);
+    }
+
     /// Writes a failed attempt into the log, as far as there is room for such.
     fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
         if !deed.is_attempt() {
             return;
         }
-        let Some(more) = self.refusals.room(now) else {
-            return;
-        };
         let why = match deed.presented() {
             Some((token, secret)) if refused.word == "token" => self.state.why_unusable(token, secret, now),
             _ => refused.word,
+        };
+        self.note(deed, by, why, now);
+    }
+
+    fn note(&mut self, deed: Deed, by: &Actor, why: &str, now: UnixTime) {
+        let Some(more) = self.refusals.room(now) else {
+            return;
         };
         let entry = deed.refused(by, why, more, now);
         let noted = self.persist(|registry| registry.commit(registry.state.clone(), Vec::new(), entry.clone()));

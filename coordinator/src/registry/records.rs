@@ -44,6 +44,8 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         tokens: Arc::new(table(records, Table::Tokens)?),
         revoked: Arc::new(table(records, Table::Revoked)?),
         accepted: accepted.map(Arc::new),
+        pushed: Arc::new(table(records, Table::Trust)?),
+        spent: Arc::new(table(records, Table::Spent)?),
         log: single(records, Table::Meta, "log")?.unwrap_or_default(),
     })
 }
@@ -55,6 +57,8 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
     writes.map(Table::Vips, &old.world.vips, &new.world.vips)?;
     writes.map(Table::Tokens, &old.tokens, &new.tokens)?;
     writes.map(Table::Revoked, &old.revoked, &new.revoked)?;
+    writes.map(Table::Trust, &old.pushed, &new.pushed)?;
+    writes.map(Table::Spent, &old.spent, &new.spent)?;
     let (old_file, new_file) = (old.accepted.as_ref(), new.accepted.as_ref());
     writes.value(Table::Services, "accepted", old_file, new_file)?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Refused;
 use super::log::Ends;
 use super::tokens::Tokens;
+use super::vouch::{PushedKeys, SpentTokens};
 
 /// One state of the mesh. Copies are cheap: the parts are shared until one is altered.
 #[derive(Clone)]
@@ -26,6 +27,10 @@ pub(super) struct State {
     pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
     /// The last accepted services.toml.
     pub(super) accepted: Option<Arc<Accepted>>,
+    /// Issuers' keys that the operator pushed.
+    pub(super) pushed: Arc<PushedKeys>,
+    /// Issuers' tokens that were used and are not over.
+    pub(super) spent: Arc<SpentTokens>,
     /// Where the log of operations begins and ends.
     pub(super) log: Ends,
 }

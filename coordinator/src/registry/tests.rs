@@ -7,6 +7,7 @@ mod filing;
 mod joining;
 mod logging;
 mod storing;
+mod vouching;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -131,6 +132,7 @@ fn request(token: u8, name: &str, facts: NodeFacts) -> JoinRequest {
         version: mesh_proto::wire::VERSION,
         token: id(token),
         secret: TokenSecret([token; 32]),
+        oidc: None,
         name: name.parse().unwrap(),
         facts,
     }

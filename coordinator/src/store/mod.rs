@@ -36,13 +36,18 @@ pub enum Table {
     Tokens,
     /// Revoked identities by key.
     Revoked,
+    /// Issuers' keys that were pushed, by the name of their `[[trust]]`.
+    Trust,
+    /// Issuers' tokens that were used, by their digest.
+    Spent,
     /// The log of operations by number, in digits that sort as the numbers do.
     Log,
 }
 
 impl Table {
     /// The tables that are read whole: all but the log.
-    pub const ALL: [Self; 6] = [Self::Meta, Self::Services, Self::Nodes, Self::Vips, Self::Tokens, Self::Revoked];
+    pub const ALL: [Self; 8] =
+        [Self::Meta, Self::Services, Self::Nodes, Self::Vips, Self::Tokens, Self::Revoked, Self::Trust, Self::Spent];
 
     /// Returns the name that the table is stored by.
     pub fn name(self) -> &'static str {
@@ -53,6 +58,8 @@ impl Table {
             Self::Vips => "vips",
             Self::Tokens => "tokens",
             Self::Revoked => "revoked",
+            Self::Trust => "trust",
+            Self::Spent => "spent",
             Self::Log => "log",
         }
     }

@@ -206,7 +206,7 @@ async fn a_node_with_another_pin_does_not_speak_to_us() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_ends_watches_within_two_seconds() {
+async fn stopping_hands_nodes_over_and_ends_watches_within_two_seconds() {
     let coordinator = Coordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
@@ -217,6 +217,7 @@ async fn stopping_ends_watches_within_two_seconds() {
     coordinator.running.stop().await;
 
     assert!(began.elapsed() < std::time::Duration::from_secs(2));
+    assert_eq!(lines.next().await, Some(WatchEvent::Leaving));
     assert_eq!(lines.next().await, None);
 }
 

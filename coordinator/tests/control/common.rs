@@ -67,6 +67,14 @@ impl Coordinator {
         Self::start_in(dir).await
     }
 
+    /// Starts one with `SERVICES`, and more lines in coordinator.toml.
+    pub(crate) async fn start_with(more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("services.toml"), SERVICES).unwrap();
+        std::fs::write(dir.path().join("more.toml"), more).unwrap();
+        Self::start_in(dir).await
+    }
+
     /// Starts one on the files of a directory.
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
         Identity::load_or_create(&dir.path().join("state")).unwrap();
@@ -150,7 +158,8 @@ pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
 pub(crate) fn config(dir: &Path) -> Config {
     let text = "listen = \"127.0.0.1:0\"\npublic = \"127.0.0.1:7700\"\nstate_dir = \"state\"\n\
                 services = \"services.toml\"\nadmin_socket = \"state/admin.sock\"\nmetrics = \"127.0.0.1:0\"\n";
-    Config::parse(text, &dir.join("coordinator.toml")).unwrap()
+    let more = std::fs::read_to_string(dir.join("more.toml")).unwrap_or_default();
+    Config::parse(&format!("{text}{more}"), &dir.join("coordinator.toml")).unwrap()
 }
 
 /// A node: a key, a name, and where its coordinator is.
@@ -250,6 +259,7 @@ impl Channel<'_> {
             version: wire::VERSION,
             token: token.id_text(),
             secret: token.secret.clone(),
+            oidc: None,
             name: self.node.name.parse().unwrap(),
             facts: self.node.facts(),
         };

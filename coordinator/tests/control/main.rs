@@ -6,5 +6,7 @@ mod abuse;
 mod channel;
 mod common;
 mod files;
+mod issuer;
 mod replicas;
 mod verbs;
+mod workload;

@@ -129,7 +129,7 @@ async fn map_that(lines: &mut Lines, map: &mut Option<NetMap>, fits: impl Fn(&Ne
         match lines.next().await.expect("the watch goes on") {
             WatchEvent::Snapshot { netmap } => *map = Some(*netmap),
             WatchEvent::Delta { delta } => *map = Some(delta.apply(&map.take().unwrap()).unwrap()),
-            WatchEvent::Alive { .. } | WatchEvent::Fenced | WatchEvent::Unknown => {}
+            WatchEvent::Alive { .. } | WatchEvent::Fenced | WatchEvent::Leaving | WatchEvent::Unknown => {}
         }
     }
 }

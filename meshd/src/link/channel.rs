@@ -78,6 +78,9 @@ pub enum LinkError {
     /// The coordinator ended the watch.
     #[error("the coordinator ended the watch")]
     Ended,
+    /// The coordinator stops, and says so.
+    #[error("the coordinator stops")]
+    Leaving,
     /// The coordinator was silent for too long.
     #[error("the coordinator was silent for 15 s")]
     Silent,

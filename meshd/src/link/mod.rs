@@ -97,10 +97,11 @@ impl Link {
     /// Runs until the task is dropped.
     pub async fn run(mut self) {
         let mut down_since = Instant::now();
-        let mut attempt = 0;
+        let mut attempt = 0usize;
+        let mut turn = 0usize;
         loop {
             let count = self.dial.coordinators.len().max(1);
-            let address = self.dial.coordinators.get(attempt % count).cloned();
+            let address = self.dial.coordinators.get(turn % count).cloned();
             let address = address.unwrap_or_default();
             self.state.send_modify(|s| s.address = Some(address.clone()));
             let error = match self.session(&address).await {
@@ -116,14 +117,20 @@ impl Link {
                 tracing::debug!(coordinator = address, %error, "coordinator not reached");
                 attempt = attempt.wrapping_add(1);
             }
+            // The next one may be well whatever this one suffers from.
+            turn = turn.wrapping_add(1);
             if attempt == 1 {
                 tracing::warn!(coordinator = address, %error, "coordinator not reached; forwarding goes on from the last map");
             }
             let patient = matches!(error, LinkError::Fenced | LinkError::Refused(_));
+            let handed_over = matches!(error, LinkError::Leaving) && count > 1;
             self.state.send_modify(|s| {
                 s.connected = false;
                 s.error = Some(error.to_string());
             });
+            if handed_over {
+                continue;
+            }
             let waited = if patient { HARD } else { down_since.elapsed() };
             sleep(delay(attempt, waited, random())).await;
         }
@@ -185,6 +192,7 @@ impl Link {
             }
             WatchEvent::Alive { .. } | WatchEvent::Unknown => return Ok(()),
             WatchEvent::Fenced => return Err(LinkError::Fenced),
+            WatchEvent::Leaving => return Err(LinkError::Leaving),
         };
         if self.current.as_deref() == Some(&map) {
             return Ok(());

@@ -4,8 +4,10 @@
 
 use std::sync::Mutex;
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
+use futures_util::stream::pending;
+use futures_util::{StreamExt, TryStreamExt};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_proto::addr::{Flat, MeshRange};
@@ -127,14 +129,42 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
 }
 
 #[tokio::test]
+async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
+    let lines = |events: &[WatchEvent]| -> String {
+        events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
+    };
+    let snapshot = WatchEvent::Snapshot { netmap: Box::new(netmap(1)) };
+    let (first, second) =
+        (lines(&[snapshot, WatchEvent::Leaving]), lines(&[WatchEvent::Alive { revision: Revision(1) }]));
+    let leaving = Server::start(move |_| Response::new(Full::new(Bytes::from(first.clone())))).await;
+    let staying = Server::start(move |_| open(second.clone())).await;
+    let mut dial = leaving.dial(&[leaving.key, staying.key]);
+    dial.coordinators.push(staying.address.clone());
+    let maps = watch::Sender::new(None);
+    let link = Link {
+        dial,
+        current: None,
+        maps: maps.clone(),
+        state: watch::Sender::new(LinkState::default()),
+        report: watch::Sender::new(None).subscribe(),
+    };
+    let mut newest = maps.subscribe();
+    let running = tokio::spawn(link.run());
+
+    newest.wait_for(Option::is_some).await.unwrap();
+    let left = Instant::now();
+    staying.wait(|asked| asked.iter().any(|a| a.query == "revision=1")).await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+    running.abort();
+}
+
+#[tokio::test]
 async fn what_the_coordinator_had_no_time_for_is_sent_again() {
     let busy = std::sync::atomic::AtomicBool::new(true);
     let server = Server::start(move |request| match request.path.as_str() {
         "/v1/report" if busy.swap(false, std::sync::atomic::Ordering::Relaxed) => refuse("busy"),
         "/v1/report" => ok(&ReportResponse { observed: [127, 0, 0, 1].into(), refused: vec!["taken".into()] }),
-        _ => Response::new(Full::new(Bytes::from(
-            serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n",
-        ))),
+        _ => open(serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n"),
     })
     .await;
     let state = watch::Sender::new(LinkState::default());
@@ -179,6 +209,7 @@ fn request() -> JoinRequest {
         version: VERSION,
         token: "0909090909090909".into(),
         secret: TokenSecret([5; 32]),
+        oidc: None,
         name: "n1".parse().unwrap(),
         facts: NodeFacts::default(),
     }
@@ -209,6 +240,13 @@ fn refuse(word: &str) -> Response<Full<Bytes>> {
     let mut response = ok(&ErrorBody { error: word.into(), message: "the token is used up; make another".into() });
     *response.status_mut() = StatusCode::FORBIDDEN;
     response
+}
+
+/// The header of answers that never end.
+const OPEN: &str = "open";
+
+fn open(body: String) -> Response<Full<Bytes>> {
+    Response::builder().header(OPEN, "yes").body(Full::new(Bytes::from(body))).unwrap()
 }
 
 /// What a client asked, and with which key.
@@ -269,7 +307,14 @@ impl Server {
                             let response = script(&asked);
                             list.lock().unwrap().push(asked);
                             tell.notify_one();
-                            Ok::<_, hyper::Error>(response)
+                            Ok::<_, hyper::Error>(if response.headers().contains_key(OPEN) {
+                                response.map(|body| {
+                                    let sent = body.into_data_stream().map_ok(Frame::data);
+                                    BodyExt::boxed(StreamBody::new(sent.chain(pending())))
+                                })
+                            } else {
+                                response.map(BodyExt::boxed)
+                            })
                         }
                     });
                     let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());

@@ -206,9 +206,14 @@ impl Talk {
     fn record_key(&self, table: Table, key: &str) -> String {
         match table {
             Table::Log => self.key(&format!("log/{key}")),
-            Table::Meta | Table::Services | Table::Nodes | Table::Vips | Table::Tokens | Table::Revoked => {
-                self.key(&format!("mesh/{}", record_name(table, key)))
-            }
+            Table::Meta
+            | Table::Services
+            | Table::Nodes
+            | Table::Vips
+            | Table::Tokens
+            | Table::Revoked
+            | Table::Trust
+            | Table::Spent => self.key(&format!("mesh/{}", record_name(table, key))),
         }
     }
 

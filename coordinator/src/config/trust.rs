@@ -1,0 +1,202 @@
+//! `[[trust]]` of coordinator.toml: whose word on a machine's identity is taken, and for what.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mesh_proto::id::{ServiceKey, SiteName};
+use mesh_proto::jwt::{Algorithm, Expected, NodeClaim};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Reader;
+use crate::cli;
+
+/// Most `[[trust]]` of a file.
+const MAX_TRUSTS: usize = 16;
+/// Most words of a list.
+const MAX_WORDS: usize = 64;
+/// The longest life of a token unless `max_lifetime` says another.
+const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+const KEYS: [&str; 11] =
+    ["name", "issuer", "audience", "jwks", "ca", "site", "serve", "subjects", "node", "algorithms", "max_lifetime"];
+
+/// One `[[trust]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trust {
+    /// `name`: what logs and `trust push` call it; a DNS label.
+    pub name: String,
+    /// `site`: the site of the nodes that it vouches for.
+    pub site: SiteName,
+    /// `serve`: the services that these nodes may offer to serve although the file names them as no backends.
+    pub serve: Vec<ServiceKey>,
+    /// `jwks`: where its keys come from.
+    pub jwks: Jwks,
+    /// What its tokens have to say.
+    pub expected: Expected,
+}
+
+/// Where an issuer's keys come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Jwks {
+    /// An `https://` URL.
+    Url {
+        /// The URL.
+        url: String,
+        /// `ca`: a file of certificates in PEM form to trust there instead of the system's.
+        ca: Option<PathBuf>,
+    },
+    /// A file.
+    File(PathBuf),
+    /// `mesh-coordinator trust push`.
+    Pushed,
+}
+
+/// Reads all `[[trust]]`.
+pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec<Trust> {
+    let DeValue::Array(tables) = value.get_ref() else {
+        reader.error(value.span().start, "write [[trust]] as tables");
+        return Vec::new();
+    };
+    if tables.len() > MAX_TRUSTS {
+        reader.error(value.span().start, &format!("there are more than {MAX_TRUSTS} [[trust]]"));
+        return Vec::new();
+    }
+    let mut trusts: Vec<Trust> = Vec::new();
+    for table in tables.as_ref() {
+        let DeValue::Table(keys) = table.get_ref() else {
+            reader.error(table.span().start, "write [[trust]] as a table");
+            continue;
+        };
+        let Some(trust) = one(table.span().start, keys, reader) else {
+            continue;
+        };
+        if trusts.iter().any(|known| known.name == trust.name) {
+            reader.error(table.span().start, &format!("there are two [[trust]] of the name `{}`", trust.name));
+        }
+        trusts.push(trust);
+    }
+    trusts
+}
+
+/// Reads one; none if something is wrong, which was told.
+fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<Trust> {
+    for key in keys.keys() {
+        if !KEYS.contains(&key.get_ref().as_ref()) {
+            reader.unknown(key.span().start, key.get_ref(), &KEYS);
+        }
+    }
+    let mut table = Table { at, keys, reader };
+    let name = table.required("name", |word| match word.parse::<SiteName>() {
+        Ok(_) => Ok(word.to_owned()),
+        Err(error) => Err(error.to_string()),
+    });
+    let site = table.required("site", |word| word.parse::<SiteName>().map_err(|error| error.to_string()));
+    let issuer = table.required("issuer", filled);
+    let audience = table.required("audience", filled);
+    let ca = table.optional("ca", filled).map(|path| table.reader.beside(&path));
+    let jwks = table.required("jwks", filled).and_then(|word| table.jwks(word, ca));
+    let subjects = table.words("subjects", filled);
+    if subjects.is_empty() {
+        let advice = "`subjects` is missing: say whom the issuer may vouch for, such as subjects = [\"system:serviceaccount:meshd-system:meshd\"]";
+        table.reader.error(at, advice);
+    }
+    let serve = table.words("serve", |word| word.parse().map_err(|error| format!("{error}")));
+    let node = table.node();
+    let mut algorithms = table.words("algorithms", algorithm);
+    if algorithms.is_empty() {
+        algorithms = vec![Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa];
+    }
+    let max_lifetime = table.optional("max_lifetime", cli::duration).unwrap_or(MAX_LIFETIME);
+    let expected = Expected { issuer: issuer?, audience: audience?, subjects, node: node?, algorithms, max_lifetime };
+    Some(Trust { name: name?, site: site?, serve, jwks: jwks?, expected })
+}
+
+fn filled(word: &str) -> Result<String, String> {
+    if word.is_empty() { Err("expected a text that is not empty".into()) } else { Ok(word.into()) }
+}
+
+fn algorithm(word: &str) -> Result<Algorithm, String> {
+    match word {
+        "RS256" => Ok(Algorithm::Rs256),
+        "ES256" => Ok(Algorithm::Es256),
+        "EdDSA" => Ok(Algorithm::EdDsa),
+        _ => Err(format!("`{word}` is no algorithm that is taken; use RS256, ES256 or EdDSA")),
+    }
+}
+
+struct Table<'r, 'a> {
+    at: usize,
+    keys: &'r DeTable<'r>,
+    reader: &'r mut Reader<'a>,
+}
+
+impl Table<'_, '_> {
+    fn optional<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let value = self.keys.get(key)?;
+        let word = self.reader.string(value)?;
+        parse(word).map_err(|message| self.reader.error(value.span().start, &message)).ok()
+    }
+
+    fn required<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        if !self.keys.contains_key(key) {
+            self.reader.error(self.at, &format!("[[trust]] without `{key}`"));
+        }
+        self.optional(key, parse)
+    }
+
+    /// Reads a word or a list of words; an empty list if there is none.
+    fn words<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let Some(value) = self.keys.get(key) else {
+            return Vec::new();
+        };
+        let one = std::slice::from_ref(value);
+        let values = if let DeValue::Array(values) = value.get_ref() { values.as_ref() } else { one };
+        if values.len() > MAX_WORDS {
+            self.reader.error(value.span().start, &format!("write at most {MAX_WORDS} words"));
+            return Vec::new();
+        }
+        let mut list = Vec::new();
+        for value in values {
+            let parsed = self.reader.string(value).map(&parse);
+            match parsed {
+                Some(Ok(item)) => list.push(item),
+                Some(Err(message)) => self.reader.error(value.span().start, &message),
+                None => {}
+            }
+        }
+        list
+    }
+
+    /// `node`: `"kubernetes"`, `"sub"`, or the keys that lead to a claim.
+    fn node(&mut self) -> Option<NodeClaim> {
+        let Some(value) = self.keys.get("node") else {
+            return Some(NodeClaim::Kubernetes);
+        };
+        if let DeValue::Array(_) = value.get_ref() {
+            let path = self.words("node", filled);
+            return (!path.is_empty()).then_some(NodeClaim::Path(path));
+        }
+        self.optional("node", |word| match word {
+            "kubernetes" => Ok(NodeClaim::Kubernetes),
+            "sub" => Ok(NodeClaim::Subject),
+            _ => Err(format!(
+                "`{word}` names no node; use \"kubernetes\", \"sub\", or the keys that lead to a claim, such as [\"google\", \"compute_engine\", \"instance_name\"]"
+            )),
+        })
+    }
+
+    fn jwks(&mut self, word: String, ca: Option<PathBuf>) -> Option<Jwks> {
+        if word == "push" {
+            return Some(Jwks::Pushed);
+        }
+        if word.starts_with("https://") {
+            return Some(Jwks::Url { url: word, ca });
+        }
+        if word.contains("://") {
+            let at = self.keys.get("jwks").map_or(self.at, |value| value.span().start);
+            self.reader.error(at, &format!("`{word}` is not https; keys that anybody can replace prove nothing"));
+            return None;
+        }
+        Some(Jwks::File(self.reader.beside(&word)))
+    }
+}

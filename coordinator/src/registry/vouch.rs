@@ -1,0 +1,134 @@
+//! Joining by an issuer's word instead of a secret: the keys that were pushed, and the tokens that were used.
+//!
+//! The token was verified before it comes here (`crate::trust`). What is decided here is what needs memory: that
+//! it is used once, and whose the name is.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_proto::id::{IdentityKey, NodeName, ServiceKey, SiteName};
+use mesh_proto::jwt;
+use mesh_proto::wire::NodeFacts;
+use mesh_proto::world::UnixTime;
+use serde::{Deserialize, Serialize};
+
+use super::join::{Newcomer, Speaker};
+use super::state::State;
+use super::{Refused, claims};
+
+/// Most used tokens that are remembered; each is forgotten when it is over.
+const MAX_SPENT: usize = 100_000;
+
+/// What an issuer that is trusted says of a machine, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vouched {
+    /// The `[[trust]]` that it was taken by.
+    pub trust: String,
+    /// Whom the issuer speaks of.
+    pub subject: String,
+    /// The node's name.
+    pub node: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// The services that it may offer to serve.
+    pub serve: Vec<ServiceKey>,
+    /// What tells this token from all others, in hexadecimal digits.
+    pub mark: String,
+    /// When the token is worthless anyway.
+    pub over: UnixTime,
+}
+
+/// A token that was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spent {
+    /// By whom.
+    identity: IdentityKey,
+    /// Until when it is remembered.
+    over: UnixTime,
+}
+
+/// Keys that the operator pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// The JWKS.
+    pub jwks: String,
+    /// When.
+    pub at: UnixTime,
+}
+
+/// One answer for every token of an issuer that does not work; the log says why.
+pub(crate) fn not_vouched() -> Refused {
+    Refused::new(
+        "token",
+        "the token was not taken; the coordinator's log says why, and mesh-coordinator trust list who is trusted",
+    )
+}
+
+impl State {
+    /// Takes up an issuer's keys.
+    pub(super) fn push_keys(&mut self, trust: String, keys: String, now: UnixTime) -> Result<(), Refused> {
+        if let Err(error) = jwt::Jwks::parse(keys.as_bytes()) {
+            return Err(Refused::new("malformed", format!("{error}; push the issuer's JWKS document as it is")));
+        }
+        Arc::make_mut(&mut self.pushed).insert(trust, Pushed { jwks: keys, at: now });
+        Ok(())
+    }
+
+    /// Admits a machine that an issuer vouches for. The same machine may ask again with the same token.
+    pub(super) fn join_vouched(
+        &mut self,
+        from: Speaker,
+        vouched: Vouched,
+        facts: NodeFacts,
+        underlay: &[IpAddr],
+        now: UnixTime,
+        refused: &mut Vec<String>,
+    ) -> Result<NodeName, Refused> {
+        let (identity, observed) = from;
+        self.check_revoked(&identity)?;
+        self.spend(&vouched, identity, now)?;
+        if let Some(name) = self.world.member(&identity).cloned() {
+            let site = self.world.nodes.get(&name).map(|node| &node.site);
+            if name != vouched.node || site != Some(&vouched.site) {
+                return Err(not_vouched());
+            }
+            claims::limits(&facts)?;
+            *refused = self.accept(&name, facts, observed, underlay, now);
+            return Ok(name);
+        }
+        let newcomer = Newcomer {
+            name: vouched.node,
+            // Whoever holds a revoked machine may still get tokens for it: its name takes an operator's word.
+            is_bound: false,
+            site: vouched.site,
+            grants: vouched.serve,
+            token: format!("{}/{}", vouched.trust, vouched.subject),
+        };
+        self.admit(from, newcomer, facts, underlay, now, refused)
+    }
+
+    fn spend(&mut self, vouched: &Vouched, identity: IdentityKey, now: UnixTime) -> Result<(), Refused> {
+        if let Some(spent) = self.spent.get(&vouched.mark).filter(|spent| now < spent.over) {
+            return if spent.identity == identity { Ok(()) } else { Err(not_vouched()) };
+        }
+        let spent = Arc::make_mut(&mut self.spent);
+        spent.retain(|_, spent| now < spent.over);
+        if spent.len() >= MAX_SPENT {
+            let text = "too many tokens were used of late; try again when the first of them have expired";
+            return Err(Refused::new("busy", text));
+        }
+        spent.insert(vouched.mark.clone(), Spent { identity, over: vouched.over });
+        Ok(())
+    }
+
+    /// Says whether a token was used by another machine, for the operator.
+    pub(super) fn is_spent_by_another(&self, mark: &str, identity: &IdentityKey) -> bool {
+        self.spent.get(mark).is_some_and(|spent| spent.identity != *identity)
+    }
+}
+
+/// Used tokens by their mark.
+pub(super) type SpentTokens = BTreeMap<String, Spent>;
+/// Pushed keys by the name of their `[[trust]]`.
+pub(super) type PushedKeys = BTreeMap<String, Pushed>;
