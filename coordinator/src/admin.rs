@@ -34,7 +34,7 @@ use crate::registry::{Actor, Change, TokenSpec, names};
 use crate::report;
 use crate::server::{Stop, stopped};
 use crate::session::{Failure, no_such_path, read, wrong_method};
-use crate::{api, audit, trust};
+use crate::{api, audit, export, trust};
 
 /// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
@@ -144,6 +144,7 @@ fn routes(hub: Arc<Hub>) -> Router {
         .route("/v1/plan", post(propose))
         .route("/v1/backup", post(backup))
         .route("/v1/log", get(audit::log))
+        .route("/v1/export", get(export::export))
         .merge(trust::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)

@@ -7,7 +7,7 @@
 //! GET    /v1/tokens            Tokens          POST   /v1/plan     Proposal ─▶ Plan
 //! GET    /v1/trust             Trusts          POST   /v1/trust/NAME NewKeys ─▶ Done
 //! any failure                  wire::ErrorBody POST   /v1/backup   Backup   ─▶ Done
-//! GET    /v1/log?since=N&node= Log
+//! GET    /v1/log?since=N&node= Log          GET    /v1/export            all that is stored
 //! ```
 //! Each document carries a `schema`; within one schema fields are only ever added.
 

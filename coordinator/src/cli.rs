@@ -85,6 +85,16 @@ pub enum Verb {
         /// The file; it must not exist
         file: PathBuf,
     },
+    /// Put a backup in the place of the store, while the coordinator is stopped
+    Restore {
+        /// The backup [default: the newest, and what the journal tells since]
+        file: Option<PathBuf>,
+        /// The configuration
+        #[arg(long, value_name = "PATH", default_value = config::CONFIG)]
+        config: PathBuf,
+    },
+    /// Print all that is stored as JSON, without secrets
+    Export,
     /// Print a completion script
     Completion {
         /// The shell

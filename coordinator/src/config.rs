@@ -23,10 +23,11 @@ pub const ADMIN_SOCKET: &str = "/run/mesh-coordinator/admin.sock";
 pub const PORT: u16 = 7700;
 
 const STATE_DIR: &str = "/var/lib/mesh-coordinator";
+const BACKUPS: &str = "backups";
 const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
 const METRICS: &str = "127.0.0.1:9587";
-const KEYS: [&str; 9] =
-    ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd", "trust"];
+const KEYS: [&str; 10] =
+    ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd", "trust", "backups"];
 const ETCD_KEYS: [&str; 6] = ["prefix", "ca", "cert", "key", "user", "password_file"];
 /// Most addresses in `listen` and in `public`; a join token has room for as many.
 const MAX_ADDRESSES: usize = 8;
@@ -50,6 +51,8 @@ pub struct Config {
     pub etcd: Option<Options>,
     /// `[[trust]]`: issuers whose word on a machine's identity is taken.
     pub trust: Vec<Trust>,
+    /// `backups`: where hourly copies of the store go; `backups` in `state_dir` by default.
+    pub backups: PathBuf,
 }
 
 impl Default for Config {
@@ -63,6 +66,7 @@ impl Default for Config {
             metrics: METRICS.parse().ok(),
             etcd: None,
             trust: Vec::new(),
+            backups: Path::new(STATE_DIR).join(BACKUPS),
         }
     }
 }
@@ -106,12 +110,15 @@ impl Config {
             let at = error.span().map_or(0, |span| span.start);
             reader.error(at, error.message());
         }
-        let mut config = Self::default();
+        let mut config = Self { backups: PathBuf::new(), ..Self::default() };
         for (key, value) in table.get_ref() {
             config.set(key, value, &mut reader);
         }
         if let Some(table) = table.get_ref().get("etcd") {
             reader.etcd(table, config.etcd.as_mut());
+        }
+        if config.backups.as_os_str().is_empty() {
+            config.backups = config.state_dir.join(BACKUPS);
         }
         if reader.errors.is_empty() { Ok(config) } else { Err(ConfigError::Content(reader.errors.trim_end().into())) }
     }
@@ -131,6 +138,7 @@ impl Config {
             "admin_socket" => reader.path(value, &mut self.admin_socket),
             "metrics" => self.metrics = reader.metrics(value),
             "store" => self.etcd = reader.store(value),
+            "backups" => reader.path(value, &mut self.backups),
             // Read when `store` is known.
             "etcd" => {}
             "trust" => self.trust = trust::read(value, reader),

@@ -21,12 +21,17 @@ use crate::keys::{Identity, KeyError};
 use crate::registry::{OpenError, Registry, Setup};
 use crate::server::{self, Doors};
 use crate::sharing::keep_up;
-use crate::store::{self, Etcd, Store, StoreError};
+use crate::store::journal::Journaled;
+use crate::store::{Embedded, Etcd, Store, StoreError};
 use crate::watch::{begin, follow, load};
-use crate::{metrics, tls};
+use crate::{backups, metrics, tls};
 
 /// The store's file inside the state directory.
 pub const STORE: &str = "store.redb";
+/// The directory inside the state directory that keeps the journal of the store.
+pub const JOURNAL: &str = "journal";
+/// The file inside the state directory that notes the epoch of the last restore.
+pub const EPOCH: &str = "epoch";
 /// The file inside the state directory that keeps the name given at `init`.
 pub const NAME: &str = "name";
 /// How long connections may take to finish when the coordinator stops.
@@ -82,7 +87,7 @@ pub struct Running {
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let identity = Identity::load(&config.state_dir)?;
     let name = name(&config.state_dir);
-    let setup = Setup { name: name.clone(), underlay: underlay(&config), parse };
+    let setup = setup(&config);
     let underlay = setup.underlay.clone();
     let (registry, store) = open(&config, &name, identity.public(), setup).await?;
     let acceptor = TlsAcceptor::from(tls::server(&identity)?);
@@ -115,6 +120,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut helpers = JoinSet::new();
     helpers.spawn(follow(Arc::clone(&hub)));
     helpers.spawn(keep_up(Arc::clone(&hub)));
+    helpers.spawn(backups::keep(Arc::clone(&hub)));
     if let Some(listener) = metrics_listener {
         helpers.spawn(metrics::serve(listener, Arc::clone(&hub)));
     }
@@ -131,7 +137,8 @@ async fn open(
 ) -> Result<(Registry, PathBuf), StartError> {
     let file = config.state_dir.join(STORE);
     let Some(etcd) = config.etcd.clone() else {
-        return Ok((Registry::open(store::open_embedded(&file)?, setup)?, file));
+        let store = Journaled::open(Embedded::open(&file)?, &config.state_dir.join(JOURNAL))?;
+        return Ok((Registry::open(Box::new(store), setup)?, file));
     };
     let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{name}"));
     let shown = PathBuf::from(etcd.shown(&prefix));
@@ -150,6 +157,11 @@ impl Running {
     /// Reads services.toml again, whether or not it seems to have changed.
     pub async fn reload(&self) {
         load(&self.hub).await;
+    }
+
+    /// Waits until the store has failed, and says why. Nothing was acknowledged since; end the process.
+    pub async fn failed(&self) -> String {
+        self.hub.failed_for_good().await
     }
 
     /// Ends the coordinator: no new connections, watches end, requests under way are answered.
@@ -178,6 +190,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         bound => bound,
     };
     bound.map_err(|source| StartError::Listen { address, source })
+}
+
+/// Returns what the registry needs to know apart from what it stores.
+pub(crate) fn setup(config: &Config) -> Setup {
+    Setup { name: name(&config.state_dir), underlay: underlay(config), parse }
 }
 
 /// Reads a stored services.toml.

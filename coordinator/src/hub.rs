@@ -3,10 +3,12 @@
 //! Changes wait for the disk and hence run on blocking threads, a bounded number at a time. Readers take the
 //! published world and never the lock.
 
+mod group;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,6 +25,7 @@ use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use crate::store::Seen;
 use crate::trust::Trusts;
 use crate::watch::FileReport;
+use group::Queue;
 
 /// Most requests of members that may wait for the registry at once; more are answered `busy`.
 const MAX_WAITING: usize = 256;
@@ -71,6 +74,9 @@ pub(crate) struct Hub {
     strangers: Semaphore,
     failures: Mutex<Failures>,
     reports: Mutex<Reports>,
+    queue: Mutex<Queue>,
+    failure: watch::Sender<Option<String>>,
+    backup_failed: AtomicBool,
 }
 
 /// A node's open watch. Dropping `_fence` ends it.
@@ -138,6 +144,9 @@ impl Hub {
             strangers: Semaphore::new(MAX_STRANGERS_WAITING),
             failures: Mutex::default(),
             reports: Mutex::default(),
+            queue: Mutex::default(),
+            failure: watch::Sender::default(),
+            backup_failed: AtomicBool::new(false),
         })
     }
 
@@ -186,11 +195,6 @@ impl Hub {
         Timestamp::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 
-    /// Makes a change that the operator or the coordinator itself asks for.
-    pub(crate) async fn apply(self: &Arc<Self>, change: Change, by: Actor) -> Result<Applied, Refused> {
-        self.with(move |registry| registry.apply(change, by, now())).await
-    }
-
     /// Runs something on the registry, and publishes what it led to.
     pub(crate) async fn with<T: Send + 'static>(
         self: &Arc<Self>,
@@ -200,16 +204,7 @@ impl Hub {
         let task = tokio::task::spawn_blocking(move || {
             let mut registry = lock(&hub.registry);
             let result = f(&mut registry);
-            let world = registry.world();
-            hub.world.send_if_modified(|published| {
-                // A change of tokens alone is no news to any node.
-                let news = published.revision != world.revision && !published.plans_like(&world);
-                if news {
-                    hub.due.store(world.revision.0, Ordering::Relaxed);
-                }
-                *published = world;
-                news
-            });
+            hub.publish(&registry);
             result
         });
         match task.await {
@@ -229,6 +224,40 @@ impl Hub {
             }
         })
         .await;
+    }
+
+    /// Shows everybody what the registry holds, or that it cannot store anything any more.
+    fn publish(&self, registry: &Registry) {
+        let world = registry.world();
+        self.world.send_if_modified(|published| {
+            // A change of tokens alone is no news to any node.
+            let news = published.revision != world.revision && !published.plans_like(&world);
+            if news {
+                self.due.store(world.revision.0, Ordering::Relaxed);
+            }
+            *published = world;
+            news
+        });
+        if let Some(failure) = registry.failure() {
+            self.failure.send_if_modified(|known| known.replace(failure.to_owned()).is_none());
+        }
+    }
+
+    /// Waits until the store has failed for good, and says why. Nothing was acknowledged since.
+    pub(crate) async fn failed_for_good(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        let failure = failure.wait_for(Option::is_some).await;
+        failure.ok().and_then(|failure| failure.clone()).unwrap_or_default()
+    }
+
+    /// Notes whether the last backup could be made.
+    pub(crate) fn note_backup(&self, made: bool) {
+        self.backup_failed.store(!made, Ordering::Relaxed);
+    }
+
+    /// Says whether the last backup could not be made.
+    pub(crate) fn backup_failed(&self) -> bool {
+        self.backup_failed.load(Ordering::Relaxed)
     }
 
     /// Notes an address of our own that a node reached us at: no pod block may contain it.

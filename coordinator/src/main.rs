@@ -63,6 +63,7 @@ async fn serve(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => running.reload().await,
+            failure = running.failed() => return Err(failure.into()),
         }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

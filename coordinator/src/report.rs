@@ -35,6 +35,12 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
     if let Some(error) = hub.store_error() {
         warnings.push(format!("the store does not answer, nodes keep what they have: {error}"));
     }
+    if hub.backup_failed() {
+        let dir = hub.config.backups.display();
+        warnings.push(format!(
+            "no backup can be written to {dir}; see the coordinator's log, or set `backups` in coordinator.toml"
+        ));
+    }
     if hub.config.public.is_empty() {
         warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());
     }

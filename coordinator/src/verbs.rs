@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::{Cli, Output, Token, Trust, Verb};
 use crate::client::{AskError, ask, fetch};
-use crate::{api, audit, init, render, watch};
+use crate::{api, audit, init, render, restore, watch};
 
 /// The exit status of a verb that failed.
 pub const FAILED: u8 = 1;
@@ -74,6 +74,11 @@ pub async fn perform(cli: &Cli) -> Outcome {
         },
         Verb::Plan { file } => plan(cli, file).await,
         Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
+        Verb::Restore { file, config } => Ok(match restore::restore(config, file.as_deref()) {
+            Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
+            Err(error) => Outcome::failed(&error.to_string()),
+        }),
+        Verb::Export => fetch::<serde_json::Value>(&cli.socket, "/v1/export").await.map(|all| Outcome::ok(json(&all))),
         Verb::Log { since, node } => {
             let log = audit::read(&cli.socket, *since, node.as_ref()).await;
             log.map(|log| Outcome::ok(printed(cli.output, &log, audit::render)))

@@ -1,4 +1,4 @@
-//! A copy of the store in a file of its own, which a coordinator can open in place of the store.
+//! Copies of all that is stored.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use mesh_proto::id::Revision;
 
 use super::Registry;
 use super::log::PAGE;
-use crate::store::{StoreError, Table, Write, open_embedded};
+use crate::store::{self, StoreError, Table, Write};
 
 impl Registry {
     /// Writes all that is stored into a new file, and returns the revision it is of.
@@ -14,29 +14,24 @@ impl Registry {
     /// # Errors
     /// If the file exists or cannot be written; then no file is left behind.
     pub fn backup(&self, path: &Path) -> Result<Revision, StoreError> {
-        if path.symlink_metadata().is_ok() {
-            return Err(StoreError::Exists { path: path.display().to_string() });
-        }
-        let stored = self.store.load()?;
-        let revision = stored.revision;
-        let writes = stored.records.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
-        let mut writes: Vec<_> = writes.collect();
-        writes.extend(self.log_writes()?);
-        let copied = open_embedded(path).and_then(|mut copy| copy.commit(Revision(0), revision, &writes));
-        if copied.is_err() {
-            let _ = std::fs::remove_file(path);
-        }
-        copied.map(|()| revision)
+        let (revision, writes) = self.snapshot()?;
+        store::copy(path, revision, &writes)?;
+        Ok(revision)
     }
 
-    /// Returns the writes that make a copy of the log.
-    fn log_writes(&self) -> Result<Vec<Write>, StoreError> {
-        let mut writes = Vec::new();
+    /// Returns the present revision, and the writes that lead to it from nothing, the log included.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn snapshot(&self) -> Result<(Revision, Vec<Write>), StoreError> {
+        let stored = self.store.load()?;
+        let writes = stored.records.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
+        let mut writes: Vec<_> = writes.collect();
         let mut from = String::new();
         loop {
             let page = self.store.scan(Table::Log, &from, PAGE)?;
             let Some((last, _)) = page.last() else {
-                return Ok(writes);
+                return Ok((stored.revision, writes));
             };
             // The least key above the last one.
             from = format!("{last}\0");

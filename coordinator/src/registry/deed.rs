@@ -96,6 +96,10 @@ impl Deed {
                 deed.text = format!("took keys of {trust} (sha256 {hash})");
             }
             Change::Facts { .. } => deed.kind = "report",
+            Change::Restored { epoch, source } => {
+                deed.kind = "restore";
+                deed.text = format!("restored {source}; epoch {epoch}");
+            }
             Change::Revoke { node } => {
                 deed.kind = "revoke";
                 deed.text = format!("expelled node {node}");

@@ -11,6 +11,7 @@
 mod backup;
 mod claims;
 mod deed;
+mod group;
 mod history;
 mod join;
 mod live;
@@ -34,13 +35,12 @@ use mesh_proto::token::TokenSecret;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
 use mesh_proto::world::{UnixTime, World};
 
-use crate::store::{Store, StoreError, Write};
+use crate::store::{Store, StoreError};
 pub use deed::Actor;
-use deed::{Deed, Refusals};
+use deed::Refusals;
 use history::History;
 pub use live::{Live, LiveNode};
 pub use log::{Entry, LogHash, LogHead, Logged};
-use sharing::Failed;
 use state::State;
 pub use state::{Accepted, Revoked};
 pub use tokens::{TokenRecord, TokenSpec};
@@ -106,6 +106,13 @@ pub enum Change {
         /// The member.
         node: NodeName,
     },
+    /// A backup took the place of the store.
+    Restored {
+        /// The least epoch to go on with.
+        epoch: u64,
+        /// Where the state comes from, as a sentence.
+        source: String,
+    },
 }
 
 /// What a change led to.
@@ -160,7 +167,7 @@ pub enum OpenError {
     Store(#[from] StoreError),
     /// A record does not read.
     #[error(
-        "the stored record {table}/{key} does not read: {detail}; restore the state from a backup, or run the version of mesh-coordinator that wrote it"
+        "the stored record {table}/{key} does not read: {detail}; restore a backup (mesh-coordinator restore), or run the version of mesh-coordinator that wrote it"
     )]
     Record {
         /// The record's table.
@@ -172,7 +179,7 @@ pub enum OpenError {
     },
     /// The log of operations was altered, or lost a part.
     #[error(
-        "the log of operations does not verify at entry {seq}: {detail}; somebody altered the store, or the disk did: restore the state from a backup, and compare the two with mesh-coordinator log"
+        "the log of operations does not verify at entry {seq}: {detail}; somebody altered the store, or the disk did: restore a backup (mesh-coordinator restore), and compare the two with mesh-coordinator log"
     )]
     Log {
         /// The number of the first entry that is not as it was written.
@@ -195,6 +202,7 @@ pub struct Registry {
     history: History,
     live: Live,
     refusals: Refusals,
+    failure: Option<String>,
 }
 
 impl Registry {
@@ -206,7 +214,7 @@ impl Registry {
         let state = records::read(&store.load()?, &setup)?;
         state.log.verify(&*store)?;
         let history = History::new(Arc::clone(&state.world));
-        Ok(Self { store, setup, state, history, live: Live::default(), refusals: Refusals::default() })
+        Ok(Self { store, setup, state, history, live: Live::default(), refusals: Refusals::default(), failure: None })
     }
 
     /// Decides about a change that somebody makes, and makes it durable together with its entry in the log;
@@ -215,26 +223,8 @@ impl Registry {
     /// # Errors
     /// `Refused` if the change may not happen, or could not be stored; then nothing of it happened.
     pub fn apply(&mut self, change: Change, by: Actor, now: UnixTime) -> Result<Applied, Refused> {
-        match self.persist(|registry| registry.attempt(&change, &by, now)) {
-            Ok(applied) => Ok(applied),
-            Err(Failed::Decided(refused)) => {
-                self.note_refusal(Deed::of(&change), &by, &refused, now);
-                Err(refused)
-            }
-            Err(Failed::Stored(error)) => Err(error.into()),
-        }
-    }
-
-    fn attempt(&mut self, change: &Change, by: &Actor, now: UnixTime) -> Result<Applied, Failed> {
-        let (next, mut applied) = self.decide(change.clone(), now)?;
-        let writes = records::differences(&self.state, &next).map_err(|error| Refused::new("internal", error))?;
-        applied.altered = !writes.is_empty();
-        if applied.altered {
-            let entry = Deed::of(change).done(by, &applied, &self.state.world, &next.world, now);
-            self.commit(next, writes, entry)?;
-        }
-        applied.revision = self.state.world.revision;
-        Ok(applied)
+        let mut results = self.apply_all(vec![(change, by)], now);
+        results.pop().unwrap_or_else(|| Err(Refused::new("internal", "the change was lost; try again")))
     }
 
     /// Returns the world that a change would lead to, without making it happen. Its revision is the present one.
@@ -242,7 +232,7 @@ impl Registry {
     /// # Errors
     /// `Refused` if the change may not happen.
     pub fn preview(&self, change: Change, now: UnixTime) -> Result<Arc<World>, Refused> {
-        Ok(self.decide(change, now)?.0.world)
+        Ok(self.decide(&self.state, change, now)?.0.world)
     }
 
     /// Returns all that is true at the present revision.
@@ -295,6 +285,17 @@ impl Registry {
         self.state.accepted.as_deref()
     }
 
+    /// Returns why nothing can be stored any more, if so: a disk that failed to sync may have lost what it was
+    /// given, and may say otherwise when it is asked again. Only a new start finds out what is there.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Returns the epoch: 1 at first, and more after each restore. Revisions count on within an epoch only.
+    pub fn epoch(&self) -> u64 {
+        self.state.epoch
+    }
+
     /// Returns number and hash of the last entry of the log of operations.
     pub fn log_head(&self) -> LogHead {
         self.state.log.head
@@ -323,8 +324,8 @@ impl Registry {
         self.setup.underlay = underlay;
     }
 
-    fn decide(&self, change: Change, now: UnixTime) -> Result<(State, Applied), Refused> {
-        let mut state = self.state.clone();
+    fn decide(&self, state: &State, change: Change, now: UnixTime) -> Result<(State, Applied), Refused> {
+        let mut state = state.clone();
         let mut applied = Applied { revision: state.world.revision, altered: false, node: None, refused: Vec::new() };
         let underlay = &self.setup.underlay;
         match change {
@@ -354,53 +355,8 @@ impl Registry {
                 state.revoke(&node, now)?;
                 applied.node = Some(node);
             }
+            Change::Restored { epoch, source: _ } => state.epoch = epoch.max(state.epoch + 1),
         }
         Ok((state, applied))
-    }
-
-    /// Stores a new state with its log entry, and puts it in force.
-    fn commit(&mut self, mut next: State, mut writes: Vec<Write>, mut entry: Entry) -> Result<(), Failed> {
-        let expected = self.state.world.revision;
-        let revision = Revision(expected.0 + 1);
-        Arc::make_mut(&mut next.world).revision = revision;
-        (entry.from, entry.to) = (expected, revision);
-        let internal = |error| Refused::new("internal", error);
-        writes.push(next.log.append(entry).map_err(internal)?);
-        let gone = next.log.compact(&*self.store, log::MAX_ENTRIES);
-        writes.extend(gone.map_err(Failed::Stored)?);
-        writes.push(records::ends(&next.log).map_err(internal)?);
-        self.store.commit(expected, revision, &writes).map_err(Failed::Stored)?;
-        self.history.push(Arc::clone(&next.world));
-        self.live.retain(&next.world);
-        self.state = next;
-        Ok(())
-    }
-
-    /// Writes into the log that somebody failed to join before anything was to be decided, as far as there is room.
-    pub(crate) fn note_attempt(&mut self, name: &NodeName, why: &str, by: &Actor, now: UnixTime) {
-        self.note(Deed::attempt(name), by, why, now);
-    }
-
-    /// Writes a failed attempt into the log, as far as there is room for such.
-    fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
-        if !deed.is_attempt() {
-            return;
-        }
-        let why = match deed.presented() {
-            Some((token, secret)) if refused.word == "token" => self.state.why_unusable(token, secret, now),
-            _ => refused.word,
-        };
-        self.note(deed, by, why, now);
-    }
-
-    fn note(&mut self, deed: Deed, by: &Actor, why: &str, now: UnixTime) {
-        let Some(more) = self.refusals.room(now) else {
-            return;
-        };
-        let entry = deed.refused(by, why, more, now);
-        let noted = self.persist(|registry| registry.commit(registry.state.clone(), Vec::new(), entry.clone()));
-        if let Err(Failed::Stored(error)) = noted {
-            tracing::warn!(%error, "a refused attempt is missing in the log of operations");
-        }
     }
 }

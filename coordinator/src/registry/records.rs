@@ -47,6 +47,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         pushed: Arc::new(table(records, Table::Trust)?),
         spent: Arc::new(table(records, Table::Spent)?),
         log: single(records, Table::Meta, "log")?.unwrap_or_default(),
+        epoch: single(records, Table::Meta, "epoch")?.unwrap_or(1),
     })
 }
 
@@ -63,6 +64,7 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
     writes.value(Table::Services, "accepted", old_file, new_file)?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);
     writes.value(Table::Meta, "pool", Some(old_pool), Some(new_pool))?;
+    writes.value(Table::Meta, "epoch", Some(&old.epoch), Some(&new.epoch))?;
     if !writes.0.is_empty() && old.world.revision.0 == 0 {
         writes.value(Table::Meta, "format", None, Some(&FORMAT))?;
     }

@@ -38,6 +38,7 @@ impl Registry {
             };
             let again = match &failed {
                 Failed::Decided(_) => self.refresh(),
+                Failed::Stored(error) if error.is_final() => return Err(self.fail(failed)),
                 Failed::Stored(StoreError::Conflict { .. }) => self.reload(),
                 // Our own commit may have got through although its acknowledgement did not.
                 Failed::Stored(_) => self.reload().map(|_| false),
@@ -49,11 +50,22 @@ impl Registry {
                 (_, failed) => return Err(failed),
             }
         }
-        let last = attempt(self);
-        if let Err(Failed::Stored(_)) = &last {
-            let _ = self.reload();
+        match attempt(self) {
+            Err(Failed::Stored(error)) if error.is_final() => Err(self.fail(Failed::Stored(error))),
+            Err(Failed::Stored(error)) => {
+                let _ = self.reload();
+                Err(Failed::Stored(error))
+            }
+            last => last,
         }
-        last
+    }
+
+    /// Notes that the store is not to be trusted any more.
+    fn fail(&mut self, failed: Failed) -> Failed {
+        if let Failed::Stored(error) = &failed {
+            self.failure = Some(error.to_string());
+        }
+        failed
     }
 
     /// Takes up what other coordinators committed. Says whether there was anything.

@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) spent: Arc<SpentTokens>,
     /// Where the log of operations begins and ends.
     pub(super) log: Ends,
+    /// How often the state went back to a backup, counted from 1.
+    pub(super) epoch: u64,
 }
 
 /// A services.toml that was accepted.

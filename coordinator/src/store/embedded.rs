@@ -1,13 +1,15 @@
 //! The embedded store: one redb file, two-phase commit, every commit on the disk before it is acknowledged.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mesh_proto::id::Revision;
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
+};
 
 use super::{Records, Store, StoreError, Table, Write};
 
@@ -35,22 +37,22 @@ impl Embedded {
             path: path.display().to_string(),
             source: source.into(),
         };
-        let is_new = !path.exists();
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).mode(0o600);
-        let file = options.open(path).map_err(failed)?;
+        if !path.try_exists().map_err(failed)? {
+            create(path).map_err(failed)?;
+        }
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+        let backend = FileBackend::new(file).map_err(|error| open_error(path, error))?;
+        Self::over(backend, path)
+    }
 
+    /// Opens what lies in a backend, and checks all of it. The path is for messages.
+    pub(super) fn over(backend: impl StorageBackend, path: &Path) -> Result<Self, StoreError> {
         let mut builder = Database::builder();
         let builder = builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
-        let locked = FileBackend::new(file);
-        let opened = locked.and_then(|backend| builder.create_with_backend(backend));
+        let opened = builder.create_with_backend(backend);
         let database = opened.map_err(|error| open_error(path, error))?;
-        if is_new {
-            sync_parent(path).map_err(failed)?;
-        }
-        let path = path.to_owned();
-        Ok(Self { database, path })
+        Ok(Self { database, path: path.to_owned() })
     }
 
     fn failed(&self, doing: &'static str, error: redb::Error) -> StoreError {
@@ -162,6 +164,26 @@ fn storage_error(path: &Path, doing: &'static str, error: redb::Error) -> StoreE
         true => StoreError::Io { doing, path, source: error.into() },
         false => StoreError::Damaged { path, detail: error.to_string() },
     }
+}
+
+/// Makes an empty store under another name first: a power cut while it is written would leave a file that is
+/// no database.
+fn create(path: &Path) -> io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    let draft = PathBuf::from(draft);
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&draft)?;
+    let handle = file.try_clone()?;
+    let made = FileBackend::new(file).and_then(|backend| Database::builder().create_with_backend(backend));
+    drop(made.map_err(io::Error::other)?);
+    handle.sync_all()?;
+    fs::rename(&draft, path)?;
+    sync_parent(path)
 }
 
 /// Makes the new file's name as durable as its content.

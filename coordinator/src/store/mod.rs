@@ -6,6 +6,7 @@
 
 mod embedded;
 pub mod etcd;
+pub mod journal;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,11 @@ impl Table {
             Self::Spent => "spent",
             Self::Log => "log",
         }
+    }
+
+    /// Returns the table that is stored by a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().chain([Self::Log]).find(|table| table.name() == name)
     }
 }
 
@@ -126,7 +132,7 @@ pub enum StoreError {
     },
     /// The file is torn or was written by something else.
     #[error(
-        "{path} is damaged: {detail}; stop the coordinator, move the file away and restore it from a backup (mesh-coordinator backup)"
+        "{path} is damaged: {detail}; stop the coordinator and restore it from a backup (mesh-coordinator restore)"
     )]
     Damaged {
         /// The file.
@@ -162,6 +168,22 @@ pub enum StoreError {
         /// What happened.
         detail: String,
     },
+}
+
+impl StoreError {
+    /// Says whether the store is not to be trusted after a commit that failed so: what a disk could not sync may
+    /// be lost although reading still shows it.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::Damaged { .. } => true,
+            Self::Conflict { .. }
+            | Self::Exists { .. }
+            | Self::Locked { .. }
+            | Self::Etcd { .. }
+            | Self::TooLarge { .. }
+            | Self::Unknown { .. } => false,
+        }
+    }
 }
 
 /// What is known of a store that others write to as well.
@@ -206,6 +228,21 @@ pub trait Store: Send {
     fn newest(&self) -> Result<Option<Revision>, StoreError> {
         Ok(None)
     }
+}
+
+/// Writes what a store holds at a revision into a new file, which a coordinator can open in place of the store.
+///
+/// # Errors
+/// If the file exists or cannot be written; then no file is left behind.
+pub fn copy(path: &Path, revision: Revision, writes: &[Write]) -> Result<(), StoreError> {
+    if path.symlink_metadata().is_ok() {
+        return Err(StoreError::Exists { path: path.display().to_string() });
+    }
+    let copied = open_embedded(path).and_then(|mut copy| copy.commit(Revision(0), revision, writes));
+    if copied.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    copied
 }
 
 /// Opens the embedded store in a file, which is made with mode 0600 if it does not exist.

@@ -1,6 +1,10 @@
 //! The contract of a store, asked of each.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test fails by panicking")]
+
+mod faults;
+mod journaling;
+mod power;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -127,6 +131,24 @@ fn a_missing_directory_is_an_error_with_advice() {
     let error = Embedded::open(&dir.path().join("none/state.redb")).unwrap_err();
     assert!(matches!(error, StoreError::Io { .. }), "{error}");
     assert!(error.to_string().contains("permissions"), "{error}");
+}
+
+#[test]
+fn a_scan_reads_a_part_of_one_table_in_the_order_of_its_keys() {
+    every_store(|store| {
+        let log = |n: u64| put(Table::Log, &format!("{n:03}"), &n.to_string());
+        let writes = [log(7), log(10), log(9), log(8), put(Table::Nodes, "009", "x"), put(Table::Revoked, "1", "x")];
+        commit(store, 0, &writes).unwrap();
+        let keys = |from: &str, limit| -> Vec<String> {
+            store.scan(Table::Log, from, limit).unwrap().into_iter().map(|(key, _)| key).collect()
+        };
+        assert_eq!(keys("", 10), ["007", "008", "009", "010"]);
+        assert_eq!(keys("008", 2), ["008", "009"]);
+        assert_eq!(keys("008\0", 1), ["009"]);
+        assert_eq!(keys("011", 2), Vec::<String>::new());
+        assert_eq!(store.scan(Table::Nodes, "", 5).unwrap(), [("009".to_owned(), b"x".to_vec())]);
+        assert_eq!(get(store, Table::Log, "007"), None, "a load leaves the log out");
+    });
 }
 
 /// Opens a file that was spoilt, and reads it.

@@ -1,12 +1,14 @@
 //! The coordinator from outside: real connections on loopback, real files, the real admin socket.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test fails by panicking")]
 
 mod abuse;
 mod channel;
 mod common;
 mod files;
 mod issuer;
+mod kills;
 mod replicas;
+mod restoring;
 mod verbs;
 mod workload;

@@ -66,13 +66,13 @@ impl Drop for Program {
     }
 }
 
-fn command(dir: &Path) -> Command {
+pub(crate) fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"));
     command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-fn run(dir: &Path, words: &[&str]) -> Output {
+pub(crate) fn run(dir: &Path, words: &[&str]) -> Output {
     let mut command = command(dir);
     command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.output().unwrap()

@@ -41,10 +41,11 @@ impl Store for Shared {
         }
         match inner.1 {
             Fault::None => Ok(()),
-            Fault::Disk | Fault::Acknowledgement => {
-                let source = "no space left".into();
+            Fault::Disk => {
+                let source = "it cannot be synced".into();
                 Err(StoreError::Io { doing: "write", path: "state".into(), source })
             }
+            Fault::Acknowledgement => Err(StoreError::Unknown { detail: "no answer".into() }),
         }
     }
 
@@ -103,10 +104,65 @@ fn what_could_not_be_stored_did_not_happen() {
     let before = registry.world();
     store.set(Fault::Disk);
     let result = ask(&mut registry, 1, request(1, "a", facts(1, &[])));
-    assert_refused(result, "internal", &["no space left", "check the disk"]);
+    assert_refused(result, "internal", &["it cannot be synced", "check the disk"]);
     assert_eq!(registry.world(), before);
+    assert!(registry.failure().is_some_and(|failure| failure.contains("it cannot be synced")));
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_until_a_new_start() {
+    let store = Shared::default();
+    let mut registry = open(&store);
+    file(&mut registry, FILE).unwrap();
+    token(&mut registry, 1, "dc");
+    store.set(Fault::Disk);
+    ask(&mut registry, 1, request(1, "a", facts(1, &[]))).unwrap_err();
     store.set(Fault::None);
-    ask(&mut registry, 1, request(1, "a", facts(1, &[]))).unwrap();
+    let before = store.load().unwrap();
+    let refused = ask(&mut registry, 1, request(1, "a", facts(1, &[])));
+    assert_refused(refused, "internal", &["it cannot be synced"]);
+    assert_eq!(store.load().unwrap(), before, "the store is not touched any more");
+    ask(&mut open(&store), 1, request(1, "a", facts(1, &[]))).unwrap();
+}
+
+#[test]
+fn changes_in_one_group_are_decided_on_each_other_and_stored_at_once() {
+    let store = Shared::default();
+    let mut registry = open(&store);
+    file(&mut registry, FILE).unwrap();
+    token(&mut registry, 1, "dc");
+    let join = |number: u8| {
+        let request = request(1, &format!("n{number}"), facts(number, &[]));
+        (Change::Join { identity: identity(number), request, observed: observed(number) }, BY)
+    };
+    let more = (Change::TokenCreate(spec(2, "dc")), BY);
+    let results = registry.apply_all(vec![join(1), join(2), more], NOW);
+    assert!(results[0].as_ref().is_ok_and(|applied| applied.altered), "{results:?}");
+    assert_refused(results[1].clone(), "token", &[]);
+    assert!(results[2].as_ref().is_ok_and(|applied| applied.altered), "{results:?}");
+    let (first, third) = (results[0].as_ref().unwrap().revision, results[2].as_ref().unwrap().revision);
+    assert_eq!((first, third), (Revision(3), Revision(4)));
+    let told: Vec<_> = registry.log(3).unwrap().into_iter().map(|l| (l.entry.kind, l.entry.from, l.entry.to)).collect();
+    let entry = |kind: &str, from| (kind.to_owned(), Revision(from), Revision(from + 1));
+    assert_eq!(told, [entry("join", 2), entry("token_create", 3), entry("join_refused", 4)]);
+    let again = open(&store);
+    assert_eq!(again.world(), registry.world());
+    assert_eq!(again.log_head(), registry.log_head());
+}
+
+#[test]
+fn a_group_that_cannot_be_stored_is_refused_whole() {
+    let store = Shared::default();
+    let mut registry = open(&store);
+    file(&mut registry, FILE).unwrap();
+    let before = store.load().unwrap();
+    store.set(Fault::Disk);
+    let changes = (1..4).map(|number| (Change::TokenCreate(spec(number, "dc")), BY)).collect();
+    let results = registry.apply_all(changes, NOW);
+    assert_eq!(results.len(), 3);
+    assert!(results.iter().all(|r| r.as_ref().is_err_and(|refused| refused.word == "internal")), "{results:?}");
+    assert_eq!(store.load().unwrap(), before);
+    assert_eq!(registry.tokens().count(), 0);
 }
 
 #[test]

@@ -1,0 +1,187 @@
+//! `restore`: puts a backup in the place of the store, while no coordinator runs.
+//!
+//! ```text
+//!   restore FILE   the backup, and nothing later
+//!   restore        the newest good backup, and what the journal tells of the time since
+//! ```
+//! The new store is made beside the old one, read as a coordinator reads it, and raised to the next epoch:
+//! nodes refuse a coordinator that went back, unless the epoch is a new one. The old store is kept under
+//! another name.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use mesh_proto::id::Revision;
+
+use crate::backups;
+use crate::config::{Config, ConfigError};
+use crate::daemon::{self, EPOCH, JOURNAL, STORE};
+use crate::hub::now;
+use crate::registry::{Actor, Change, OpenError, Refused, Registry};
+use crate::store::{self, StoreError, Table, Write, journal};
+
+/// Why nothing was restored; the old store is where it was.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A store cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The backup holds what this version does not understand, or was altered.
+    #[error("{file} cannot be used: {source}")]
+    Backup {
+        /// The backup.
+        file: PathBuf,
+        /// Why.
+        source: OpenError,
+    },
+    /// The new epoch cannot be stored.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// A coordinator runs.
+    #[error("a coordinator uses {0}; stop it first (systemctl stop mesh-coordinator)")]
+    Running(PathBuf),
+    /// The mesh is not kept here.
+    #[error("the mesh is kept in etcd; restore etcd with `etcdctl snapshot restore`")]
+    Etcd,
+    /// There is nothing to restore.
+    #[error("there is no good backup in {0}; name a file that mesh-coordinator backup wrote")]
+    None(PathBuf),
+    /// A file cannot be copied or moved.
+    #[error("cannot write {path}: {source}; check its disk and permissions, and run restore again")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// All records of a store, the log included.
+type Stored = BTreeMap<(Table, String), Vec<u8>>;
+
+/// Restores a backup, or the newest with the journal. Says in lines what it did.
+///
+/// # Errors
+/// `RestoreError` if nothing was restored.
+pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, RestoreError> {
+    let config = Config::load(config)?;
+    if config.etcd.is_some() {
+        return Err(RestoreError::Etcd);
+    }
+    let state = &config.state_dir;
+    let place = state.join(STORE);
+    let old_epoch = refuse_running(&config, &place)?;
+    let (source, revision, stored) = match file {
+        Some(file) => {
+            let (revision, stored) = read(file, state)?;
+            (file.display().to_string(), revision, stored)
+        }
+        None => newest(&config)?,
+    };
+
+    let draft = state.join("store.redb.restored");
+    remove(&draft)?;
+    let writes = stored.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
+    store::copy(&draft, revision, &writes.collect::<Vec<_>>())?;
+    let mut registry = open(&draft, &config).map_err(|source| RestoreError::Backup { file: draft.clone(), source })?;
+    let noted = fs::read_to_string(state.join(EPOCH)).ok().and_then(|text| text.trim().parse().ok());
+    let epoch = registry.epoch().max(old_epoch).max(noted.unwrap_or(0)) + 1;
+    let by = Actor::Operator { uid: rustix::process::getuid().as_raw() };
+    let now = now();
+    let change = Change::Restored { epoch, source: source.clone() };
+    let applied = registry.apply(change, by, now)?;
+    drop(registry);
+
+    // Noted first: a restore that is repeated never comes to the same epoch.
+    write(&state.join(EPOCH), &format!("{epoch}\n"))?;
+    let mut said = Vec::new();
+    for (name, keep_until_replaced) in [(JOURNAL, false), (STORE, true)] {
+        let path = state.join(name);
+        let aside = state.join(format!("{name}.before-epoch-{epoch}"));
+        if path.exists() {
+            // There is a store under its name at every moment: without one a coordinator would begin anew.
+            let moved = if keep_until_replaced { fs::hard_link(&path, &aside) } else { fs::rename(&path, &aside) };
+            moved.map_err(|source| RestoreError::Io { path: aside.clone(), source })?;
+            said.push(format!("kept the old {name} as {}", aside.display()));
+        }
+    }
+    let moved = fs::rename(&draft, &place).and_then(|()| fs::File::open(state)?.sync_all());
+    moved.map_err(|source| RestoreError::Io { path: place, source })?;
+    said.push(format!("restored {source}: revision {}, epoch {epoch}", applied.revision));
+    said.push("next: start the coordinator (systemctl start mesh-coordinator)".into());
+    Ok(said)
+}
+
+/// Refuses while a coordinator runs. Returns the epoch of the present store, or 0 if it cannot be read.
+fn refuse_running(config: &Config, place: &Path) -> Result<u64, RestoreError> {
+    if UnixStream::connect(&config.admin_socket).is_ok() {
+        return Err(RestoreError::Running(config.admin_socket.clone()));
+    }
+    if !place.exists() {
+        return Ok(0);
+    }
+    match open(place, config) {
+        Ok(registry) => Ok(registry.epoch()),
+        Err(OpenError::Store(StoreError::Locked { path })) => Err(RestoreError::Running(path.into())),
+        // That it cannot be read is why it is to be restored.
+        Err(_) => Ok(0),
+    }
+}
+
+fn open(path: &Path, config: &Config) -> Result<Registry, OpenError> {
+    Registry::open(store::open_embedded(path)?, daemon::setup(config))
+}
+
+/// Reads a backup. A copy is opened, because opening writes.
+fn read(file: &Path, state: &Path) -> Result<(Revision, Stored), RestoreError> {
+    let draft = state.join("store.redb.read");
+    remove(&draft)?;
+    let copied = fs::copy(file, &draft).map_err(|source| RestoreError::Io { path: file.to_owned(), source });
+    let read = copied.and_then(|_| {
+        let store = store::open_embedded(&draft)?;
+        let loaded = store.load()?;
+        let mut stored = loaded.records;
+        for (key, value) in store.scan(Table::Log, "", usize::MAX)? {
+            stored.insert((Table::Log, key), value);
+        }
+        Ok((loaded.revision, stored))
+    });
+    remove(&draft)?;
+    read
+}
+
+/// Returns the newest backup that is good, with the commits that the journal tells of since.
+fn newest(config: &Config) -> Result<(String, Revision, Stored), RestoreError> {
+    for backup in backups::list(&config.backups).into_iter().rev() {
+        let Ok((from, mut stored)) = read(&backup.path, &config.state_dir) else {
+            continue;
+        };
+        let to = journal::replay(&config.state_dir.join(JOURNAL), from, &mut stored)?;
+        let commits = to.0 - from.0;
+        let source = format!("{} and {commits} commits of the journal", backup.path.display());
+        return Ok((source, to, stored));
+    }
+    Err(RestoreError::None(config.backups.clone()))
+}
+
+fn remove(path: &Path) -> Result<(), RestoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RestoreError::Io { path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), RestoreError> {
+    let draft = path.with_extension("draft");
+    let written = fs::write(&draft, text).and_then(|()| fs::File::open(&draft)?.sync_all());
+    let written = written.and_then(|()| fs::rename(&draft, path));
+    written.map_err(|source| RestoreError::Io { path: path.to_owned(), source })
+}

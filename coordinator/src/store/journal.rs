@@ -1,0 +1,221 @@
+//! The journal: every commit once more, in plain lines beside the database.
+//!
+//! ```text
+//!   journal/00000000000000000042.log   the commits from revision 42 on, one line each:
+//!   SUM {"from":42,"to":43,"writes":[["nodes","n1","…"],["tokens","ab",null]]}
+//! ```
+//! The database is what is read; the journal is for the day on which its file is damaged: the newest backup and
+//! the lines since lead to the last acknowledged commit. SUM is the SHA-256 of the rest of the line. A line
+//! is on the disk before its commit is acknowledged. A file of `SEGMENT` bytes is followed by another; files
+//! that only tell of what the oldest backup holds are removed (`prune`).
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+use mesh_proto::id::Revision;
+use serde::{Deserialize, Serialize};
+
+use super::{Records, Store, StoreError, Table, Write};
+
+/// When a new file is begun, in bytes.
+const SEGMENT: u64 = 16 * 1024 * 1024;
+
+/// A store that keeps a journal of its commits.
+pub struct Journaled<S> {
+    store: S,
+    dir: PathBuf,
+    file: File,
+    length: u64,
+}
+
+/// One commit.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    from: Revision,
+    to: Revision,
+    /// Table, key and new value of each write. Values are text, as all records are.
+    writes: Vec<(String, String, Option<String>)>,
+}
+
+impl<S: Store> Journaled<S> {
+    /// Continues the journal in a directory, or begins it at the store's revision if its last line leads to
+    /// another one.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or the directory not be written.
+    pub fn open(store: S, dir: &Path) -> Result<Self, StoreError> {
+        let revision = store.load()?.revision;
+        let failed = |source: io::Error| failed(dir, source);
+        if !dir.exists() {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+            sync_dir(dir.parent().unwrap_or(dir)).map_err(failed)?;
+        }
+        let last = segments(dir).map_err(failed)?.into_iter().next_back();
+        let good = last.and_then(|(from, path)| {
+            let bytes = fs::read(&path).ok()?;
+            let (lines, length) = read(&bytes);
+            (lines.last().map_or(from, |line| line.to) == revision).then_some((path, length))
+        });
+        let (file, length) = match good {
+            Some((path, length)) => {
+                let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
+                // What a crash left of a line was never acknowledged.
+                file.set_len(length).map_err(failed)?;
+                (file, length)
+            }
+            None => (begin(dir, revision).map_err(failed)?, 0),
+        };
+        Ok(Self { store, dir: dir.to_owned(), file, length })
+    }
+
+    fn append(&mut self, from: Revision, to: Revision, writes: &[Write]) -> io::Result<()> {
+        if self.length >= SEGMENT {
+            self.file = begin(&self.dir, from)?;
+            self.length = 0;
+        }
+        let line = line(from, to, writes)?;
+        self.file.write_all(&line)?;
+        self.file.sync_data()?;
+        self.length += line.len() as u64;
+        Ok(())
+    }
+}
+
+impl<S: Store> Store for Journaled<S> {
+    fn load(&self) -> Result<Records, StoreError> {
+        self.store.load()
+    }
+
+    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.store.scan(table, from, limit)
+    }
+
+    fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError> {
+        self.store.commit(expected, next, writes)?;
+        self.append(expected, next, writes).map_err(|source| failed(&self.dir, source))
+    }
+}
+
+/// Adds to the records of a backup what the journal tells of later commits. Returns the revision that it leads
+/// to; whatever comes after a line that is damaged or missing is left out.
+///
+/// # Errors
+/// If the directory or a file in it cannot be read.
+pub fn replay(
+    dir: &Path,
+    mut revision: Revision,
+    records: &mut BTreeMap<(Table, String), Vec<u8>>,
+) -> Result<Revision, StoreError> {
+    let failed = |source: io::Error| failed(dir, source);
+    let segments = match segments(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(revision),
+        segments => segments.map_err(failed)?,
+    };
+    for (_, path) in segments {
+        let bytes = fs::read(path).map_err(failed)?;
+        for line in read(&bytes).0 {
+            if line.from != revision || line.to <= revision {
+                continue;
+            }
+            for (table, key, value) in line.writes {
+                // A table of a newer version is none that this version could write.
+                let Some(table) = Table::named(&table) else { continue };
+                match value {
+                    Some(value) => drop(records.insert((table, key), value.into_bytes())),
+                    None => drop(records.remove(&(table, key))),
+                }
+            }
+            revision = line.to;
+        }
+    }
+    Ok(revision)
+}
+
+/// Returns the revision that the newest unbroken part of the journal begins with; none if there is no journal.
+pub fn begins(dir: &Path) -> Option<Revision> {
+    segments(dir).ok()?.into_keys().next_back()
+}
+
+/// Removes the files that only tell of commits up to a revision.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn prune(dir: &Path, held: Revision) -> io::Result<()> {
+    let segments = segments(dir)?;
+    let next = segments.keys().skip(1).copied();
+    for (path, next) in segments.values().zip(next) {
+        if next <= held {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lists the files by the revision that each begins with.
+fn segments(dir: &Path) -> io::Result<BTreeMap<Revision, PathBuf>> {
+    let mut segments = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log"));
+        if let Some(from) = name.and_then(|name| name.parse().ok()) {
+            segments.insert(Revision(from), path);
+        }
+    }
+    Ok(segments)
+}
+
+fn begin(dir: &Path, from: Revision) -> io::Result<File> {
+    let path = dir.join(format!("{:020}.log", from.0));
+    // A file of that name has no good line: it would be continued otherwise.
+    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path)?;
+    drop(file);
+    let file = OpenOptions::new().append(true).open(&path)?;
+    file.sync_all()?;
+    sync_dir(dir)?;
+    Ok(file)
+}
+
+fn line(from: Revision, to: Revision, writes: &[Write]) -> io::Result<Vec<u8>> {
+    let text = |value: &Vec<u8>| String::from_utf8(value.clone()).map_err(io::Error::other);
+    let told = writes.iter().map(|write| {
+        let value = write.value.as_ref().map(text).transpose()?;
+        Ok((write.table.name().to_owned(), write.key.clone(), value))
+    });
+    let line = Line { from, to, writes: told.collect::<io::Result<_>>()? };
+    let body = serde_json::to_string(&line)?;
+    Ok(format!("{} {body}\n", sum(body.as_bytes())).into_bytes())
+}
+
+/// Reads the good lines up to the first that is not, and how many bytes they have.
+fn read(bytes: &[u8]) -> (Vec<Line>, u64) {
+    let mut lines = Vec::new();
+    let mut length = 0;
+    for text in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let body = text.strip_suffix(b"\n").and_then(|text| text.split_at_checked(64));
+        let body = body.and_then(|(sum, body)| Some((sum, body.strip_prefix(b" ")?)));
+        let line = body.filter(|(told, body)| sum(body).as_bytes() == *told);
+        let Some(line) = line.and_then(|(_, body)| serde_json::from_slice(body).ok()) else {
+            break;
+        };
+        lines.push(line);
+        length += text.len() as u64;
+    }
+    (lines, length)
+}
+
+fn sum(body: &[u8]) -> String {
+    HEXLOWER.encode(digest(&SHA256, body).as_ref())
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn failed(dir: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { doing: "write", path: dir.display().to_string(), source: source.into() }
+}
