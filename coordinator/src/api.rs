@@ -64,8 +64,17 @@ pub struct Status {
     pub revision: Revision,
     /// Which nodes have it in force.
     pub live: Live,
-    /// The store's file.
+    /// Nodes that have not, at most 100.
+    #[serde(default)]
+    pub behind: Vec<Behind>,
+    /// The store's file, or where its etcd is.
     pub store: PathBuf,
+    /// Why the store does not answer; none if it does.
+    #[serde(default)]
+    pub store_error: Option<String>,
+    /// Whether other coordinators may use the same store.
+    #[serde(default)]
+    pub shared: bool,
     /// The services.toml.
     pub services: FileStatus,
     /// Sentences for the operator.
@@ -81,6 +90,17 @@ pub struct Live {
     pub connected: usize,
     /// All nodes that have joined.
     pub nodes: usize,
+}
+
+/// A node that has not the present revision in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Its name.
+    pub node: NodeName,
+    /// Whether it has a watch open.
+    pub connected: bool,
+    /// The revision that it last said it had in force.
+    pub applied: Option<Revision>,
 }
 
 /// How the services.toml is.

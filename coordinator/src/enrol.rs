@@ -121,24 +121,26 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
 /// Redeems a token of `token create`.
 async fn by_token(hub: &Arc<Hub>, peer: &Peer, request: JoinRequest) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
-    let answer = hub.with(move |registry| {
-        let (token, secret) = (request.token.clone(), request.secret.clone());
-        let before = registry.world();
-        let by = actor(&before, identity, observed);
-        let applied = registry.apply(Change::Join { identity, request, observed }, by, now());
-        let applied = applied.map_err(|refused| {
-            let why = (refused.word == "token").then(|| registry.why_unusable(&token, &secret, now()).into());
-            Denial::Refused(refused, why)
-        })?;
-        let chosen = registry.token(&token).is_some_and(|token| token.name.is_none());
-        let is_new = before.member(&identity).is_none();
-        if let Some(node) = applied.node.as_ref().filter(|node| is_new && chosen && names::refers(&before, node)) {
-            let advice = "the node chose it itself, its token was made without --name";
-            tracing::warn!(%node, peer = %observed, "a name of services.toml is taken: {advice}");
+    let (token, secret) = (request.token.clone(), request.secret.clone());
+    let before = hub.world();
+    let by = actor(&before, identity, observed);
+    let answer = hub.apply(Change::Join { identity, request, observed }, by).await;
+    let is_new = before.member(&identity).is_none();
+    hub.with(move |registry| match answer {
+        Ok(applied) => {
+            let chosen = registry.token(&token).is_some_and(|token| token.name.is_none());
+            if let Some(node) = applied.node.as_ref().filter(|node| is_new && chosen && names::refers(&before, node)) {
+                let advice = "the node chose it itself, its token was made without --name";
+                tracing::warn!(%node, peer = %observed, "a name of services.toml is taken: {advice}");
+            }
+            Ok(applied)
         }
-        Ok(applied)
-    });
-    answer.await
+        Err(refused) => {
+            let why = (refused.word == "token").then(|| registry.why_unusable(&token, &secret, now()).into());
+            Err(Denial::Refused(refused, why))
+        }
+    })
+    .await
 }
 
 /// Takes an issuer's word.
@@ -150,24 +152,28 @@ async fn by_issuer(
 ) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
     let JoinRequest { name, facts, .. } = request;
-    let answer = hub.with(move |registry| {
-        let by = actor(&registry.world(), identity, observed);
-        let vouched = verified.map_err(|why| {
-            registry.note_attempt(&name, &why, &by, now());
-            Denial::Refused(vouch::not_vouched(), Some(why))
-        })?;
-        let mark = vouched.mark.clone();
-        let change = Change::Vouched { identity, vouched, facts, observed };
-        registry.apply(change, by, now()).map_err(|refused| {
-            let why = match registry.is_spent_by_another(&mark, &identity) {
-                true => "another machine used this token already: was it copied?",
-                false => "this identity is another node already",
-            };
-            let why = (refused.word == "token").then(|| why.to_owned());
-            Denial::Refused(refused, why)
-        })
-    });
-    answer.await
+    let by = actor(&hub.world(), identity, observed);
+    let vouched = match verified {
+        Ok(vouched) => vouched,
+        Err(why) => {
+            let told = why.clone();
+            hub.with(move |registry| registry.note_attempt(&name, &told, &by, now())).await;
+            return Err(Denial::Refused(vouch::not_vouched(), Some(why)));
+        }
+    };
+    let mark = vouched.mark.clone();
+    let answer = hub.apply(Change::Vouched { identity, vouched, facts, observed }, by).await;
+    let refused = match answer {
+        Ok(applied) => return Ok(applied),
+        Err(refused) if refused.word == "token" => refused,
+        Err(refused) => return Err(refused.into()),
+    };
+    let is_copied = hub.with(move |registry| registry.is_spent_by_another(&mark, &identity)).await;
+    let why = match is_copied {
+        true => "another machine used this token already: was it copied?",
+        false => "this identity is another node already",
+    };
+    Err(Denial::Refused(refused, Some(why.into())))
 }
 
 fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {

@@ -8,6 +8,9 @@ use mesh_proto::netmap::ServicePort;
 
 use crate::api::{FileState, Nodes, Plan, Services, Status, Tokens, Trusts};
 
+/// Most nodes that are named in one line.
+const SHOWN: usize = 5;
+
 /// Writes how the mesh is.
 pub fn status(status: &Status) -> String {
     let live = status.live;
@@ -23,6 +26,9 @@ pub fn status(status: &Status) -> String {
             status.revision, live.current, live.nodes, live.connected
         ),
     );
+    if !status.behind.is_empty() {
+        line("behind", &behind(status));
+    }
     let file = &status.services;
     let path = file.path.display();
     let age = age(file.age_s);
@@ -49,7 +55,12 @@ pub fn status(status: &Status) -> String {
     line("listen", &listen.join(", "));
     line("public", &status.public.join(", "));
     line("key", &status.key.to_string());
-    line("store", &status.store.display().to_string());
+    let store = status.store.display();
+    let shared = if status.shared { ", shared with other coordinators" } else { "" };
+    match &status.store_error {
+        None => line("store", &format!("{store}: answers{shared}")),
+        Some(_) => line("store", &format!("{store}: does not answer; nodes keep what they have{shared}")),
+    }
     line("uptime", &self::age(status.uptime_s));
     line("software", &status.software);
     for error in &file.errors {
@@ -59,6 +70,22 @@ pub fn status(status: &Status) -> String {
         let _ = writeln!(out, "warning: {warning}");
     }
     out
+}
+
+/// Names the nodes that have not the present revision in force.
+fn behind(status: &Status) -> String {
+    let told = status.behind.iter().take(SHOWN).map(|behind| match (behind.connected, behind.applied) {
+        (true, Some(applied)) => format!("{} (at {applied})", behind.node),
+        (true, None) => format!("{} (has not reported)", behind.node),
+        (false, _) => format!("{} (not connected)", behind.node),
+    });
+    let told: Vec<_> = told.collect();
+    let all = status.live.nodes.saturating_sub(status.live.current);
+    let more = match all.saturating_sub(told.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", told.join(", "))
 }
 
 /// Writes the nodes.

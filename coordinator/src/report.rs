@@ -13,6 +13,9 @@ use crate::api;
 use crate::hub::{Hub, now};
 use crate::registry::{LiveNode, TokenRecord};
 
+/// Most nodes that are told to be behind.
+const MAX_BEHIND: usize = 100;
+
 /// Says how the mesh is.
 pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
     let (world, notes) = snapshot(hub).await;
@@ -21,7 +24,7 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
         services.state = api::FileState::Superseded;
     }
     let mut live = api::Live { current: 0, connected: 0, nodes: 0 };
-    let mut warnings = Vec::new();
+    let (mut warnings, mut behind) = (Vec::new(), Vec::new());
     for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
         let note = notes.get(name);
         let connected = hub.is_watching(name);
@@ -29,6 +32,10 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
         live.nodes += 1;
         live.connected += usize::from(connected);
         live.current += usize::from(current);
+        if !current && behind.len() < MAX_BEHIND {
+            let applied = note.map(|note| note.applied).filter(|revision| revision.0 > 0);
+            behind.push(api::Behind { node: name.clone(), connected, applied });
+        }
         let said = note.map(|note| note.warnings.as_slice()).unwrap_or_default();
         warnings.extend(said.iter().map(|warning| format!("{name}: {warning}")));
     }
@@ -60,7 +67,10 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
         uptime_s: hub.started.elapsed().as_secs(),
         revision: world.revision,
         live,
+        behind,
         store: hub.store.clone(),
+        store_error: hub.store_error(),
+        shared: hub.is_shared(),
         services,
         warnings,
     }

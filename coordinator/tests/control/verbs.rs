@@ -10,13 +10,14 @@ use serde_json::Value;
 
 use crate::common::{DEADLINE, SERVICES};
 
-struct Program {
+/// The program, running on files of its own.
+pub(crate) struct Program {
     dir: tempfile::TempDir,
-    daemon: Child,
+    pub(crate) daemon: Child,
 }
 
 impl Program {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("coordinator.toml");
         let config = config.to_str().unwrap();
@@ -38,12 +39,12 @@ impl Program {
         }
     }
 
-    fn run(&self, words: &[&str]) -> Output {
+    pub(crate) fn run(&self, words: &[&str]) -> Output {
         let socket = self.dir.path().join("state/admin.sock");
         run(self.dir.path(), &[&["--socket", socket.to_str().unwrap()], words].concat())
     }
 
-    fn json(&self, words: &[&str]) -> Value {
+    pub(crate) fn json(&self, words: &[&str]) -> Value {
         let output = self.run(&[words, &["-o", "json"]].concat());
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
