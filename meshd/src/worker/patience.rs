@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use mesh_proto::clock::Timestamp;
 
-/// How long a lane stays awake.
-const AWAKE: Duration = Duration::from_micros(50);
+/// How long a lane stays awake: as long as a short connection takes, since the next may be another lane's and the one
+/// after it this lane's again. With 50 µs there were an eighth fewer new connections a second.
+const AWAKE: Duration = Duration::from_micros(200);
 /// Bytes per microsecond that are bulk when they last: some 256 Mbit/s.
 const BULK_RATE: u64 = 32;
 /// Bytes that come at once before they are bulk: a millisecond of the rate above.
@@ -84,7 +85,7 @@ mod tests {
     fn what_comes_soon_is_awaited_and_what_comes_late_is_not() {
         let mut patience = Patience::default();
         assert!(awake(&mut patience, Duration::from_micros(40), 100) > 980);
-        assert!(awake(&mut patience, Duration::from_micros(60), 100) < 70, "one try in sixteen");
+        assert!(awake(&mut patience, Duration::from_micros(240), 100) < 70, "one try in sixteen");
         assert!(
             awake(&mut patience, Duration::from_micros(40), 100) > 980,
             "it is found out that they come soon again"
