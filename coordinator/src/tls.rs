@@ -3,6 +3,9 @@
 //! The handshake proves that the peer holds the private half of an Ed25519 key, and no more. Whether that
 //! key is a member is decided above, on each request: so a revoked member is a stranger at once. A
 //! session ticket would let a connection skip the proof, hence none is ever issued.
+//!
+//! Keys are agreed by X25519MLKEM768 alone: both ends are ours, so nobody is left to fall back for, and what
+//! is recorded today stays closed to a quantum computer of tomorrow.
 
 use std::sync::Arc;
 
@@ -26,7 +29,9 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 /// # Errors
 /// The library's error if it cannot use the key.
 pub fn server(identity: &Identity) -> Result<Arc<ServerConfig>, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    let provider = Arc::new(provider);
     let verifier = Arc::new(AnyEd25519Key { algorithms: provider.signature_verification_algorithms });
     let own = own_key(identity, &provider)?;
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -114,7 +119,97 @@ impl ClientCertVerifier for AnyEd25519Key {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use rustls::client::AlwaysResolvesClientRawPublicKeys;
+    use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::SupportedKxGroup;
+    use rustls::pki_types::ServerName;
+    use rustls::{ClientConfig, ClientConnection, NamedGroup, ServerConnection};
+
     use super::*;
+
+    /// A client that takes any server and offers these groups.
+    fn client(identity: &Identity, groups: &[&'static dyn SupportedKxGroup]) -> ClientConnection {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.kx_groups = groups.to_vec();
+        let provider = Arc::new(provider);
+        let own = own_key(identity, &provider).unwrap();
+        let verifier = Arc::new(AnyServer(provider.signature_verification_algorithms));
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
+        config.alpn_protocols = vec![wire::ALPN.to_vec()];
+        ClientConnection::new(Arc::new(config), ServerName::try_from("mesh").unwrap()).unwrap()
+    }
+
+    #[derive(Debug)]
+    struct AnyServer(WebPkiSupportedAlgorithms);
+
+    impl ServerCertVerifier for AnyServer {
+        fn verify_server_cert(
+            &self,
+            _end_entity: &CertificateDer<'_>,
+            _intermediates: &[CertificateDer<'_>],
+            _server_name: &ServerName<'_>,
+            _ocsp_response: &[u8],
+            _now: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::General("not spoken".into()))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature_with_raw_key(message, &SubjectPublicKeyInfoDer::from(cert.as_ref()), dss, &self.0)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+
+        fn requires_raw_public_keys(&self) -> bool {
+            true
+        }
+    }
+
+    /// Shakes hands in memory and returns the group agreed on.
+    fn agreed(groups: &[&'static dyn SupportedKxGroup]) -> Result<NamedGroup, Error> {
+        let identity = Identity::generate().unwrap();
+        let mut near = client(&identity, groups);
+        let mut far = ServerConnection::new(server(&identity).unwrap()).unwrap();
+        while near.is_handshaking() || far.is_handshaking() {
+            let mut bytes = Vec::new();
+            near.write_tls(&mut bytes).unwrap();
+            far.read_tls(&mut &*bytes).unwrap();
+            far.process_new_packets()?;
+            bytes.clear();
+            far.write_tls(&mut bytes).unwrap();
+            near.read_tls(&mut &*bytes).unwrap();
+            near.process_new_packets()?;
+        }
+        Ok(far.negotiated_key_exchange_group().unwrap().name())
+    }
+
+    #[test]
+    fn keys_are_agreed_by_the_post_quantum_hybrid_and_by_nothing_less() {
+        assert_eq!(agreed(aws_lc_rs::ALL_KX_GROUPS).unwrap(), NamedGroup::X25519MLKEM768);
+        assert!(agreed(&[aws_lc_rs::kx_group::X25519]).is_err());
+    }
 
     #[test]
     fn a_key_survives_its_wrapping_and_other_keys_are_no_identity() {

@@ -1,5 +1,6 @@
 //! TLS 1.3 with raw public keys both ways (RFC 7250): the coordinator is one of the pinned keys, and the
-//! node is its own. No certificates, no clock, no resumption (it would skip the key check).
+//! node is its own. No certificates, no clock, no resumption (it would skip the key check), and no key agreement but the
+//! post-quantum hybrid X25519MLKEM768: both ends are ours.
 
 use std::sync::Arc;
 
@@ -22,7 +23,9 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 /// # Errors
 /// `Error` if the node's key is none that TLS can sign with.
 pub(super) fn client_config(keys: &Keys, pins: &[IdentityKey]) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
+    let provider = Arc::new(provider);
     let signer = aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(keys.pkcs8()))?;
     let spki = [&SPKI_PREFIX[..], &keys.identity().0].concat();
     let key = CertifiedKey::new(vec![CertificateDer::from(spki)], signer);
