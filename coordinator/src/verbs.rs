@@ -115,7 +115,7 @@ fn json(answer: &impl Serialize) -> String {
 async fn status(cli: &Cli) -> Result<Outcome, AskError> {
     let status: api::Status = fetch(&cli.socket, "/v1/status").await?;
     let in_order = [api::FileState::Accepted, api::FileState::Superseded];
-    let degraded = !in_order.contains(&status.services.state);
+    let degraded = !in_order.contains(&status.services.state) || status.store_error.is_some();
     Ok(Outcome {
         out: printed(cli.output, &status, render::status),
         code: if degraded { DEGRADED } else { 0 },

@@ -137,6 +137,26 @@ async fn no_forged_or_foreign_token_is_taken() {
 }
 
 #[tokio::test]
+async fn no_token_survives_the_change_of_one_character() {
+    let issuer = Issuer::new("a");
+    let (trusts, _dir) = from_file(&issuer, "");
+    for alg in ["RS256", "ES256", "EdDSA"] {
+        let token = issuer.token(alg, &good("n1"));
+        trusts.verify(&token, NOW).await.unwrap();
+        for place in 0..token.len() {
+            for new in [b'A', b'B', b'_', b'.', b'=', 0x7f] {
+                let mut bytes = token.clone().into_bytes();
+                let old = std::mem::replace(&mut bytes[place], new);
+                let changed = String::from_utf8(bytes).unwrap();
+                let answer = trusts.verify(&changed, NOW).await;
+                assert!(old == new || answer.is_err(), "{alg}: {} at {place}", char::from(new));
+            }
+            assert!(trusts.verify(&token[..place], NOW).await.is_err(), "{alg}: cut at {place}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn algorithms_and_lifetime_may_be_narrowed() {
     let issuer = Issuer::new("a");
     let (trusts, _dir) = from_file(&issuer, "algorithms = \"ES256\"\nmax_lifetime = \"5m\"\n");
