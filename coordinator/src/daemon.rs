@@ -22,7 +22,7 @@ use crate::registry::{OpenError, Registry, Setup};
 use crate::server::{self, Doors};
 use crate::sharing::keep_up;
 use crate::store::journal::Journaled;
-use crate::store::{Embedded, Etcd, Store, StoreError};
+use crate::store::{Embedded, Etcd, RESERVE, Store, StoreError};
 use crate::watch::{begin, follow, load};
 use crate::{backups, metrics, tls};
 
@@ -30,6 +30,8 @@ use crate::{backups, metrics, tls};
 pub const STORE: &str = "store.redb";
 /// The directory inside the state directory that keeps the journal of the store.
 pub const JOURNAL: &str = "journal";
+/// The file inside the state directory whose space is given up when the disk is full.
+pub const RESERVED: &str = "reserve";
 /// The file inside the state directory that notes the epoch of the last restore.
 pub const EPOCH: &str = "epoch";
 /// The file inside the state directory that keeps the name given at `init`.
@@ -138,6 +140,7 @@ async fn open(
     let file = config.state_dir.join(STORE);
     let Some(etcd) = config.etcd.clone() else {
         let store = Journaled::open(Embedded::open(&file)?, &config.state_dir.join(JOURNAL))?;
+        let store = store.with_reserve(&config.state_dir.join(RESERVED), RESERVE)?;
         return Ok((Registry::open(Box::new(store), setup)?, file));
     };
     let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{name}"));

@@ -42,6 +42,7 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
     if let Some(error) = hub.store_error() {
         warnings.push(format!("the store does not answer, nodes keep what they have: {error}"));
     }
+    warnings.extend(hub.with(|registry| registry.shortage()).await);
     if hub.backup_failed() {
         let dir = hub.config.backups.display();
         warnings.push(format!(

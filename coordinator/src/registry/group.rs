@@ -66,8 +66,12 @@ impl Registry {
     fn attempt(&mut self, changes: &[(Change, Actor)], now: UnixTime) -> Result<Vec<Result<Applied, Refused>>, Failed> {
         let mut draft = self.draft();
         let mut results = Vec::with_capacity(changes.len());
+        let shortage = self.store.shortage();
         for (change, by) in changes {
-            let result = self.decide_on(&mut draft, change, by, now);
+            let result = match &shortage {
+                Some(shortage) if !change.takes_rights() => Err(Refused::new("busy", shortage.clone())),
+                _ => self.decide_on(&mut draft, change, by, now),
+            };
             if let (Err(refused), [_]) = (&result, changes) {
                 return Err(refused.clone().into());
             }
@@ -118,7 +122,7 @@ impl Registry {
 
     /// Writes a failed attempt into the log, as far as there is room for such.
     fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
-        if !deed.is_attempt() {
+        if !deed.is_attempt() || refused.word == "busy" {
             return;
         }
         let why = match deed.presented() {

@@ -115,6 +115,22 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Says whether it only takes rights away, which is done on a full disk too.
+    fn takes_rights(&self) -> bool {
+        match self {
+            Self::Revoke { .. } | Self::TokenRevoke { .. } => true,
+            Self::Services { .. }
+            | Self::TokenCreate(_)
+            | Self::Join { .. }
+            | Self::Vouched { .. }
+            | Self::TrustPush { .. }
+            | Self::Facts { .. }
+            | Self::Restored { .. } => false,
+        }
+    }
+}
+
 /// What a change led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
@@ -283,6 +299,11 @@ impl Registry {
     /// Returns the last accepted services.toml.
     pub fn accepted(&self) -> Option<&Accepted> {
         self.state.accepted.as_deref()
+    }
+
+    /// Says why only revocations are stored now, if so.
+    pub fn shortage(&mut self) -> Option<String> {
+        self.store.shortage()
     }
 
     /// Returns why nothing can be stored any more, if so: a disk that failed to sync may have lost what it was

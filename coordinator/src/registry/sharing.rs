@@ -31,6 +31,7 @@ impl From<Refused> for Failed {
 impl Registry {
     /// Makes attempts until one is decided on the newest revision.
     pub(super) fn persist<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> Result<T, Failed>) -> Result<T, Failed> {
+        let mut was_full = false;
         for _ in 1..MAX_ATTEMPTS {
             let failed = match attempt(self) {
                 Ok(done) => return Ok(done),
@@ -40,6 +41,10 @@ impl Registry {
                 Failed::Decided(_) => self.refresh(),
                 Failed::Stored(error) if error.is_final() => return Err(self.fail(failed)),
                 Failed::Stored(StoreError::Conflict { .. }) => self.reload(),
+                // The reserve is given up for what takes rights away.
+                Failed::Stored(StoreError::Full { .. }) if !std::mem::replace(&mut was_full, true) => {
+                    self.reload().map(|_| true)
+                }
                 // Our own commit may have got through although its acknowledgement did not.
                 Failed::Stored(_) => self.reload().map(|_| false),
             };
@@ -100,7 +105,7 @@ impl Registry {
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         let word = match error {
-            StoreError::Conflict { .. } => "busy",
+            StoreError::Conflict { .. } | StoreError::Full { .. } => "busy",
             StoreError::Io { .. }
             | StoreError::Locked { .. }
             | StoreError::Exists { .. }

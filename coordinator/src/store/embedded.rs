@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mesh_proto::id::Revision;
 use redb::backends::FileBackend;
@@ -11,6 +12,7 @@ use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
 };
 
+use super::disk::{Disk, Health};
 use super::{Records, Store, StoreError, Table, Write};
 
 /// The table that holds the revision, apart from the records.
@@ -22,8 +24,10 @@ const CACHE: usize = 4 * 1024 * 1024;
 /// A store in one file, locked while it is open.
 #[derive(Debug)]
 pub struct Embedded {
-    database: Database,
+    /// None if the file could not be opened again after the disk was full.
+    database: Option<Database>,
     path: PathBuf,
+    health: Arc<Health>,
 }
 
 impl Embedded {
@@ -42,8 +46,9 @@ impl Embedded {
         }
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
-        let backend = FileBackend::new(file).map_err(|error| open_error(path, error))?;
-        Self::over(backend, path)
+        let health = Arc::default();
+        let disk = Disk::new(file, Arc::clone(&health)).map_err(|error| open_error(path, error))?;
+        Ok(Self { health, ..Self::over(disk, path)? })
     }
 
     /// Opens what lies in a backend, and checks all of it. The path is for messages.
@@ -52,15 +57,26 @@ impl Embedded {
         let builder = builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
         let opened = builder.create_with_backend(backend);
         let database = opened.map_err(|error| open_error(path, error))?;
-        Ok(Self { database, path: path.to_owned() })
+        Ok(Self { database: Some(database), path: path.to_owned(), health: Arc::default() })
     }
 
     fn failed(&self, doing: &'static str, error: redb::Error) -> StoreError {
         storage_error(&self.path, doing, error)
     }
 
+    fn database(&self) -> Result<&Database, redb::Error> {
+        self.database.as_ref().ok_or(redb::Error::PreviousIo)
+    }
+
+    /// Opens the file anew: a database that ran out of room does not go on.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.database = None;
+        *self = Self::open(&self.path)?;
+        Ok(())
+    }
+
     fn read(&self) -> Result<Records, redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let transaction = self.database()?.begin_read()?;
         let mut records = Records::default();
         match transaction.open_table(REVISION) {
             Ok(table) => {
@@ -86,7 +102,7 @@ impl Embedded {
     }
 
     fn read_page(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-        let transaction = self.database.begin_read()?;
+        let transaction = self.database()?.begin_read()?;
         let opened = match transaction.open_table(definition(table)) {
             Ok(opened) => opened,
             Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
@@ -102,7 +118,7 @@ impl Embedded {
 
     /// Returns the revision found instead of the expected one, if the commit was refused.
     fn write(&self, expected: Revision, next: Revision, writes: &[Write]) -> Result<Option<Revision>, redb::Error> {
-        let mut transaction = self.database.begin_write()?;
+        let mut transaction = self.database()?.begin_write()?;
         transaction.set_two_phase_commit(true);
         transaction.set_durability(Durability::Immediate)?;
         {
@@ -138,6 +154,10 @@ impl Store for Embedded {
         match self.write(expected, next, writes) {
             Ok(None) => Ok(()),
             Ok(Some(found)) => Err(StoreError::Conflict { expected, found }),
+            Err(_) if self.health.is_just_full() => {
+                self.reopen()?;
+                Err(StoreError::Full { path: self.path.display().to_string() })
+            }
             Err(error) => Err(self.failed("write", error)),
         }
     }

@@ -20,6 +20,8 @@ use data_encoding::HEXLOWER;
 use mesh_proto::id::Revision;
 use serde::{Deserialize, Serialize};
 
+use super::disk::is_full;
+use super::reserve::Reserve;
 use super::{Records, Store, StoreError, Table, Write};
 
 /// When a new file is begun, in bytes.
@@ -31,6 +33,7 @@ pub struct Journaled<S> {
     dir: PathBuf,
     file: File,
     length: u64,
+    reserve: Option<Reserve>,
 }
 
 /// One commit.
@@ -70,7 +73,26 @@ impl<S: Store> Journaled<S> {
             }
             None => (begin(dir, revision).map_err(failed)?, 0),
         };
-        Ok(Self { store, dir: dir.to_owned(), file, length })
+        Ok(Self { store, dir: dir.to_owned(), file, length, reserve: None })
+    }
+
+    /// Reserves space in a file, for revocations on a full disk.
+    ///
+    /// # Errors
+    /// If the file cannot be made.
+    pub fn with_reserve(mut self, path: &Path, bytes: u64) -> Result<Self, StoreError> {
+        self.reserve = Some(Reserve::open(path, bytes).map_err(|source| failed(path, source))?);
+        Ok(self)
+    }
+
+    /// Gives the reserve up. Says whether there was one.
+    fn release(&mut self) -> bool {
+        let Some(reserve) = &mut self.reserve else { return false };
+        if !reserve.is_held() {
+            return false;
+        }
+        tracing::error!(path = %reserve.path().display(), "the disk is full; its reserve is given up for revocations");
+        reserve.release().is_ok()
     }
 
     fn append(&mut self, from: Revision, to: Revision, writes: &[Write]) -> io::Result<()> {
@@ -80,7 +102,8 @@ impl<S: Store> Journaled<S> {
         }
         let line = line(from, to, writes)?;
         self.file.write_all(&line)?;
-        self.file.sync_data()?;
+        // What cannot be synced is lost, even if it is for want of room.
+        self.file.sync_data().map_err(io::Error::other)?;
         self.length += line.len() as u64;
         Ok(())
     }
@@ -96,8 +119,28 @@ impl<S: Store> Store for Journaled<S> {
     }
 
     fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError> {
-        self.store.commit(expected, next, writes)?;
-        self.append(expected, next, writes).map_err(|source| failed(&self.dir, source))
+        self.store.commit(expected, next, writes).inspect_err(|error| {
+            if matches!(error, StoreError::Full { .. }) {
+                self.release();
+            }
+        })?;
+        let length = self.length;
+        let appended = match self.append(expected, next, writes) {
+            // The store has it already: the line has to follow.
+            Err(error) if is_full(&error) && self.release() => {
+                self.file.set_len(length).and_then(|()| self.append(expected, next, writes))
+            }
+            appended => appended,
+        };
+        appended.map_err(|source| failed(&self.dir, source))
+    }
+
+    fn shortage(&mut self) -> Option<String> {
+        let reserve = self.reserve.as_mut()?;
+        let path = reserve.path().display().to_string();
+        (!reserve.is_held()).then(|| {
+            format!("the disk of {path} is full: only revocations are stored until there is room; free space there")
+        })
     }
 }
 

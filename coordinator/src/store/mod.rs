@@ -4,10 +4,12 @@
 //! revision it was decided on; it is taken whole or not at all, and only if nobody else was quicker. What a
 //! commit acknowledged survives a power cut.
 
+mod disk;
 mod embedded;
 pub mod etcd;
 pub mod journal;
 mod memory;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +23,7 @@ use tokio::sync::watch;
 pub use embedded::Embedded;
 pub use etcd::Etcd;
 pub use memory::Memory;
+pub(crate) use reserve::RESERVE;
 
 /// A table of records. Names are part of the stored format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +119,12 @@ pub enum StoreError {
         /// What the system says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The disk has no room; nothing was written, and nothing is lost.
+    #[error("the disk of {path} is full; nothing was written: make room there")]
+    Full {
+        /// The file.
+        path: String,
+    },
     /// The file of a copy exists already.
     #[error("{path} exists and is not overwritten; name another file, or move it away")]
     Exists {
@@ -177,6 +186,7 @@ impl StoreError {
         match self {
             Self::Io { .. } | Self::Damaged { .. } => true,
             Self::Conflict { .. }
+            | Self::Full { .. }
             | Self::Exists { .. }
             | Self::Locked { .. }
             | Self::Etcd { .. }
@@ -215,6 +225,11 @@ pub trait Store: Send {
     /// # Errors
     /// `Conflict` if the store is not at `expected`; others if it cannot be written.
     fn commit(&mut self, expected: Revision, next: Revision, writes: &[Write]) -> Result<(), StoreError>;
+
+    /// Says why only what takes rights away should be written now, if so: there is little room left.
+    fn shortage(&mut self) -> Option<String> {
+        None
+    }
 
     /// Returns what is seen of others' commits; none if nobody else can write to the store.
     fn follow(&self) -> Option<watch::Receiver<Seen>> {

@@ -6,6 +6,7 @@ mod abuse;
 mod channel;
 mod common;
 mod files;
+mod full;
 mod hygiene;
 mod issuer;
 mod kills;

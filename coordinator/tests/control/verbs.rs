@@ -68,7 +68,11 @@ impl Drop for Program {
 }
 
 pub(crate) fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"));
+    command_of(env!("CARGO_BIN_EXE_mesh-coordinator"), dir)
+}
+
+pub(crate) fn command_of(program: &str, dir: &Path) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
