@@ -22,7 +22,7 @@ use hyper_util::service::TowerToHyperService;
 use mesh_proto::id::NodeName;
 use mesh_proto::plan;
 use mesh_proto::services;
-use mesh_proto::token::{JoinToken, TokenSecret};
+use mesh_proto::token::{JoinToken, MAX_LIST, TokenSecret};
 use mesh_proto::wire::MAX_REQUEST;
 use mesh_proto::world::World;
 use tokio::net::{UnixListener, UnixStream};
@@ -34,7 +34,7 @@ use crate::registry::{Actor, Change, TokenSpec, names};
 use crate::report;
 use crate::server::{Stop, stopped};
 use crate::session::{Failure, no_such_path, read, wrong_method};
-use crate::{api, audit, export, trust};
+use crate::{api, audit, export, sharing, trust};
 
 /// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
@@ -141,6 +141,7 @@ fn routes(hub: Arc<Hub>) -> Router {
         )
         .route("/v1/tokens/{id}", delete(token_revoke))
         .route("/v1/nodes/{name}", delete(revoke))
+        .route("/v1/coordinators/{key}", delete(sharing::forget))
         .route("/v1/plan", post(propose))
         .route("/v1/backup", post(backup))
         .route("/v1/log", get(audit::log))
@@ -167,8 +168,10 @@ async fn token_create(
         let message = "the machine gives no random numbers; try again when it has booted";
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
     })?;
-    let token =
-        JoinToken { coordinators: hub.config.public.clone(), pins: vec![hub.key], id, secret: TokenSecret(secret) };
+    let mut told = hub.told();
+    told.addresses.truncate(MAX_LIST);
+    told.pins.truncate(MAX_LIST);
+    let token = JoinToken { coordinators: told.addresses, pins: told.pins, id, secret: TokenSecret(secret) };
     let spec = TokenSpec {
         id,
         secret: token.secret.clone(),

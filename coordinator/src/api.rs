@@ -6,6 +6,7 @@
 //! GET    /v1/services          Services        DELETE /v1/nodes/NAME        ─▶ Done
 //! GET    /v1/tokens            Tokens          POST   /v1/plan     Proposal ─▶ Plan
 //! GET    /v1/trust             Trusts          POST   /v1/trust/NAME NewKeys ─▶ Done
+//! DELETE /v1/coordinators/KEY                   ─▶ Done
 //! any failure                  wire::ErrorBody POST   /v1/backup   Backup   ─▶ Done
 //! GET    /v1/log?since=N&node= Log          GET    /v1/export            all that is stored
 //! ```
@@ -77,8 +78,28 @@ pub struct Status {
     pub shared: bool,
     /// The services.toml.
     pub services: FileStatus,
+    /// The coordinators of the mesh.
+    #[serde(default)]
+    pub coordinators: Vec<Replica>,
     /// Sentences for the operator.
     pub warnings: Vec<String>,
+}
+
+/// A coordinator of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Its key, which nodes pin.
+    pub key: IdentityKey,
+    /// Where nodes reach it.
+    pub addresses: Vec<String>,
+    /// Its version, when it started last.
+    pub software: String,
+    /// When it first served the mesh, in seconds since 1970.
+    pub since: u64,
+    /// Whether it is the one that answers here.
+    pub here: bool,
+    /// Whether its first address can be reached from here; none for the one that answers here.
+    pub answers: Option<bool>,
 }
 
 /// How many nodes have the present revision in force.

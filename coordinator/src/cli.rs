@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_proto::id::{MeshName, NodeName, ServiceKey, SiteName};
+use mesh_proto::id::{IdentityKey, MeshName, NodeName, ServiceKey, SiteName};
 
 use crate::config;
 
@@ -79,6 +79,11 @@ pub enum Verb {
         /// Only what concerns this node, from the oldest entry on
         #[arg(long, value_name = "NODE")]
         node: Option<NodeName>,
+    },
+    /// Let nodes neither dial nor trust another coordinator any more
+    Forget {
+        /// Its key, as `status` shows it
+        key: IdentityKey,
     },
     /// Copy the store into a file
     Backup {

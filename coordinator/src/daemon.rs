@@ -11,7 +11,7 @@ use mesh_proto::services;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{self, SocketError};
@@ -20,7 +20,7 @@ use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
 use crate::registry::{OpenError, Registry, Setup};
 use crate::server::{self, Doors};
-use crate::sharing::keep_up;
+use crate::sharing::{enter, keep_up};
 use crate::store::journal::Journaled;
 use crate::store::{Embedded, Etcd, RESERVE, Store, StoreError};
 use crate::watch::{begin, follow, load};
@@ -110,6 +110,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let hub = Hub::new(config, key, listen.clone(), unserved, store, registry, underlay);
     hub.take_pushed().await;
     begin(&hub).await;
+    enter(&hub).await;
 
     let (stop, stopping) = watch::channel(false);
     let doors = Doors::new();
@@ -176,6 +177,15 @@ impl Running {
         }
         self.servers.shutdown().await;
         self.helpers.shutdown().await;
+        // What still writes ends before the store is given up, so that another process can open it at once.
+        let released = timeout(GRACE, async {
+            while Arc::strong_count(&self.hub) > 1 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        if released.await.is_err() {
+            tracing::debug!("something still writes at the end");
+        }
         let _ = std::fs::remove_file(&self.admin_socket);
     }
 }

@@ -183,6 +183,7 @@ fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
 fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
     let record = world.nodes.get(&node)?;
     let netmap = plan(world, &node)?;
+    let told = hub.told();
     Some(JoinResponse {
         version: wire::VERSION,
         id: record.id,
@@ -191,8 +192,8 @@ fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Op
         range: world.mesh.range,
         address: record.address,
         blocks: record.blocks.clone(),
-        pins: vec![hub.key],
-        coordinators: hub.config.public.clone(),
+        pins: told.pins,
+        coordinators: told.addresses,
         netmap,
         refused,
         node,

@@ -105,7 +105,9 @@ impl Feed {
         loop {
             tokio::select! {
                 biased;
-                _ = &mut self.guard.fenced => return Some(WatchEvent::Fenced),
+                ended = &mut self.guard.fenced => {
+                    return Some(if ended.is_err() { WatchEvent::Fenced } else { WatchEvent::Leaving });
+                }
                 () = stopped(&mut self.stop) => return Some(WatchEvent::Leaving),
                 Ok(()) = self.worlds.changed() => {
                     let netmap = self.current()?;

@@ -79,10 +79,10 @@ pub(crate) struct Hub {
     backup_failed: AtomicBool,
 }
 
-/// A node's open watch. Dropping `_fence` ends it.
+/// A node's open watch. Dropping `fence` ends it for a newer one of the same node; a word over it ends it quietly.
 struct Watching {
     number: u64,
-    _fence: oneshot::Sender<()>,
+    fence: Option<oneshot::Sender<()>>,
     /// The revision of the map that it was sent last.
     sent: Revision,
     /// The newest revision that this map is right for.
@@ -277,10 +277,19 @@ impl Hub {
     pub(crate) async fn open_watch(self: &Arc<Self>, node: NodeName) -> WatchGuard {
         let number = self.next_watch.fetch_add(1, Ordering::Relaxed);
         let (fence, fenced) = oneshot::channel();
-        let watching = Watching { number, _fence: fence, sent: Revision(u64::MAX), settled: Revision(0) };
+        let watching = Watching { number, fence: Some(fence), sent: Revision(u64::MAX), settled: Revision(0) };
         lock(&self.watches).insert(node.clone(), watching);
         self.note_presence(node.clone()).await;
         WatchGuard { hub: Arc::clone(self), node, number, fenced }
+    }
+
+    /// Ends all watches, so that nodes go to another coordinator.
+    pub(crate) fn end_watches(&self) {
+        for watching in lock(&self.watches).values_mut() {
+            if let Some(fence) = watching.fence.take() {
+                let _ = fence.send(());
+            }
+        }
     }
 
     /// Returns how many watches are open.

@@ -22,8 +22,12 @@ pub fn status(status: &Status) -> String {
     line(
         "revision",
         &format!(
-            "revision {} live on {}/{} nodes, {} connected",
-            status.revision, live.current, live.nodes, live.connected
+            "revision {} live on {}/{} nodes, {} connected{}",
+            status.revision,
+            live.current,
+            live.nodes,
+            live.connected,
+            if status.coordinators.len() > 1 { " to this coordinator" } else { "" }
         ),
     );
     if !status.behind.is_empty() {
@@ -60,6 +64,10 @@ pub fn status(status: &Status) -> String {
     match &status.store_error {
         None => line("store", &format!("{store}: answers{shared}")),
         Some(_) => line("store", &format!("{store}: does not answer; nodes keep what they have{shared}")),
+    }
+    for other in status.coordinators.iter().filter(|other| !other.here) {
+        let state = if other.answers == Some(true) { "can be reached" } else { "CANNOT BE REACHED from here" };
+        line("coordinator", &format!("{} at {}, {}, {state}", other.key, other.addresses.join(", "), other.software));
     }
     line("uptime", &self::age(status.uptime_s));
     line("software", &status.software);

@@ -73,6 +73,7 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
         store_error: hub.store_error(),
         shared: hub.is_shared(),
         services,
+        coordinators: crate::sharing::replicas(hub).await,
         warnings,
     }
 }

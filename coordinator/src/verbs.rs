@@ -79,6 +79,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
             Err(error) => Outcome::failed(&error.to_string()),
         }),
         Verb::Export => fetch::<serde_json::Value>(&cli.socket, "/v1/export").await.map(|all| Outcome::ok(json(&all))),
+        Verb::Forget { key } => done(cli, Method::DELETE, &format!("/v1/coordinators/{key}"), None::<&()>).await,
         Verb::Log { since, node } => {
             let log = audit::read(&cli.socket, *since, node.as_ref()).await;
             log.map(|log| Outcome::ok(printed(cli.output, &log, audit::render)))

@@ -141,6 +141,7 @@ impl Credential {
             | LinkError::Broken(_)
             | LinkError::Ended
             | LinkError::Leaving
+            | LinkError::Retired(_)
             | LinkError::Silent
             | LinkError::Malformed(_) => true,
         };

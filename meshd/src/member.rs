@@ -19,7 +19,7 @@ use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
-use crate::link::{Dial, Link};
+use crate::link::{self, Dial, Link};
 use crate::splice::{self, Splices};
 use crate::state::{Active, Enrolment, State};
 use crate::{dns, facts, join};
@@ -130,7 +130,8 @@ impl<'d> Member<'d> {
                 coordinators: member.enrolment.coordinators.clone(),
                 pins: member.enrolment.pins.clone(),
                 keys,
-            },
+            }
+            .spread(link::random()),
             current: cached,
             maps,
             state: board.link.clone(),
@@ -207,12 +208,13 @@ impl<'d> Member<'d> {
         self.report();
     }
 
-    /// Follows a change of the node's own address or blocks.
+    /// Follows a change of the node's own address or blocks, or of the coordinators.
     async fn enrol(&mut self, map: &NetMap) {
         let mut enrolment = self.enrolment.clone();
         enrolment.site = map.node.site.clone();
         enrolment.address = map.node.address;
         enrolment.blocks = map.node.blocks.clone();
+        link::adopt(&map.mesh, &mut enrolment.coordinators, &mut enrolment.pins);
         if enrolment == self.enrolment {
             return;
         }
@@ -299,7 +301,12 @@ fn belongs(map: &NetMap, enrolment: &Enrolment) -> bool {
 fn empty(enrolment: &Enrolment) -> NetMap {
     NetMap {
         revision: Default::default(),
-        mesh: Mesh { name: enrolment.mesh.clone(), range: enrolment.range, domains: Vec::new() },
+        mesh: Mesh {
+            name: enrolment.mesh.clone(),
+            range: enrolment.range,
+            domains: Vec::new(),
+            coordinators: Vec::new(),
+        },
         node: OwnNode {
             id: enrolment.id,
             name: enrolment.node.clone(),

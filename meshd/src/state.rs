@@ -346,6 +346,7 @@ pub(crate) mod tests {
                 name: "boutique".parse().unwrap(),
                 range: MeshRange::default(),
                 domains: vec!["mesh.internal".parse().unwrap()],
+                coordinators: Vec::new(),
             },
             node: OwnNode {
                 id: NodeId(1),

@@ -53,6 +53,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
             name: "test".parse().unwrap(),
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().unwrap()],
+            coordinators: Vec::new(),
         },
         node: OwnNode {
             id: NodeId(1),

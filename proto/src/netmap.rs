@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
 use crate::id::{
-    BackendName, Domain, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey,
+    BackendName, Domain, IdentityKey, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey, SiteName,
+    TunnelKey,
 };
 use crate::policy::Rule;
 
@@ -44,6 +45,18 @@ pub struct Mesh {
     pub range: MeshRange,
     /// The domains that every node answers for.
     pub domains: Vec<Domain>,
+    /// The coordinators, each of which may be asked; none where an older one planned the map.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coordinators: Vec<Coordinator>,
+}
+
+/// A coordinator, as nodes need to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coordinator {
+    /// The key that it proves itself by.
+    pub key: IdentityKey,
+    /// Where it is reached, as `host:port`.
+    pub addresses: Vec<String>,
 }
 
 /// The node that a map is for.

@@ -13,7 +13,7 @@ use crate::id::IdentityKey;
 
 const PREFIX: &str = "mesh1_";
 /// Most addresses and most pins of a token.
-const MAX_LIST: usize = 8;
+pub const MAX_LIST: usize = 8;
 /// Longest text of a token that is looked at.
 const MAX_TEXT: usize = 4096;
 

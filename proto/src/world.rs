@@ -81,7 +81,8 @@ impl World {
     /// Makes the world before anything happened: revision 0, nobody, no services.
     pub fn new(name: MeshName) -> Self {
         let services = Services::default();
-        let mesh = Mesh { name, range: services.mesh.range, domains: services.mesh.domains.clone() };
+        let mesh =
+            Mesh { name, range: services.mesh.range, domains: services.mesh.domains.clone(), coordinators: Vec::new() };
         Self {
             revision: Revision::default(),
             mesh,

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use mesh_proto::id::Revision;
+use serde::de::DeserializeOwned;
 
 use super::Registry;
-use super::log::PAGE;
+use super::log::{Ends, PAGE};
 use crate::store::{self, StoreError, Table, Write};
 
 impl Registry {
@@ -27,6 +28,9 @@ impl Registry {
         let stored = self.store.load()?;
         let writes = stored.records.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
         let mut writes: Vec<_> = writes.collect();
+        // In a store that others use too there may be more entries by now.
+        let ends: Option<Ends> = record(&writes, Table::Meta, "log");
+        let newest = ends.map_or(u64::MAX, |ends| ends.head.seq);
         let mut from = String::new();
         loop {
             let page = self.store.scan(Table::Log, &from, PAGE)?;
@@ -35,8 +39,14 @@ impl Registry {
             };
             // The least key above the last one.
             from = format!("{last}\0");
-            let page = page.into_iter();
+            let page = page.into_iter().filter(|(key, _)| key.parse().is_ok_and(|seq: u64| seq <= newest));
             writes.extend(page.map(|(key, value)| Write { table: Table::Log, key, value: Some(value) }));
         }
     }
+}
+
+/// Reads a record among writes.
+fn record<T: DeserializeOwned>(writes: &[Write], table: Table, key: &str) -> Option<T> {
+    let write = writes.iter().find(|write| write.table == table && write.key == key)?;
+    serde_json::from_slice(write.value.as_ref()?).ok()
 }

@@ -105,6 +105,14 @@ impl Deed {
                 deed.text = format!("expelled node {node}");
                 deed.node = Some(node.clone());
             }
+            Change::Coordinator { key, addresses, .. } => {
+                deed.kind = "coordinator";
+                deed.text = format!("coordinator {key} serves the mesh at {}", addresses.join(", "));
+            }
+            Change::CoordinatorForget { key } => {
+                deed.kind = "coordinator_forget";
+                deed.text = format!("forgot coordinator {key}");
+            }
         }
         deed
     }

@@ -10,6 +10,7 @@
 
 mod backup;
 mod claims;
+mod coordinators;
 mod deed;
 mod group;
 mod history;
@@ -36,6 +37,7 @@ use mesh_proto::wire::{JoinRequest, NodeFacts};
 use mesh_proto::world::{UnixTime, World};
 
 use crate::store::{Store, StoreError};
+pub use coordinators::CoordinatorRecord;
 pub use deed::Actor;
 use deed::Refusals;
 use history::History;
@@ -113,19 +115,36 @@ pub enum Change {
         /// Where the state comes from, as a sentence.
         source: String,
     },
+    /// A coordinator says where nodes reach it.
+    Coordinator {
+        /// Its key.
+        key: IdentityKey,
+        /// Its addresses, as `host:port`.
+        addresses: Vec<String>,
+        /// Its version.
+        software: String,
+        /// Whether it has the store for itself, so that there are no others.
+        is_alone: bool,
+    },
+    /// A coordinator does not serve the mesh any more.
+    CoordinatorForget {
+        /// Its key.
+        key: IdentityKey,
+    },
 }
 
 impl Change {
     /// Says whether it only takes rights away, which is done on a full disk too.
     fn takes_rights(&self) -> bool {
         match self {
-            Self::Revoke { .. } | Self::TokenRevoke { .. } => true,
+            Self::Revoke { .. } | Self::TokenRevoke { .. } | Self::CoordinatorForget { .. } => true,
             Self::Services { .. }
             | Self::TokenCreate(_)
             | Self::Join { .. }
             | Self::Vouched { .. }
             | Self::TrustPush { .. }
             | Self::Facts { .. }
+            | Self::Coordinator { .. }
             | Self::Restored { .. } => false,
         }
     }
@@ -317,6 +336,11 @@ impl Registry {
         self.state.epoch
     }
 
+    /// Returns the coordinators by their keys.
+    pub fn coordinators(&self) -> impl Iterator<Item = (&IdentityKey, &CoordinatorRecord)> {
+        self.state.coordinators.iter()
+    }
+
     /// Returns number and hash of the last entry of the log of operations.
     pub fn log_head(&self) -> LogHead {
         self.state.log.head
@@ -377,6 +401,10 @@ impl Registry {
                 applied.node = Some(node);
             }
             Change::Restored { epoch, source: _ } => state.epoch = epoch.max(state.epoch + 1),
+            Change::Coordinator { key, addresses, software, is_alone } => {
+                state.enter_coordinator(key, addresses, software, is_alone, now)?;
+            }
+            Change::CoordinatorForget { key } => state.forget_coordinator(&key)?,
         }
         Ok((state, applied))
     }

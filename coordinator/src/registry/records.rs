@@ -39,16 +39,19 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
     }
     world.vips = Arc::new(table(records, Table::Vips)?);
     world.pool = Arc::new(single(records, Table::Meta, "pool")?.unwrap_or_default());
-    Ok(State {
+    let mut state = State {
         world: Arc::new(world),
         tokens: Arc::new(table(records, Table::Tokens)?),
         revoked: Arc::new(table(records, Table::Revoked)?),
         accepted: accepted.map(Arc::new),
         pushed: Arc::new(table(records, Table::Trust)?),
         spent: Arc::new(table(records, Table::Spent)?),
+        coordinators: Arc::new(table(records, Table::Coordinators)?),
         log: single(records, Table::Meta, "log")?.unwrap_or_default(),
         epoch: single(records, Table::Meta, "epoch")?.unwrap_or(1),
-    })
+    };
+    state.tell_coordinators();
+    Ok(state)
 }
 
 /// Returns the writes that lead from one state to another; none if they are alike.
@@ -60,6 +63,7 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
     writes.map(Table::Revoked, &old.revoked, &new.revoked)?;
     writes.map(Table::Trust, &old.pushed, &new.pushed)?;
     writes.map(Table::Spent, &old.spent, &new.spent)?;
+    writes.map(Table::Coordinators, &old.coordinators, &new.coordinators)?;
     let (old_file, new_file) = (old.accepted.as_ref(), new.accepted.as_ref());
     writes.value(Table::Services, "accepted", old_file, new_file)?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use mesh_proto::allocate::{Exhausted, Owner, Pool};
 use mesh_proto::id::{MeshName, NodeName, SiteName};
-use mesh_proto::netmap::LaneInfo;
+use mesh_proto::netmap::{LaneInfo, Mesh};
 use mesh_proto::services::{Services, StaticNode};
 use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::{NodeRecord, UnixTime, Vip, World};
@@ -34,7 +34,8 @@ impl State {
         }
         let world = Arc::make_mut(&mut self.world);
         let old_range = world.mesh.range;
-        world.mesh = mesh(&services, default_name);
+        let coordinators = std::mem::take(&mut world.mesh.coordinators);
+        world.mesh = Mesh { coordinators, ..mesh(&services, default_name) };
         world.file = accepted.file.as_str().into();
         world.services = services;
         if world.mesh.range != old_range {

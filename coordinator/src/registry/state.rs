@@ -12,6 +12,7 @@ use mesh_proto::world::{NodeRecord, UnixTime, World};
 use serde::{Deserialize, Serialize};
 
 use super::Refused;
+use super::coordinators::CoordinatorRecord;
 use super::log::Ends;
 use super::tokens::Tokens;
 use super::vouch::{PushedKeys, SpentTokens};
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub(super) pushed: Arc<PushedKeys>,
     /// Issuers' tokens that were used and are not over.
     pub(super) spent: Arc<SpentTokens>,
+    /// The coordinators by their keys; `world.mesh` tells nodes of them.
+    pub(super) coordinators: Arc<BTreeMap<IdentityKey, CoordinatorRecord>>,
     /// Where the log of operations begins and ends.
     pub(super) log: Ends,
     /// How often the state went back to a backup, counted from 1.
@@ -94,5 +97,6 @@ pub(super) fn mesh(services: &Services, default_name: &MeshName) -> Mesh {
         name: section.name.clone().unwrap_or_else(|| default_name.clone()),
         range: section.range,
         domains: section.domains.clone(),
+        coordinators: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test fails by panicking")]
 
 mod claiming;
+mod coordinators;
 mod filing;
 mod joining;
 mod logging;

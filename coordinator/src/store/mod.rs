@@ -44,14 +44,25 @@ pub enum Table {
     Trust,
     /// Issuers' tokens that were used, by their digest.
     Spent,
+    /// The coordinators by their keys.
+    Coordinators,
     /// The log of operations by number, in digits that sort as the numbers do.
     Log,
 }
 
 impl Table {
     /// The tables that are read whole: all but the log.
-    pub const ALL: [Self; 8] =
-        [Self::Meta, Self::Services, Self::Nodes, Self::Vips, Self::Tokens, Self::Revoked, Self::Trust, Self::Spent];
+    pub const ALL: [Self; 9] = [
+        Self::Meta,
+        Self::Services,
+        Self::Nodes,
+        Self::Vips,
+        Self::Tokens,
+        Self::Revoked,
+        Self::Trust,
+        Self::Spent,
+        Self::Coordinators,
+    ];
 
     /// Returns the name that the table is stored by.
     pub fn name(self) -> &'static str {
@@ -64,6 +75,7 @@ impl Table {
             Self::Revoked => "revoked",
             Self::Trust => "trust",
             Self::Spent => "spent",
+            Self::Coordinators => "coordinators",
             Self::Log => "log",
         }
     }

@@ -10,7 +10,6 @@ mod full;
 mod hygiene;
 mod issuer;
 mod kills;
-mod replicas;
 mod restoring;
 mod verbs;
 mod workload;

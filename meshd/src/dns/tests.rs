@@ -34,6 +34,7 @@ fn netmap(services: u16) -> NetMap {
             name: "test".parse().unwrap(),
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().unwrap()],
+            coordinators: Vec::new(),
         },
         node: OwnNode {
             id: NodeId(1),

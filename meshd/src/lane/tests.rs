@@ -65,7 +65,12 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
     let rule = Rule { file: "f".into(), line: 1, from: vec!["any".parse().unwrap()], to: vec!["any".parse().unwrap()] };
     NetMap {
         revision: Revision(1),
-        mesh: Mesh { name: "test".parse().unwrap(), range: MeshRange::default(), domains: Vec::new() },
+        mesh: Mesh {
+            name: "test".parse().unwrap(),
+            range: MeshRange::default(),
+            domains: Vec::new(),
+            coordinators: Vec::new(),
+        },
         node: OwnNode {
             id: NodeId(own as u32 + 1),
             name: format!("n{own}").parse().unwrap(),

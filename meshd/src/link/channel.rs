@@ -11,6 +11,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_proto::id::{IdentityKey, Revision};
+use mesh_proto::netmap::Mesh;
 use mesh_proto::wire::{ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -20,11 +21,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::tls::client_config;
+use super::tls::{client_config, identity_of};
 use crate::keys::Keys;
 
 /// How long a connection may take to be set up, from the name to HTTP/2.
 const CONNECT: Duration = Duration::from_secs(5);
+/// The same where there is another coordinator to go to.
+const CONNECT_ONE_OF_MANY: Duration = Duration::from_secs(2);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a watch may be silent: the coordinator promises a line in 10 s.
@@ -87,11 +90,21 @@ pub enum LinkError {
     /// What came is not of this protocol.
     #[error("the coordinator's answer cannot be read: {0}; check that both run matching versions")]
     Malformed(String),
+    /// The mesh does not list this coordinator any more.
+    #[error("the coordinator at {0} does not serve this mesh any more; going on to another")]
+    Retired(String),
     /// Another machine uses this node's identity.
     #[error(
         "another meshd with this node's identity took over the channel; if that is a copy of this machine, remove the copy's state directory and join it anew"
     )]
     Fenced,
+}
+
+impl LinkError {
+    /// Says whether another coordinator of the mesh may answer otherwise.
+    pub(super) fn may_differ_elsewhere(&self) -> bool {
+        matches!(self, Self::Refused(body) if matches!(&*body.error, "busy" | "internal"))
+    }
 }
 
 /// What is needed to reach the coordinators of one mesh.
@@ -105,9 +118,43 @@ pub struct Dial {
     pub keys: Arc<Keys>,
 }
 
+impl Dial {
+    /// Begins at another coordinator than the first, so that not all nodes go to the same; `random` says at which.
+    pub fn spread(mut self, random: u32) -> Self {
+        let count = self.coordinators.len().max(1);
+        self.coordinators.rotate_left(random as usize % count);
+        self
+    }
+
+    /// Takes up which coordinators there are, as a map says; one that names none changes nothing.
+    pub fn adopt(&mut self, mesh: &Mesh) {
+        adopt(mesh, &mut self.coordinators, &mut self.pins);
+    }
+}
+
+/// Takes up addresses and keys of the coordinators that a map names. A map of an older coordinator names none,
+/// and one whose coordinators state no address leaves those that are known.
+pub fn adopt(mesh: &Mesh, coordinators: &mut Vec<String>, pins: &mut Vec<IdentityKey>) {
+    if mesh.coordinators.is_empty() {
+        return;
+    }
+    *pins = mesh.coordinators.iter().map(|coordinator| coordinator.key).collect();
+    let mut addresses: Vec<String> = Vec::new();
+    for address in mesh.coordinators.iter().flat_map(|coordinator| &coordinator.addresses) {
+        if !addresses.contains(address) {
+            addresses.push(address.clone());
+        }
+    }
+    if !addresses.is_empty() {
+        *coordinators = addresses;
+    }
+}
+
 /// An open connection.
 #[derive(Debug)]
 pub struct Channel {
+    /// The key that the coordinator proved.
+    pub key: Option<IdentityKey>,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
 }
@@ -124,7 +171,8 @@ impl Channel {
     /// # Errors
     /// `LinkError` that says which step failed.
     pub async fn open(dial: &Dial, address: &str) -> Result<Self, LinkError> {
-        let opened = timeout(CONNECT, Self::dial(dial, address)).await;
+        let patience = if dial.coordinators.len() > 1 { CONNECT_ONE_OF_MANY } else { CONNECT };
+        let opened = timeout(patience, Self::dial(dial, address)).await;
         opened.map_err(|_| LinkError::Timeout(address.into()))?
     }
 
@@ -138,6 +186,8 @@ impl Channel {
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream =
             stream.map_err(|error| if is_pin(&error) { LinkError::Pin(address.into()) } else { named(error) })?;
+        let proven = stream.get_ref().1.peer_certificates().and_then(|keys| keys.first());
+        let key = proven.and_then(|key| identity_of(key));
         let handshake = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(5))
@@ -152,7 +202,7 @@ impl Channel {
                 tracing::debug!(%error, "control connection ended");
             }
         });
-        Ok(Self { sender, driver })
+        Ok(Self { key, sender, driver })
     }
 
     /// Asks to become a member.

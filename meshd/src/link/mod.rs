@@ -19,7 +19,7 @@ use mesh_proto::wire::{JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-pub use channel::{Channel, Dial, LinkError, Watch};
+pub use channel::{Channel, Dial, LinkError, Watch, adopt};
 
 /// How long meshd tries hard after a channel broke.
 const HARD: Duration = Duration::from_secs(60);
@@ -67,7 +67,8 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, Li
         }
         match answer {
             Ok(response) => return Ok(response),
-            Err(error @ LinkError::Refused(_)) => return Err(error),
+            // Another coordinator may have time, or a store that answers.
+            Err(error @ LinkError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
             Err(error) => {
                 if !matches!(worst, Some(LinkError::Pin(_))) {
                     worst = Some(error);
@@ -97,8 +98,8 @@ impl Link {
     /// Runs until the task is dropped.
     pub async fn run(mut self) {
         let mut down_since = Instant::now();
-        let mut attempt = 0usize;
-        let mut turn = 0usize;
+        let mut attempt = 0_usize;
+        let mut turn = 0_usize;
         loop {
             let count = self.dial.coordinators.len().max(1);
             let address = self.dial.coordinators.get(turn % count).cloned();
@@ -122,7 +123,22 @@ impl Link {
             if attempt == 1 {
                 tracing::warn!(coordinator = address, %error, "coordinator not reached; forwarding goes on from the last map");
             }
-            let patient = matches!(error, LinkError::Fenced | LinkError::Refused(_));
+            let patient = match &error {
+                LinkError::Fenced => true,
+                // Another coordinator may have time, or a store that answers.
+                refused @ LinkError::Refused(_) => count == 1 || !refused.may_differ_elsewhere(),
+                LinkError::Resolve { .. }
+                | LinkError::Connect { .. }
+                | LinkError::Timeout(_)
+                | LinkError::Pin(_)
+                | LinkError::Tls { .. }
+                | LinkError::Broken(_)
+                | LinkError::Ended
+                | LinkError::Silent
+                | LinkError::Malformed(_)
+                | LinkError::Leaving
+                | LinkError::Retired(_) => false,
+            };
             let handed_over = matches!(error, LinkError::Leaving) && count > 1;
             self.state.send_modify(|s| {
                 s.connected = false;
@@ -140,6 +156,7 @@ impl Link {
         let mut channel = Channel::open(&self.dial, address).await?;
         let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
         let mut watch = channel.watch(from).await?;
+        let key = channel.key;
         tracing::info!(coordinator = address, revision = %from, "control channel up");
         self.state.send_modify(|s| {
             s.connected = true;
@@ -178,6 +195,9 @@ impl Link {
             };
             self.state.send_modify(|s| s.last_heard = Some(Instant::now()));
             self.event(event)?;
+            if key.is_some_and(|key| !self.dial.pins.contains(&key)) {
+                return Err(LinkError::Retired(address.to_owned()));
+            }
         }
     }
 
@@ -197,6 +217,7 @@ impl Link {
         if self.current.as_deref() == Some(&map) {
             return Ok(());
         }
+        self.dial.adopt(&map.mesh);
         let map = Arc::new(map);
         self.current = Some(Arc::clone(&map));
         self.maps.send_replace(Some(map));
@@ -216,7 +237,8 @@ fn delay(attempt: usize, down_for: Duration, random: u32) -> Duration {
     longest.mul_f64(0.5 + share / 2.0)
 }
 
-fn random() -> u32 {
+/// Returns a random number.
+pub(crate) fn random() -> u32 {
     let mut bytes = [0; 4];
     crate::keys::entropy(&mut bytes);
     u32::from_ne_bytes(bytes)

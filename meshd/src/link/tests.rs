@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod failover;
+
 use std::sync::Mutex;
 
 use futures_util::stream::pending;

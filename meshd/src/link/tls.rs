@@ -41,6 +41,12 @@ pub(super) fn client_config(keys: &Keys, pins: &[IdentityKey]) -> Result<ClientC
     Ok(config)
 }
 
+/// Unwraps an Ed25519 key; none if the bytes are anything else.
+pub(super) fn identity_of(spki: &[u8]) -> Option<IdentityKey> {
+    let key = spki.strip_prefix(&SPKI_PREFIX)?;
+    key.try_into().ok().map(IdentityKey)
+}
+
 /// Accepts a server that proves one of the pinned keys.
 #[derive(Debug)]
 struct Pinned {
@@ -57,8 +63,7 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let key = end_entity.strip_prefix(&SPKI_PREFIX);
-        if key.is_some_and(|key| self.pins.iter().any(|pin| pin.0 == key)) {
+        if identity_of(end_entity).is_some_and(|key| self.pins.contains(&key)) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(CertificateError::ApplicationVerificationFailure.into())

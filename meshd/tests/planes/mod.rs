@@ -49,7 +49,12 @@ pub(crate) fn outer(id: u8) -> Ipv4Addr {
 pub(crate) fn map(own: u8, peers: Vec<Peer>) -> NetMap {
     NetMap {
         revision: Revision(1),
-        mesh: Mesh { name: "test".parse().unwrap(), range: MeshRange::default(), domains: Vec::new() },
+        mesh: Mesh {
+            name: "test".parse().unwrap(),
+            range: MeshRange::default(),
+            domains: Vec::new(),
+            coordinators: Vec::new(),
+        },
         node: OwnNode {
             id: NodeId(own.into()),
             name: name(own),

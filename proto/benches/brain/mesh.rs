@@ -100,6 +100,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
             name: "bench".parse().expect("letters"),
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().expect("a domain")],
+            coordinators: Vec::new(),
         },
         node: OwnNode {
             id: NodeId(1),

@@ -111,6 +111,7 @@ impl World {
                 name: "oracle".parse().unwrap(),
                 range: MeshRange::default(),
                 domains: vec!["mesh.internal".parse().unwrap()],
+                coordinators: Vec::new(),
             },
             node: OwnNode {
                 id: own.id,

@@ -43,6 +43,12 @@ pub(super) enum CallError {
 }
 
 impl CallError {
+    /// Says whether trying again is in vain: the two ends do not agree on TLS.
+    pub(super) fn is_hopeless(&self) -> bool {
+        let (Self::Refused { detail, .. } | Self::Lost { detail, .. }) = self;
+        ["ertificate", "InvalidContentType"].iter().any(|word| detail.contains(word))
+    }
+
     /// Turns it into the store's error.
     pub(super) fn explain(self, doing: &'static str, tls: bool) -> StoreError {
         let (at, code, detail) = match self {
@@ -69,11 +75,15 @@ fn advice(code: Option<Code>, detail: &str, tls: bool) -> &'static str {
         Some(Code::PermissionDenied) => "grant the user's role readwrite on our prefix (etcdctl role grant-permission)",
         _ if says("space exceeded") => "compact and defragment etcd, or raise its --quota-backend-bytes",
         _ if says("InvalidContentType") => "this port does not speak TLS: write etcd:// instead of etcds://",
-        _ if says("CertificateRequired") => "this etcd asks for a certificate: set `cert` and `key` under [etcd]",
+        _ if says("CertificateRequired") || says("BadCertificate") => {
+            "this etcd asks for a certificate of its own authority: set `cert` and `key` under [etcd]"
+        }
         _ if says("ertificate") && tls => {
             "set `ca` under [etcd] to the authority that signed etcd's certificates, and name its members as they do"
         }
-        _ if tls => "check that etcd runs there and that a firewall lets us through",
+        _ if tls => {
+            "check that etcd runs there and that a firewall lets us through; if it does not speak TLS, write etcd://"
+        }
         _ => "check that etcd runs there and that a firewall lets us through; if it speaks TLS, write etcds://",
     }
 }

@@ -213,7 +213,8 @@ impl Talk {
             | Table::Tokens
             | Table::Revoked
             | Table::Trust
-            | Table::Spent => self.key(&format!("mesh/{}", record_name(table, key))),
+            | Table::Spent
+            | Table::Coordinators => self.key(&format!("mesh/{}", record_name(table, key))),
         }
     }
 
@@ -259,6 +260,7 @@ impl Talk {
                         }
                     }
                     Err(error @ CallError::Refused { .. }) => return Err(error.explain("open", self.client.tls)),
+                    Err(error) if error.is_hopeless() => return Err(error.explain("open", self.client.tls)),
                     Err(error) => failure = Some(error),
                 }
             }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod secured;
+
 use std::time::Duration;
 
 use super::super::tests::cluster::Cluster;

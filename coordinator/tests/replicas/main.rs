@@ -1,5 +1,14 @@
 //! Several coordinators on one etcd: real processes, real members, killed at will.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../etcd/cluster.rs"]
+mod cluster;
+#[path = "../control/common.rs"]
+#[expect(dead_code, reason = "shared with the other suite, which uses more of it")]
+mod common;
+
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +23,8 @@ use mesh_proto::netmap::NetMap;
 use mesh_proto::token::JoinToken;
 use mesh_proto::wire::{JoinResponse, WatchEvent};
 
-use crate::common::{Lines, Node, SERVICES, until};
-
-#[path = "../etcd/cluster.rs"]
-mod cluster;
 use cluster::Cluster;
+use common::{Lines, Node, SERVICES, until};
 
 /// A coordinator as a process of its own.
 struct Replica {
@@ -181,6 +187,42 @@ async fn a_write_through_one_coordinator_is_seen_by_the_nodes_of_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tokens_answers_and_maps_name_all_coordinators_until_one_is_forgotten() {
+    let Some(etcd) = Cluster::start(1) else { return };
+    let mut replicas = three(&etcd).await;
+    let mut keys = BTreeSet::new();
+    let mut addresses = BTreeSet::new();
+    for replica in &replicas {
+        keys.insert(replica.status().await.key);
+        addresses.insert(format!("127.0.0.1:{}", replica.port));
+    }
+    until("all know of each other", || async { replicas[0].status().await.coordinators.len() == 3 }).await;
+    let token = replicas[0].token().await;
+    assert_eq!(token.pins.first(), Some(&replicas[0].status().await.key), "its own key first");
+    assert_eq!(token.pins.iter().copied().collect::<BTreeSet<_>>(), keys);
+    assert_eq!(token.coordinators.iter().cloned().collect::<BTreeSet<_>>(), addresses);
+    let (node, joined) = replicas[1].join("n1").await;
+    assert_eq!(joined.pins.iter().copied().collect::<BTreeSet<_>>(), keys);
+    let told = |map: &NetMap| map.mesh.coordinators.iter().map(|c| c.key).collect::<BTreeSet<_>>();
+    assert_eq!(told(&joined.netmap), keys);
+
+    let gone = replicas[2].status().await.key;
+    replicas[2].kill();
+    let seen = replicas[0].status().await.coordinators;
+    assert_eq!(seen.iter().find(|other| other.key == gone).unwrap().answers, Some(false));
+    assert_eq!(seen.iter().filter(|other| other.answers == Some(true)).count(), 1);
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(None).await.unwrap();
+    let path = format!("/v1/coordinators/{gone}");
+    let _: api::Done = client::ask(&replicas[0].socket(), Method::DELETE, &path, None::<&()>).await.unwrap();
+    keys.remove(&gone);
+    map_that(&mut lines, &mut None, |map| told(map) == keys).await;
+    let itself = format!("/v1/coordinators/{}", replicas[0].status().await.key);
+    let refused = client::ask::<api::Done>(&replicas[0].socket(), Method::DELETE, &itself, None::<&()>).await;
+    assert!(refused.unwrap_err().to_string().contains("ask another one"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_starts_with_another_file_does_not_undo_what_is_in_force() {
     let Some(etcd) = Cluster::start(1) else { return };
     let newer = SERVICES.replace("weight = 80", "weight = 33");
@@ -266,7 +308,7 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     let mut revisions = Vec::new();
     for replica in &replicas {
         let there: api::Tokens = client::fetch(&replica.socket(), "/v1/tokens").await.unwrap();
-        let there: std::collections::BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
+        let there: BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
         let lost: Vec<_> = ledger.iter().filter(|id| !there.contains(*id)).collect();
         assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());
         revisions.push(replica.status().await.revision);

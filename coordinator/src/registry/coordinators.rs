@@ -1,0 +1,75 @@
+//! Which coordinators serve the mesh: each enters itself, and nodes are told of all.
+//!
+//! A record says what nodes need to go from one coordinator to another: its key and its addresses. That it is there
+//! does not say that it runs.
+
+use std::sync::Arc;
+
+use mesh_proto::id::IdentityKey;
+use mesh_proto::netmap::Coordinator;
+use mesh_proto::world::UnixTime;
+use serde::{Deserialize, Serialize};
+
+use super::Refused;
+use super::state::State;
+
+/// Most coordinators of one mesh; a join token has room for as many keys.
+const MAX_COORDINATORS: usize = 8;
+
+/// A coordinator, as it is stored by its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorRecord {
+    /// Where nodes reach it, as `host:port`.
+    pub addresses: Vec<String>,
+    /// Its version.
+    pub software: String,
+    /// When it first served the mesh.
+    pub since: UnixTime,
+}
+
+impl State {
+    /// Enters a coordinator. One that has its store for itself is the only one.
+    pub(super) fn enter_coordinator(
+        &mut self,
+        key: IdentityKey,
+        addresses: Vec<String>,
+        software: String,
+        is_alone: bool,
+        now: UnixTime,
+    ) -> Result<(), Refused> {
+        let known = self.coordinators.get(&key);
+        if known.is_none() && !is_alone && self.coordinators.len() >= MAX_COORDINATORS {
+            let text = format!(
+                "this mesh has {MAX_COORDINATORS} coordinators already; forget one with mesh-coordinator forget KEY, then start this one again"
+            );
+            return Err(Refused::new("busy", text));
+        }
+        let since = known.map_or(now, |known| known.since);
+        let coordinators = Arc::make_mut(&mut self.coordinators);
+        if is_alone {
+            coordinators.retain(|other, _| *other == key);
+        }
+        coordinators.insert(key, CoordinatorRecord { addresses, software, since });
+        self.tell_coordinators();
+        Ok(())
+    }
+
+    /// Takes a coordinator out, so that nodes neither dial nor trust it any more.
+    pub(super) fn forget_coordinator(&mut self, key: &IdentityKey) -> Result<(), Refused> {
+        if Arc::make_mut(&mut self.coordinators).remove(key).is_none() {
+            let text = format!("there is no coordinator with the key {key}; see mesh-coordinator status");
+            return Err(Refused::new("unknown_node", text));
+        }
+        self.tell_coordinators();
+        Ok(())
+    }
+
+    /// Puts the coordinators into what nodes are told.
+    pub(super) fn tell_coordinators(&mut self) {
+        let told = self.coordinators.iter();
+        let told = told.map(|(&key, record)| Coordinator { key, addresses: record.addresses.clone() }).collect();
+        if self.world.mesh.coordinators != told {
+            Arc::make_mut(&mut self.world).mesh.coordinators = told;
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! From one coordinator to another: whom a map names, and how soon the next is tried.
+
+use mesh_proto::netmap::Coordinator;
+
+use super::*;
+
+/// A watch of one map that names coordinators, and then ends.
+fn naming(revision: u64, coordinators: &[Coordinator]) -> Response<Full<Bytes>> {
+    let mut netmap = netmap(revision);
+    netmap.mesh.coordinators = coordinators.to_vec();
+    let line = serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap) }).unwrap() + "\n";
+    Response::new(Full::new(Bytes::from(line)))
+}
+
+fn link(dial: Dial) -> Link {
+    Link {
+        dial,
+        current: None,
+        maps: watch::Sender::new(None),
+        state: watch::Sender::default(),
+        report: watch::Sender::new(None).subscribe(),
+    }
+}
+
+#[tokio::test]
+async fn a_node_goes_on_to_a_coordinator_that_only_its_map_names() {
+    let other = Server::start(|_| naming(2, &[])).await;
+    let named = Coordinator { key: other.key, addresses: vec![other.address.clone()] };
+    let own = Arc::new(Mutex::new(None));
+    let told = Arc::clone(&own);
+    let first = Server::start(move |_| naming(1, &[told.lock().unwrap().clone().unwrap(), named.clone()])).await;
+    *own.lock().unwrap() = Some(Coordinator { key: first.key, addresses: vec![first.address.clone()] });
+    let running = tokio::spawn(link(first.dial(&[first.key])).run());
+
+    let began = Instant::now();
+    other.wait(|asked| !asked.is_empty()).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    // A map that names none leaves what is known: both are asked in turn from then on.
+    let seen = first.asked().len();
+    first.wait(|asked| asked.len() > seen).await;
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_coordinator_that_the_map_does_not_name_any_more_is_left_and_not_trusted() {
+    let other = Server::start(|_| naming(2, &[])).await;
+    let named = Coordinator { key: other.key, addresses: vec![other.address.clone()] };
+    let first = Server::start(move |_| naming(1, std::slice::from_ref(&named))).await;
+    let running = tokio::spawn(link(first.dial(&[first.key])).run());
+
+    other.wait(|asked| asked.len() > 3).await;
+    assert_eq!(first.asked().len(), 1, "it was asked again after it was retired");
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_dead_coordinator_costs_a_second_and_a_busy_one_no_more() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let busy = Server::start(|_| refuse("busy")).await;
+    let good = Server::start(|_| naming(1, &[])).await;
+    for turn in 0..3 {
+        let mut dial = good.dial(&[busy.key, good.key]);
+        dial.coordinators = vec![gone.clone(), busy.address.clone(), good.address.clone()];
+        dial.coordinators.rotate_left(turn);
+        let asked = good.asked().len();
+        let began = Instant::now();
+        let running = tokio::spawn(link(dial).run());
+        good.wait(|all| all.len() > asked).await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        running.abort();
+    }
+    let mut dial = good.dial(&[busy.key, good.key]);
+    dial.coordinators = vec![gone, busy.address.clone(), good.address.clone()];
+    let joined = Server::start(|_| ok(&welcome())).await;
+    dial.coordinators[2].clone_from(&joined.address);
+    dial.pins.push(joined.key);
+    assert!(join(&dial, &request()).await.is_ok(), "a busy coordinator is no refusal while there is another");
+}
