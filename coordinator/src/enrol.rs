@@ -11,7 +11,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_proto::id::{IdentityKey, NodeName};
-use mesh_proto::plan::plan;
+use mesh_proto::plan::Chart;
 use mesh_proto::wire::{self, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
@@ -105,13 +105,14 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
         }
         None => None,
     };
-    let _turn = if is_member { None } else { Some(hub.strangers_turn().await?) };
+    let turn = if is_member { None } else { Some(hub.strangers_turn().await?) };
     let applied = match verified {
         Some(verified) => by_issuer(hub, peer, request, verified).await?,
         None => by_token(hub, peer, request).await?,
     };
-    let world = hub.world();
-    let response = applied.node.and_then(|node| welcome(hub, &world, node, applied.refused));
+    drop(turn);
+    let chart = hub.chart().await;
+    let response = applied.node.and_then(|node| welcome(hub, &chart, node, applied.refused));
     response.ok_or_else(|| {
         let message = "the node was admitted and is gone already; was it revoked? Join again";
         Refused { word: "internal", message: message.into() }.into()
@@ -180,9 +181,10 @@ fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
     world.member(&identity).cloned().map_or(Actor::Stranger(observed), Actor::Node)
 }
 
-fn welcome(hub: &Hub, world: &World, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
+fn welcome(hub: &Hub, chart: &Chart, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
+    let world = chart.world();
     let record = world.nodes.get(&node)?;
-    let netmap = plan(world, &node)?;
+    let netmap = chart.netmap(&node)?;
     let told = hub.told();
     Some(JoinResponse {
         version: wire::VERSION,

@@ -6,7 +6,7 @@
 //!        ─▶ Fenced when the node watches anew elsewhere; Leaving when we stop; the end when it is revoked
 //! ```
 //! The next line is made when the connection has room for it, so nothing queues for a slow node: it skips
-//! revisions.
+//! revisions, and if it skips too many it gets a snapshot.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,37 +16,49 @@ use axum::body::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use mesh_proto::id::{IdentityKey, NodeName, Revision};
-use mesh_proto::netmap::{Delta, NetMap};
-use mesh_proto::plan::plan;
+use mesh_proto::plan::Chart;
 use mesh_proto::wire::WatchEvent;
 use mesh_proto::world::World;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::charts;
 use crate::hub::{Hub, WatchGuard};
 use crate::server::{Stop, stopped};
 
 /// How long a watch may be silent.
 const ALIVE: Duration = Duration::from_secs(5);
+/// From how many bytes on the part of a line that nodes share is not copied for each of them.
+const SHARED: usize = 4096;
 
 /// A node's open watch.
 pub(crate) struct Feed {
+    hub: Arc<Hub>,
     identity: IdentityKey,
     node: NodeName,
-    worlds: watch::Receiver<Arc<World>>,
     stop: Stop,
     guard: WatchGuard,
-    sent: Progress,
+    progress: Progress,
+    /// The rest of the line that was begun.
+    rest: Option<Bytes>,
 }
 
 /// What the node holds.
 enum Progress {
-    /// Nothing was sent yet; the node holds this map, if any that is still known.
-    Opened(Option<NetMap>),
+    /// Nothing was sent yet; the node holds this map, if it is still known.
+    Opened(Option<Held>),
     /// The node was sent this map.
-    At(NetMap),
+    At(Held),
     /// Nothing more will be sent.
     Over,
+}
+
+/// A map that a node holds.
+#[derive(Clone, Copy)]
+struct Held {
+    /// Its revision.
+    revision: Revision,
+    /// The revision of the newest chart that it is right for.
+    settled: Revision,
 }
 
 impl Feed {
@@ -59,98 +71,122 @@ impl Feed {
         stop: Stop,
     ) -> Self {
         let guard = hub.open_watch(node.clone()).await;
-        let worlds = hub.worlds();
         // Another coordinator may be of another version, so that only a snapshot is sure to fit what the node has.
         let known = match held.filter(|held| *held > hub.first && !hub.is_shared()) {
             Some(held) => hub.with(move |registry| registry.world_at(held)).await,
             None => None,
         };
-        let same = |world: &Arc<World>| world.member(&identity) == Some(&node);
-        let base = known.filter(same).and_then(|world| plan(&world, &node));
-        Self { identity, node, worlds, stop, guard, sent: Progress::Opened(base) }
+        let known = known.filter(|world| world.member(&identity) == Some(&node));
+        let held = held.zip(known.and_then(|world| hub.charts.like(&world)));
+        let held = held.map(|(revision, settled)| Held { revision, settled });
+        Self { hub, identity, node, stop, guard, progress: Progress::Opened(held), rest: None }
     }
 
     /// Turns the watch into the lines of an NDJSON body.
     pub(crate) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
         unfold(self, |mut feed| async move {
-            let event = feed.next().await?;
-            let mut line = serde_json::to_vec(&event).ok()?;
-            line.push(b'\n');
-            Some((Ok(Bytes::from(line)), feed))
+            let piece = feed.next().await?;
+            Some((Ok(piece), feed))
         })
     }
 
-    async fn next(&mut self) -> Option<WatchEvent> {
-        match std::mem::replace(&mut self.sent, Progress::Over) {
+    /// Returns the next line, or the rest of one.
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        if let Some(rest) = self.rest.take() {
+            return Some(rest);
+        }
+        match std::mem::replace(&mut self.progress, Progress::Over) {
             Progress::Over => None,
-            Progress::Opened(base) => {
-                let netmap = self.current()?;
-                let event = match &base {
-                    Some(base) => unless_alike(base, &netmap).unwrap_or_else(|| alive(base)),
-                    None => WatchEvent::Snapshot { netmap: Box::new(netmap.clone()) },
-                };
-                let settled = netmap.revision;
-                let held = base.filter(|_| matches!(event, WatchEvent::Alive { .. })).unwrap_or(netmap);
-                self.holds(held, settled);
-                Some(event)
+            Progress::Opened(held) => {
+                let chart = self.hub.chart().await;
+                if !self.is_member(chart.world()) {
+                    return None;
+                }
+                match held {
+                    None => self.snapshot(&chart),
+                    Some(held) => self.news(held)?.or_else(|| line(&alive(held))),
+                }
             }
-            Progress::At(sent) => self.change(sent).await,
+            Progress::At(held) => self.change(held).await,
         }
     }
 
-    /// Waits for the next line to a node that holds `sent`. A change that leaves its map as it is, is none to it.
-    async fn change(&mut self, sent: NetMap) -> Option<WatchEvent> {
+    /// Waits for the next line. A change that leaves the node's map as it is, is none to it.
+    async fn change(&mut self, mut held: Held) -> Option<Bytes> {
         let silence = sleep(ALIVE);
         tokio::pin!(silence);
         loop {
             tokio::select! {
                 biased;
                 ended = &mut self.guard.fenced => {
-                    return Some(if ended.is_err() { WatchEvent::Fenced } else { WatchEvent::Leaving });
+                    return line(if ended.is_err() { &WatchEvent::Fenced } else { &WatchEvent::Leaving });
                 }
-                () = stopped(&mut self.stop) => return Some(WatchEvent::Leaving),
-                Ok(()) = self.worlds.changed() => {
-                    let netmap = self.current()?;
-                    let settled = netmap.revision;
-                    match unless_alike(&sent, &netmap) {
-                        Some(event) => {
-                            self.holds(netmap, settled);
-                            return Some(event);
-                        }
-                        None => self.guard.settled(sent.revision, settled),
+                () = stopped(&mut self.stop) => return line(&WatchEvent::Leaving),
+                () = self.guard.bell.notified() => {
+                    if let Some(line) = self.news(held)? {
+                        return Some(line);
+                    }
+                    if let Progress::At(now) = self.progress {
+                        held = now;
                     }
                 }
                 () = &mut silence => {
-                    let event = alive(&sent);
-                    self.sent = Progress::At(sent);
-                    return Some(event);
+                    self.progress = Progress::At(held);
+                    return line(&alive(held));
                 }
             }
         }
     }
 
-    /// Notes what the node holds, which is right for it up to a revision.
-    fn holds(&mut self, netmap: NetMap, settled: Revision) {
-        self.guard.settled(netmap.revision, settled);
-        self.sent = Progress::At(netmap);
-    }
-
-    /// Plans the present map; none if the node is no member any more.
-    fn current(&mut self) -> Option<NetMap> {
-        let world = Arc::clone(&self.worlds.borrow_and_update());
-        if world.member(&self.identity) != Some(&self.node) {
+    /// Makes the line that leads from what the node holds to the newest chart; the inner option is none if there
+    /// is nothing to tell, the outer if the node is no member any more.
+    #[expect(clippy::option_option, reason = "the end of the watch is something else than silence")]
+    fn news(&mut self, held: Held) -> Option<Option<Bytes>> {
+        let newest = self.hub.charts.newest();
+        if !self.is_member(newest.world()) {
             return None;
         }
-        plan(&world, &self.node)
+        let way = self.hub.charts.way(held.settled);
+        let told = way.as_ref().and_then(|way| way.get()).and_then(|way| Some((way.to(), way.rest(&self.node)?)));
+        let Some((to, rest)) = told else {
+            return self.snapshot(&newest).map(Some);
+        };
+        if rest.is_empty() {
+            self.holds(Held { settled: to, ..held });
+            return Some(None);
+        }
+        self.holds(Held { revision: to, settled: to });
+        let head = charts::head(held.revision);
+        if rest.len() < SHARED {
+            return Some(Some([head, rest].concat().into()));
+        }
+        self.rest = Some(rest);
+        Some(Some(head))
+    }
+
+    fn snapshot(&mut self, chart: &Chart) -> Option<Bytes> {
+        let netmap = Box::new(chart.netmap(&self.node)?);
+        self.holds(Held { revision: chart.revision(), settled: chart.revision() });
+        line(&WatchEvent::Snapshot { netmap })
+    }
+
+    /// Notes what the node holds from now on.
+    fn holds(&mut self, held: Held) {
+        self.guard.settled(held.revision, held.settled);
+        self.progress = Progress::At(held);
+    }
+
+    fn is_member(&self, world: &World) -> bool {
+        world.member(&self.identity) == Some(&self.node)
     }
 }
 
-fn alive(netmap: &NetMap) -> WatchEvent {
-    WatchEvent::Alive { revision: netmap.revision }
+fn alive(held: Held) -> WatchEvent {
+    WatchEvent::Alive { revision: held.revision }
 }
 
-/// Returns what leads from one map to another; none if they differ by their revision alone.
-fn unless_alike(old: &NetMap, new: &NetMap) -> Option<WatchEvent> {
-    let delta = Delta::between(old, new);
-    (!delta.is_empty()).then(|| WatchEvent::Delta { delta: Box::new(delta) })
+fn line(event: &WatchEvent) -> Option<Bytes> {
+    let mut line = serde_json::to_vec(event).ok()?;
+    line.push(b'\n');
+    Some(line.into())
 }

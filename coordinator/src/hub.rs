@@ -5,7 +5,7 @@
 
 mod group;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,9 +15,10 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_proto::clock::Timestamp;
 use mesh_proto::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::world::{UnixTime, World};
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::charts::Charts;
 use crate::config::Config;
 use crate::limits::{Failures, Reports};
 use crate::metrics::Metrics;
@@ -62,6 +63,8 @@ pub(crate) struct Hub {
     /// The revision at the start. What a node holds from then or earlier may have been planned by another
     /// version of this program, so that only younger maps are continued with a delta.
     pub(crate) first: Revision,
+    /// The world as it is planned from.
+    pub(crate) charts: Charts,
     registry: Mutex<Registry>,
     world: watch::Sender<Arc<World>>,
     file: Mutex<FileReport>,
@@ -87,6 +90,10 @@ struct Watching {
     sent: Revision,
     /// The newest revision that this map is right for.
     settled: Revision,
+    /// The last revision that concerned this node.
+    due: Revision,
+    /// Rung when there is something for it.
+    bell: Arc<Notify>,
 }
 
 /// Says that a watch is open for as long as it lives.
@@ -96,6 +103,8 @@ pub(crate) struct WatchGuard {
     number: u64,
     /// Ends when a newer watch of the same node has taken over.
     pub(crate) fenced: oneshot::Receiver<()>,
+    /// Rung when a new chart concerns the node.
+    pub(crate) bell: Arc<Notify>,
 }
 
 impl WatchGuard {
@@ -133,6 +142,7 @@ impl Hub {
             trusts,
             metrics: Metrics::default(),
             first: world.revision,
+            charts: Charts::new(Arc::clone(&world)),
             registry: Mutex::new(registry),
             due: AtomicU64::new(world.revision.0),
             world: watch::Sender::new(world),
@@ -155,9 +165,22 @@ impl Hub {
         Arc::clone(&self.world.borrow())
     }
 
-    /// Returns the worlds to come.
-    pub(crate) fn worlds(&self) -> watch::Receiver<Arc<World>> {
-        self.world.subscribe()
+    /// Returns the last revision that altered any node's map.
+    pub(crate) fn due(&self) -> Revision {
+        Revision(self.due.load(Ordering::Acquire))
+    }
+
+    /// Rings the watches of the nodes that a revision concerns; of all if it is not said of which.
+    pub(crate) fn wake(&self, concerned: Option<&BTreeSet<NodeName>>, revision: Revision) {
+        let mut watches = lock(&self.watches);
+        let ring = |watching: &mut Watching| {
+            watching.due = revision;
+            watching.bell.notify_one();
+        };
+        match concerned {
+            None => watches.values_mut().for_each(ring),
+            Some(nodes) => nodes.iter().for_each(|node| watches.get_mut(node).into_iter().for_each(ring)),
+        }
     }
 
     /// Makes a change that a member asks for, unless too many wait already.
@@ -227,17 +250,20 @@ impl Hub {
     }
 
     /// Shows everybody what the registry holds, or that it cannot store anything any more.
-    fn publish(&self, registry: &Registry) {
+    fn publish(self: &Arc<Self>, registry: &Registry) {
         let world = registry.world();
-        self.world.send_if_modified(|published| {
+        let news = self.world.send_if_modified(|published| {
             // A change of tokens alone is no news to any node.
             let news = published.revision != world.revision && !published.plans_like(&world);
             if news {
-                self.due.store(world.revision.0, Ordering::Relaxed);
+                self.due.store(world.revision.0, Ordering::Release);
             }
             *published = world;
             news
         });
+        if news {
+            self.redraw();
+        }
         if let Some(failure) = registry.failure() {
             self.failure.send_if_modified(|known| known.replace(failure.to_owned()).is_none());
         }
@@ -277,10 +303,18 @@ impl Hub {
     pub(crate) async fn open_watch(self: &Arc<Self>, node: NodeName) -> WatchGuard {
         let number = self.next_watch.fetch_add(1, Ordering::Relaxed);
         let (fence, fenced) = oneshot::channel();
-        let watching = Watching { number, fence: Some(fence), sent: Revision(u64::MAX), settled: Revision(0) };
+        let bell = Arc::new(Notify::new());
+        let watching = Watching {
+            number,
+            fence: Some(fence),
+            sent: Revision(u64::MAX),
+            settled: Revision(0),
+            due: Revision(0),
+            bell: Arc::clone(&bell),
+        };
         lock(&self.watches).insert(node.clone(), watching);
         self.note_presence(node.clone()).await;
-        WatchGuard { hub: Arc::clone(self), node, number, fenced }
+        WatchGuard { hub: Arc::clone(self), node, number, fenced, bell }
     }
 
     /// Ends all watches, so that nodes go to another coordinator.
@@ -305,8 +339,8 @@ impl Hub {
     /// Says whether a node is connected and has in force what the present revision means to it, given the
     /// revision that it last reported.
     pub(crate) fn is_current(&self, node: &NodeName, applied: Revision) -> bool {
-        let due = Revision(self.due.load(Ordering::Relaxed));
-        lock(&self.watches).get(node).is_some_and(|watching| watching.settled >= due && applied >= watching.sent)
+        let is_told = |watching: &Watching| watching.settled >= watching.due && applied >= watching.sent;
+        self.charts.newest().revision() >= self.due() && lock(&self.watches).get(node).is_some_and(is_told)
     }
 
     /// Returns what is known of services.toml.
@@ -359,4 +393,4 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,17 +3,19 @@
 //! ```text
 //!                        hands                    decides                    hands
 //! services.toml ─ watch ──┐
-//! verbs ───────── admin ──┼─▶ hub ─ Change ─▶ registry ─▶ store ─ Arc<World> ─▶ feed ─ plan() ─▶ nodes
+//! verbs ───────── admin ──┼─▶ hub ─ Change ─▶ registry ─▶ store ─ World ─▶ charts ─▶ feed ─▶ nodes
 //! nodes ─ tls ─ server ───┘                   (durable before visible)       (Snapshot, then Deltas)
 //! ```
 //! It never carries a packet and never holds a node's private key.
 
 #![forbid(unsafe_code)]
 
+mod about;
 pub mod admin;
 pub mod api;
 mod audit;
 mod backups;
+mod charts;
 pub mod cli;
 pub mod client;
 pub mod config;

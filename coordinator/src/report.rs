@@ -132,10 +132,8 @@ pub(crate) fn services(world: &World) -> api::Services {
 
 /// The live backends of every service; the same for every node but for their order.
 fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<api::Backend>> {
-    let mut members = world.nodes.iter().filter(|(_, node)| node.identity.is_some());
-    let netmap = members.next().and_then(|(name, _)| plan::plan(world, name));
-    let services = netmap.map(|netmap| netmap.services).unwrap_or_default();
-    let told = services.into_iter().map(|(key, service)| {
+    let chart = plan::Chart::new(Arc::new(world.clone()));
+    let told = chart.all_services().map(|(key, service)| {
         let backends = service.backends.into_iter().map(|backend| api::Backend {
             name: backend.name,
             node: backend.node,
@@ -143,7 +141,7 @@ fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<api::Backend>> {
             weight: backend.weight,
             live: true,
         });
-        (key, backends.collect())
+        (key.clone(), backends.collect())
     });
     told.collect()
 }

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use crate::about;
 use crate::enrol;
 use crate::feed::Feed;
 use crate::hub::{Hub, now};
@@ -83,6 +84,7 @@ pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
         .route("/v1/join", post(enrol::join))
         .route("/v1/watch", get(watch))
         .route("/v1/report", post(report))
+        .route("/v1/about", get(about::about))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Context { hub, stop })
@@ -158,7 +160,7 @@ async fn report(
 }
 
 /// Returns which member asks, or why it may not.
-async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
+pub(crate) async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
     let world = hub.world();
     if let Some(node) = world.member(&peer.identity) {
         return Ok(node.clone());

@@ -28,7 +28,7 @@ use tokio::time::sleep;
 use crate::bench::{self, BenchError};
 use crate::board::{Board, Order};
 use crate::names::{self, NameError};
-use crate::{metrics, status};
+use crate::{link, metrics, status};
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 32;
@@ -117,6 +117,8 @@ async fn connection(stream: UnixStream, board: &Board) {
             failure(StatusCode::FORBIDDEN, "forbidden", hint.into())
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/bench") {
             measure(board, request.uri().query().unwrap_or_default()).await
+        } else if (request.method(), request.uri().path()) == (&Method::GET, "/v1/why") {
+            why(board, request.uri().query().unwrap_or_default()).await
         } else {
             answer(board, &request)
         };
@@ -155,13 +157,6 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
                 }))
             })
         }
-        (&Method::GET, "/v1/why") => {
-            let (Some(src), Some(dst)) = (parameter(query, "src"), parameter(query, "dst")) else {
-                return malformed("src and dst");
-            };
-            let udp = parameter(query, "udp").is_some();
-            with_view(board, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
-        }
         (&Method::POST, "/v1/probe") => {
             let Some(name) = parameter(query, "node") else {
                 return malformed("node");
@@ -190,6 +185,24 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             "there is no such request; `meshd --help` lists the verbs".into(),
         ),
     }
+}
+
+/// Judges a call. Of what the map does not contain the coordinator is asked.
+async fn why(board: &Board, query: &str) -> Response<Full<Bytes>> {
+    let (Some(src), Some(dst)) = (parameter(query, "src"), parameter(query, "dst")) else {
+        return malformed("src and dst");
+    };
+    let udp = parameter(query, "udp").is_some();
+    let view = board.view.borrow().clone();
+    let dial = board.dial.borrow().clone();
+    if let Some((view, dial)) = view.zip(dial)
+        && let Some(word) = status::stranger(&view, &src, &dst, udp)
+        && let Some(stranger) = link::about(&dial, &word).await
+        && let Ok(why) = status::why_not(&view, &src, &dst, udp, &stranger)
+    {
+        return json(&why);
+    }
+    with_view(board, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
 }
 
 /// Measures the way to a node. The connection takes this future with it when it ends, and that ends the measurement.

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::dataplane::DataPlane;
 use crate::kernel::Upkeep;
-use crate::link::LinkState;
+use crate::link::{Dial, LinkState};
 use crate::state::Enrolment;
 
 /// The node's own services.toml, as it was read last.
@@ -41,6 +41,8 @@ pub struct Board {
     pub view: watch::Sender<Option<Arc<View>>>,
     /// The control channel.
     pub link: watch::Sender<LinkState>,
+    /// What is needed to ask a coordinator something.
+    pub dial: watch::Sender<Option<Dial>>,
     /// The kernel set-up.
     pub upkeep: watch::Sender<Upkeep>,
     /// The node's own services.toml.
@@ -74,6 +76,7 @@ impl Board {
             enrolment: watch::Sender::new(None),
             view: watch::Sender::new(None),
             link: watch::Sender::new(LinkState::default()),
+            dial: watch::Sender::new(None),
             upkeep: watch::Sender::new(Upkeep::default()),
             offers: watch::Sender::new(Offers { path: services, ..Offers::default() }),
             reload: Notify::new(),

@@ -125,18 +125,11 @@ impl<'d> Member<'d> {
             enrolment,
         };
         member.report();
-        let link = Link {
-            dial: Dial {
-                coordinators: member.enrolment.coordinators.clone(),
-                pins: member.enrolment.pins.clone(),
-                keys,
-            }
-            .spread(link::random()),
-            current: cached,
-            maps,
-            state: board.link.clone(),
-            report: report.subscribe(),
-        };
+        let dial =
+            Dial { coordinators: member.enrolment.coordinators.clone(), pins: member.enrolment.pins.clone(), keys };
+        let dial = dial.spread(link::random());
+        member.board.dial.send_replace(Some(dial.clone()));
+        let link = Link { dial, current: cached, maps, state: board.link.clone(), report: report.subscribe() };
         let mut member = member;
         member.tasks.spawn(link.run());
         member.splice();
@@ -317,6 +310,7 @@ fn empty(enrolment: &Enrolment) -> NetMap {
         },
         peers: Default::default(),
         services: Default::default(),
+        names: Default::default(),
         rules: Vec::new(),
         warnings: Vec::new(),
     }

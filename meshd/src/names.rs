@@ -19,7 +19,7 @@ pub enum NameError {
         hint: String,
     },
     /// No node has that name.
-    #[error("no node of this mesh is called `{word}`{hint}")]
+    #[error("no node that may call this one, or be called by it, is called `{word}`{hint}")]
     Node {
         /// The word.
         word: String,
@@ -86,11 +86,7 @@ pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
 /// `NameError` if the word names nothing that can be called.
 pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> {
     let transport = if udp { Transport::Udp } else { Transport::Tcp };
-    let plain = |address, port: Option<u16>| Target {
-        address,
-        protocol: port.map_or(ICMP, |_| transport.number()),
-        port: port.unwrap_or(0),
-    };
+    let plain = |address, port| plain(address, port, udp);
     if let Some(rest) = word.strip_prefix("host:") {
         let (name, port) = split_port(rest)?;
         let address = node(map, name).ok_or_else(|| no_node(map, name))?;
@@ -111,8 +107,23 @@ pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> 
             port: chosen.map(|p| p.port).or(port).unwrap_or(0),
         });
     }
+    if let Some(vip) = key(map, name).and_then(|key| map.vip(&key)) {
+        return Ok(Target { address: vip.0, protocol: transport.number(), port: port.unwrap_or(0) });
+    }
     let address = node(map, name).ok_or_else(|| unknown(map, name))?;
     Ok(plain(address, port))
+}
+
+/// Returns an address and port that no service has; no port means an echo request.
+pub fn plain(address: Ipv4Addr, port: Option<u16>, udp: bool) -> Target {
+    let transport = if udp { Transport::Udp } else { Transport::Tcp };
+    Target { address, protocol: port.map_or(ICMP, |_| transport.number()), port: port.unwrap_or(0) }
+}
+
+/// Reads a word that may name a node which the map does not contain: `NODE`, `host:NODE`, either with a port.
+pub fn stranger(word: &str) -> Option<(NodeName, Option<u16>)> {
+    let (name, port) = split_port(word.strip_prefix("host:").unwrap_or(word)).ok()?;
+    Some((name.parse().ok()?, port))
 }
 
 /// Finds what a name stands for, as `meshd resolve` shows it.
@@ -121,10 +132,10 @@ pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> 
 /// `NameError` if it stands for nothing.
 pub fn resolve(map: &NetMap, word: &str) -> Result<Meaning, NameError> {
     let domain = map.mesh.domains.first().map_or("", |d| d.as_str());
-    if let Some((key, service)) = service(map, word) {
+    if let Some((key, vip)) = key(map, word).and_then(|key| map.vip(&key).map(|vip| (key, vip))) {
         return Ok(Meaning {
             kind: "service",
-            address: service.vip.0,
+            address: vip.0,
             full_name: format!("{}.{}.{domain}", key.name, key.namespace),
         });
     }
@@ -138,7 +149,7 @@ pub fn resolve(map: &NetMap, word: &str) -> Result<Meaning, NameError> {
 
 /// Finds the service or node that an address belongs to.
 fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Meaning> {
-    if let Some((key, _)) = map.services.iter().find(|(_, s)| s.vip.0 == address) {
+    if let Some(key) = map.service_at(Flat(address)) {
         return resolve(map, &key.to_string()).ok();
     }
     let own = std::iter::once((&map.node.name, map.node.address));
@@ -162,11 +173,16 @@ pub fn peer<'m>(map: &'m NetMap, word: &str) -> Result<(&'m NodeName, &'m Peer),
 
 /// Finds a service by its short name, its name and namespace, or either with a domain of the mesh.
 pub fn service<'m>(map: &'m NetMap, word: &str) -> Option<(&'m ServiceKey, &'m Service)> {
+    map.services.get_key_value(&key(map, word)?)
+}
+
+/// Returns the service that a word would name, whether or not there is such a one.
+fn key(map: &NetMap, word: &str) -> Option<ServiceKey> {
     let word = word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase();
     let inside = |domain: &str| word.strip_suffix(domain)?.strip_suffix('.');
     let mut domains = map.mesh.domains.iter();
     let short = domains.find_map(|d| inside(d.as_str())).unwrap_or(&word);
-    map.services.get_key_value(&short.parse().ok()?)
+    short.parse().ok()
 }
 
 fn node(map: &NetMap, word: &str) -> Option<Ipv4Addr> {
@@ -187,7 +203,7 @@ fn split_port(word: &str) -> Result<(&str, Option<u16>), NameError> {
 }
 
 fn unknown(map: &NetMap, word: &str) -> NameError {
-    let services = map.services.keys().map(ToString::to_string);
+    let services = map.services.keys().chain(map.names.keys()).map(ToString::to_string);
     let nodes = map.peers.keys().map(ToString::to_string);
     let hint = hint(word, services.chain(nodes), "`meshd services` and `meshd peers` list them");
     NameError::Unknown { word: word.into(), hint }

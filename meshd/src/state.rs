@@ -358,6 +358,7 @@ pub(crate) mod tests {
             },
             peers: BTreeMap::new(),
             services: BTreeMap::new(),
+            names: Default::default(),
             rules: Vec::new(),
             warnings: Vec::new(),
         }

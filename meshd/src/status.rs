@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mesh_proto::explain::explain;
+use mesh_proto::explain::{Explanation, explain, explain_stranger};
 use mesh_proto::flow::{Flow, Side, State};
 use mesh_proto::id::ServiceKey;
 use mesh_proto::netmap::{NetMap, Service};
 use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
 use mesh_proto::status as doc;
+use mesh_proto::verdict::Refuse;
 use mesh_proto::view::View;
+use mesh_proto::wire::About;
 
 use crate::board::{Board, now};
 use crate::dataplane::{LaneStats, Stats};
@@ -93,8 +95,49 @@ pub fn why(view: &View, source: &str, destination: &str, udp: bool) -> Result<do
     let from = names::source(map, source)?;
     let to = names::target(map, destination, udp)?;
     let explained = explain(view, from, to.address, to.protocol, to.port);
+    Ok(told((source, from), (destination, to), explained))
+}
+
+/// Returns the name or address of the node that is called and that the map does not contain, if that is so.
+pub fn stranger(view: &View, source: &str, destination: &str, udp: bool) -> Option<String> {
+    let map = view.netmap();
+    let from = names::source(map, source).ok()?;
+    match names::target(map, destination, udp) {
+        Ok(to) => {
+            let verdict = explain(view, from, to.address, to.protocol, to.port).verdict;
+            (verdict == Refuse::NoRoute.label()).then(|| to.address.to_string())
+        }
+        Err(_) => names::stranger(destination).map(|(name, _)| name.to_string()),
+    }
+}
+
+/// Says why a node that the map does not contain cannot be called.
+///
+/// # Errors
+/// `NameError` if a word names nothing.
+pub fn why_not(
+    view: &View,
+    source: &str,
+    destination: &str,
+    udp: bool,
+    stranger: &About,
+) -> Result<doc::Why, NameError> {
+    let from = names::source(view.netmap(), source)?;
+    let to = names::target(view.netmap(), destination, udp).or_else(|error| {
+        let (_, port) = names::stranger(destination).ok_or(error)?;
+        Ok(names::plain(stranger.address.0, port, udp))
+    })?;
+    let explained = explain_stranger(view, from, to.address, stranger);
+    Ok(told((source, from), (destination, to), explained))
+}
+
+fn told(
+    (source, from): (&str, Ipv4Addr),
+    (destination, to): (&str, names::Target),
+    explained: Explanation,
+) -> doc::Why {
     let step = |s: &mesh_proto::explain::Step| doc::Step { name: s.name.clone(), outcome: s.outcome.clone(), ok: s.ok };
-    Ok(doc::Why {
+    doc::Why {
         schema: doc::WHY.into(),
         source: source.into(),
         source_address: from,
@@ -109,7 +152,7 @@ pub fn why(view: &View, source: &str, destination: &str, udp: bool) -> Result<do
         missing: explained.missing,
         backend: explained.backend.map(|b| doc::WhyBackend { node: b.node, address: b.address, port: b.port }),
         peer: explained.peer,
-    })
+    }
 }
 
 /// Returns what the operator should know, the gravest first.

@@ -14,6 +14,7 @@ use crate::packet::{ICMP, TCP, UDP};
 use crate::policy::Source;
 use crate::verdict::{Drop, Refuse};
 use crate::view::{Owner, View};
+use crate::wire::About;
 
 /// The way of a packet through the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +82,20 @@ pub fn explain(view: &View, source: Ipv4Addr, destination: Ipv4Addr, protocol: u
     Explanation { steps: way.steps, verdict, allowed, ..way.out }
 }
 
+/// Explains what becomes of a packet to a node, or to an address behind it, that the map does not contain because
+/// no rule concerns both.
+pub fn explain_stranger(view: &View, source: Ipv4Addr, destination: Ipv4Addr, stranger: &About) -> Explanation {
+    let mut way = Way { view, steps: Vec::new(), out: Explanation::empty() };
+    let About { node, site, address } = stranger;
+    let verdict = way.source(source).and_then(|flat| {
+        way.pass("route", format!("{destination} is at node {node} of site {site}, says the coordinator"));
+        let is_node = destination == address.0;
+        way.deny(flat, &if is_node { format!("host:{node}") } else { format!("site:{site}") })
+    });
+    let verdict = verdict.unwrap_or_else(|word: &str| word.to_owned());
+    Explanation { steps: way.steps, verdict, allowed: false, ..way.out }
+}
+
 struct Way<'a> {
     view: &'a View,
     steps: Vec<Step>,
@@ -117,19 +132,12 @@ impl Way<'_> {
         port: u16,
     ) -> Result<&'static str, &'static str> {
         let view = self.view;
-        let Some(flat) = image(view, source) else {
-            return self.stop(
-                "source",
-                format!("{source} is no address of this node or mesh"),
-                Drop::SpoofedSource.label(),
-            );
-        };
-        self.pass("source", format!("{source} is {flat} in the mesh: {}", self.who(flat)));
+        let flat = self.source(source)?;
         if !view.range().contains(destination) || is_forbidden(destination) {
             let outcome = format!("{destination} is outside the mesh range {}; meshd never sees it", view.range());
             return self.stop("route", outcome, Drop::ForbiddenDestination.label());
         }
-        let Goal { carrier, port: target, service } = self.target(destination, protocol, port)?;
+        let Goal { carrier, port: target, service } = self.target(flat, destination, protocol, port)?;
         self.route(carrier)?;
         let question = Question { source: flat, destination: carrier, protocol, port: target, service };
         self.policy(&question)?;
@@ -138,13 +146,28 @@ impl Way<'_> {
         Ok(verdict)
     }
 
+    /// Finds out who calls.
+    fn source(&mut self, source: Ipv4Addr) -> Result<Flat, &'static str> {
+        let Some(flat) = image(self.view, source) else {
+            let outcome = format!("{source} is no address of this node or mesh");
+            return self.stop("source", outcome, Drop::SpoofedSource.label());
+        };
+        self.pass("source", format!("{source} is {flat} in the mesh: {}", self.who(flat)));
+        Ok(flat)
+    }
+
     /// Finds the address and port that carry the target, and the service if a VIP was dialled.
-    fn target(&mut self, destination: Ipv4Addr, protocol: u8, port: u16) -> Result<Goal, &'static str> {
+    fn target(&mut self, source: Flat, destination: Ipv4Addr, protocol: u8, port: u16) -> Result<Goal, &'static str> {
         let view = self.view;
         if !view.is_vip(destination) {
             return Ok(Goal { carrier: Flat(destination), port, service: None });
         }
         let Some((index, service)) = view.service_by_vip(destination) else {
+            if let Some(key) = view.name_of_vip(destination) {
+                self.pass("service", format!("{destination} is {key}, of which this node knows the name alone"));
+                let to = if port == 0 { key.to_string() } else { format!("{key}:{port}") };
+                return self.deny(source, &to);
+            }
             let outcome = format!("{destination} is the VIP of no service");
             return self.stop("service", outcome, Refuse::UnknownService.label());
         };
@@ -181,7 +204,11 @@ impl Way<'_> {
                 self.pass("route", format!("{carrier} is carried by peer {name}"));
             }
             None => {
-                return self.stop("route", format!("no node owns {carrier}"), Refuse::NoRoute.label());
+                return self.stop(
+                    "route",
+                    format!("{carrier} belongs to no node that may call this one or be called by it"),
+                    Refuse::NoRoute.label(),
+                );
             }
         }
         Ok(())
@@ -195,11 +222,16 @@ impl Way<'_> {
             self.pass("policy", format!("allowed by {}:{}", rule.file, rule.line));
             return Ok(());
         }
-        let from = self.best_source(question.source);
         let to = match question.service.and_then(|(index, port)| Some((self.view.service_key(index as usize)?, port))) {
             Some((key, port)) => format!("{key}:{port}"),
             None => self.best_target(question.destination),
         };
+        self.deny(question.source, &to)
+    }
+
+    /// Stops because no rule allows it, and says which one would.
+    fn deny<T>(&mut self, source: Flat, to: &str) -> Result<T, &'static str> {
+        let from = self.best_source(source);
         let missing = format!("[[allow]]\nfrom = [\"{from}\"]\nto = [\"{to}\"]");
         self.out.missing = Some(missing);
         let outcome = format!(
@@ -299,6 +331,29 @@ mod tests {
         let told = why(&[], "10.8.0.10", fixture::CART, 7070);
         assert_eq!((told.verdict.as_str(), told.allowed), ("denied", false));
         assert_eq!(told.missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"cart:7070\"]"));
+    }
+
+    #[test]
+    fn a_service_of_which_only_the_name_is_known_is_denied_with_the_rule_that_is_missing() {
+        let mut map = fixture::netmap(&[]);
+        map.names = Arc::new([("hidden".parse().unwrap(), Flat([241, 0, 7, 8].into()))].into());
+        let view = View::compile(Arc::new(map));
+        let told = |port| explain(&view, "10.8.0.10".parse().unwrap(), "241.0.7.8".parse().unwrap(), 6, port);
+        assert_eq!((told(80).verdict.as_str(), told(80).allowed), ("denied", false));
+        assert_eq!(told(80).missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"hidden:80\"]"));
+        assert_eq!(told(0).missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"hidden\"]"));
+    }
+
+    #[test]
+    fn a_node_of_which_the_coordinator_tells_is_denied_with_the_rule_that_is_missing() {
+        let view = View::compile(Arc::new(fixture::netmap(&[])));
+        let address = Flat([241, 1, 9, 9].into());
+        let stranger = About { node: "far".parse().unwrap(), site: "s9".parse().unwrap(), address };
+        let told = explain_stranger(&view, "10.8.0.10".parse().unwrap(), address.0, &stranger);
+        assert_eq!((told.verdict.as_str(), told.allowed), ("denied", false));
+        assert_eq!(told.missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"host:far\"]"));
+        let behind = explain_stranger(&view, "10.8.0.10".parse().unwrap(), [241, 9, 9, 9].into(), &stranger);
+        assert_eq!(behind.missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"site:s9\"]"));
     }
 
     #[test]

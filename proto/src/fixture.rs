@@ -71,6 +71,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
             service("near", 4, NEAR, 80, 8080, "a", POD_A2),
         ]
         .into(),
+        names: Default::default(),
         rules: rules.iter().map(rule).collect(),
         warnings: Vec::new(),
     }

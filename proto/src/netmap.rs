@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -25,15 +26,37 @@ pub struct NetMap {
     pub mesh: Mesh,
     /// The node that this map is for.
     pub node: OwnNode,
-    /// The other nodes.
+    /// The other nodes that it may call, or that may call it.
     pub peers: BTreeMap<NodeName, Peer>,
-    /// The services, with their backends as this node should prefer them.
+    /// The services that it may call, that it backs, or that may call it, with their backends as this node should
+    /// prefer them.
     pub services: BTreeMap<ServiceKey, Service>,
-    /// The permissions, in the order of the file.
+    /// The addresses of all services of the mesh: a name that may not be called is refused, and not unknown.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    pub names: Arc<BTreeMap<ServiceKey, Flat>>,
+    /// The permissions that concern it, in the order of the file.
     pub rules: Vec<Rule>,
     /// Sentences for the operator of this node, such as a refused serve offer.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+impl NetMap {
+    /// Returns the address of a service, whether or not this node may call it.
+    pub fn vip(&self, key: &ServiceKey) -> Option<Flat> {
+        let seen = self.services.get(key).map(|service| service.vip);
+        seen.or_else(|| self.names.get(key).copied())
+    }
+
+    /// Returns the service at an address, whether or not this node may call it.
+    pub fn service_at(&self, vip: Flat) -> Option<&ServiceKey> {
+        let seen = self.services.iter().find(|(_, service)| service.vip == vip).map(|(key, _)| key);
+        seen.or_else(|| self.names.iter().find(|(_, address)| **address == vip).map(|(key, _)| key))
+    }
+}
+
+fn is_empty(names: &Arc<BTreeMap<ServiceKey, Flat>>) -> bool {
+    names.is_empty()
 }
 
 /// What is the same for every node.
@@ -221,6 +244,12 @@ pub struct Delta {
     /// Services that are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services_gone: Vec<ServiceKey>,
+    /// Names of services that are new or have another address.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub names: BTreeMap<ServiceKey, Flat>,
+    /// Names of services that are gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names_gone: Vec<ServiceKey>,
     /// The new rules, if they changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<Vec<Rule>>,
@@ -252,6 +281,7 @@ impl Delta {
         fn gone<K: Ord + Clone, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
             old.keys().filter(|k| !new.contains_key(k)).cloned().collect()
         }
+        let same_names = Arc::ptr_eq(&old.names, &new.names);
         Self {
             from: old.revision,
             to: new.revision,
@@ -261,6 +291,8 @@ impl Delta {
             peers_gone: gone(&old.peers, &new.peers),
             services: set(&old.services, &new.services),
             services_gone: gone(&old.services, &new.services),
+            names: if same_names { BTreeMap::new() } else { set(&old.names, &new.names) },
+            names_gone: if same_names { Vec::new() } else { gone(&old.names, &new.names) },
             rules: changed(&old.rules, &new.rules),
             warnings: changed(&old.warnings, &new.warnings),
         }
@@ -268,8 +300,22 @@ impl Delta {
 
     /// Says whether it changes nothing but the revision.
     pub fn is_empty(&self) -> bool {
-        let Self { from: _, to: _, mesh, node, peers, peers_gone, services, services_gone, rules, warnings } = self;
+        let Self {
+            from: _,
+            to: _,
+            mesh,
+            node,
+            peers,
+            peers_gone,
+            services,
+            services_gone,
+            names,
+            names_gone,
+            rules,
+            warnings,
+        } = self;
         let lists = peers.is_empty() && peers_gone.is_empty() && services.is_empty() && services_gone.is_empty();
+        let lists = lists && names.is_empty() && names_gone.is_empty();
         lists && mesh.is_none() && node.is_none() && rules.is_none() && warnings.is_none()
     }
 
@@ -291,6 +337,11 @@ impl Delta {
         new.peers.extend(self.peers);
         new.services.retain(|key, _| !self.services_gone.contains(key));
         new.services.extend(self.services);
+        if !self.names.is_empty() || !self.names_gone.is_empty() {
+            let names = Arc::make_mut(&mut new.names);
+            names.retain(|key, _| !self.names_gone.contains(key));
+            names.extend(self.names);
+        }
         Ok(new)
     }
 }

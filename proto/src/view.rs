@@ -22,6 +22,7 @@ pub struct View {
     mtus: OwnMap<NodeId, u16>,
     owners: PrefixTable<Owner>,
     by_vip: OwnMap<Ipv4Addr, usize>,
+    named: OwnMap<Ipv4Addr, ServiceKey>,
     services: Vec<ServiceView>,
     access: Access,
 }
@@ -81,8 +82,9 @@ impl View {
             let balancer = Balancer::new(service, before.map(|s| &s.balancer));
             services.push(ServiceView { key: key.clone(), balancer, ports: service.ports.clone() });
         }
+        let named = netmap.names.iter().map(|(key, vip)| (vip.0, key.clone())).collect();
         let access = Access::compile(&netmap);
-        Self { netmap, names, mtus, owners, by_vip, services, access }
+        Self { netmap, names, mtus, owners, by_vip, named, services, access }
     }
 
     /// Returns the map that this view was compiled from.
@@ -144,6 +146,11 @@ impl View {
     /// Returns the service at a VIP.
     pub fn service_by_vip(&self, vip: Ipv4Addr) -> Option<(usize, &ServiceView)> {
         self.by_vip.get(&vip).map(|&index| (index, &self.services[index]))
+    }
+
+    /// Returns the name of a VIP, of services too that this node may neither call nor serve.
+    pub fn name_of_vip(&self, vip: Ipv4Addr) -> Option<&ServiceKey> {
+        self.service_by_vip(vip).map(|(_, service)| &service.key).or_else(|| self.named.get(&vip))
     }
 
     /// Returns a service by name.

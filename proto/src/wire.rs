@@ -4,6 +4,7 @@
 //! POST /v1/join     JoinRequest            ─▶  JoinResponse
 //! GET  /v1/watch?revision=N                ─▶  one `WatchEvent` per line, for as long as the node listens
 //! POST /v1/report   Report                 ─▶  ReportResponse
+//! GET  /v1/about?name=NODE                 ─▶  About
 //! any failure                              ─▶  ErrorBody with status 4xx or 5xx
 //! ```
 //! Who speaks is known from the channel's key and never from a body. Unknown fields are ignored, so that
@@ -122,6 +123,17 @@ pub struct Report {
     /// Sentences for the operator of the mesh.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// What is known of a node that the asking one is not told of: no rule lets either call the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Its name.
+    pub node: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its own address.
+    pub address: Flat,
 }
 
 /// Answers a report.

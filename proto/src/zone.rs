@@ -1,9 +1,9 @@
 //! The names of the mesh: what a DNS question about them is answered, from the NetMap alone.
 //!
 //! ```text
-//! <service>.<namespace>.<domain>   A    its VIP, whether or not a backend is alive
+//! <service>.<namespace>.<domain>   A    its VIP, whether or not a backend is alive, or this node may call it
 //! <service>.<domain>               A    the same, namespace `default`
-//! <node>.node.<domain>             A    the node's own address
+//! <node>.node.<domain>             A    the node's own address, of nodes that this node may see
 //! ns.dns.<domain>                  A    the DNS address, the server of these zones
 //! <address>.in-addr.arpa           PTR  of VIPs, node addresses and the DNS address
 //! ```
@@ -112,8 +112,8 @@ fn address(netmap: &NetMap, below: &str) -> Option<Ipv4Addr> {
     let (first, rest) = below.split_once('.').unwrap_or((below, ""));
     let namespace = if rest.is_empty() { Some(Namespace::default()) } else { rest.parse().ok() };
     let key = namespace.and_then(|namespace| Some(ServiceKey::new(first.parse::<ServiceName>().ok()?, namespace)));
-    if let Some(service) = key.and_then(|key| netmap.services.get(&key)) {
-        return Some(service.vip.0);
+    if let Some(vip) = key.and_then(|key| netmap.vip(&key)) {
+        return Some(vip.0);
     }
     if below == NAME_SERVER {
         return Some(netmap.mesh.range.dns().0);
@@ -131,7 +131,7 @@ fn node(netmap: &NetMap, name: &str) -> Option<Ipv4Addr> {
 
 fn has_names_below(netmap: &NetMap, below: &str) -> bool {
     let namespace = |key: &ServiceKey| key.namespace.as_str() == below;
-    below == NODE || below == DNS || netmap.services.keys().any(namespace)
+    below == NODE || below == DNS || netmap.services.keys().chain(netmap.names.keys()).any(namespace)
 }
 
 fn reverse(netmap: &NetMap, labels: &str, query: QueryType) -> Answer {
@@ -209,6 +209,7 @@ enum Named<'a> {
 fn named(netmap: &NetMap) -> impl Iterator<Item = (Ipv4Addr, Named<'_>)> {
     let services = netmap.services.iter();
     let services = services.map(|(key, service)| (service.vip.0, Named::Service(key)));
+    let services = services.chain(netmap.names.iter().map(|(key, vip)| (vip.0, Named::Service(key))));
     let own = (netmap.node.address.0, Named::Node(&netmap.node.name));
     let peers = netmap.peers.iter();
     let peers = peers.map(|(name, peer)| (peer.address.0, Named::Node(name)));
@@ -241,6 +242,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::addr::Flat;
     use crate::fixture;
 
     fn netmap() -> NetMap {
@@ -253,6 +255,7 @@ mod tests {
         netmap.services.insert(named("cart", "default"), service.clone());
         service.vip.0 = Ipv4Addr::new(241, 0, 0, 100);
         netmap.services.insert(named("cart", "prod"), service);
+        netmap.names = std::sync::Arc::new([(named("hidden", "away"), Flat([241, 0, 0, 101].into()))].into());
         netmap.mesh.domains.push("shop.example".parse().unwrap());
         drop(key);
         netmap
@@ -272,6 +275,7 @@ mod tests {
         assert_eq!(a("cart.mesh.internal"), is("241.0.0.99"));
         assert_eq!(a("cart.prod.mesh.internal"), is("241.0.0.100"));
         assert_eq!(a("cart.prod.shop.example"), is("241.0.0.100"));
+        assert_eq!(a("hidden.away.mesh.internal"), is("241.0.0.101"), "it may not be called, and has a name");
     }
 
     #[test]
@@ -322,6 +326,7 @@ mod tests {
         for (address, name) in [
             ("99.0.0.241", "cart.default.mesh.internal"),
             ("100.0.0.241", "cart.prod.mesh.internal"),
+            ("101.0.0.241", "hidden.away.mesh.internal"),
             ("53.0.0.241", "ns.dns.mesh.internal"),
             ("1.0.1.241", "a.node.mesh.internal"),
             ("2.0.1.241", "b.node.mesh.internal"),

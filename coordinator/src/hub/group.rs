@@ -53,7 +53,7 @@ impl Hub {
 }
 
 /// The one that empties the queue.
-struct Worker<'a>(&'a Hub);
+struct Worker<'a>(&'a Arc<Hub>);
 
 impl Worker<'_> {
     fn work(&self) {

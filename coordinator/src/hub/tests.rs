@@ -20,10 +20,10 @@ use crate::store::Memory;
 const FILE: &str = "version = 1\n[[site]]\nname = \"dc\"\n";
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-const STRANGER: Actor = Actor::Stranger(ADDRESS);
+pub(crate) const STRANGER: Actor = Actor::Stranger(ADDRESS);
 
 /// A hub on a store in memory, with `FILE` in force.
-async fn hub() -> Arc<Hub> {
+pub(crate) async fn hub() -> Arc<Hub> {
     let parse = |text: &str, file: &str| -> Result<Services, String> {
         services::parse(text, file).map(|parsed| parsed.services).map_err(|found| found.lines().join("; "))
     };
@@ -39,13 +39,13 @@ async fn hub() -> Arc<Hub> {
 }
 
 /// 256 bits that stand for a number.
-fn bytes(number: u32) -> [u8; 32] {
+pub(crate) fn bytes(number: u32) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&number.to_be_bytes());
     bytes
 }
 
-async fn token(hub: &Arc<Hub>, number: u32) {
+pub(crate) async fn token(hub: &Arc<Hub>, number: u32) {
     let mut id = [0; 8];
     id[..4].copy_from_slice(&number.to_be_bytes());
     let spec = TokenSpec {
@@ -61,7 +61,7 @@ async fn token(hub: &Arc<Hub>, number: u32) {
 }
 
 /// Machine `machine` asks to join with token `token`.
-fn join(token: u32, machine: u32) -> Change {
+pub(crate) fn join(token: u32, machine: u32) -> Change {
     let key = bytes(machine);
     let facts =
         NodeFacts { lanes: vec![LaneInfo { key: TunnelKey(key), port: 51820 }], mtu: 1420, ..NodeFacts::default() };

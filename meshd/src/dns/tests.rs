@@ -46,6 +46,7 @@ fn netmap(services: u16) -> NetMap {
         },
         peers: BTreeMap::new(),
         services: (1..=services).map(service).collect(),
+        names: Default::default(),
         rules: vec![],
         warnings: vec![],
     }

@@ -81,6 +81,7 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
         },
         peers: BTreeMap::from([(format!("n{other}").parse().unwrap(), peer)]),
         services: BTreeMap::new(),
+        names: Default::default(),
         rules: if allowed { vec![rule] } else { Vec::new() },
         warnings: Vec::new(),
     }

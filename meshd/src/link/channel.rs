@@ -12,7 +12,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::netmap::Mesh;
-use mesh_proto::wire::{ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent};
+use mesh_proto::wire::{About, ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -219,6 +219,16 @@ impl Channel {
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn report(&mut self, report: &Report) -> Result<ReportResponse, LinkError> {
         self.post("/v1/report", report, MAX_ANSWER).await
+    }
+
+    /// Asks about a node that this one is not told of, by its name or address.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` if there is none, or why there was no answer.
+    pub async fn about(&mut self, word: &str) -> Result<About, LinkError> {
+        let body = self.send(Method::GET, &format!("/v1/about?name={word}"), Bytes::new()).await?;
+        let bytes = collect(body, MAX_ANSWER).await?;
+        serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
     }
 
     /// Starts a watch from a revision on.

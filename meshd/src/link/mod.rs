@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use mesh_proto::id::Revision;
 use mesh_proto::netmap::NetMap;
-use mesh_proto::wire::{JoinRequest, JoinResponse, Report, WatchEvent};
+use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -47,6 +47,19 @@ pub struct LinkState {
     pub error: Option<String>,
     /// What the coordinator refused of the last report, in sentences.
     pub refused: Vec<String>,
+}
+
+/// Asks the coordinators, in turn, about a node that this one is not told of; none if nobody knows it, or answers.
+pub async fn about(dial: &Dial, word: &str) -> Option<About> {
+    for address in &dial.coordinators {
+        let Ok(mut channel) = Channel::open(dial, address).await else { continue };
+        match channel.about(word).await {
+            Ok(about) => return Some(about),
+            Err(LinkError::Refused(_)) => return None,
+            Err(error) => tracing::debug!(%error, "nobody tells who that is"),
+        }
+    }
+    None
 }
 
 /// Asks the coordinators of a token, in turn, to let this node in.

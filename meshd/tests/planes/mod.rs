@@ -65,6 +65,7 @@ pub(crate) fn map(own: u8, peers: Vec<Peer>) -> NetMap {
         },
         peers: peers.into_iter().map(|peer| (name(peer.id.0 as u8), peer)).collect(),
         services: BTreeMap::new(),
+        names: Default::default(),
         rules: vec![Rule {
             file: "f".into(),
             line: 1,

@@ -115,6 +115,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
         },
         peers: (0..size.peers).map(peer).collect(),
         services: (0..size.services).map(service).collect(),
+        names: Default::default(),
         rules: (1..=size.rules).map(rule).collect(),
         warnings: Vec::new(),
     }

@@ -61,7 +61,9 @@ impl Engine {
             return Ok(Goal { carrier: Flat(tuple.destination), port: tuple.destination_port, service: None });
         }
         let Some((index, service)) = self.view.service_by_vip(tuple.destination) else {
-            return Err(Fate::Refuse(Refuse::UnknownService));
+            // Only what a rule may allow is in the map with its backends; of the rest the map has the names.
+            let is_named = self.view.name_of_vip(tuple.destination).is_some();
+            return Err(Fate::Refuse(if is_named { Refuse::Denied } else { Refuse::UnknownService }));
         };
         if header.kind == Kind::EchoRequest {
             return Err(self.echo_to_vip(source, index));

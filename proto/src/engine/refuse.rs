@@ -59,8 +59,9 @@ impl Engine {
     /// Refuses a packet: TCP gets a reset, the rest an ICMP error from the address it was for.
     pub(super) fn refuse(&mut self, bytes: &[u8], header: &Header, why: Refuse, now: Timestamp) -> Verdict {
         let error = match why {
-            Refuse::Denied => Unreachable::Prohibited,
-            Refuse::NoBackend | Refuse::UnknownService | Refuse::NoRoute => Unreachable::Host,
+            // A node does not know what it may not call, so that the one looks to the caller as the other.
+            Refuse::Denied | Refuse::UnknownService | Refuse::NoRoute => Unreachable::Prohibited,
+            Refuse::NoBackend => Unreachable::Host,
             Refuse::ClosedPort | Refuse::BackendGone => Unreachable::Port,
             Refuse::TooBig => Unreachable::TooBig { mtu: self.mtu },
         };

@@ -203,8 +203,10 @@ fn later_fragments_follow_their_first_and_others_are_dropped() {
 fn refusals_say_why_and_answer_at_once() {
     let mut map = fixture::netmap(&[RuleAt(1, &["any"], &["cart", "near"])]);
     map.services.get_mut(&"near".parse().unwrap()).unwrap().backends.clear();
+    map.names = Arc::new([("hidden".parse().unwrap(), Flat([241, 0, 7, 8].into()))].into());
     let mut engine = engine_of(map);
     for (p, why) in [
+        (tcp(REAL_A, 1, "241.0.7.8", 80, SYN), Refuse::Denied),
         (tcp(REAL_A, 1, STORE, 5000, SYN), Refuse::Denied),
         (tcp(REAL_A, 1, NEAR, 80, SYN), Refuse::NoBackend),
         (tcp(REAL_A, 1, "241.0.7.7", 80, SYN), Refuse::UnknownService),
@@ -219,8 +221,15 @@ fn refusals_say_why_and_answer_at_once() {
         assert_eq!(Header::parse(engine.reply()).unwrap().tuple, asked.reverse());
         assert!(packet::verify(engine.reply()));
     }
-    assert_eq!(out(&mut engine, &mut udp(REAL_A, 1, STORE, 5000)), Verdict::Refuse(Refuse::Denied));
-    assert_eq!(engine.reply()[20..22], [3, 13], "administratively prohibited");
+    for (to, why) in [
+        (STORE, Refuse::Denied),
+        ("241.0.7.8", Refuse::Denied),
+        ("241.0.7.7", Refuse::UnknownService),
+        ("241.99.0.1", Refuse::NoRoute),
+    ] {
+        assert_eq!(out(&mut engine, &mut udp(REAL_A, 1, to, 5000)), Verdict::Refuse(why));
+        assert_eq!(engine.reply()[20..22], [3, 13], "administratively prohibited: {why}");
+    }
 }
 
 #[test]

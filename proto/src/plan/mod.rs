@@ -4,49 +4,35 @@
 //! be shown before it is made. What the file names and nobody carries yet (a node that has not joined, a pod
 //! outside its node's blocks) is left out with a warning, never an error: the mesh grows in any order.
 
+mod chart;
 mod differences;
+mod sight;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::addr::{Flat, MeshRange, Real, is_forbidden};
 use crate::id::{BackendName, NodeName, ServiceKey, SiteName};
-use crate::netmap::{Backend, NetMap, OwnNode, Peer, Service};
+use crate::netmap::{NetMap, Peer};
 use crate::services::{BackendAt, Prefer, ServiceSpec};
 use crate::world::{NodeRecord, ServeOffer, World};
 
+pub use chart::Chart;
 pub use differences::differences;
+pub use transition::{Outline, Transition};
 
 /// The weight of a backend for which the file states none.
 pub const DEFAULT_WEIGHT: u32 = 100;
 /// Most sentences of a map; what is more is counted in the last one.
 const MAX_WARNINGS: usize = 20;
 
-/// Plans the map of one node; `None` if there is no such node.
+/// Plans the map of one node; `None` if there is no such node. Who plans several maps of a world makes a `Chart`.
 pub fn plan(world: &World, node: &NodeName) -> Option<NetMap> {
-    let own = world.nodes.get(node)?;
-    let mut warnings = refused_offers(world, node);
-    let services = services(world, own, &mut warnings);
-    let others = world.nodes.iter().filter(|(name, _)| *name != node);
-    let peers = others.map(|(name, record)| (name.clone(), peer(world.mesh.range, record)));
-    Some(NetMap {
-        revision: world.revision,
-        mesh: world.mesh.clone(),
-        node: OwnNode {
-            id: own.id,
-            name: node.clone(),
-            site: own.site.clone(),
-            address: own.address,
-            blocks: own.blocks.clone(),
-            guarded: own.facts.guarded,
-        },
-        peers: peers.collect(),
-        services,
-        rules: world.services.allows.iter().map(|a| a.rule.clone()).collect(),
-        warnings: bounded(warnings),
-    })
+    Chart::new(Arc::new(world.clone())).netmap(node)
 }
 
 /// Says in sentences what the file names and nobody carries, so that it is left out of every map.
@@ -131,36 +117,6 @@ fn is_underlay(range: MeshRange, record: &NodeRecord, address: IpAddr) -> bool {
         }
         IpAddr::V6(v6) => !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local()),
     }
-}
-
-fn services(world: &World, own: &NodeRecord, warnings: &mut Vec<String>) -> BTreeMap<ServiceKey, Service> {
-    let offers = offers(world);
-    let mut services = BTreeMap::new();
-    for spec in &world.services.services {
-        let Some(vip) = world.vips.get(&spec.key) else {
-            continue;
-        };
-        let prefer = preference(spec);
-        let placed = placed(world, spec, &offers, warnings).into_iter();
-        let backends = placed.map(|placed| Backend {
-            tier: tier(world, &prefer, &own.site, &placed.record.site),
-            port: placed.port.filter(|&port| !spec.ports.iter().all(|p| p.target == port)),
-            name: placed.name.cloned(),
-            node: placed.node.clone(),
-            address: placed.address,
-            weight: placed.weight,
-        });
-        let service = Service {
-            id: vip.id,
-            vip: vip.address,
-            ports: spec.ports.clone(),
-            backends: backends.collect(),
-            sticky: spec.route.sticky,
-            strict: spec.strict,
-        };
-        services.insert(spec.key.clone(), service);
-    }
-    services
 }
 
 /// A backend that a node carries.

@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod told;
+mod trimming;
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use proptest::sample::{Index, subsequence};
 use super::*;
 use crate::addr::BlockMap;
 use crate::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
-use crate::netmap::{Delta, LaneInfo, ServicePort, Transport};
+use crate::netmap::{Backend, Delta, LaneInfo, ServicePort, Transport};
 use crate::policy::Rule;
 use crate::services::{Allow, BackendSpec, Services, Site, SiteKind, Span};
 use crate::world::{NodeFacts, UnixTime, Vip};
@@ -110,10 +111,11 @@ fn name(text: &str) -> NodeName {
     text.parse().unwrap()
 }
 
-/// Node n1 of c1 with pods, n2 of c2 with the same pods, and vm of dc, over these services.
+/// Node n1 of c1 with pods, n2 of c2 with the same pods, and vm of dc, over these services, which anybody may call.
 fn three_nodes(services: Vec<ServiceSpec>) -> World {
     let sites = vec![site("c1", "us-west1/b"), site("c2", "us-west1/c"), site("dc", "us-east1/b")];
-    let mut world = world(Services { sites, services, ..Services::default() });
+    let allows = vec![allow(1, &["any"], &["any"])];
+    let mut world = world(Services { sites, services, allows, ..Services::default() });
     world.insert_node(name("n1"), record(1, "c1", &["10.8.0.0/24"]));
     world.insert_node(name("n2"), record(2, "c2", &["10.8.0.0/24"]));
     world.insert_node(name("vm"), record(3, "dc", &[]));

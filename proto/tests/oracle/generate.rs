@@ -123,6 +123,7 @@ impl World {
             },
             peers: peers.collect(),
             services: services.collect(),
+            names: Default::default(),
             rules: self.rules.clone(),
             warnings: Vec::new(),
         }

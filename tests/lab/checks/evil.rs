@@ -17,6 +17,10 @@ const VICTIM: &str = "c1-n2";
 /// Lets one thing through, to prove that the attacker's tunnel and the observer work.
 const RULE: &str = "\n[[allow]]\nfrom = [\"host:evil\"]\nto = [\"adservice\"]\n";
 
+/// Lets attacker and victim know each other: who has nothing to do with the victim has no tunnel to it. The attacker
+/// may call nothing by it, and what it attacks is not what may call it.
+const KNOWN: &str = "\n[[allow]]\nfrom = [\"emailservice\"]\nto = [\"host:evil\"]\n";
+
 pub(crate) async fn run(lab: &Lab) -> Outcome {
     let original = std::fs::read_to_string(lab.world.services_file()).map_err(said)?;
     let outcome = attack(lab, &original).await;
@@ -27,7 +31,7 @@ pub(crate) async fn run(lab: &Lab) -> Outcome {
 async fn attack(lab: &Lab, original: &str) -> Outcome {
     let evil = lab.world.node("evil");
     let victim = lab.world.node(VICTIM);
-    lab.edit(&format!("{original}{RULE}"))?;
+    lab.edit(&format!("{original}{KNOWN}{RULE}"))?;
     let own = lab.status("evil")?.node.ok_or("the attacker is no member")?;
     evil.terminate();
     let (mut attacker, map) = connect(lab)?;
@@ -48,7 +52,7 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
         ensure(found() > 0, || "not even a permitted packet is observed".into())
     })
     .await?;
-    lab.edit(original)?;
+    lab.edit(&format!("{original}{KNOWN}"))?;
     until(Duration::from_secs(5), async || {
         let why = victim.json(&["why", "host:evil", "adservice:9555"]).map_err(said)?;
         ensure(why["allowed"] == false, || "the rule does not go away".into())

@@ -1,0 +1,54 @@
+//! `GET /v1/about?name=WORD`: what a node asks that shall explain why it cannot reach a node that it is not told of.
+
+use std::net::Ipv4Addr;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use mesh_proto::wire::About;
+use mesh_proto::world::World;
+use serde::Deserialize;
+
+use crate::registry::Refused;
+use crate::server::Peer;
+use crate::session::{Context, Failure, member};
+
+/// Whom is asked about: a node's name, or an address of a node or behind one.
+#[derive(Deserialize)]
+pub(crate) struct Whom {
+    name: String,
+}
+
+/// Answers a member.
+pub(crate) async fn about(
+    State(Context { hub, .. }): State<Context>,
+    Extension(peer): Extension<Peer>,
+    whom: Result<Query<Whom>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<About>, Failure> {
+    let Query(Whom { name }) = whom.map_err(|rejection| {
+        let message = format!("{}; write /v1/about?name=NODE", rejection.body_text());
+        Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
+    })?;
+    member(&hub, &peer).await?;
+    if !hub.may_report(peer.identity) {
+        let message = "this node asks too often; try again in a second";
+        return Err(Refused { word: "busy", message: message.into() }.into());
+    }
+    find(&hub.world(), &name).map(Json).ok_or_else(|| {
+        let message =
+            format!("no node of this mesh has the name or address `{name}`; mesh-coordinator nodes lists them");
+        Failure::new(StatusCode::NOT_FOUND, "unknown_name", message)
+    })
+}
+
+fn find(world: &World, word: &str) -> Option<About> {
+    let address: Option<Ipv4Addr> = word.parse().ok();
+    let (node, record) = match address {
+        None => world.nodes.get_key_value(&word.parse().ok()?)?,
+        Some(address) => world.nodes.iter().find(|(_, record)| {
+            let mut blocks = record.blocks.iter();
+            record.address.0 == address || blocks.any(|block| block.flat.contains(&address))
+        })?,
+    };
+    Some(About { node: node.clone(), site: record.site.clone(), address: record.address })
+}
