@@ -199,6 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn a_flipped_bit_in_the_key_file_is_noticed_or_harmless() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let (made, _) = Identity::load_or_create(&state).unwrap();
+        let path = state.join(FILE);
+        let whole = fs::read(&path).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bytes).unwrap();
+            let loaded = Identity::load(&state);
+            assert!(loaded.is_err() || loaded.is_ok_and(|key| key.public() == made.public()), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn a_directory_with_other_things_in_it_is_not_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();

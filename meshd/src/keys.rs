@@ -2,9 +2,10 @@
 
 use std::fmt;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use data_encoding::BASE64URL_NOPAD;
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use mesh_proto::id::IdentityKey;
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
@@ -103,13 +104,25 @@ fn read(state: &State, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateEr
     let Some(text) = state.secret(name)?.map(Zeroizing::new) else {
         return Ok(None);
     };
-    let bytes = BASE64URL_NOPAD.decode(text.trim_ascii());
+    // A key of an older version has no sum.
+    let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let (key, told) = (words.next().unwrap_or_default(), words.next());
+    let bytes = BASE64URL_NOPAD.decode(key).map(Zeroizing::new);
     let bytes = bytes.map_err(|e| damaged(state, name, &e.to_string()))?;
-    Ok(Some(Zeroizing::new(bytes)))
+    if told.is_some_and(|told| sum(&bytes).as_bytes() != told) || words.next().is_some() {
+        return Err(damaged(state, name, "its sum is that of another key"));
+    }
+    Ok(Some(bytes))
+}
+
+/// Returns what tells a key from one with a flipped bit: a tunnel key has no form of its own. 64 bits of a
+/// hash of 256 random bits tell nobody the key.
+fn sum(key: &[u8]) -> String {
+    HEXLOWER.encode(&digest(&SHA256, key).as_ref()[..8])
 }
 
 fn write(state: &State, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-    let text = Zeroizing::new(BASE64URL_NOPAD.encode(bytes) + "\n");
+    let text = Zeroizing::new(format!("{} {}\n", *Zeroizing::new(BASE64URL_NOPAD.encode(bytes)), sum(bytes)));
     state.replace(name, text.as_bytes())
 }
 

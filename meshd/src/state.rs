@@ -176,8 +176,13 @@ impl State {
         let Some(bytes) = self.read(ENROLMENT)? else {
             return Ok(None);
         };
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|error| StateError::Damaged { path: self.path(ENROLMENT), why: error.to_string() })
+        let damaged = |why: String| StateError::Damaged { path: self.path(ENROLMENT), why };
+        // One of an older version is not sealed.
+        let body = match bytes.starts_with(b"{") {
+            true => &bytes[..],
+            false => unseal(&bytes).ok_or_else(|| damaged("its sum is that of another text".into()))?,
+        };
+        serde_json::from_slice(body).map(Some).map_err(|error| damaged(error.to_string()))
     }
 
     /// Stores the enrolment.
@@ -185,7 +190,7 @@ impl State {
     /// # Errors
     /// `StateError` if it cannot be written.
     pub fn save_enrolment(&self, enrolment: &Enrolment) -> Result<(), StateError> {
-        self.replace(ENROLMENT, &json(enrolment))
+        self.replace(ENROLMENT, &seal(&json(enrolment)))
     }
 
     /// Forgets the mesh; the node's keys stay, so that it may join again as itself.
@@ -230,10 +235,7 @@ impl State {
     /// # Errors
     /// `StateError` if it cannot be written.
     pub fn save_netmap(&self, netmap: &NetMap) -> Result<(), StateError> {
-        let body = json(netmap);
-        let sum = HEXLOWER.encode(digest(&SHA256, &body).as_ref());
-        let sealed = [b"sha256 ", sum.as_bytes(), b"\n", &body].concat();
-        let beside = self.write_beside(NETMAP, &sealed)?;
+        let beside = self.write_beside(NETMAP, &seal(&json(netmap)))?;
         let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS));
         if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
             fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
@@ -321,11 +323,21 @@ fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 }
 
 fn open_sealed(bytes: &[u8]) -> Option<NetMap> {
+    serde_json::from_slice(unseal(bytes)?).ok()
+}
+
+/// Puts a text's sum above it.
+fn seal(body: &[u8]) -> Vec<u8> {
+    let sum = HEXLOWER.encode(digest(&SHA256, body).as_ref());
+    [b"sha256 ", sum.as_bytes(), b"\n", body].concat()
+}
+
+/// Returns the text if the sum above it is its own.
+fn unseal(bytes: &[u8]) -> Option<&[u8]> {
     let end = bytes.iter().position(|&b| b == b'\n')?;
     let sum = bytes[..end].strip_prefix(b"sha256 ")?;
     let body = &bytes[end + 1..];
-    let whole = HEXLOWER.encode(digest(&SHA256, body).as_ref()).as_bytes() == sum;
-    whole.then(|| serde_json::from_slice(body).ok())?
+    (HEXLOWER.encode(digest(&SHA256, body).as_ref()).as_bytes() == sum).then_some(body)
 }
 
 #[cfg(test)]
@@ -414,6 +426,66 @@ pub(crate) mod tests {
         assert_eq!(state.netmap(), Some(netmap(3)));
         fs::remove_file(state.path(NETMAP)).unwrap();
         assert_eq!(state.netmap(), Some(netmap(1)), "a torn map never becomes the fallback");
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
+        use crate::keys::Keys;
+
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        state.save_netmap(&netmap(1)).unwrap();
+        state.save_netmap(&netmap(2)).unwrap();
+        state.save_enrolment(&enrolment()).unwrap();
+        let keys = Keys::load_or_make(&state).unwrap();
+        let told = |keys: &Keys| (keys.tunnel().to_bytes(), keys.identity());
+        let mut noticed = 0;
+        let mut flips = 0;
+        for name in [NETMAP, ENROLMENT, "tunnel.key", "identity.key"] {
+            let whole = fs::read(state.path(name)).unwrap();
+            for bit in 0..whole.len() * 8 {
+                let mut bytes = whole.clone();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                fs::write(state.path(name), &bytes).unwrap();
+                let (is_good, is_noticed) = match name {
+                    NETMAP => {
+                        let map = state.netmap();
+                        (map == Some(netmap(2)), map == Some(netmap(1)))
+                    }
+                    ENROLMENT => {
+                        let enrolled = state.enrolment();
+                        (enrolled.as_ref().is_ok_and(|e| *e == Some(enrolment())), enrolled.is_err())
+                    }
+                    _ => {
+                        let loaded = Keys::load_or_make(&state);
+                        (loaded.as_ref().is_ok_and(|k| told(k) == told(&keys)), loaded.is_err())
+                    }
+                };
+                assert!(is_good || is_noticed, "bit {bit} of {name} alters it unnoticed");
+                noticed += usize::from(is_noticed);
+                flips += 1;
+            }
+            fs::write(state.path(name), whole).unwrap();
+        }
+        assert!(flips > 5000 && noticed * 100 > flips * 95, "{noticed} of {flips} noticed");
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_without_sums_is_read() {
+        use crate::keys::Keys;
+
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        state.replace(ENROLMENT, &json(&enrolment())).unwrap();
+        assert_eq!(state.enrolment().unwrap(), Some(enrolment()));
+        let keys = Keys::load_or_make(&state).unwrap();
+        for name in ["tunnel.key", "identity.key"] {
+            let text = fs::read_to_string(state.path(name)).unwrap();
+            let (key, _) = text.split_once(' ').unwrap();
+            state.replace(name, format!("{key}\n").as_bytes()).unwrap();
+        }
+        let again = Keys::load_or_make(&state).unwrap();
+        assert_eq!((again.tunnel().to_bytes(), again.identity()), (keys.tunnel().to_bytes(), keys.identity()));
     }
 
     #[test]
