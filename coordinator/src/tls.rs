@@ -119,7 +119,7 @@ impl ClientCertVerifier for AnyEd25519Key {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    #![expect(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test fails by panicking")]
     use rustls::client::AlwaysResolvesClientRawPublicKeys;
     use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
     use rustls::crypto::SupportedKxGroup;
