@@ -38,6 +38,8 @@ pub(crate) struct FileReport {
     errors: Vec<String>,
     rendered: String,
     warnings: Vec<String>,
+    /// Whether a good file was not taken because the store did not answer.
+    again: bool,
 }
 
 impl FileReport {
@@ -51,6 +53,7 @@ impl FileReport {
             errors: Vec::new(),
             rendered: String::new(),
             warnings: Vec::new(),
+            again: false,
         }
     }
 
@@ -68,7 +71,8 @@ impl FileReport {
     }
 
     fn enter(&mut self, state: FileState, outcome: Outcome) {
-        let Outcome { errors, rendered, warnings } = outcome;
+        let Outcome { errors, rendered, warnings, again } = outcome;
+        self.again = again;
         if self.state != state || self.errors != errors {
             self.since = Instant::now();
         }
@@ -88,6 +92,7 @@ struct Outcome {
     errors: Vec<String>,
     rendered: String,
     warnings: Vec<String>,
+    again: bool,
 }
 
 /// What tells one state of a file from another without reading it.
@@ -109,12 +114,13 @@ pub(crate) async fn follow(hub: Arc<Hub>) {
         tokio::select! {
             () = touched.notified() => {}
             _ = poll.tick() => {
-                if stamp(&path) == seen { continue }
+                if stamp(&path) == seen && !hub.file().again { continue }
             }
         }
         settle(&touched).await;
         let present = stamp(&path);
-        if present != seen || hub.file().state == FileState::Unread {
+        let due = hub.file().again || hub.file().state == FileState::Unread;
+        if present != seen || due {
             seen = present;
             load(&hub).await;
         }
@@ -216,7 +222,8 @@ async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Outcome) {
         }
         Err(refused) => {
             let errors = refused.message.lines().map(|line| format!("{file}: {line}"));
-            let outcome = Outcome { errors: errors.collect(), rendered: refused.message, warnings };
+            let again = matches!(refused.word, "busy" | "internal");
+            let outcome = Outcome { errors: errors.collect(), rendered: refused.message, warnings, again };
             (FileState::Rejected, outcome)
         }
     }

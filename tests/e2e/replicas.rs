@@ -2,7 +2,7 @@
 //! any member is killed; the nodes keep forwarding, go on at another coordinator, and keep getting what is new.
 #![expect(clippy::unwrap_used, clippy::unwrap_in_result, reason = "a test fails by panicking")]
 
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -218,9 +218,20 @@ fn any_member_of_etcd_may_die(trio: &Trio) {
         trio.members.lock().unwrap()[i] = Some(trio.member(i).unwrap());
         // The next one may die when this one is back, and not before.
         let client = SocketAddr::new(trio.ip(i), 2379);
-        let dial = move || TcpStream::connect_timeout(&client, Duration::from_millis(100)).is_ok();
-        assert!(wait_until(PATIENCE, || trio.coordinators[i].namespace.run(dial)));
+        let healthy = || trio.coordinators[i].namespace.run(move || is_healthy(client).unwrap_or(false));
+        assert!(wait_until(PATIENCE, healthy));
     }
+}
+
+/// Asks a member of etcd whether it and most others are well.
+fn is_healthy(member: SocketAddr) -> io::Result<bool> {
+    let patience = Duration::from_secs(3);
+    let mut stream = TcpStream::connect_timeout(&member, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.contains("\"true\""))
 }
 
 fn a_token_outlives_its_coordinator(trio: &Trio) {
