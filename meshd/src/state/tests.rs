@@ -1,0 +1,174 @@
+//! What the state directory promises.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use mesh_proto::id::Revision;
+use mesh_proto::netmap::{Mesh, OwnNode};
+
+use super::*;
+
+pub(crate) fn netmap(revision: u64) -> NetMap {
+    NetMap {
+        revision: Revision(revision),
+        mesh: Mesh {
+            name: "boutique".parse().unwrap(),
+            range: MeshRange::default(),
+            domains: vec!["mesh.internal".parse().unwrap()],
+            coordinators: Vec::new(),
+        },
+        node: OwnNode {
+            id: NodeId(1),
+            name: "n1".parse().unwrap(),
+            site: "c1".parse().unwrap(),
+            address: Flat([241, 1, 0, 1].into()),
+            blocks: Vec::new(),
+            guarded: true,
+        },
+        peers: BTreeMap::new(),
+        services: BTreeMap::new(),
+        names: Default::default(),
+        rules: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
+fn enrolment() -> Enrolment {
+    Enrolment {
+        version: 1,
+        coordinators: vec!["192.0.2.1:7700".into()],
+        pins: vec![IdentityKey([1; 32])],
+        node: "n1".parse().unwrap(),
+        id: NodeId(1),
+        site: "c1".parse().unwrap(),
+        mesh: "boutique".parse().unwrap(),
+        range: MeshRange::default(),
+        address: Flat([241, 1, 0, 1].into()),
+        blocks: Vec::new(),
+    }
+}
+
+#[test]
+fn an_enrolment_is_read_as_it_was_written_and_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    assert_eq!(state.enrolment().unwrap(), None);
+
+    state.save_enrolment(&enrolment()).unwrap();
+    state.save_netmap(&netmap(1)).unwrap();
+    assert_eq!(state.enrolment().unwrap(), Some(enrolment()));
+    let mode = fs::metadata(state.path(ENROLMENT)).unwrap().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+
+    state.forget().unwrap();
+    assert_eq!(state.enrolment().unwrap(), None);
+    assert_eq!(state.netmap(), None);
+}
+
+#[test]
+fn a_torn_map_falls_back_to_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    state.save_netmap(&netmap(1)).unwrap();
+    state.save_netmap(&netmap(2)).unwrap();
+    assert_eq!(state.netmap(), Some(netmap(2)));
+
+    let whole = fs::read(state.path(NETMAP)).unwrap();
+    for cut in [0, 5, 40, 80, whole.len() / 2, whole.len() - 1] {
+        fs::write(state.path(NETMAP), &whole[..cut]).unwrap();
+        assert_eq!(state.netmap(), Some(netmap(1)), "cut at {cut}");
+    }
+
+    state.save_netmap(&netmap(3)).unwrap();
+    assert_eq!(state.netmap(), Some(netmap(3)));
+    fs::remove_file(state.path(NETMAP)).unwrap();
+    assert_eq!(state.netmap(), Some(netmap(1)), "a torn map never becomes the fallback");
+}
+
+#[test]
+fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
+    use crate::keys::Keys;
+
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    state.save_netmap(&netmap(1)).unwrap();
+    state.save_netmap(&netmap(2)).unwrap();
+    state.save_enrolment(&enrolment()).unwrap();
+    let keys = Keys::load_or_make(&state).unwrap();
+    let told = |keys: &Keys| (keys.tunnel().to_bytes(), keys.identity());
+    let mut noticed = 0;
+    let mut flips = 0;
+    for name in [NETMAP, ENROLMENT, "tunnel.key", "identity.key"] {
+        let whole = fs::read(state.path(name)).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(state.path(name), &bytes).unwrap();
+            let (is_good, is_noticed) = match name {
+                NETMAP => {
+                    let map = state.netmap();
+                    (map == Some(netmap(2)), map == Some(netmap(1)))
+                }
+                ENROLMENT => {
+                    let enrolled = state.enrolment();
+                    (enrolled.as_ref().is_ok_and(|e| *e == Some(enrolment())), enrolled.is_err())
+                }
+                _ => {
+                    let loaded = Keys::load_or_make(&state);
+                    (loaded.as_ref().is_ok_and(|k| told(k) == told(&keys)), loaded.is_err())
+                }
+            };
+            assert!(is_good || is_noticed, "bit {bit} of {name} alters it unnoticed");
+            noticed += usize::from(is_noticed);
+            flips += 1;
+        }
+        fs::write(state.path(name), whole).unwrap();
+    }
+    assert!(flips > 5000 && noticed * 100 > flips * 95, "{noticed} of {flips} noticed");
+}
+
+#[test]
+fn what_an_older_version_wrote_without_sums_is_read() {
+    use crate::keys::Keys;
+
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    state.replace(ENROLMENT, &json(&enrolment())).unwrap();
+    assert_eq!(state.enrolment().unwrap(), Some(enrolment()));
+    let keys = Keys::load_or_make(&state).unwrap();
+    for name in ["tunnel.key", "identity.key"] {
+        let text = fs::read_to_string(state.path(name)).unwrap();
+        let (key, _) = text.split_once(' ').unwrap();
+        state.replace(name, format!("{key}\n").as_bytes()).unwrap();
+    }
+    let again = Keys::load_or_make(&state).unwrap();
+    assert_eq!((again.tunnel().to_bytes(), again.identity()), (keys.tunnel().to_bytes(), keys.identity()));
+}
+
+#[test]
+fn a_directory_that_others_may_write_to_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let error = State::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("chmod 700"), "{error}");
+}
+
+#[test]
+fn one_daemon_at_a_time_holds_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    let held = state.lock().unwrap();
+    assert!(matches!(state.lock(), Err(StateError::Locked(_))));
+    drop(held);
+    assert!(state.lock().is_ok());
+}
+
+#[test]
+fn activity_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    let active = vec![Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() }];
+    state.save_activity(&active).unwrap();
+    assert_eq!(state.activity(), active);
+}
