@@ -88,9 +88,10 @@ impl Probe {
                 let number = shared.asked.fetch_add(1, Ordering::Relaxed);
                 let _ = socket.send(&number.to_be_bytes());
             },
-            move |shared| match reader.recv(&mut [0; 256]) {
-                Ok(8) => shared.heard(1),
-                Ok(_) | Err(_) => {}
+            move |shared| {
+                if let Ok(8) = reader.recv(&mut [0; 256]) {
+                    shared.heard(1);
+                }
             },
         ))
     }
