@@ -173,7 +173,7 @@ pub enum Trust {
     List,
     /// Take up an issuer's keys, such as `kubectl get --raw /openid/v1/jwks` prints
     Push {
-        /// The name of a [[trust]] with jwks = "push"
+        /// The name of an issuer whose keys are pushed (`jwks = "push"`)
         name: SiteName,
         /// The JWKS document
         file: PathBuf,
