@@ -51,8 +51,9 @@ pub(crate) fn services(nodes: usize, weight_of_s55: u32, weight_of_s0: u32) -> S
     text
 }
 
-/// How many nodes see `s55`: those that back it, the five services before and after it, and `n0`.
-pub(crate) const SEE_S55: usize = (1 + 2 * CALLS) * BACKENDS + 1;
+/// How many nodes a weight of `s55` concerns: those of the five services before and after it, `n0`, and the backend
+/// itself. The others that back it know of it only what they carry.
+pub(crate) const SEE_S55: usize = 2 * CALLS * BACKENDS + 2;
 
 /// Where a node says that it listens.
 pub(crate) fn endpoint(node: usize, port: u16) -> String {
