@@ -1,6 +1,7 @@
 //! From one chart to a later one: whom it concerns, and what it changes for each of them. Costs what is altered,
 //! once, and for each node concerned what it sees of that.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -125,34 +126,48 @@ impl Transition {
         }
         Some(Outline {
             site: record.site.clone(),
-            peers: [self.peers_of(&self.old, &old, &self.new, &new), self.peers_of(&self.new, &new, &self.old, &old)],
+            peers: self.peers_of(&old, &new),
             services,
             rules: (self.general || old.rules != new.rules).then_some([old.rules, new.rules]),
         })
     }
 
     fn delta_of(&self, (before, old): (u32, &Sight), (after, new): (u32, &Sight)) -> Delta {
-        let reduced = |chart: &Chart, own: u32, sight: &Sight, other_chart: &Chart, other: &Sight| {
-            let peers: BTreeSet<_> = self.peers_of(chart, sight, other_chart, other).into_iter().collect();
+        let reduced = |chart: &Chart, own: u32, sight: &Sight, other: &Sight, peers: &[u32]| {
             let services: BTreeMap<_, _> = self.services_of(chart, sight, other).into_iter().collect();
-            chart.netmap_of(own, sight, |peer| peers.contains(&peer), |service| services.contains_key(&service))
+            let wants_peer = |peer| peers.binary_search(&peer).is_ok();
+            chart.netmap_of(own, sight, wants_peer, |service| services.contains_key(&service))
         };
-        let a = reduced(&self.old, before, old, &self.new, new);
-        let b = reduced(&self.new, after, new, &self.old, old);
+        let [gone, come] = self.peers_of(old, new);
+        let a = reduced(&self.old, before, old, new, &gone);
+        let b = reduced(&self.new, after, new, old, &come);
         Delta::between(&a, &b)
     }
 
-    /// Returns the peers of a sight that may differ in the other.
-    fn peers_of(&self, chart: &Chart, sight: &Sight, other_chart: &Chart, other: &Sight) -> Vec<u32> {
-        if self.nodes.is_empty() && sight.peers == other.peers && !self.general {
-            return Vec::new();
+    /// Returns the peers of two sights that may differ, as numbers in either chart. Both are in order of names, and
+    /// who sees the whole mesh is asked at each change: hence side by side, without a look-up.
+    fn peers_of(&self, old: &Sight, new: &Sight) -> [Vec<u32>; 2] {
+        let all = self.general && self.old.world.mesh != self.new.world.mesh;
+        let (mut i, mut j) = (old.peers.iter().copied().peekable(), new.peers.iter().copied().peekable());
+        let mut differ = [Vec::new(), Vec::new()];
+        loop {
+            let order = match (i.peek(), j.peek()) {
+                (None, None) => return differ,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(&a), Some(&b)) => self.old.nodes[a as usize].0.cmp(&self.new.nodes[b as usize].0),
+            };
+            let a = i.next_if(|_| order != Ordering::Greater);
+            let b = j.next_if(|_| order != Ordering::Less);
+            let kept = a.zip(b).is_some_and(|(a, b)| {
+                let (a, b) = (&self.old.nodes[a as usize], &self.new.nodes[b as usize]);
+                !all && (Arc::ptr_eq(&a.1, &b.1) || !self.nodes.contains(&a.0))
+            });
+            if !kept {
+                differ[0].extend(a);
+                differ[1].extend(b);
+            }
         }
-        let differs = |&&number: &&u32| {
-            let (name, _) = &chart.nodes[number as usize];
-            let kept = || other_chart.node(name).is_some_and(|there| other.peers.binary_search(&there).is_ok());
-            self.general && self.old.world.mesh != self.new.world.mesh || self.nodes.contains(name) || !kept()
-        };
-        sight.peers.iter().filter(differs).copied().collect()
     }
 
     /// Returns the services of a sight that may differ in the other.
@@ -173,14 +188,14 @@ fn merge<K: Ord, V>(old: &[(K, V)], new: &[(K, V)], mut f: impl FnMut((Option<&(
     loop {
         let order = match (i.peek(), j.peek()) {
             (Some(a), Some(b)) => a.0.cmp(&b.0),
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
             (None, None) => return,
         };
         f(match order {
-            std::cmp::Ordering::Less => (i.next(), None),
-            std::cmp::Ordering::Greater => (None, j.next()),
-            std::cmp::Ordering::Equal => (i.next(), j.next()),
+            Ordering::Less => (i.next(), None),
+            Ordering::Greater => (None, j.next()),
+            Ordering::Equal => (i.next(), j.next()),
         });
     }
 }
