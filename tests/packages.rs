@@ -157,6 +157,23 @@ fn every_key_of_an_example_is_a_comment_with_its_default() {
 }
 
 #[test]
+fn the_etcd_of_the_example_is_valid() {
+    let text = read("packaging/coordinator/coordinator.toml");
+    let (_, table) = text.split_once("##[etcd]").expect("the example shows [etcd]");
+    let table = table.lines().skip(1).map_while(|line| line.strip_prefix('#'));
+    let keys: String =
+        table.filter_map(|line| line.strip_prefix('#')).fold(String::new(), |all, line| all + line + "\n");
+    let stores = text.lines().filter_map(|line| line.strip_prefix("##store = "));
+    let with_tls: Vec<_> = stores.filter(|store| store.starts_with("\"etcds:")).collect();
+    assert!(!with_tls.is_empty(), "the example shows a store with TLS");
+    for store in with_tls {
+        let text = format!("store = {store}\n[etcd]\n{keys}");
+        let config = coordinator::config::Config::parse(&text, Path::new("/etc/mesh-coordinator/coordinator.toml"));
+        assert!(config.is_ok(), "{text}{:?}", config.err());
+    }
+}
+
+#[test]
 fn the_services_of_the_examples_are_valid_and_so_is_what_stands_there_as_a_comment() {
     let text = read("packaging/coordinator/services.toml");
     let with_comments = |text: &str| text.replace("\n#", "\n");
