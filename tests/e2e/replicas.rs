@@ -165,8 +165,9 @@ impl Trio {
         let port = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("s{port}");
         let file = self.coordinators[i].folder.join("services.toml");
-        let text =
-            format!("{SERVICES}\n[[service]]\nname = \"{name}\"\nport = {port}\nbackends = [{{ host = \"b\" }}]\n");
+        let text = format!(
+            "{SERVICES}\n[[service]]\nname = \"{name}\"\nport = {port}\nbackends = [{{ host = \"b\" }}]\n[[allow]]\nfrom = [\"host:a\"]\nto = [\"{name}\"]\n"
+        );
         let began = Instant::now();
         std::fs::write(file, text).unwrap();
         let knows = |node: &Daemon| {

@@ -164,14 +164,14 @@ impl Pair {
         Err(io::Error::other("the nodes do not learn of each other's services"))
     }
 
-    /// Returns a service's VIP.
+    /// Returns a service's VIP; who may neither call a service nor carries it does not know it.
     ///
     /// # Panics
-    /// If the first node does not know it.
+    /// If neither node knows it.
     pub fn vip(&self, service: &str) -> Ipv4Addr {
-        let status = self.a.node.status().expect("the node runs");
-        let found = status.services.into_iter().find(|s| s.name.as_str() == service);
-        found.expect("the file names the service").vip.0
+        let of = |node: &Daemon| node.status().expect("the node runs").services;
+        let mut services = [&self.a.node, &self.b.node].into_iter().flat_map(of);
+        services.find(|s| s.name.as_str() == service).expect("the file names the service").vip.0
     }
 
     /// Returns a node's own address in the mesh.

@@ -131,7 +131,7 @@ impl Lab {
     /// Returns the flat address of a role's pod.
     pub(crate) fn flat(&self, role: Role) -> Result<Ipv4Addr, String> {
         let node = self.world.program(role).node;
-        let service = self.service("c2-n1", role)?;
+        let service = self.service(node, role)?;
         let backend = service.backends.iter().find(|b| b.node.as_str() == node);
         let backend = backend.ok_or_else(|| format!("{} has no backend on {node}", role.service()))?;
         Ok(backend.address.0)

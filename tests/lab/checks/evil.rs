@@ -32,6 +32,11 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
     let evil = lab.world.node("evil");
     let victim = lab.world.node(VICTIM);
     lab.edit(&format!("{original}{KNOWN}{RULE}"))?;
+    until(Duration::from_secs(5), async || {
+        let knows = lab.status("evil")?.peers.iter().any(|peer| peer.name.as_str() == VICTIM);
+        ensure(knows, || "the attacker does not know the victim".into())
+    })
+    .await?;
     let own = lab.status("evil")?.node.ok_or("the attacker is no member")?;
     evil.terminate();
     let (mut attacker, map) = connect(lab)?;
