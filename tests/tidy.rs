@@ -111,6 +111,20 @@ fn no_lock_stands_in_the_way_of_packets() {
 }
 
 #[test]
+fn no_map_reaches_the_data_path_unchecked() {
+    let mut wrong = Vec::new();
+    for file in ["proto/src", "meshd/src"].iter().flat_map(|dir| sources(dir)).filter(|file| !is_test_file(file)) {
+        for line in shipped(&read(&file)).lines().filter(|line| line.contains("by_hand(")) {
+            // Where it is made, and the map of a node that knows nobody.
+            if !line.contains("pub fn by_hand(") && !line.contains("by_hand(empty(") {
+                wrong.push(format!("{file}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "maps that nobody verified: {}", wrong.join("\n"));
+}
+
+#[test]
 fn every_crate_takes_lints_and_versions_from_the_workspace() {
     for member in ["proto", "meshd", "coordinator", "tests"] {
         let manifest = read(&format!("{member}/Cargo.toml"));

@@ -180,6 +180,7 @@ async fn token_create(
         serve: wanted.serve,
         ttl: Duration::from_secs(wanted.ttl_s),
         uses: wanted.uses,
+        ephemeral: wanted.ephemeral,
     };
     let warnings = if spec.name.is_some() { Vec::new() } else { unbound(&hub.world()) };
     hub.apply(Change::TokenCreate(spec), by).await?;

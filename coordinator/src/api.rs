@@ -284,6 +284,9 @@ pub struct NewToken {
     pub serve: Vec<ServiceKey>,
     /// How many nodes it admits.
     pub uses: u32,
+    /// Whether these nodes vanish 10 minutes after their last contact.
+    #[serde(default)]
+    pub ephemeral: bool,
 }
 
 /// A new join token. The one document that carries a secret, hence no `Debug`.

@@ -156,6 +156,9 @@ pub enum Token {
         /// How many nodes it admits
         #[arg(long, default_value_t = 1, value_name = "N")]
         uses: u32,
+        /// Let its nodes vanish when they were not heard of for 10 minutes
+        #[arg(long)]
+        ephemeral: bool,
     },
     /// List the join tokens
     List,

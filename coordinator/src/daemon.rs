@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::id::{IdentityKey, MeshName};
+use mesh_proto::record::Epoch;
 use mesh_proto::services;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ use crate::server::{self, Doors};
 use crate::sharing::{enter, keep_up};
 use crate::store::journal::Journaled;
 use crate::store::{Embedded, Etcd, RESERVE, Store, StoreError};
+use crate::tending::tend;
 use crate::watch::{begin, follow, load};
 use crate::{backups, metrics, tls};
 
@@ -91,7 +93,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let name = name(&config.state_dir);
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
-    let (registry, store) = open(&config, &name, identity.public(), setup).await?;
+    let (mut registry, store) = open(&config, &name, identity.public(), setup).await?;
+    let signed = identity.epoch(&registry.world().mesh.name, registry.epoch());
+    registry.set_epoch(signed);
     let acceptor = TlsAcceptor::from(tls::server(&identity)?);
     let mut listeners = Vec::new();
     for &address in &config.listen {
@@ -124,6 +128,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     helpers.spawn(follow(Arc::clone(&hub)));
     helpers.spawn(keep_up(Arc::clone(&hub)));
     helpers.spawn(backups::keep(Arc::clone(&hub)));
+    helpers.spawn(tend(Arc::clone(&hub)));
     if let Some(listener) = metrics_listener {
         helpers.spawn(metrics::serve(listener, Arc::clone(&hub)));
     }
@@ -207,7 +212,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
 
 /// Returns what the registry needs to know apart from what it stores.
 pub(crate) fn setup(config: &Config) -> Setup {
-    Setup { name: name(&config.state_dir), underlay: underlay(config), parse }
+    Setup { name: name(&config.state_dir), underlay: underlay(config), parse, epoch: Epoch::default() }
 }
 
 /// Reads a stored services.toml.

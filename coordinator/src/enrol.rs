@@ -19,6 +19,7 @@ use crate::hub::{Hub, now};
 use crate::registry::{Actor, Applied, Change, Refused, Vouched, names, vouch};
 use crate::server::Peer;
 use crate::session::{Context, Failure, read};
+use crate::signed;
 
 /// The largest body of a stranger, in bytes: a request with all lists full takes less.
 const MAX_BODY: usize = 128 * 1024;
@@ -96,6 +97,7 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
     }
     let most = if is_member { wire::MAX_REQUEST } else { MAX_BODY };
     let mut request: JoinRequest = read(request, most).await.map_err(Denial::Malformed)?;
+    request.facts = signed::facts(&peer.identity, &request.facts)?;
     // Keys may have to be fetched, so that this comes before anybody's turn.
     let verified = match request.oidc.take() {
         Some(token) => {
@@ -152,9 +154,9 @@ async fn by_issuer(
     verified: Result<Vouched, String>,
 ) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
-    let JoinRequest { name, facts, .. } = request;
+    let JoinRequest { name, facts, ephemeral, .. } = request;
     let by = actor(&hub.world(), identity, observed);
-    let vouched = match verified {
+    let mut vouched = match verified {
         Ok(vouched) => vouched,
         Err(why) => {
             let told = why.clone();
@@ -162,6 +164,7 @@ async fn by_issuer(
             return Err(Denial::Refused(vouch::not_vouched(), Some(why)));
         }
     };
+    vouched.ephemeral = ephemeral;
     let mark = vouched.mark.clone();
     let answer = hub.apply(Change::Vouched { identity, vouched, facts, observed }, by).await;
     let refused = match answer {

@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use mesh_proto::id::IdentityKey;
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use mesh_proto::id::{IdentityKey, MeshName};
+use mesh_proto::record::{Epoch, Signature};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
@@ -123,6 +124,20 @@ impl Identity {
         self.public
     }
 
+    /// Signs a message.
+    ///
+    /// # Panics
+    /// Never: the key was read when the value was made.
+    pub fn sign(&self, message: &[u8]) -> Signature {
+        let pair = Ed25519KeyPair::from_pkcs8(&self.pkcs8).expect("it was read before");
+        Signature(pair.sign(message).as_ref().try_into().expect("an Ed25519 signature is 64 bytes"))
+    }
+
+    /// Signs for another epoch of a mesh, which nodes follow although its revisions may be lower.
+    pub fn epoch(&self, mesh: &MeshName, number: u64) -> Epoch {
+        Epoch { number, signature: Some(self.sign(&Epoch::message(mesh, number))) }
+    }
+
     /// Returns the private half in the form that TLS takes.
     pub fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.pkcs8.to_vec()))
@@ -133,6 +148,11 @@ impl Identity {
         let public = IdentityKey(pair.public_key().as_ref().try_into().ok()?);
         Some(Self { public, pkcs8 })
     }
+}
+
+/// Says whether a signature over a message is that of an identity.
+pub fn verify(identity: &IdentityKey, message: &[u8], signature: &Signature) -> bool {
+    UnparsedPublicKey::new(&ED25519, identity.0).verify(message, &signature.0).is_ok()
 }
 
 /// Makes the state directory for its owner alone. One that exists is closed to others if it is empty or

@@ -25,6 +25,7 @@ use crate::feed::Feed;
 use crate::hub::{Hub, now};
 use crate::registry::{Actor, Change, Refused};
 use crate::server::{Peer, Stop};
+use crate::signed;
 
 /// How long a node may take to send a body.
 const BODY: Duration = Duration::from_secs(10);
@@ -109,6 +110,7 @@ pub(crate) async fn wrong_method(request: Request) -> Failure {
 #[derive(Deserialize)]
 struct Resume {
     revision: Option<u64>,
+    epoch: Option<u64>,
 }
 
 async fn watch(
@@ -116,11 +118,13 @@ async fn watch(
     Extension(peer): Extension<Peer>,
     resume: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Failure> {
-    let Query(Resume { revision }) = resume.map_err(|rejection| {
-        let message = format!("{}; write /v1/watch?revision=N", rejection.body_text());
+    let Query(Resume { revision, epoch }) = resume.map_err(|rejection| {
+        let message = format!("{}; write /v1/watch?revision=N&epoch=N", rejection.body_text());
         Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
     })?;
     hub.catch_up().await;
+    // Revisions of another epoch are of another history.
+    let revision = revision.filter(|_| epoch.is_none_or(|epoch| epoch == hub.world().epoch.number));
     let node = member(&hub, &peer).await?;
     if hub.is_shared() && revision.is_some_and(|held| held > hub.world().revision.0) {
         let message = "this coordinator is behind the one that the node was connected to, since its store does not answer; try another, or again in a few seconds";
@@ -143,6 +147,7 @@ async fn report(
         return Err(Refused { word: "busy", message: message.into() }.into());
     }
     let Report { facts, applied, warnings } = read(request, wire::MAX_REQUEST).await?;
+    let facts = signed::facts(&peer.identity, &facts)?;
     let change = Change::Facts { identity: peer.identity, facts, observed: peer.observed };
     let outcome = hub.ask(change, Actor::Node(node.clone())).await?;
     let warnings = shortened(warnings);

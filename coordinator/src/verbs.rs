@@ -135,13 +135,14 @@ async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
             }
             done(cli, Method::DELETE, &format!("/v1/tokens/{id}"), None::<&()>).await
         }
-        Token::Create { site, name, ttl, serve, uses } => {
+        Token::Create { site, name, ttl, serve, uses, ephemeral } => {
             let wanted = api::NewToken {
                 site: site.clone(),
                 name: name.clone(),
                 ttl_s: ttl.as_secs(),
                 serve: serve.clone(),
                 uses: *uses,
+                ephemeral: *ephemeral,
             };
             let line: api::TokenLine = ask(&cli.socket, Method::POST, "/v1/tokens", Some(&wanted)).await?;
             let table = |line: &api::TokenLine| format!("{}\n", line.token);

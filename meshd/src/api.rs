@@ -4,6 +4,7 @@
 //! GET  /v1/status  /v1/peers  /v1/services[?name=]  /v1/flows  /v1/resolve?name=  /v1/why?src=&dst=[&udp=1]
 //! GET  /v1/metrics          the metrics as text
 //! POST /v1/bench?node=[&seconds=]   answers when it has measured; whoever hangs up ends it
+//! POST /v1/rotate           another tunnel key
 //! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
 //! Who may ask is decided by the kernel's word (SO_PEERCRED): root, and the user that runs the daemon.
@@ -170,6 +171,15 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         (&Method::POST, "/v1/reload") => {
             board.reload.notify_one();
             done("services.toml is read again")
+        }
+        (&Method::POST, "/v1/rotate") if !board.link.borrow().connected => failure(
+            StatusCode::CONFLICT,
+            "not_connected",
+            "a new key has to be told to the peers, but there is no control channel; see `meshd status`".into(),
+        ),
+        (&Method::POST, "/v1/rotate") => {
+            board.rotate.notify_one();
+            done("another tunnel key is made; the former one is answered until all peers know the new one")
         }
         (&Method::POST, "/v1/leave") => {
             board.order.send_replace(Order::Leave);

@@ -49,6 +49,8 @@ pub struct Board {
     pub offers: watch::Sender<Offers>,
     /// Asks for services.toml to be read again.
     pub reload: Notify,
+    /// Asks for another tunnel key.
+    pub rotate: Notify,
     /// What the daemon is asked to do next.
     pub order: watch::Sender<Order>,
     /// Sentences by topic, for what has no place of its own; one per topic.
@@ -80,6 +82,7 @@ impl Board {
             upkeep: watch::Sender::new(Upkeep::default()),
             offers: watch::Sender::new(Offers { path: services, ..Offers::default() }),
             reload: Notify::new(),
+            rotate: Notify::new(),
             order: watch::Sender::new(Order::Run),
             notes: Mutex::new(BTreeMap::new()),
             plane: Mutex::new(None),

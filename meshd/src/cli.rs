@@ -68,6 +68,9 @@ pub enum Verb {
         /// Its key, as `mesh-coordinator status` shows it, with --oidc-token-file; may repeat
         #[arg(long, value_name = "KEY", requires = "oidc_token_file")]
         pin: Vec<IdentityKey>,
+        /// Vanish from the mesh when the coordinator has not heard of this node for 10 minutes
+        #[arg(long)]
+        ephemeral: bool,
         /// The configuration file.
         #[command(flatten)]
         config: ConfigArg,
@@ -127,6 +130,8 @@ pub enum Verb {
     Metrics,
     /// Make the running daemon read its services.toml again
     Reload,
+    /// Give this node another tunnel key now, without losing a packet
+    Rotate,
     /// Remove everything meshd set up in the kernel, whether it runs or was killed
     Cleanup(ConfigArg),
     /// Close the mesh range before the network comes up (for the boot unit)

@@ -104,12 +104,12 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
             daemon::run(load(&config, cli.socket)?).await?;
             Ok(0)
         }
-        Verb::Join { token, token_file, oidc_token_file, coordinator, pin, config } => {
+        Verb::Join { token, token_file, oidc_token_file, coordinator, pin, ephemeral, config } => {
             let credential = match oidc_token_file {
                 Some(file) => Credential::Oidc { file, coordinators: coordinator, pins: pin },
                 None => Credential::Token(join::read_token(token.as_deref(), token_file.as_deref())?),
             };
-            let joined = join::join(&load(&config, cli.socket)?, &credential).await?;
+            let joined = join::join(&load(&config, cli.socket)?, &credential, ephemeral).await?;
             let mut done = vec![join::sentence(&joined)];
             done.extend(joined.warnings.iter().map(|w| format!("warning: {w}")));
             finish(json, done);
@@ -161,6 +161,11 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
         }
         Verb::Reload => {
             let done: doc::Done = ask.client.post("/v1/reload").await?;
+            finish(json, done.done);
+            Ok(0)
+        }
+        Verb::Rotate => {
+            let done: doc::Done = ask.client.post("/v1/rotate").await?;
             finish(json, done.done);
             Ok(0)
         }

@@ -1,6 +1,8 @@
 //! meshd.toml: what the operator of one machine may set. Every key is optional, and every error of the
 //! file is found in one run, each with its line, its column and, for a mistyped key, a suggestion.
 
+mod keys;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -14,8 +16,10 @@ use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+pub use keys::Keys;
+
 /// The keys of the file.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "name",
     "state_dir",
     "runtime_dir",
@@ -29,6 +33,7 @@ const KEYS: [&str; 13] = [
     "lanes",
     "dns",
     "offload",
+    "keys",
 ];
 /// The keys of `[dns]`.
 const DNS_KEYS: [&str; 2] = ["enabled", "upstreams"];
@@ -66,6 +71,8 @@ pub struct Config {
     pub dns: Dns,
     /// `[offload]`.
     pub offload: Offload,
+    /// `[keys]`.
+    pub keys: Keys,
 }
 
 /// `[dns]`.
@@ -109,6 +116,7 @@ impl Default for Config {
             lanes: cores.min(MAX_LANES),
             dns: Dns { enabled: true, upstreams: Vec::new() },
             offload: Offload::default(),
+            keys: Keys::default(),
         }
     }
 }
@@ -258,6 +266,9 @@ impl Reader<'_> {
         }
         if let Some(value) = get("offload") {
             self.offload(value, &mut config.offload);
+        }
+        if let Some(value) = get("keys") {
+            self.keys(value, &mut config.keys);
         }
         config
     }

@@ -112,7 +112,8 @@ pub enum DataPlaneError {
 #[derive(Debug)]
 pub struct DataPlane {
     flows: Arc<FlowTable>,
-    own_keys: Vec<TunnelKey>,
+    /// Our own keys, present and former, which no peer may have.
+    own_keys: Mutex<Vec<TunnelKey>>,
     current: Mutex<(Arc<View>, Arc<Peers>)>,
     mailboxes: Arc<[Mailbox]>,
     lanes: Vec<LaneHandle>,
@@ -145,12 +146,13 @@ impl DataPlane {
         let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
         let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
         let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
-        let own_keys = setup.keys.publics();
+        let own_keys = own_keys(&setup.keys);
         let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None));
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
         let mailboxes = mailboxes.map_err(|error| DataPlaneError::Thread(error.into()))?;
         let current = Mutex::new((Arc::clone(&setup.view), peers));
         let measures = Arc::default();
+        let own_keys = Mutex::new(own_keys);
         let mut plane = Self { flows, own_keys, current, mailboxes, lanes: Vec::new(), measures };
         let handover = Arc::new(Handover::new());
         for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
@@ -172,7 +174,7 @@ impl DataPlane {
         let (view, peers) = self.current();
         let mut lane = Lane::new(Parts {
             lane: number,
-            secret: setup.keys.secret(number),
+            key: &setup.keys.of(number),
             view: Arc::clone(&view),
             peers: Arc::clone(&peers),
             flows: Arc::clone(&self.flows),
@@ -213,11 +215,20 @@ impl DataPlane {
 
     /// Gives all lanes a new view; they take it before their next packet.
     pub fn set_view(&self, view: Arc<View>) {
+        let own = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = Arc::new(Peers::compile(view.netmap(), &self.own_keys, Some(&current.1)));
+        let peers = Arc::new(Peers::compile(view.netmap(), &own, Some(&current.1)));
         *current = (Arc::clone(&view), Arc::clone(&peers));
         for mailbox in self.mailboxes.iter() {
             mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
+        }
+    }
+
+    /// Gives all lanes other keys of our own: tunnels of keys that are gone are closed, all others go on.
+    pub fn set_keys(&self, keys: &LaneKeys) {
+        *self.own_keys.lock().unwrap_or_else(PoisonError::into_inner) = own_keys(keys);
+        for (lane, mailbox) in self.mailboxes.iter().enumerate() {
+            mailbox.set_key(keys.of(lane));
         }
     }
 
@@ -286,6 +297,10 @@ impl Drop for DataPlane {
             let _ = thread.join();
         }
     }
+}
+
+fn own_keys(keys: &LaneKeys) -> Vec<TunnelKey> {
+    [keys.publics(), keys.former_publics()].concat()
 }
 
 /// Opens the file of flows, takes back what is in it, and makes it as long as the table.

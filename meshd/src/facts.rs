@@ -46,12 +46,14 @@ pub fn gather(config: &Config, keys: &LaneKeys, host: &HostFacts, serve: &[Serve
     }
     NodeFacts {
         lanes: keys.publics().into_iter().zip(config.port..).map(lane).collect(),
+        previous: keys.former_publics().into_iter().zip(config.port..).map(lane).collect(),
         endpoints,
         pods: config.pods.clone(),
         serve: offers::offers(serve),
         mtu: mtu(host),
         guarded,
         software: env!("CARGO_PKG_VERSION").into(),
+        ..NodeFacts::default()
     }
 }
 

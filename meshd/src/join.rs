@@ -16,9 +16,9 @@ use crate::config::Config;
 use crate::facts;
 use crate::kernel::{self, HostFacts, KernelError, Shape};
 use crate::keys::Keys;
-use crate::lane_keys::LaneKeys;
 use crate::link::{self, Dial, LinkError};
 use crate::offers;
+use crate::records;
 use crate::state::{Enrolment, State, StateError};
 
 /// Longest token file that is read, in bytes.
@@ -133,7 +133,7 @@ impl Credential {
     fn may_heal(&self, error: &LinkError) -> bool {
         let temporary = match error {
             LinkError::Refused(body) => ["token", "busy"].contains(&body.error.as_str()),
-            LinkError::Pin(_) | LinkError::Fenced => false,
+            LinkError::Pin(_) | LinkError::Fenced | LinkError::WentBack(_) => false,
             LinkError::Resolve { .. }
             | LinkError::Connect { .. }
             | LinkError::Timeout(_)
@@ -149,11 +149,12 @@ impl Credential {
     }
 }
 
-/// Joins the credential's mesh. Idempotent for the same mesh.
+/// Joins the credential's mesh, as a node that vanishes 10 minutes after its last contact if it is ephemeral.
+/// Idempotent for the same mesh.
 ///
 /// # Errors
 /// `JoinError` that says what is wrong and what to do.
-pub async fn join(config: &Config, credential: &Credential) -> Result<Joined, JoinError> {
+pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> Result<Joined, JoinError> {
     let state = State::open(&config.state_dir)?;
     if let Some(enrolment) = state.enrolment()? {
         if enrolment.pins.iter().any(|pin| credential.pins().contains(pin)) {
@@ -165,10 +166,10 @@ pub async fn join(config: &Config, credential: &Credential) -> Result<Joined, Jo
     let host = kernel::host_facts().await?;
     let mut attempt = 1;
     let response = loop {
-        match ask(config, credential, Keys::load_or_make(&state)?, &host, &serve).await {
+        match ask(config, credential, ephemeral, &state, Keys::load_or_make(&state)?, &host, &serve).await {
             // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
             Err(JoinError::Link(LinkError::Refused(body))) if body.error == "revoked" => {
-                break ask(config, credential, Keys::renew(&state)?, &host, &serve).await?;
+                break ask(config, credential, ephemeral, &state, Keys::renew(&state)?, &host, &serve).await?;
             }
             Err(JoinError::Link(error)) if attempt < ATTEMPTS && credential.may_heal(&error) => {
                 tracing::debug!(%error, attempt, "not joined yet");
@@ -197,6 +198,7 @@ pub async fn join(config: &Config, credential: &Credential) -> Result<Joined, Jo
         )),
     }
     warnings.extend(response.refused.iter().cloned());
+    link::guard::begin(&state, &response.netmap)?;
     state.save_netmap(&response.netmap)?;
     // The enrolment goes last: a waiting daemon starts when it appears.
     state.save_enrolment(&enrolment)?;
@@ -207,11 +209,14 @@ pub async fn join(config: &Config, credential: &Credential) -> Result<Joined, Jo
 async fn ask(
     config: &Config,
     credential: &Credential,
+    ephemeral: bool,
+    state: &State,
     keys: Keys,
     host: &HostFacts,
     serve: &[ServeSpec],
 ) -> Result<JoinResponse, JoinError> {
-    let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
+    let lanes = keys.lanes(config.lanes);
+    let facts = facts::gather(config, &lanes, host, serve, config.pods.is_empty());
     let (token, secret, oidc) = match credential {
         Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
         Credential::Oidc { file, .. } => {
@@ -225,7 +230,8 @@ async fn ask(
         secret,
         oidc,
         name: config.name.clone(),
-        facts: facts::gather(config, &lanes, host, serve, config.pods.is_empty()),
+        facts: records::sealed(state, &keys, facts, 0),
+        ephemeral,
     };
     let keys = Arc::new(keys);
     let dial = Dial { coordinators: credential.coordinators().to_vec(), pins: credential.pins().to_vec(), keys };

@@ -1,24 +1,35 @@
 //! The node's own keys: made once with the operating system's entropy, kept for ever, never sent.
 
 use std::fmt;
+use std::fs;
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use mesh_proto::id::IdentityKey;
+use mesh_proto::record::Signature;
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
+use crate::lane_keys::LaneKeys;
 use crate::state::{State, StateError};
 
 const TUNNEL: &str = "tunnel.key";
+/// The one before, while peers learn of the new one.
+const FORMER: &str = "tunnel.former";
+/// The first one, from which the flow table's seed comes; none while it is the present one.
+const FIRST: &str = "tunnel.first";
 const IDENTITY: &str = "identity.key";
 
 /// The node's secrets. Prints as `[redacted]`.
 pub struct Keys {
     tunnel: StaticSecret,
+    former: Option<StaticSecret>,
+    first: Option<StaticSecret>,
     pkcs8: Zeroizing<Vec<u8>>,
+    pair: Ed25519KeyPair,
     identity: IdentityKey,
 }
 
@@ -34,17 +45,12 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
     pub fn load_or_make(state: &State) -> Result<Self, StateError> {
-        let tunnel = match read(state, TUNNEL)? {
-            Some(bytes) => {
-                Zeroizing::new(<[u8; 32]>::try_from(&bytes[..]).map_err(|_| damaged(state, TUNNEL, "not 32 bytes"))?)
-            }
-            None => {
-                let mut bytes = Zeroizing::new([0; 32]);
-                entropy(&mut *bytes);
-                write(state, TUNNEL, &*bytes)?;
-                bytes
-            }
+        let tunnel = match secret(state, TUNNEL)? {
+            Some(secret) => secret,
+            None => make(state)?,
         };
+        // A rotation that was killed between its two writes left the same key twice.
+        let former = secret(state, FORMER)?.filter(|former| former.to_bytes() != tunnel.to_bytes());
         let pkcs8 = match read(state, IDENTITY)? {
             Some(bytes) => bytes,
             None => {
@@ -56,8 +62,11 @@ impl Keys {
         let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, IDENTITY, &e.to_string()))?;
         let public = pair.public_key().as_ref().try_into();
         Ok(Self {
-            tunnel: StaticSecret::from(*tunnel),
+            tunnel,
+            former,
+            first: secret(state, FIRST)?,
             pkcs8,
+            pair,
             identity: IdentityKey(public.map_err(|_| damaged(state, IDENTITY, "not Ed25519"))?),
         })
     }
@@ -67,10 +76,45 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be removed or written.
     pub fn renew(state: &State) -> Result<Self, StateError> {
-        for name in [IDENTITY, TUNNEL] {
+        for name in [IDENTITY, TUNNEL, FORMER, FIRST] {
             state.remove(name)?;
         }
         Self::load_or_make(state)
+    }
+
+    /// Makes another tunnel key; the present one becomes the former, and the former is gone.
+    ///
+    /// # Errors
+    /// `StateError` if a file cannot be written; the keys are then as they were.
+    pub fn rotate(state: &State) -> Result<(), StateError> {
+        let present = Self::load_or_make(state)?.tunnel;
+        if state.secret(FIRST)?.is_none() {
+            write(state, FIRST, present.as_bytes())?;
+        }
+        write(state, FORMER, present.as_bytes())?;
+        make(state).map(|_| ())
+    }
+
+    /// Forgets the former tunnel key.
+    ///
+    /// # Errors
+    /// `StateError` if its file cannot be removed.
+    pub fn forget_former(state: &State) -> Result<(), StateError> {
+        state.remove(FORMER)
+    }
+
+    /// Returns how old the tunnel key is; `None` if that cannot be told.
+    pub fn age(state: &State) -> Option<Duration> {
+        fs::metadata(state.path(TUNNEL)).and_then(|m| m.modified()).ok()?.elapsed().ok()
+    }
+
+    /// Returns the keys of the lanes; calls by the former key where there is one.
+    pub fn lanes(&self, lanes: usize) -> LaneKeys {
+        let keys = LaneKeys::derive(&self.tunnel, lanes).with_former(self.former.as_ref(), true);
+        match &self.first {
+            Some(first) => keys.with_flow_seed_of(first),
+            None => keys,
+        }
     }
 
     /// Returns lane 0's secret, from which the other lanes' are derived.
@@ -83,10 +127,36 @@ impl Keys {
         self.identity
     }
 
+    /// Signs a message with the identity.
+    pub fn sign(&self, message: &[u8]) -> Signature {
+        let signature = self.pair.sign(message);
+        Signature(signature.as_ref().try_into().expect("an Ed25519 signature is 64 bytes"))
+    }
+
     /// Returns the identity as PKCS #8, for TLS.
     pub(crate) fn pkcs8(&self) -> &[u8] {
         &self.pkcs8
     }
+}
+
+/// Makes a tunnel key.
+fn make(state: &State) -> Result<StaticSecret, StateError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    entropy(&mut *bytes);
+    write(state, TUNNEL, &*bytes)?;
+    Ok(StaticSecret::from(*bytes))
+}
+
+fn secret(state: &State, name: &str) -> Result<Option<StaticSecret>, StateError> {
+    let Some(bytes) = read(state, name)? else { return Ok(None) };
+    let bytes = <[u8; 32]>::try_from(&bytes[..]).map(Zeroizing::new);
+    let bytes = bytes.map_err(|_| damaged(state, name, "not 32 bytes"))?;
+    Ok(Some(StaticSecret::from(*bytes)))
+}
+
+/// Says whether a signature over a message is that of an identity.
+pub fn verify(identity: &IdentityKey, message: &[u8], signature: &Signature) -> bool {
+    UnparsedPublicKey::new(&ED25519, identity.0).verify(message, &signature.0).is_ok()
 }
 
 fn identity() -> Zeroizing<Vec<u8>> {
@@ -134,7 +204,6 @@ fn damaged(state: &State, name: &str, why: &str) -> StateError {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -167,6 +236,28 @@ mod tests {
         assert_ne!(new.identity(), old.identity());
         assert_ne!(new.tunnel().to_bytes(), old.tunnel().to_bytes());
         assert_eq!(Keys::load_or_make(&state).unwrap().identity(), new.identity());
+    }
+
+    #[test]
+    fn a_rotated_key_leaves_its_former_until_that_is_forgotten_and_flows_keep_their_seed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let lanes = || Keys::load_or_make(&state).unwrap().lanes(2);
+        let before = lanes();
+        assert!(before.former_publics().is_empty());
+
+        Keys::rotate(&state).unwrap();
+        let during = lanes();
+        assert_eq!(during.former_publics(), before.publics());
+        assert!(during.publics().iter().all(|key| !before.publics().contains(key)));
+        Keys::rotate(&state).unwrap();
+        assert_eq!(lanes().former_publics(), during.publics(), "of two former ones only the last is good");
+        Keys::forget_former(&state).unwrap();
+        assert!(lanes().former_publics().is_empty());
+        assert_eq!(lanes().flow_seed(), before.flow_seed(), "or connections would not survive the next restart");
+
+        write(&state, FORMER, Keys::load_or_make(&state).unwrap().tunnel().as_bytes()).unwrap();
+        assert!(lanes().former_publics().is_empty(), "killed between its writes");
     }
 
     #[test]

@@ -22,10 +22,10 @@ use mesh_proto::packet::{self, Checksum, Header};
 use mesh_proto::segment::{Gso, Segments, VnetHeader};
 use mesh_proto::verdict::{Drop, Verdict};
 use mesh_proto::view::View;
-use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Outbox, Run};
 use crate::handover::Handover;
+use crate::lane_keys::LaneKey;
 use crate::packets::Packets;
 use crate::peers::Peers;
 use crate::sessions::{Received, Sealed, Sessions, Traffic, Way};
@@ -57,7 +57,7 @@ impl Out {
 /// What a lane is made of.
 pub(crate) struct Parts<'a> {
     pub(crate) lane: usize,
-    pub(crate) secret: &'a StaticSecret,
+    pub(crate) key: &'a LaneKey,
     pub(crate) view: Arc<View>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) flows: Arc<FlowTable>,
@@ -86,8 +86,8 @@ pub(crate) struct Lane {
 
 impl Lane {
     pub(crate) fn new(parts: Parts<'_>) -> Self {
-        let Parts { lane, secret, view, peers, flows, counters, handover, mtu } = parts;
-        let sessions = Sessions::new(lane, secret, Arc::clone(&peers), Arc::clone(&counters));
+        let Parts { lane, key, view, peers, flows, counters, handover, mtu } = parts;
+        let sessions = Sessions::new(lane, key, Arc::clone(&peers), Arc::clone(&counters));
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
         Self { engine, sessions, peers, counters, handover, handed_over: false, number: lane, part: None, train: None }
@@ -98,6 +98,11 @@ impl Lane {
         self.engine.set_view(view);
         self.sessions.set_peers(Arc::clone(&peers));
         self.peers = peers;
+    }
+
+    /// Puts other keys of its own in force.
+    pub(crate) fn set_key(&mut self, key: &LaneKey) {
+        self.sessions.set_keys(key);
     }
 
     /// Says which addresses outside the mesh are the host's own.

@@ -13,44 +13,99 @@ use zeroize::Zeroize;
 /// The most lanes that a node can have: one per core, and no gain was measured beyond.
 pub const MAX_LANES: usize = 16;
 
-/// The private keys of a node's lanes. They are wiped when dropped and never printed.
+/// The private keys of a node's lanes, while they change the former ones as well. They are wiped when dropped and
+/// never printed.
 #[derive(Clone)]
-pub struct LaneKeys(Vec<StaticSecret>);
+pub struct LaneKeys {
+    current: Vec<StaticSecret>,
+    /// Those before, by which peers still know this node; none outside a rotation.
+    former: Vec<StaticSecret>,
+    /// Whether to call by the former ones, for peers have not heard of the others yet.
+    calls_by_former: bool,
+    flow_seed: u64,
+}
 
 impl LaneKeys {
     /// Derives the keys of `lanes` lanes (at least 1, at most `MAX_LANES`); lane 0 is the secret itself.
     pub fn derive(secret: &StaticSecret, lanes: usize) -> Self {
-        let lanes = lanes.clamp(1, MAX_LANES);
-        let derived = (1..lanes).map(|lane| derive_lane(secret, lane));
-        Self(std::iter::once(secret.clone()).chain(derived).collect())
+        let current = derive_all(secret, lanes);
+        Self { current, former: Vec::new(), calls_by_former: false, flow_seed: flow_seed(secret) }
+    }
+
+    /// Answers to the keys of a former secret as well; calls by them, too, until told that peers know the others.
+    #[must_use]
+    pub fn with_former(mut self, secret: Option<&StaticSecret>, calls_by_former: bool) -> Self {
+        self.former = secret.map(|secret| derive_all(secret, self.lanes())).unwrap_or_default();
+        self.calls_by_former = calls_by_former && !self.former.is_empty();
+        self
+    }
+
+    /// Calls by the former keys, or no longer.
+    #[must_use]
+    pub fn calling_by_former(mut self, calls_by_former: bool) -> Self {
+        self.calls_by_former = calls_by_former && !self.former.is_empty();
+        self
+    }
+
+    /// Keeps the flow table's seed that belongs to an older secret: flows outlive the keys.
+    #[must_use]
+    pub fn with_flow_seed_of(mut self, secret: &StaticSecret) -> Self {
+        self.flow_seed = flow_seed(secret);
+        self
     }
 
     /// Returns how many lanes there are.
     pub fn lanes(&self) -> usize {
-        self.0.len()
+        self.current.len()
     }
 
     /// Returns the public key of a lane, or lane 0's where there is no such lane.
     pub fn public(&self, lane: usize) -> TunnelKey {
-        TunnelKey(PublicKey::from(self.secret(lane)).to_bytes())
+        public(self.secret(lane))
     }
 
     /// Returns the public keys of all lanes.
     pub fn publics(&self) -> Vec<TunnelKey> {
-        (0..self.lanes()).map(|lane| self.public(lane)).collect()
+        self.current.iter().map(public).collect()
+    }
+
+    /// Returns the public keys that the lanes had before, while they are good; none outside a rotation.
+    pub fn former_publics(&self) -> Vec<TunnelKey> {
+        self.former.iter().map(public).collect()
     }
 
     /// Returns a number that only this node knows and that stays the same: the flow table's seed.
     pub(crate) fn flow_seed(&self) -> u64 {
-        let mut bytes = expand(self.secret(0), b"meshd-flows", 0);
-        let (seed, _) = bytes.split_first_chunk().expect("32 bytes begin with 8");
-        let seed = u64::from_le_bytes(*seed);
-        bytes.zeroize();
-        seed
+        self.flow_seed
     }
 
-    pub(crate) fn secret(&self, lane: usize) -> &StaticSecret {
-        self.0.get(lane).unwrap_or(&self.0[0])
+    /// Returns what one lane needs.
+    pub(crate) fn of(&self, lane: usize) -> LaneKey {
+        LaneKey {
+            current: self.secret(lane).clone(),
+            former: self.former.get(lane).cloned(),
+            calls_by_former: self.calls_by_former,
+        }
+    }
+
+    fn secret(&self, lane: usize) -> &StaticSecret {
+        self.current.get(lane).unwrap_or(&self.current[0])
+    }
+}
+
+/// The private keys of one lane.
+#[derive(Clone)]
+pub(crate) struct LaneKey {
+    pub(crate) current: StaticSecret,
+    /// The one before, to which it answers as well.
+    pub(crate) former: Option<StaticSecret>,
+    /// Whether it calls by the former.
+    pub(crate) calls_by_former: bool,
+}
+
+impl fmt::Debug for LaneKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LaneKey([redacted])")
     }
 }
 
@@ -58,6 +113,24 @@ impl fmt::Debug for LaneKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LaneKeys({} lanes, [redacted])", self.lanes())
     }
+}
+
+fn derive_all(secret: &StaticSecret, lanes: usize) -> Vec<StaticSecret> {
+    let lanes = lanes.clamp(1, MAX_LANES);
+    let derived = (1..lanes).map(|lane| derive_lane(secret, lane));
+    std::iter::once(secret.clone()).chain(derived).collect()
+}
+
+fn public(secret: &StaticSecret) -> TunnelKey {
+    TunnelKey(PublicKey::from(secret).to_bytes())
+}
+
+fn flow_seed(secret: &StaticSecret) -> u64 {
+    let mut bytes = expand(secret, b"meshd-flows", 0);
+    let (seed, _) = bytes.split_first_chunk().expect("32 bytes begin with 8");
+    let seed = u64::from_le_bytes(*seed);
+    bytes.zeroize();
+    seed
 }
 
 fn derive_lane(secret: &StaticSecret, lane: usize) -> StaticSecret {

@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::bench::Phase;
+use crate::lane_keys::LaneKey;
 use crate::peers::Peers;
 
 /// Most peers that may wait to be pinged.
@@ -27,6 +28,7 @@ pub(crate) struct Mailbox {
     stop: AtomicBool,
     view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
+    key: Mutex<Option<LaneKey>>,
     pings: Mutex<Vec<NodeId>>,
     greets: Mutex<Vec<NodeId>>,
     /// The phase of our own measurement to take part in, or none; only if that changed.
@@ -38,6 +40,7 @@ pub(crate) struct Mailbox {
 pub(crate) struct Mail {
     pub(crate) view: Option<(Arc<View>, Arc<Peers>)>,
     pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
+    pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
     pub(crate) greets: Vec<NodeId>,
     pub(crate) bench: Option<Option<Arc<Phase>>>,
@@ -51,6 +54,7 @@ impl Mailbox {
             stop: AtomicBool::new(false),
             view: Mutex::new(None),
             locals: Mutex::new(None),
+            key: Mutex::new(None),
             pings: Mutex::new(Vec::new()),
             greets: Mutex::new(Vec::new()),
             bench: Mutex::new(None),
@@ -64,6 +68,11 @@ impl Mailbox {
 
     pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
         *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
+        self.ring();
+    }
+
+    pub(crate) fn set_key(&self, key: LaneKey) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
         self.ring();
     }
 
@@ -98,6 +107,7 @@ impl Mailbox {
         Some(Mail {
             view: take(&self.view),
             locals: take(&self.locals),
+            key: take(&self.key),
             pings: take(&self.pings),
             greets: take(&self.greets),
             bench: take(&self.bench),

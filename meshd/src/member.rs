@@ -1,16 +1,18 @@
 //! What a node does while it belongs to a mesh: it forwards from the cached map before it has said a word
 //! to the coordinator, puts every new map in force before it stores it, and reports what changed.
 
+use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::netmap::{Mesh, NetMap, OwnNode};
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 use mesh_proto::wire::Report;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::board::{Board, Order};
 use crate::config::Config;
@@ -19,13 +21,16 @@ use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
-use crate::link::{self, Dial, Link};
+use crate::link::{self, Dial, Guard, Link};
+use crate::rotation::{Rotation, Step};
 use crate::splice::{self, Splices};
-use crate::state::{Active, Enrolment, State};
-use crate::{dns, facts, join};
+use crate::state::{Active, Enrolment, State, StateError};
+use crate::{dns, facts, join, records};
 
 /// How often the active peers are stored, if they changed.
 const ACTIVITY: Duration = Duration::from_secs(10);
+/// How often is looked whether the keys are to be changed.
+const TURN: Duration = Duration::from_secs(1);
 /// How long each part may take to stop.
 const STOP: Duration = Duration::from_millis(400);
 
@@ -34,13 +39,17 @@ pub(crate) struct Member<'d> {
     config: &'d Config,
     state: &'d State,
     board: &'d Arc<Board>,
+    keys: Arc<Keys>,
     lanes: LaneKeys,
+    /// The number of the record that was reported last.
+    sequence: Cell<u64>,
+    rotation: Option<Rotation>,
     host: HostFacts,
     enrolment: Enrolment,
     shape: Shape,
     keeper: Keeper,
     splices: Splices,
-    maps: watch::Receiver<Option<Arc<NetMap>>>,
+    maps: watch::Receiver<Option<VerifiedMap>>,
     /// The map in force, for the name server.
     view: watch::Sender<Arc<View>>,
     report: watch::Sender<Option<Report>>,
@@ -64,15 +73,23 @@ impl<'d> Member<'d> {
         enrolment: Enrolment,
     ) -> Result<Self, DaemonError> {
         let keys = Arc::new(Keys::load_or_make(state)?);
-        let lanes = LaneKeys::derive(keys.tunnel(), config.lanes);
+        let lanes = keys.lanes(config.lanes);
         let host = kernel::host_facts().await?;
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = kernel::close_range(&shape).await?;
         board.upkeep.send_modify(|upkeep| upkeep.guards = guards);
         let cached = state.netmap().filter(|map| belongs(map, &enrolment)).map(Arc::new);
-        let map = cached.clone().unwrap_or_else(|| Arc::new(empty(&enrolment)));
+        let mut guard = Guard::new(Some(state.clone()));
+        let (map, resumes) = match &cached {
+            Some(cached) => {
+                let (admitted, whole) = guard.resume(Arc::clone(cached));
+                admitted.refused.iter().for_each(|sentence| tracing::warn!("the cached map: {sentence}"));
+                (admitted.map, whole)
+            }
+            None => (VerifiedMap::by_hand(empty(&enrolment)), false),
+        };
         let active = state.activity();
-        let view = Arc::new(View::compile(Arc::clone(&map)));
+        let view = Arc::new(View::compile(map.clone()));
         let open = || {
             DataPlane::start(Setup {
                 interface: config.interface.clone(),
@@ -109,7 +126,10 @@ impl<'d> Member<'d> {
             config,
             state,
             board,
+            keys: Arc::clone(&keys),
             lanes,
+            sequence: Cell::new(0),
+            rotation: None,
             host,
             shape,
             keeper,
@@ -129,8 +149,12 @@ impl<'d> Member<'d> {
             Dial { coordinators: member.enrolment.coordinators.clone(), pins: member.enrolment.pins.clone(), keys };
         let dial = dial.spread(link::random());
         member.board.dial.send_replace(Some(dial.clone()));
-        let link = Link { dial, current: cached, maps, state: board.link.clone(), report: report.subscribe() };
+        let current = cached.filter(|_| resumes);
+        let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe() };
         let mut member = member;
+        if !member.lanes.former_publics().is_empty() {
+            member.rotation = Some(Rotation::begun(member.sequence.get()));
+        }
         member.tasks.spawn(link.run());
         member.splice();
         let node = &member.enrolment.node;
@@ -145,6 +169,8 @@ impl<'d> Member<'d> {
         let mut upkeep = self.board.upkeep.subscribe();
         let mut tick = interval(ACTIVITY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut turn = interval(TURN);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
@@ -164,6 +190,8 @@ impl<'d> Member<'d> {
                 }
                 Ok(()) = upkeep.changed() => self.report(),
                 Some(()) = self.addresses.recv() => self.refresh_host().await,
+                () = self.board.rotate.notified() => self.rotate(),
+                _ = turn.tick() => self.turn(),
                 _ = tick.tick() => self.save_activity(),
             }
         }
@@ -181,22 +209,22 @@ impl<'d> Member<'d> {
     }
 
     /// Puts a map in force: the data path first, then names, kernel, disk, and the word to the coordinator.
-    async fn apply(&mut self, map: Arc<NetMap>) {
+    async fn apply(&mut self, map: VerifiedMap) {
         if !belongs(&map, &self.enrolment) {
             tracing::warn!(node = %map.node.name, "a map for another node is ignored");
             return;
         }
         let before = self.board.view.borrow().clone();
         let view = Arc::new(match &before {
-            Some(before) => View::compile_after(Arc::clone(&map), before),
-            None => View::compile(Arc::clone(&map)),
+            Some(before) => View::compile_after(map.clone(), before),
+            None => View::compile(map.clone()),
         });
         self.board.with_plane(|plane| plane.set_view(Arc::clone(&view)));
         self.view.send_replace(Arc::clone(&view));
         self.board.view.send_replace(Some(view));
         tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
         self.enrol(&map).await;
-        self.store.send_replace(Some(Arc::clone(&map)));
+        self.store.send_replace(Some(Arc::clone(map.netmap())));
         self.splice();
         self.report();
     }
@@ -254,8 +282,12 @@ impl<'d> Member<'d> {
         let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
         let obstacles = upkeep.obstacles.iter().map(|o| o.sentence.clone());
         let guarded = upkeep.guards.masquerade;
+        let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
+        let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        let facts = records::sealed(self.state, &self.keys, facts, known);
+        self.sequence.set(facts.sequence);
         let report = Report {
-            facts: facts::gather(self.config, &self.lanes, &self.host, &serve, guarded),
+            facts,
             applied: applied.unwrap_or_default(),
             warnings: obstacles.chain(upkeep.guards.missing.iter().cloned()).collect(),
         };
@@ -266,6 +298,55 @@ impl<'d> Member<'d> {
             }
             changed
         });
+    }
+
+    /// Makes another tunnel key, unless a change is under way.
+    fn rotate(&mut self) {
+        if self.rotation.is_some() {
+            tracing::info!("the tunnel key is being changed already");
+            return;
+        }
+        if let Err(error) = Keys::rotate(self.state).and_then(|()| self.reload_keys(true)) {
+            tracing::error!(%error, "the tunnel key is not changed");
+            return;
+        }
+        self.report();
+        self.rotation = Some(Rotation::begun(self.sequence.get()));
+        tracing::info!(key = %self.lanes.public(0), "the tunnel key is changed");
+    }
+
+    /// Goes on with a change of keys, or begins one when it is time.
+    fn turn(&mut self) {
+        let Some(rotation) = &mut self.rotation else {
+            let due = Keys::age(self.state).is_some_and(|age| age >= self.config.keys.rotate);
+            if due && self.board.link.borrow().connected {
+                self.rotate();
+            }
+            return;
+        };
+        let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        let done = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
+            Step::Wait => Ok(()),
+            Step::CallByPresent => self.reload_keys(false),
+            Step::Finish => {
+                self.rotation = None;
+                let forgotten = Keys::forget_former(self.state).and_then(|()| self.reload_keys(false));
+                self.report();
+                tracing::info!("the former tunnel key is forgotten");
+                forgotten
+            }
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "the change of the tunnel key does not go on");
+        }
+    }
+
+    /// Puts the keys of the state directory in force.
+    fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
+        self.keys = Arc::new(Keys::load_or_make(self.state)?);
+        self.lanes = self.keys.lanes(self.config.lanes).calling_by_former(calls_by_former);
+        self.board.with_plane(|plane| plane.set_keys(&self.lanes));
+        Ok(())
     }
 
     fn save_activity(&mut self) {
@@ -293,6 +374,8 @@ fn belongs(map: &NetMap, enrolment: &Enrolment) -> bool {
 /// The map of a node that knows nobody yet: nothing is allowed, nothing is reachable.
 fn empty(enrolment: &Enrolment) -> NetMap {
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Default::default(),
         mesh: Mesh {
             name: enrolment.mesh.clone(),
@@ -301,6 +384,7 @@ fn empty(enrolment: &Enrolment) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: enrolment.id,
             name: enrolment.node.clone(),
             site: enrolment.site.clone(),

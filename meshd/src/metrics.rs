@@ -55,6 +55,9 @@ pub fn text(status: &Status) -> String {
         gauge.set(value);
         registry.register(name, help, gauge);
     }
+    let refused = Counter::<u64>::default();
+    refused.inc_by(status.coordinator.records_refused);
+    registry.register("records_refused", "Records of peers that failed this node's checks", refused);
     services(&mut registry, status);
     peers(&mut registry, status);
     lanes(&mut registry, status);

@@ -248,6 +248,7 @@ mod tests {
         map.services.insert(
             "cart".parse().unwrap(),
             Service {
+                grants: Default::default(),
                 id: ServiceId(1),
                 vip: Flat([241, 0, 0, 100].into()),
                 ports: vec![port(Transport::Tcp, 7070), port(Transport::Udp, 53)],
@@ -274,6 +275,8 @@ mod tests {
     fn another_node_is_found_by_name_and_address_and_what_is_near_is_named() {
         let mut map = map();
         let other = Peer {
+            previous: Vec::new(),
+            proof: None,
             id: NodeId(7),
             site: "s".parse().unwrap(),
             address: Flat([241, 1, 0, 7].into()),

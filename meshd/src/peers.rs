@@ -34,6 +34,8 @@ pub(crate) struct Peer {
     pub(crate) id: NodeId,
     /// Its lanes; never empty.
     pub(crate) lanes: Vec<LaneInfo>,
+    /// Its lanes with the keys that it had before, while it changes them.
+    pub(crate) former: Vec<LaneInfo>,
     endpoints: Vec<SocketAddr>,
     pub(crate) cell: Arc<Cell>,
 }
@@ -51,15 +53,18 @@ impl Peers {
                 tracing::warn!(peer = %name, "its tunnel keys are unusable; it is left out");
                 continue;
             }
+            let former: Vec<LaneInfo> = peer.previous.iter().copied().take(lanes.len()).collect();
+            let former = if former.iter().all(usable) { former } else { Vec::new() };
             let endpoints: Vec<SocketAddr> = peer.endpoints.iter().copied().filter(can_send_to).collect();
             let known = previous.and_then(|p| p.by_id.get(&peer.id));
             let cell = known.map_or_else(Arc::default, |known| Arc::clone(&known.cell));
-            peers.add(Peer { id: peer.id, lanes, endpoints, cell });
+            peers.add(Peer { id: peer.id, lanes, former, endpoints, cell });
         }
         peers
     }
 
     fn add(&mut self, peer: Peer) {
+        self.by_key.extend(peer.former.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
         self.by_key.extend(peer.lanes.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
         for endpoint in &peer.endpoints {
             let behind = self.by_address.entry(endpoint.ip()).or_default();
@@ -74,7 +79,7 @@ impl Peers {
         self.by_id.get(&id)
     }
 
-    /// Says whose key it is, and which of its lanes'.
+    /// Says whose key it is, present or former, and which of its lanes'.
     pub(crate) fn by_key(&self, key: TunnelKey) -> Option<(&Arc<Peer>, usize)> {
         let &(id, lane) = self.by_key.get(&key)?;
         Some((self.by_id.get(&id)?, lane))
@@ -231,7 +236,15 @@ impl Cell {
 pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) -> Peers {
     let mut peers = Peers::default();
     for (id, lanes, endpoints) in list {
-        peers.add(Peer { id, lanes, endpoints, cell: Arc::default() });
+        peers.add(Peer { id, lanes, former: Vec::new(), endpoints, cell: Arc::default() });
     }
+    peers
+}
+
+/// One peer made by hand that changes its keys.
+#[cfg(test)]
+pub(crate) fn test_peer(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peers {
+    let mut peers = Peers::default();
+    peers.add(Peer { id, lanes, former, endpoints, cell: Arc::default() });
     peers
 }

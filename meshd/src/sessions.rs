@@ -13,6 +13,7 @@
 //! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
 
 mod door;
+mod keys;
 mod session;
 mod timers;
 
@@ -22,14 +23,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::clock::Timestamp;
-use mesh_proto::id::NodeId;
+use mesh_proto::id::{NodeId, TunnelKey};
 use mesh_proto::limiter::HandshakeLimiter;
 use mesh_proto::packet::Ecn;
 use mesh_proto::verdict::Drop;
-use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Endpoint, Outbox};
 use crate::detour::Detour;
+use crate::lane_keys::LaneKey;
 use crate::peers::Peers;
 use crate::stats::Counters;
 use crate::tun::MAX_PACKET;
@@ -57,6 +58,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Sessions {
     lane: usize,
     door: Door,
+    /// The door of the key before, while we change it; and whether we call from there.
+    former: Option<Door>,
+    calls_by_former: bool,
     limiter: HandshakeLimiter,
     peers: Arc<Peers>,
     counters: Arc<Counters>,
@@ -126,10 +130,12 @@ pub(crate) enum Received<'a> {
 }
 
 impl Sessions {
-    pub(crate) fn new(lane: usize, secret: &StaticSecret, peers: Arc<Peers>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(lane: usize, keys: &LaneKey, peers: Arc<Peers>, counters: Arc<Counters>) -> Self {
         Self {
             lane,
-            door: Door::new(secret),
+            door: Door::new(&keys.current),
+            former: keys.former.as_ref().map(Door::new),
+            calls_by_former: keys.calls_by_former,
             limiter: HandshakeLimiter::new(random()),
             peers,
             counters,
@@ -159,10 +165,14 @@ impl Sessions {
             let Some(session) = &mut self.slab[index] else { continue };
             let owner = self.peers.by_key(session.key);
             match owner.filter(|(peer, lane)| peer.id == session.peer.id && *lane == session.peer_lane) {
-                Some((peer, _)) => session.peer = Arc::clone(peer),
+                Some((peer, _)) => {
+                    session.peer = Arc::clone(peer);
+                    session.set_fresh(self.door.key());
+                }
                 None => self.remove(index as u32),
             }
         }
+        self.renew();
     }
 
     /// Asks for a handshake with a peer as soon as possible.
@@ -317,18 +327,20 @@ impl Sessions {
     }
 
     /// Chooses the tunnel to send by: the pair's, or another that hears the peer while that does not; but the one
-    /// that is busy for as long as it is.
+    /// that is busy for as long as it is. While keys change, one of newer keys as soon as it hears the peer: it shares
+    /// the way of the older, so that nothing is overtaken.
     fn choose(&mut self, peer: NodeId, now: Timestamp) -> Option<u32> {
         let lane = self.lane;
         if let Some(numbers) = self.by_peer.get(&peer) {
             let at = |number: &u32| self.slab[*number as usize].as_ref();
-            let pair = |number: &&u32| at(number).is_some_and(|s| s.peer_lane == lane % s.peer.lanes.len());
             let hears = |number: &&u32| at(number).is_some_and(|s| s.hears(now));
-            let paired = numbers.iter().find(pair);
-            let busy = numbers.iter().find(|number| at(number).is_some_and(|s| s.busy(now)));
-            if let Some(&number) =
-                busy.or_else(|| paired.filter(hears)).or_else(|| numbers.iter().find(hears)).or(paired)
-            {
+            let fresh = |number: &u32| at(number).map_or(0, |s| s.fresh);
+            let freshest = numbers.iter().filter(hears).map(fresh).max();
+            let good = || numbers.iter().filter(|number| freshest.is_none_or(|most| fresh(number) == most));
+            let pair = |number: &&u32| at(number).is_some_and(|s| s.peer_lane == lane % s.peer.lanes.len());
+            let busy = good().find(|number| at(number).is_some_and(|s| s.busy(now)));
+            let paired = || good().find(pair).filter(hears);
+            if let Some(&number) = busy.or_else(paired).or_else(|| good().find(hears)) {
                 return Some(number);
             }
         }
@@ -338,19 +350,26 @@ impl Sessions {
 
     /// Returns the tunnel to a peer's lane and makes it if need be; `None` if its key is no good.
     fn tunnel_to(&mut self, id: NodeId, peer_lane: usize) -> Option<u32> {
+        let key = self.peers.get(id)?.lanes.get(peer_lane)?.key;
+        self.tunnel_between(self.caller().key(), id, peer_lane, key)
+    }
+
+    /// Returns the tunnel between a key of ours and one of a peer's lane.
+    fn tunnel_between(&mut self, own: TunnelKey, id: NodeId, peer_lane: usize, key: TunnelKey) -> Option<u32> {
         let known = self.by_peer.get(&id).into_iter().flatten();
-        let at_lane = |n: &&u32| self.slab[**n as usize].as_ref().is_some_and(|s| s.peer_lane == peer_lane);
-        if let Some(&number) = { known }.find(at_lane) {
+        let same = |n: &&u32| self.slab[**n as usize].as_ref().is_some_and(|s| s.own == own && s.key == key);
+        if let Some(&number) = { known }.find(same) {
             return Some(number);
         }
         let peer = Arc::clone(self.peers.get(id)?);
-        let key = peer.lanes.get(peer_lane)?.key;
         let number = self.free.last().copied().unwrap_or(self.slab.len() as u32);
-        let tunnel = self.door.tunnel(key, number).filter(|_| number < MAX_TUNNELS)?;
-        let session = Some(Session::new(tunnel, key, peer, peer_lane));
+        let door = self.former.as_ref().filter(|door| door.key() == own).unwrap_or(&self.door);
+        let tunnel = door.tunnel(key, number).filter(|_| number < MAX_TUNNELS)?;
+        let mut session = Session::new(tunnel, (own, key), peer, peer_lane);
+        session.set_fresh(self.door.key());
         match self.free.pop() {
-            Some(free) => self.slab[free as usize] = session,
-            None => self.slab.push(session),
+            Some(free) => self.slab[free as usize] = Some(session),
+            None => self.slab.push(Some(session)),
         }
         self.by_peer.entry(id).or_default().push(number);
         Some(number)

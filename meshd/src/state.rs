@@ -8,6 +8,8 @@
 //!   netmap.json         the last map, with a checksum   ┐ a torn or lost file falls back
 //!   netmap.previous     the map before it               ┘ to the one before
 //!   activity.json       peers active lately and where they answered
+//!   mark.json           how far the coordinator was followed (link/guard.rs)
+//!   record.json         what the node last signed of itself (records.rs)
 //! ```
 //! Every file is replaced as a whole: written beside, synced, renamed, and the directory synced.
 
@@ -198,7 +200,9 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        [ENROLMENT, NETMAP, PREVIOUS, ACTIVITY].into_iter().try_for_each(|name| self.remove(name))?;
+        [ENROLMENT, NETMAP, PREVIOUS, ACTIVITY, crate::link::guard::FILE]
+            .into_iter()
+            .try_for_each(|name| self.remove(name))?;
         self.sync()
     }
 

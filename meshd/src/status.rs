@@ -182,6 +182,7 @@ fn grave(board: &Board) -> Vec<String> {
         list.push(format!("no control channel: {error}"));
     }
     list.extend(link.refused.iter().cloned());
+    list.extend(link.rejected.iter().cloned());
     list.extend(board.notes());
     list
 }
@@ -220,6 +221,7 @@ fn coordinator(board: &Board, view: Option<&View>) -> doc::Coordinator {
         address: link.address.clone(),
         last_heard_s: link.last_heard.map(|at| at.elapsed().as_secs()),
         error: link.error.clone(),
+        records_refused: link.records_refused,
     }
 }
 

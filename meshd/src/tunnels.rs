@@ -71,6 +71,11 @@ impl Door {
         }
     }
 
+    /// Returns the key that it answers to.
+    pub(crate) fn key(&self) -> TunnelKey {
+        TunnelKey(self.public.to_bytes())
+    }
+
     /// Says what a datagram is; `None` if it is no WireGuard message.
     pub(crate) fn sort(datagram: &[u8]) -> Option<Message> {
         match Tunn::parse_incoming_packet(datagram).ok()? {

@@ -197,6 +197,9 @@ impl Worker {
         if let Some(locals) = mail.locals {
             lane.set_locals(locals);
         }
+        if let Some(key) = mail.key {
+            lane.set_key(&key);
+        }
         mail.pings.into_iter().for_each(|peer| lane.ping(peer));
         mail.greets.into_iter().for_each(|peer| lane.greet(peer));
         if let Some(phase) = mail.bench {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_proto::id::NodeId;
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 use meshd::dataplane::{Activity, DataPlane, DataPlaneError, Offload, Setup};
 use namespaces::privileged;
@@ -171,7 +172,7 @@ fn a_port_in_use_is_said_to_be() {
     }
     let mut node = Node::new();
     let _holder = node.run(|| UdpSocket::bind(("0.0.0.0", PORT + 1)).unwrap());
-    let view = Arc::new(View::compile(Arc::new(netmap(1, 2, 1, Vec::new()))));
+    let view = Arc::new(View::compile(VerifiedMap::by_hand(netmap(1, 2, 1, Vec::new()))));
     let setup = |port: u16, lanes: usize| Setup {
         interface: "mesh0".into(),
         lanes,

@@ -305,12 +305,13 @@ fn protocol_name(protocol: u8) -> String {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-    use super::*;
-    use crate::fixture::{self, RuleAt};
     use std::sync::Arc;
 
+    use super::*;
+    use crate::fixture::{self, RuleAt};
+
     fn why(rules: &[RuleAt<'_>], source: &str, destination: &str, port: u16) -> Explanation {
-        let view = View::compile(Arc::new(fixture::netmap(rules)));
+        let view = View::compile(crate::verify::VerifiedMap::by_hand(fixture::netmap(rules)));
         explain(&view, source.parse().unwrap(), destination.parse().unwrap(), 6, port)
     }
 
@@ -337,7 +338,7 @@ mod tests {
     fn a_service_of_which_only_the_name_is_known_is_denied_with_the_rule_that_is_missing() {
         let mut map = fixture::netmap(&[]);
         map.names = Arc::new([("hidden".parse().unwrap(), Flat([241, 0, 7, 8].into()))].into());
-        let view = View::compile(Arc::new(map));
+        let view = View::compile(crate::verify::VerifiedMap::by_hand(map));
         let told = |port| explain(&view, "10.8.0.10".parse().unwrap(), "241.0.7.8".parse().unwrap(), 6, port);
         assert_eq!((told(80).verdict.as_str(), told(80).allowed), ("denied", false));
         assert_eq!(told(80).missing.as_deref(), Some("[[allow]]\nfrom = [\"front\"]\nto = [\"hidden:80\"]"));
@@ -346,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_node_of_which_the_coordinator_tells_is_denied_with_the_rule_that_is_missing() {
-        let view = View::compile(Arc::new(fixture::netmap(&[])));
+        let view = View::compile(crate::verify::VerifiedMap::by_hand(fixture::netmap(&[])));
         let address = Flat([241, 1, 9, 9].into());
         let stranger = About { node: "far".parse().unwrap(), site: "s9".parse().unwrap(), address };
         let told = explain_stranger(&view, "10.8.0.10".parse().unwrap(), address.0, &stranger);

@@ -38,6 +38,8 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
         to: to.iter().map(|w| w.parse().unwrap()).collect(),
     };
     let peer = Peer {
+        previous: Vec::new(),
+        proof: None,
         id: B,
         site: "s2".parse().unwrap(),
         address: Flat(NODE_B.parse().unwrap()),
@@ -48,6 +50,8 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
         guarded: true,
     };
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Revision(1),
         mesh: Mesh {
             name: "test".parse().unwrap(),
@@ -56,6 +60,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: NodeId(1),
             name: "a".parse().unwrap(),
             site: "s1".parse().unwrap(),
@@ -96,6 +101,7 @@ fn service(
         tier: 0,
     };
     let service = Service {
+        grants: Default::default(),
         id: ServiceId(id),
         vip: Flat(vip.parse().unwrap()),
         ports: vec![port(Transport::Tcp), port(Transport::Udp)],

@@ -24,8 +24,10 @@ pub mod packet;
 pub mod segment;
 // Layer 1: what is true.
 pub mod allocate;
+pub mod mark;
 pub mod netmap;
 pub mod policy;
+pub mod record;
 pub mod services;
 pub mod status;
 pub mod world;
@@ -37,6 +39,7 @@ pub mod jwt;
 pub mod plan;
 pub mod token;
 pub mod translate;
+pub mod verify;
 pub mod vip;
 pub mod wire;
 pub mod zone;

@@ -16,12 +16,16 @@ use crate::id::{
     TunnelKey,
 };
 use crate::policy::Rule;
+use crate::record::{Epoch, SignedRecord};
 
 /// Everything one node needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetMap {
     /// The state of the mesh that this map was planned from.
     pub revision: Revision,
+    /// The coordinator's history that the revision counts in.
+    #[serde(default)]
+    pub epoch: Epoch,
     /// What is the same for every node.
     pub mesh: Mesh,
     /// The node that this map is for.
@@ -34,6 +38,9 @@ pub struct NetMap {
     /// The addresses of all services of the mesh: a name that may not be called is refused, and not unknown.
     #[serde(default, skip_serializing_if = "is_empty")]
     pub names: Arc<BTreeMap<ServiceKey, Flat>>,
+    /// The prefixes within which a site's nodes may claim pod blocks.
+    #[serde(default)]
+    pub sites: BTreeMap<SiteName, Vec<Ipv4Net>>,
     /// The permissions that concern it, in the order of the file.
     pub rules: Vec<Rule>,
     /// Sentences for the operator of this node, such as a refused serve offer.
@@ -97,6 +104,9 @@ pub struct OwnNode {
     pub blocks: Vec<BlockMap>,
     /// Whether this node reported that a CNI's masquerading cannot erase its pods' addresses.
     pub guarded: bool,
+    /// The number of the last record that the coordinator has of this node.
+    #[serde(default)]
+    pub sequence: u64,
 }
 
 /// Another node.
@@ -119,6 +129,24 @@ pub struct Peer {
     /// Whether its node address speaks for the services it backs: false while a CNI's masquerading could
     /// hide a pod behind it, so that the address is `host:node` alone.
     pub guarded: bool,
+    /// Its lanes with the keys that it had before, while it changes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<LaneInfo>,
+    /// What shows that all this is true; none for a static node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Proof>,
+}
+
+/// What a node signed, and what of it the coordinator made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The key that signed it.
+    pub identity: IdentityKey,
+    /// What the node says of itself.
+    pub record: SignedRecord,
+    /// The pod blocks that the peer's `blocks` are images of, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<Ipv4Net>,
 }
 
 /// One lane of a node: an independent WireGuard identity on a port of its own.
@@ -141,12 +169,25 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Its live backends, in a stable order.
     pub backends: Vec<Backend>,
+    /// The nodes that may carry one.
+    #[serde(default)]
+    pub grants: BTreeMap<NodeName, Grant>,
     /// Whether the same client keeps the same backend.
     #[serde(default)]
     pub sticky: bool,
     /// Whether backends refuse this port from outside the mesh.
     #[serde(default)]
     pub strict: bool,
+}
+
+/// Why a node may carry backends of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grant {
+    /// The services.toml of the mesh names it.
+    File,
+    /// Its join token allows it, and it offers to.
+    Token,
 }
 
 /// A transport protocol that services speak.
@@ -226,6 +267,9 @@ pub struct Delta {
     pub from: Revision,
     /// The revision it leads to.
     pub to: Revision,
+    /// The new value of `epoch`, if it changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
     /// The new value of `mesh`, if it changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh: Option<Mesh>,
@@ -250,6 +294,9 @@ pub struct Delta {
     /// Names of services that are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names_gone: Vec<ServiceKey>,
+    /// The new value of `sites`, if it changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sites: Option<BTreeMap<SiteName, Vec<Ipv4Net>>>,
     /// The new rules, if they changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<Vec<Rule>>,
@@ -285,6 +332,7 @@ impl Delta {
         Self {
             from: old.revision,
             to: new.revision,
+            epoch: changed(&old.epoch, &new.epoch),
             mesh: changed(&old.mesh, &new.mesh),
             node: changed(&old.node, &new.node),
             peers: set(&old.peers, &new.peers),
@@ -293,6 +341,7 @@ impl Delta {
             services_gone: gone(&old.services, &new.services),
             names: if same_names { BTreeMap::new() } else { set(&old.names, &new.names) },
             names_gone: if same_names { Vec::new() } else { gone(&old.names, &new.names) },
+            sites: changed(&old.sites, &new.sites),
             rules: changed(&old.rules, &new.rules),
             warnings: changed(&old.warnings, &new.warnings),
         }
@@ -303,6 +352,7 @@ impl Delta {
         let Self {
             from: _,
             to: _,
+            epoch,
             mesh,
             node,
             peers,
@@ -311,11 +361,12 @@ impl Delta {
             services_gone,
             names,
             names_gone,
+            sites,
             rules,
             warnings,
         } = self;
         let lists = peers.is_empty() && peers_gone.is_empty() && services.is_empty() && services_gone.is_empty();
-        let lists = lists && names.is_empty() && names_gone.is_empty();
+        let lists = lists && names.is_empty() && names_gone.is_empty() && epoch.is_none() && sites.is_none();
         lists && mesh.is_none() && node.is_none() && rules.is_none() && warnings.is_none()
     }
 
@@ -329,8 +380,10 @@ impl Delta {
         }
         let mut new = old.clone();
         new.revision = self.to;
+        new.epoch = self.epoch.unwrap_or(new.epoch);
         new.mesh = self.mesh.unwrap_or(new.mesh);
         new.node = self.node.unwrap_or(new.node);
+        new.sites = self.sites.unwrap_or(new.sites);
         new.rules = self.rules.unwrap_or(new.rules);
         new.warnings = self.warnings.unwrap_or(new.warnings);
         new.peers.retain(|name, _| !self.peers_gone.contains(name));

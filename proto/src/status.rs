@@ -115,6 +115,9 @@ pub struct Coordinator {
     pub last_heard_s: Option<u64>,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// How many records of peers this node refused since it started.
+    #[serde(default)]
+    pub records_refused: u64,
 }
 
 /// Another node.

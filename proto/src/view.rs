@@ -12,6 +12,7 @@ use crate::hash::OwnMap;
 use crate::id::{NodeId, NodeName, Revision, ServiceKey};
 use crate::lpm::PrefixTable;
 use crate::netmap::{NetMap, Peer, Service, ServicePort};
+use crate::verify::VerifiedMap;
 use crate::vip::Balancer;
 
 /// A NetMap compiled for look-ups.
@@ -48,17 +49,18 @@ pub struct ServiceView {
 
 impl View {
     /// Compiles a map; every account of connections starts anew.
-    pub fn compile(netmap: Arc<NetMap>) -> Self {
-        Self::build(netmap, None)
+    pub fn compile(map: VerifiedMap) -> Self {
+        Self::build(map, None)
     }
 
     /// Compiles a map and keeps the accounts of services whose backends did not change, so that
     /// weights stay exact across revisions.
-    pub fn compile_after(netmap: Arc<NetMap>, previous: &Self) -> Self {
-        Self::build(netmap, Some(previous))
+    pub fn compile_after(map: VerifiedMap, previous: &Self) -> Self {
+        Self::build(map, Some(previous))
     }
 
-    fn build(netmap: Arc<NetMap>, previous: Option<&Self>) -> Self {
+    fn build(map: VerifiedMap, previous: Option<&Self>) -> Self {
+        let netmap = Arc::clone(map.netmap());
         let mut owners = PrefixTable::default();
         let host = |address: Flat| Ipv4Net::from(address.0);
         owners.insert(host(netmap.node.address), Owner::Own);

@@ -116,6 +116,7 @@ mod tests {
             tier,
         };
         Service {
+            grants: Default::default(),
             id: ServiceId(1),
             vip: Flat(Ipv4Addr::new(241, 0, 0, 1)),
             ports: Vec::new(),

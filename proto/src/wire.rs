@@ -53,6 +53,9 @@ pub struct JoinRequest {
     pub name: NodeName,
     /// What the node says of itself.
     pub facts: NodeFacts,
+    /// Whether it is to vanish from the mesh when it was not heard of for 10 minutes.
+    #[serde(default)]
+    pub ephemeral: bool,
 }
 
 /// Welcomes a member.

@@ -21,6 +21,7 @@ use crate::allocate::Pool;
 pub use crate::clock::UnixTime;
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName};
 use crate::netmap::{LaneInfo, Mesh};
+use crate::record::{Epoch, SignedRecord};
 use crate::services::{Services, Site};
 
 /// All that is true of the mesh at one revision.
@@ -34,6 +35,8 @@ pub struct World {
     pub services: Arc<Services>,
     /// The path of that file, as the operator wrote it; empty before there was one.
     pub file: Arc<str>,
+    /// The number of the history that the revision counts in: each restore begins another.
+    pub epoch: Epoch,
     /// The members, and the static nodes of the file.
     pub nodes: Arc<BTreeMap<NodeName, Arc<NodeRecord>>>,
     /// The number and address of every service of the file.
@@ -66,6 +69,9 @@ pub struct NodeRecord {
     pub token: Option<String>,
     /// When it first joined.
     pub joined_at: UnixTime,
+    /// When an ephemeral node was last heard of, to some minutes; none for all others, which stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<UnixTime>,
 }
 
 /// A service's number and address.
@@ -85,6 +91,7 @@ impl World {
             Mesh { name, range: services.mesh.range, domains: services.mesh.domains.clone(), coordinators: Vec::new() };
         Self {
             revision: Revision::default(),
+            epoch: Epoch::default(),
             mesh,
             services: Arc::new(services),
             file: "".into(),
@@ -162,6 +169,29 @@ pub struct NodeFacts {
     pub guarded: bool,
     /// The version of its meshd, for the operator.
     pub software: String,
+    /// Grows with every record that the node signs.
+    #[serde(default)]
+    pub sequence: u64,
+    /// Its lanes with the keys that it had before, while it changes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<LaneInfo>,
+    /// All of this as the node signed it, for its peers to check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<SignedRecord>,
+}
+
+impl NodeFacts {
+    /// Returns the text that a node signs of itself.
+    pub fn text(&self) -> String {
+        let unsigned = Self { signed: None, ..self.clone() };
+        serde_json::to_string(&unsigned).expect("our own types have string keys and no failing parts")
+    }
+
+    /// Reads what a node signed; `None` if this version does not understand it.
+    pub fn of(record: &SignedRecord) -> Option<Self> {
+        let facts: Self = serde_json::from_str(&record.text).ok()?;
+        facts.signed.is_none().then(|| Self { signed: Some(record.clone()), ..facts })
+    }
 }
 
 /// One `[[serve]]` of a node's file.

@@ -15,10 +15,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use coordinator::keys::Identity;
 use ipnet::Ipv4Net;
 use mesh_proto::addr::Flat;
 use mesh_proto::id::{NodeId, TunnelKey};
-use mesh_proto::netmap::{LaneInfo, NetMap, Peer};
+use mesh_proto::netmap::{LaneInfo, NetMap, Peer, Proof};
+use mesh_proto::record::SignedRecord;
+use mesh_proto::world::NodeFacts;
 use mesh_tests::daemon::{Binaries, Daemon, Process, wait_until};
 use mesh_tests::topology::{Network, PORT, Underlay, start_coordinator, token, write_coordinator, write_node};
 use meshd::state::State;
@@ -129,26 +132,47 @@ fn lonely(map: &NetMap, other: usize) -> NetMap {
     map
 }
 
-/// Adds peers that never answer.
+/// Adds peers that never answer, each with a record that it signed.
 fn crowded(map: &NetMap) -> NetMap {
     let mut map = map.clone();
     let Some(model) = map.peers.values().next().cloned() else { return map };
+    let within = map.sites.get(&model.site).and_then(|pods| pods.first());
+    let pod = within.map(|within| Ipv4Net::new_assert(within.network(), 24));
     for i in map.peers.len()..PEERS {
         let [high, low] = (i as u16).to_be_bytes();
         let lane = |lane: usize| LaneInfo { key: key(i, lane), port: PORT + lane as u16 };
-        let peer = Peer {
+        let mut peer = Peer {
             id: NodeId(10_000 + i as u32),
             address: Flat(Ipv4Addr::new(241, 1, 128 + high, low)),
-            blocks: vec![Ipv4Net::new_assert(Ipv4Addr::new(241, 100 + high, low, 0), 24)],
+            blocks: pod.iter().map(|_| Ipv4Net::new_assert(Ipv4Addr::new(241, 100 + high, low, 0), 24)).collect(),
             lanes: (0..model.lanes.len()).map(lane).collect(),
             endpoints: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::new(172, 31, 1, 200)), PORT)],
             ..model.clone()
         };
+        peer.proof = proof(&peer, pod);
         if let Ok(name) = format!("crowd{i}").parse() {
             map.peers.insert(name, peer);
         }
     }
     map
+}
+
+/// Signs what a map says of a peer, as that peer would.
+fn proof(peer: &Peer, pod: Option<Ipv4Net>) -> Option<Proof> {
+    let identity = Identity::generate().ok()?;
+    let facts = NodeFacts {
+        lanes: peer.lanes.clone(),
+        endpoints: peer.endpoints.clone(),
+        pods: pod.into_iter().collect(),
+        mtu: peer.mtu,
+        guarded: peer.guarded,
+        sequence: 1,
+        ..NodeFacts::default()
+    };
+    let text = facts.text();
+    let signature = identity.sign(&SignedRecord::message(&text));
+    let record = SignedRecord { text: text.into(), signature };
+    Some(Proof { identity: identity.public(), record, pods: facts.pods })
 }
 
 /// Makes a key that nobody has the secret of.

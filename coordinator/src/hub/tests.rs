@@ -27,7 +27,7 @@ pub(crate) async fn hub() -> Arc<Hub> {
     let parse = |text: &str, file: &str| -> Result<Services, String> {
         services::parse(text, file).map(|parsed| parsed.services).map_err(|found| found.lines().join("; "))
     };
-    let setup = Setup { name: "boutique".parse().unwrap(), underlay: Vec::new(), parse };
+    let setup = Setup { name: "boutique".parse().unwrap(), underlay: Vec::new(), parse, epoch: Default::default() };
     let registry = Registry::open(Box::new(Memory::new()), setup).unwrap();
     let config = Config::parse("", Path::new("coordinator.toml")).unwrap();
     let hub = Hub::new(config, IdentityKey([0; 32]), Vec::new(), None, PathBuf::new(), registry, Vec::new());
@@ -49,6 +49,7 @@ pub(crate) async fn token(hub: &Arc<Hub>, number: u32) {
     let mut id = [0; 8];
     id[..4].copy_from_slice(&number.to_be_bytes());
     let spec = TokenSpec {
+        ephemeral: false,
         id,
         secret: TokenSecret(bytes(number)),
         site: "dc".parse().unwrap(),
@@ -66,6 +67,7 @@ pub(crate) fn join(token: u32, machine: u32) -> Change {
     let facts =
         NodeFacts { lanes: vec![LaneInfo { key: TunnelKey(key), port: 51820 }], mtu: 1420, ..NodeFacts::default() };
     let request = JoinRequest {
+        ephemeral: false,
         version: VERSION,
         token: format!("{token:08x}00000000"),
         secret: TokenSecret(bytes(token)),

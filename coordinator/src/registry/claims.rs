@@ -11,11 +11,11 @@ use ipnet::Ipv4Net;
 use mesh_proto::addr::{FORBIDDEN, overlap};
 use mesh_proto::allocate::Owner;
 use mesh_proto::id::NodeName;
-use mesh_proto::netmap::LaneInfo;
 use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFacts};
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::Refused;
+use super::renewal::tunnel_keys;
 
 /// The smallest MTU that a node may have: what every IPv4 host must take (RFC 791).
 const MIN_MTU: u16 = 576;
@@ -31,6 +31,7 @@ const MIN_LENGTH: u8 = 8;
 pub(super) fn limits(facts: &NodeFacts) -> Result<(), Refused> {
     let counts = [
         ("lanes", facts.lanes.len(), MAX_LANES),
+        ("former lanes", facts.previous.len(), MAX_LANES),
         ("endpoints", facts.endpoints.len(), MAX_ENDPOINTS),
         ("pod blocks", facts.pods.len(), MAX_BLOCKS),
         ("serve offers", facts.serve.len(), MAX_OFFERS),
@@ -59,10 +60,11 @@ pub(super) fn limits(facts: &NodeFacts) -> Result<(), Refused> {
 }
 
 /// Refuses lanes with a key of another node: peers could not tell the two apart.
-pub(super) fn lanes(world: &World, name: &NodeName, lanes: &[LaneInfo]) -> Result<(), String> {
-    let keys: BTreeSet<_> = lanes.iter().map(|lane| lane.key).collect();
+pub(super) fn lanes(world: &World, name: &NodeName, facts: &NodeFacts) -> Result<(), String> {
+    let keys = tunnel_keys(facts);
     let others = world.nodes.iter().filter(|(other, _)| *other != name);
-    let mut taken = others.filter(|(_, node)| node.facts.lanes.iter().any(|l| keys.contains(&l.key)));
+    let of = |node: &NodeRecord| node.facts.lanes.iter().chain(&node.facts.previous).any(|l| keys.contains(&l.key));
+    let mut taken = others.filter(|(_, node)| of(node));
     match taken.next() {
         None => Ok(()),
         Some((other, _)) => Err(format!(

@@ -100,6 +100,7 @@ impl Deed {
                 deed.kind = "restore";
                 deed.text = format!("restored {source}; epoch {epoch}");
             }
+            Change::Tend { .. } => deed.kind = "tend",
             Change::Revoke { node } => {
                 deed.kind = "revoke";
                 deed.text = format!("expelled node {node}");
@@ -143,6 +144,14 @@ impl Deed {
             } else {
                 text = format!("node {name} {text}");
             }
+        }
+        if kind == "tend" {
+            let gone: Vec<_> =
+                old.nodes.keys().filter(|name| !new.nodes.contains_key(*name)).map(|n| n.as_str()).collect();
+            text = match &*gone {
+                [] => "noted which ephemeral nodes are there".into(),
+                gone => format!("let ephemeral nodes vanish, not heard of for 10 minutes: {}", gone.join(", ")),
+            };
         }
         let kind = kind.to_owned();
         Entry::new(now, by.to_string(), kind, text, node, self.token)

@@ -24,6 +24,8 @@ pub(super) struct Newcomer {
     pub(super) site: SiteName,
     /// The services that it may offer to serve.
     pub(super) grants: Vec<ServiceKey>,
+    /// Whether it vanishes when it was not heard of for 10 minutes.
+    pub(super) is_ephemeral: bool,
     /// What it joins with: the public half of a token, or an issuer's name and subject.
     pub(super) token: String,
 }
@@ -46,6 +48,7 @@ impl State {
         if let Some(name) = self.world.member(&identity).cloned() {
             self.rejoin(&name, &request, now)?;
             claims::limits(&request.facts)?;
+            self.check_renewal(&name, &request.facts)?;
             *refused = self.accept(&name, request.facts, observed, underlay, now);
             return Ok(name);
         }
@@ -56,6 +59,7 @@ impl State {
             name: token.name.unwrap_or(request.name),
             site: token.site,
             grants: token.serve,
+            is_ephemeral: token.ephemeral || request.ephemeral,
             token: request.token,
         };
         self.admit(from, newcomer, request.facts, underlay, now, refused)
@@ -72,7 +76,7 @@ impl State {
         refused: &mut Vec<String>,
     ) -> Result<NodeName, Refused> {
         let (identity, observed) = from;
-        let Newcomer { name, is_bound, site, mut grants, token } = newcomer;
+        let Newcomer { name, is_bound, site, mut grants, is_ephemeral, token } = newcomer;
         claims::limits(&facts)?;
         if self.world.site(&site).is_none() {
             return Err(Refused::new("site", self.no_site(&site)));
@@ -99,6 +103,7 @@ impl State {
         grants.sort();
         grants.dedup();
         let record = NodeRecord {
+            contact: is_ephemeral.then_some(now),
             id: pool.node_id(),
             identity: Some(identity),
             site,
@@ -135,6 +140,7 @@ impl State {
             return Err(Refused::new("unknown_node", text));
         };
         claims::limits(&facts)?;
+        self.check_renewal(&name, &facts)?;
         let refused = self.accept(&name, facts, observed, underlay, now);
         Ok((name, refused))
     }
@@ -207,9 +213,10 @@ impl State {
             return problems;
         };
         let mut record = NodeRecord::clone(&known);
-        if let Err(problem) = claims::lanes(&self.world, name, &facts.lanes) {
+        if let Err(problem) = claims::lanes(&self.world, name, &facts).and_then(|()| self.check_keys(&facts)) {
             problems.push(problem);
-            facts.lanes.clone_from(&record.facts.lanes);
+            // The record is signed as a whole, and hence taken as a whole.
+            facts = record.facts.clone();
         }
         let claimant =
             Claimant { world: &self.world, name, record: &known, endpoints: &facts.endpoints, observed, underlay, now };
@@ -241,6 +248,9 @@ impl State {
         record.blocks = kept;
         record.facts = facts;
         record.observed = Some(observed);
+        if record != *known {
+            record.contact = record.contact.map(|contact| contact.max(now));
+        }
         world.insert_node(name.clone(), record);
         problems
     }

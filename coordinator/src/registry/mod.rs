@@ -12,6 +12,7 @@ mod backup;
 mod claims;
 mod coordinators;
 mod deed;
+mod ephemeral;
 mod group;
 mod history;
 mod join;
@@ -19,6 +20,7 @@ mod live;
 mod log;
 pub mod names;
 mod records;
+mod renewal;
 mod services;
 mod sharing;
 mod state;
@@ -27,10 +29,12 @@ mod tests;
 mod tokens;
 pub(crate) mod vouch;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_proto::id::{IdentityKey, MeshName, NodeName, Revision};
+use mesh_proto::record::Epoch;
 use mesh_proto::services::Services;
 use mesh_proto::token::TokenSecret;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
@@ -103,6 +107,11 @@ pub enum Change {
         /// The address it comes from.
         observed: IpAddr,
     },
+    /// Notes which nodes are connected, and takes ephemeral ones out that were not heard of for 10 minutes.
+    Tend {
+        /// The nodes that are connected.
+        connected: BTreeSet<NodeName>,
+    },
     /// Expels a member for good: its identity is never admitted again.
     Revoke {
         /// The member.
@@ -145,7 +154,8 @@ impl Change {
             | Self::TrustPush { .. }
             | Self::Facts { .. }
             | Self::Coordinator { .. }
-            | Self::Restored { .. } => false,
+            | Self::Restored { .. }
+            | Self::Tend { .. } => false,
         }
     }
 }
@@ -192,6 +202,8 @@ pub struct Setup {
     pub underlay: Vec<IpAddr>,
     /// Reads the stored services.toml.
     pub parse: Parse,
+    /// The last epoch that the coordinator's key signed.
+    pub epoch: Epoch,
 }
 
 /// Why a registry cannot be opened.
@@ -331,6 +343,12 @@ impl Registry {
         self.failure.as_deref()
     }
 
+    /// Takes up what the coordinator's key signed for the epoch in force, without which nodes follow into no other.
+    pub fn set_epoch(&mut self, epoch: Epoch) {
+        Arc::make_mut(&mut self.state.world).epoch = epoch.clone();
+        self.setup.epoch = epoch;
+    }
+
     /// Returns the epoch: 1 at first, and more after each restore. Revisions count on within an epoch only.
     pub fn epoch(&self) -> u64 {
         self.state.epoch
@@ -395,6 +413,9 @@ impl Registry {
                 let (node, refused) = state.report(identity, facts, observed, underlay, now)?;
                 applied.node = Some(node);
                 applied.refused = refused;
+            }
+            Change::Tend { connected } => {
+                state.tend(&connected, now);
             }
             Change::Revoke { node } => {
                 state.revoke(&node, now)?;

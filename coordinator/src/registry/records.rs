@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use mesh_proto::record::Epoch;
 use mesh_proto::world::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +28,9 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
     let accepted: Option<Accepted> = single(records, Table::Services, "accepted")?;
     let mut world = World::new(setup.name.clone());
     world.revision = records.revision;
+    let epoch = single(records, Table::Meta, "epoch")?.unwrap_or(1);
+    let signature = setup.epoch.signature.filter(|_| setup.epoch.number == epoch);
+    world.epoch = Epoch { number: epoch, signature };
     if let Some(accepted) = &accepted {
         let services = (setup.parse)(&accepted.text, &accepted.file);
         let services = services.map_err(OpenError::Services)?;
@@ -48,7 +52,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         spent: Arc::new(table(records, Table::Spent)?),
         coordinators: Arc::new(table(records, Table::Coordinators)?),
         log: single(records, Table::Meta, "log")?.unwrap_or_default(),
-        epoch: single(records, Table::Meta, "epoch")?.unwrap_or(1),
+        epoch,
     };
     state.tell_coordinators();
     Ok(state)

@@ -155,6 +155,7 @@ fn allot_static(world: &mut World, now: UnixTime) -> Result<(), Exhausted> {
         };
         let site = node.site.clone().unwrap_or_else(|| own_site(&node.name));
         let record = NodeRecord {
+            contact: None,
             id,
             identity: None,
             site,

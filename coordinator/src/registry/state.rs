@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use mesh_proto::allocate::Owner;
-use mesh_proto::id::{IdentityKey, MeshName, NodeName};
+use mesh_proto::id::{IdentityKey, MeshName, NodeName, TunnelKey};
 use mesh_proto::netmap::Mesh;
 use mesh_proto::services::Services;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::Refused;
 use super::coordinators::CoordinatorRecord;
 use super::log::Ends;
+use super::renewal::tunnel_keys;
 use super::tokens::Tokens;
 use super::vouch::{PushedKeys, SpentTokens};
 
@@ -56,6 +57,9 @@ pub struct Revoked {
     pub name: NodeName,
     /// When it was expelled.
     pub at: UnixTime,
+    /// The tunnel keys it had.
+    #[serde(default)]
+    pub tunnels: Vec<TunnelKey>,
 }
 
 impl State {
@@ -69,7 +73,8 @@ impl State {
             let text = format!("`{name}` is a [[node]] of {}; remove it there to expel it", self.world.file);
             return Err(Refused::new("unknown_node", text));
         };
-        let entry = Revoked { name: name.clone(), at: now };
+        let tunnels = tunnel_keys(&record.facts).into_iter().collect();
+        let entry = Revoked { name: name.clone(), at: now, tunnels };
         Arc::make_mut(&mut self.revoked).insert(identity, entry);
         self.remove(name, now);
         Ok(())

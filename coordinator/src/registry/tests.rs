@@ -4,9 +4,11 @@
 
 mod claiming;
 mod coordinators;
+mod ephemeral;
 mod filing;
 mod joining;
 mod logging;
+mod renewing;
 mod storing;
 mod vouching;
 
@@ -77,7 +79,12 @@ fn parse(text: &str, _: &str) -> Result<Services, String> {
 }
 
 fn setup() -> Setup {
-    Setup { name: "boutique".parse().unwrap(), underlay: vec!["192.0.2.1".parse().unwrap()], parse }
+    Setup {
+        name: "boutique".parse().unwrap(),
+        underlay: vec!["192.0.2.1".parse().unwrap()],
+        parse,
+        epoch: Default::default(),
+    }
 }
 
 /// A registry in memory with `FILE` in force.
@@ -106,6 +113,7 @@ fn spec(number: u8, site: &str) -> TokenSpec {
         serve: Vec::new(),
         ttl: Duration::from_secs(900),
         uses: 1,
+        ephemeral: false,
     }
 }
 
@@ -136,6 +144,7 @@ fn request(token: u8, name: &str, facts: NodeFacts) -> JoinRequest {
         oidc: None,
         name: name.parse().unwrap(),
         facts,
+        ephemeral: false,
     }
 }
 

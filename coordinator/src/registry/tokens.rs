@@ -45,6 +45,8 @@ pub struct TokenSpec {
     pub ttl: Duration,
     /// How many nodes it admits: 1 to 1000, and 1 if it has a name.
     pub uses: u32,
+    /// Whether these nodes vanish 10 minutes after their last contact.
+    pub ephemeral: bool,
 }
 
 /// A token as it is stored.
@@ -64,6 +66,9 @@ pub struct TokenRecord {
     pub expires: UnixTime,
     /// How many nodes it still admits.
     pub uses_left: u32,
+    /// Whether these nodes vanish 10 minutes after their last contact.
+    #[serde(default)]
+    pub ephemeral: bool,
 }
 
 impl TokenRecord {
@@ -117,6 +122,7 @@ impl State {
             created: now,
             expires: now + spec.ttl,
             uses_left: spec.uses,
+            ephemeral: spec.ephemeral,
         };
         tokens.insert(id, token);
         Ok(())

@@ -23,6 +23,8 @@ const MAX_SPENT: usize = 100_000;
 /// What an issuer that is trusted says of a machine, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vouched {
+    /// Whether the machine asked to vanish 10 minutes after its last contact.
+    pub ephemeral: bool,
     /// The `[[trust]]` that it was taken by.
     pub trust: String,
     /// Whom the issuer speaks of.
@@ -94,6 +96,7 @@ impl State {
                 return Err(not_vouched());
             }
             claims::limits(&facts)?;
+            self.check_renewal(&name, &facts)?;
             *refused = self.accept(&name, facts, observed, underlay, now);
             return Ok(name);
         }
@@ -103,6 +106,7 @@ impl State {
             is_bound: false,
             site: vouched.site,
             grants: vouched.serve,
+            is_ephemeral: vouched.ephemeral,
             token: format!("{}/{}", vouched.trust, vouched.subject),
         };
         self.admit(from, newcomer, facts, underlay, now, refused)

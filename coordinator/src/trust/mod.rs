@@ -221,6 +221,7 @@ impl Entry {
         let name = node.parse().or_else(|_| node.split('.').next().unwrap_or_default().parse::<NodeName>());
         let name = name.map_err(|error| format!("it names no node: {error}"))?;
         Ok(Vouched {
+            ephemeral: false,
             trust: self.trust.name.clone(),
             subject,
             node: name,

@@ -131,7 +131,7 @@ async fn a_report_cannot_claim_more_than_the_wire_allows_nor_run_ahead() {
     let mut channel = node.connect().await;
     let mut facts = node.facts();
     facts.endpoints = (0..17).map(|i| ([192, 0, 2, i], 51820).into()).collect();
-    let report = Report { facts, applied: joined.netmap.revision, warnings: Vec::new() };
+    let report = Report { facts: node.signed(facts), applied: joined.netmap.revision, warnings: Vec::new() };
     let (status, _) = channel.post::<ReportResponse>("/v1/report", &report).await.unwrap_err();
     assert_eq!(status, StatusCode::BAD_REQUEST);
 

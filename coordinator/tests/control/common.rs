@@ -17,6 +17,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_proto::id::{IdentityKey, TunnelKey};
 use mesh_proto::netmap::LaneInfo;
+use mesh_proto::record::SignedRecord;
 use mesh_proto::token::JoinToken;
 use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse, NodeFacts, WatchEvent};
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
@@ -183,13 +184,20 @@ impl Node {
     /// What it says of itself.
     pub(crate) fn facts(&self) -> NodeFacts {
         let key = TunnelKey(self.identity.public().0);
-        NodeFacts {
+        self.signed(NodeFacts {
             lanes: vec![LaneInfo { key, port: 51820 }],
             mtu: 1420,
             guarded: true,
             software: "test".into(),
             ..NodeFacts::default()
-        }
+        })
+    }
+
+    /// Signs what it says of itself.
+    pub(crate) fn signed(&self, facts: NodeFacts) -> NodeFacts {
+        let text = facts.text();
+        let signature = self.identity.sign(&SignedRecord::message(&text));
+        NodeFacts { signed: Some(SignedRecord { text: text.into(), signature }), ..facts }
     }
 
     pub(crate) async fn dial(&self) -> std::io::Result<TlsStream<TcpStream>> {
@@ -256,6 +264,7 @@ impl Channel<'_> {
 
     pub(crate) async fn join(&mut self, token: &JoinToken) -> Result<JoinResponse, (StatusCode, ErrorBody)> {
         let request = JoinRequest {
+            ephemeral: false,
             version: wire::VERSION,
             token: token.id_text(),
             secret: token.secret.clone(),

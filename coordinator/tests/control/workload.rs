@@ -28,6 +28,7 @@ async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<api
 
 async fn join(node: &Node, token: &str) -> Result<JoinResponse, (StatusCode, ErrorBody)> {
     let request = JoinRequest {
+        ephemeral: false,
         version: wire::VERSION,
         token: String::new(),
         secret: TokenSecret([0; 32]),

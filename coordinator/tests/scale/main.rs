@@ -23,6 +23,7 @@ use futures_util::stream::{self, StreamExt as _};
 use hyper::{Method, StatusCode};
 use mesh_proto::id::{IdentityKey, TunnelKey};
 use mesh_proto::netmap::LaneInfo;
+use mesh_proto::record::SignedRecord;
 use mesh_proto::token::JoinToken;
 use mesh_proto::wire::{JoinRequest, NodeFacts, Report, VERSION};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -164,6 +165,7 @@ async fn measure(nodes: usize, joins: usize) {
     let endpoint = mesh::endpoint(1, 4000).parse().unwrap();
     let lanes = vec![LaneInfo { key: TunnelKey(members[1].public().0), port: 51820 }];
     let facts = NodeFacts { lanes, endpoints: vec![endpoint], mtu: 1420, guarded: true, ..NodeFacts::default() };
+    let facts = signed(&members[1], facts);
     let report = Report { facts, applied: mesh_proto::id::Revision(1), warnings: Vec::new() };
     let start = began.elapsed();
     assert_eq!(channel.post("/v1/report", &report).await.0, StatusCode::OK);
@@ -187,6 +189,14 @@ async fn measure(nodes: usize, joins: usize) {
     assert!(memory <= MEMORY_KB, "{memory} KiB");
 }
 
+/// Signs what a node says of itself.
+fn signed(by: &Identity, facts: NodeFacts) -> NodeFacts {
+    let facts = NodeFacts { sequence: 1, ..facts };
+    let text = facts.text();
+    let signature = by.sign(&SignedRecord::message(&text));
+    NodeFacts { signed: Some(SignedRecord { text: text.into(), signature }), ..facts }
+}
+
 /// Joins one more node, and lets it watch.
 async fn join(number: usize, token: &JoinToken, process: &Process, began: Instant) {
     let identity = Identity::generate().unwrap();
@@ -204,7 +214,8 @@ async fn join(number: usize, token: &JoinToken, process: &Process, began: Instan
         secret: token.secret.clone(),
         oidc: None,
         name: format!("j{number}").parse().unwrap(),
-        facts,
+        facts: signed(&identity, facts),
+        ephemeral: false,
     };
     let (status, body) = channel.post("/v1/join", &request).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));

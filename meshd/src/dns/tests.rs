@@ -7,6 +7,7 @@ use hickory_server::proto::op::Query;
 use mesh_proto::addr::{Flat, MeshRange};
 use mesh_proto::id::{NodeId, Revision, ServiceId};
 use mesh_proto::netmap::{Mesh, NetMap, OwnNode, Service, ServicePort, Transport};
+use mesh_proto::verify::VerifiedMap;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -19,6 +20,7 @@ fn netmap(services: u16) -> NetMap {
         let [high, low] = number.to_be_bytes();
         let port = ServicePort { name: None, transport: Transport::Tcp, port: 80, target: 80 };
         let service = Service {
+            grants: Default::default(),
             id: ServiceId(number.into()),
             vip: Flat(std::net::Ipv4Addr::new(241, 0, high, low)),
             ports: vec![port],
@@ -29,6 +31,8 @@ fn netmap(services: u16) -> NetMap {
         (format!("svc{number}").parse().unwrap(), service)
     };
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Revision(7),
         mesh: Mesh {
             name: "test".parse().unwrap(),
@@ -37,6 +41,7 @@ fn netmap(services: u16) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: NodeId(1),
             name: "a".parse().unwrap(),
             site: "s1".parse().unwrap(),
@@ -63,7 +68,7 @@ struct Served {
 impl Served {
     async fn start(upstreams: Vec<SocketAddr>) -> Self {
         let address = own_address();
-        let (view, views) = watch::channel(Arc::new(View::compile(Arc::new(netmap(3)))));
+        let (view, views) = watch::channel(Arc::new(View::compile(VerifiedMap::by_hand(netmap(3)))));
         let (stop, stopped) = oneshot::channel();
         let stopped = async move { drop(stopped.await) };
         let task = tokio::spawn(serve(vec![address], views, upstreams, stopped));
@@ -151,7 +156,7 @@ async fn a_new_map_is_answered_from_at_once() {
     let served = Served::start(vec![]).await;
     let before = served.ask("svc4.mesh.internal.", RecordType::A).await;
 
-    served.view.send_replace(Arc::new(View::compile(Arc::new(netmap(4)))));
+    served.view.send_replace(Arc::new(View::compile(VerifiedMap::by_hand(netmap(4)))));
 
     let after = served.ask("svc4.mesh.internal.", RecordType::A).await;
     assert_eq!(before.metadata.response_code, ResponseCode::NXDomain);
@@ -170,7 +175,7 @@ async fn other_names_are_refused_without_upstreams_and_forwarded_with_one() {
     let (_view, views) = {
         let mut other = netmap(2);
         other.mesh.domains = vec!["example.com".parse().unwrap()];
-        watch::channel(Arc::new(View::compile(Arc::new(other))))
+        watch::channel(Arc::new(View::compile(VerifiedMap::by_hand(other))))
     };
     let upstream = own_address();
     let upstream_task = tokio::spawn(serve(vec![upstream], views, vec![], std::future::pending()));
@@ -238,7 +243,7 @@ async fn transfers_updates_and_other_classes_are_refused() {
 async fn an_address_that_is_still_taken_is_waited_for() {
     let holder = std::net::UdpSocket::bind(own_address()).unwrap();
     let address = holder.local_addr().unwrap();
-    let (_view, views) = watch::channel(Arc::new(View::compile(Arc::new(netmap(1)))));
+    let (_view, views) = watch::channel(Arc::new(View::compile(VerifiedMap::by_hand(netmap(1)))));
     let task = tokio::spawn(serve(vec![address], views, vec![], std::future::pending()));
     tokio::task::yield_now().await;
 

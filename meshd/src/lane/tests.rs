@@ -10,6 +10,9 @@ use mesh_proto::id::Revision;
 use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::packet::Ecn;
 use mesh_proto::policy::Rule;
+use mesh_proto::verify::VerifiedMap;
+
+use x25519_dalek::StaticSecret;
 
 use super::*;
 use crate::datagrams::Endpoint;
@@ -53,6 +56,8 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
     let other = 1 - own;
     let lanes = keys(other).publics().into_iter().zip(PORT..).map(|(key, port)| LaneInfo { key, port });
     let peer = Peer {
+        previous: Vec::new(),
+        proof: None,
         id: NodeId(other as u32 + 1),
         site: "s".parse().unwrap(),
         address: Flat(address(other)),
@@ -64,6 +69,8 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
     };
     let rule = Rule { file: "f".into(), line: 1, from: vec!["any".parse().unwrap()], to: vec!["any".parse().unwrap()] };
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Revision(1),
         mesh: Mesh {
             name: "test".parse().unwrap(),
@@ -72,6 +79,7 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: NodeId(own as u32 + 1),
             name: format!("n{own}").parse().unwrap(),
             site: "s".parse().unwrap(),
@@ -89,7 +97,7 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
 
 impl Node {
     fn new(own: usize, allowed: bool) -> Self {
-        let view = Arc::new(View::compile(Arc::new(netmap(own, allowed))));
+        let view = Arc::new(View::compile(VerifiedMap::by_hand(netmap(own, allowed))));
         let keys = keys(own);
         let peers = Arc::new(Peers::compile(view.netmap(), &keys.publics(), None));
         let counters = [Arc::<Counters>::default(), Arc::default()];
@@ -98,7 +106,7 @@ impl Node {
         let lane = |lane: usize| {
             Lane::new(Parts {
                 lane,
-                secret: keys.secret(lane),
+                key: &keys.of(lane),
                 view: Arc::clone(&view),
                 peers: Arc::clone(&peers),
                 flows: Arc::clone(&flows),

@@ -11,6 +11,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_proto::id::{IdentityKey, Revision};
+use mesh_proto::mark::WentBack;
 use mesh_proto::netmap::Mesh;
 use mesh_proto::wire::{About, ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent};
 use rustls::pki_types::ServerName;
@@ -90,6 +91,9 @@ pub enum LinkError {
     /// What came is not of this protocol.
     #[error("the coordinator's answer cannot be read: {0}; check that both run matching versions")]
     Malformed(String),
+    /// It runs on older data than this node has seen.
+    #[error(transparent)]
+    WentBack(WentBack),
     /// The mesh does not list this coordinator any more.
     #[error("the coordinator at {0} does not serve this mesh any more; going on to another")]
     Retired(String),
@@ -231,12 +235,12 @@ impl Channel {
         serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
     }
 
-    /// Starts a watch from a revision on.
+    /// Starts a watch from a revision of an epoch on.
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn watch(&mut self, revision: Revision) -> Result<Watch, LinkError> {
-        let path = format!("/v1/watch?revision={revision}");
+    pub async fn watch(&mut self, revision: Revision, epoch: u64) -> Result<Watch, LinkError> {
+        let path = format!("/v1/watch?revision={revision}&epoch={epoch}");
         let body = self.send(Method::GET, &path, Bytes::new()).await?;
         Ok(Watch { body, buffer: Vec::new(), searched: 0 })
     }

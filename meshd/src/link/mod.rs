@@ -8,6 +8,7 @@
 //! Nothing in the data path waits for this: a coordinator that is dead for days costs nothing but news.
 
 mod channel;
+pub(crate) mod guard;
 mod tls;
 
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use std::time::Duration;
 
 use mesh_proto::id::Revision;
 use mesh_proto::netmap::NetMap;
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 pub use channel::{Channel, Dial, LinkError, Watch, adopt};
+pub use guard::Guard;
 
 /// How long meshd tries hard after a channel broke.
 const HARD: Duration = Duration::from_secs(60);
@@ -47,6 +50,10 @@ pub struct LinkState {
     pub error: Option<String>,
     /// What the coordinator refused of the last report, in sentences.
     pub refused: Vec<String>,
+    /// What this node refused of the last map, in sentences.
+    pub rejected: Vec<String>,
+    /// How many records of peers were refused since the start.
+    pub records_refused: u64,
 }
 
 /// Asks the coordinators, in turn, about a node that this one is not told of; none if nobody knows it, or answers.
@@ -97,10 +104,12 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, Li
 pub struct Link {
     /// Whom to reach, as whom.
     pub dial: Dial,
-    /// The map in force, from which a watch resumes.
+    /// The last map as it came, from which a watch resumes.
     pub current: Option<Arc<NetMap>>,
+    /// What a map must pass.
+    pub guard: Guard,
     /// Where new maps go; only the newest counts.
-    pub maps: watch::Sender<Option<Arc<NetMap>>>,
+    pub maps: watch::Sender<Option<VerifiedMap>>,
     /// Where the channel's state goes.
     pub state: watch::Sender<LinkState>,
     /// What is reported; `None` until the first facts are known.
@@ -138,6 +147,8 @@ impl Link {
             }
             let patient = match &error {
                 LinkError::Fenced => true,
+                // Another coordinator may have newer data.
+                LinkError::WentBack(_) => count == 1,
                 // Another coordinator may have time, or a store that answers.
                 refused @ LinkError::Refused(_) => count == 1 || !refused.may_differ_elsewhere(),
                 LinkError::Resolve { .. }
@@ -168,7 +179,8 @@ impl Link {
     async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, LinkError> {
         let mut channel = Channel::open(&self.dial, address).await?;
         let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
-        let mut watch = channel.watch(from).await?;
+        let epoch = self.current.as_ref().map_or(0, |map| map.epoch.number);
+        let mut watch = channel.watch(from, epoch).await?;
         let key = channel.key;
         tracing::info!(coordinator = address, revision = %from, "control channel up");
         self.state.send_modify(|s| {
@@ -207,33 +219,48 @@ impl Link {
                 error = &mut reports => return Err(error),
             };
             self.state.send_modify(|s| s.last_heard = Some(Instant::now()));
-            self.event(event)?;
+            self.event(event).await?;
             if key.is_some_and(|key| !self.dial.pins.contains(&key)) {
                 return Err(LinkError::Retired(address.to_owned()));
             }
         }
     }
 
-    fn event(&mut self, event: WatchEvent) -> Result<(), LinkError> {
+    async fn event(&mut self, event: WatchEvent) -> Result<(), LinkError> {
         let map = match event {
             WatchEvent::Snapshot { netmap } => *netmap,
             WatchEvent::Delta { delta } => {
-                let current = self.current.take();
-                let current = current.ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
-                // On a mismatch `current` stays empty, so that the next watch starts with a snapshot.
-                delta.apply(&current).map_err(|e| LinkError::Malformed(e.to_string()))?
+                let current = self.current.as_ref().ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
+                match delta.apply(current) {
+                    Ok(map) => map,
+                    Err(error) => {
+                        // So that the next watch starts with a snapshot.
+                        self.current = None;
+                        return Err(LinkError::Malformed(error.to_string()));
+                    }
+                }
             }
-            WatchEvent::Alive { .. } | WatchEvent::Unknown => return Ok(()),
+            WatchEvent::Alive { revision } => return self.guard.hears(revision).map_err(LinkError::WentBack),
+            WatchEvent::Unknown => return Ok(()),
             WatchEvent::Fenced => return Err(LinkError::Fenced),
             WatchEvent::Leaving => return Err(LinkError::Leaving),
         };
         if self.current.as_deref() == Some(&map) {
             return Ok(());
         }
-        self.dial.adopt(&map.mesh);
         let map = Arc::new(map);
-        self.current = Some(Arc::clone(&map));
-        self.maps.send_replace(Some(map));
+        let admitted = self.guard.follow(Arc::clone(&map), &self.dial.pins).await.map_err(LinkError::WentBack)?;
+        // Not before: who went back names no coordinators.
+        self.dial.adopt(&map.mesh);
+        self.current = Some(map);
+        for sentence in &admitted.refused {
+            tracing::warn!("{sentence}");
+        }
+        self.state.send_modify(|s| {
+            s.rejected = admitted.refused;
+            s.records_refused = self.guard.refused();
+        });
+        self.maps.send_replace(Some(admitted.map));
         Ok(())
     }
 }

@@ -116,6 +116,7 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     let link = Link {
         dial: server.dial(&[server.key]),
         current: None,
+        guard: Guard::new(None),
         maps: maps.clone(),
         state: state.clone(),
         report: facts.subscribe(),
@@ -125,8 +126,8 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     let mut newest = maps.subscribe();
     let map = newest.wait_for(|m| m.as_ref().is_some_and(|m| m.revision == Revision(2))).await.unwrap().clone();
     assert_eq!(map.as_deref(), Some(&second));
-    server.wait(|asked| asked.iter().any(|a| a.query == "revision=2")).await;
-    assert_eq!(server.asked()[0].query, "revision=0");
+    server.wait(|asked| asked.iter().any(|a| a.query == "revision=2&epoch=0")).await;
+    assert_eq!(server.asked()[0].query, "revision=0&epoch=0");
     running.abort();
 }
 
@@ -146,6 +147,7 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
     let link = Link {
         dial,
         current: None,
+        guard: Guard::new(None),
         maps: maps.clone(),
         state: watch::Sender::new(LinkState::default()),
         report: watch::Sender::new(None).subscribe(),
@@ -155,9 +157,36 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
 
     newest.wait_for(Option::is_some).await.unwrap();
     let left = Instant::now();
-    staying.wait(|asked| asked.iter().any(|a| a.query == "revision=1")).await;
+    staying.wait(|asked| asked.iter().any(|a| a.query == "revision=1&epoch=0")).await;
     assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
     running.abort();
+}
+
+#[tokio::test]
+async fn a_coordinator_that_went_back_is_not_followed_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = State::open(&dir.path().join("s")).unwrap();
+    for (revision, followed) in [(5, true), (4, false), (5, true)] {
+        let line = WatchEvent::Snapshot { netmap: Box::new(netmap(revision)) };
+        let body = serde_json::to_string(&line).unwrap() + "\n";
+        let server = Server::start(move |_| Response::new(Full::new(Bytes::from(body.clone())))).await;
+        let maps = watch::Sender::new(None);
+        let state = watch::Sender::new(LinkState::default());
+        let link = Link {
+            dial: server.dial(&[server.key]),
+            current: None,
+            guard: Guard::new(Some(kept.clone())),
+            maps: maps.clone(),
+            state: state.clone(),
+            report: watch::Sender::new(None).subscribe(),
+        };
+        let running = tokio::spawn(link.run());
+        let mut state = state.subscribe();
+        let ended = state.wait_for(|s| s.error.is_some() && !s.connected).await.unwrap().error.clone().unwrap();
+        running.abort();
+        assert_eq!(maps.borrow().is_some(), followed);
+        assert_eq!(ended.contains("went back to revision 4"), !followed, "{ended}");
+    }
 }
 
 #[tokio::test]
@@ -174,6 +203,7 @@ async fn what_the_coordinator_had_no_time_for_is_sent_again() {
     let link = Link {
         dial: server.dial(&[server.key]),
         current: None,
+        guard: Guard::new(None),
         maps: watch::Sender::new(None),
         state: state.clone(),
         report: watch::Sender::new(Some(report)).subscribe(),
@@ -189,7 +219,7 @@ async fn what_the_coordinator_had_no_time_for_is_sent_again() {
 async fn a_line_that_is_no_event_ends_the_watch_with_a_reason() {
     let server = Server::start(|_| Response::new(Full::new(Bytes::from("{\"type\":\"snapshot\"}\n")))).await;
     let mut channel = Channel::open(&server.dial(&[server.key]), &server.address).await.unwrap();
-    let mut watch = channel.watch(Revision(0)).await.unwrap();
+    let mut watch = channel.watch(Revision(0), 0).await.unwrap();
 
     let error = watch.next().await.unwrap_err();
 
@@ -200,7 +230,7 @@ async fn a_line_that_is_no_event_ends_the_watch_with_a_reason() {
 async fn an_event_of_an_unknown_kind_is_passed_over() {
     let server = Server::start(|_| Response::new(Full::new(Bytes::from("{\"type\":\"tune\",\"song\":1}\n")))).await;
     let mut channel = Channel::open(&server.dial(&[server.key]), &server.address).await.unwrap();
-    let mut watch = channel.watch(Revision(0)).await.unwrap();
+    let mut watch = channel.watch(Revision(0), 0).await.unwrap();
 
     assert_eq!(watch.next().await.unwrap(), WatchEvent::Unknown);
     assert!(matches!(watch.next().await, Err(LinkError::Ended)));
@@ -208,6 +238,7 @@ async fn an_event_of_an_unknown_kind_is_passed_over() {
 
 fn request() -> JoinRequest {
     JoinRequest {
+        ephemeral: false,
         version: VERSION,
         token: "0909090909090909".into(),
         secret: TokenSecret([5; 32]),

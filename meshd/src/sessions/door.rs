@@ -21,7 +21,12 @@ impl Sessions {
             return Received::Dropped(Drop::HandshakeLimited);
         }
         let source = from.remote.ip();
-        let credentials = self.door.check(source, datagram, outbox.space());
+        // While keys change, whoever does not know the present one may know the former.
+        let doors = std::iter::once(&self.door).chain(&self.former);
+        let mut known = doors.map(|door| (door, door.check(source, datagram, outbox.space())));
+        let Some((door, credentials)) = known.find(|(_, credentials)| *credentials != Credentials::None) else {
+            return Received::Dropped(Drop::Unauthenticated);
+        };
         let (cookie, demand) = match credentials {
             Credentials::Cookie => (true, 0),
             Credentials::Key(demand) => (false, demand),
@@ -36,7 +41,8 @@ impl Sessions {
             Admission::Drop => return Received::Dropped(Drop::HandshakeLimited),
         }
         self.handshakes_left -= 1;
-        let Some(key) = self.door.initiator(datagram) else {
+        let (own, initiator) = (door.key(), door.initiator(datagram));
+        let Some(key) = initiator else {
             return Received::Dropped(Drop::Unauthenticated);
         };
         let Some((id, lane)) = self.peers.by_key(key).map(|(peer, lane)| (peer.id, lane)) else {
@@ -45,7 +51,7 @@ impl Sessions {
         if !self.limiter.admit_peer(id, now) {
             return Received::Dropped(Drop::HandshakeLimited);
         }
-        let Some(number) = self.tunnel_to(id, lane) else {
+        let Some(number) = self.tunnel_between(own, id, lane, key) else {
             return Received::Dropped(Drop::UnknownPeer);
         };
         self.wake(number, outbox, now);

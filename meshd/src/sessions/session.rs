@@ -15,6 +15,10 @@ use crate::tunnels::Tunnel;
 pub(super) struct Session {
     pub(super) tunnel: Tunnel,
     pub(super) key: TunnelKey,
+    /// Our own key, of the door that it was made at.
+    pub(super) own: TunnelKey,
+    /// How many of the two keys are present ones, not former ones.
+    pub(super) fresh: u8,
     pub(super) peer: Arc<Peer>,
     pub(super) peer_lane: usize,
     pub(super) path: Path,
@@ -56,10 +60,12 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    pub(super) fn new(tunnel: Tunnel, key: TunnelKey, peer: Arc<Peer>, peer_lane: usize) -> Self {
+    pub(super) fn new(tunnel: Tunnel, (own, key): (TunnelKey, TunnelKey), peer: Arc<Peer>, peer_lane: usize) -> Self {
         Self {
             tunnel,
             key,
+            own,
+            fresh: 0,
             peer,
             peer_lane,
             path: Path::default(),
@@ -84,6 +90,12 @@ impl Session {
             tx_bytes: 0,
             active: None,
         }
+    }
+
+    /// Takes note of which of its keys are present ones; `own` is our present key.
+    pub(super) fn set_fresh(&mut self, own: TunnelKey) {
+        let theirs = self.peer.lanes.get(self.peer_lane).is_some_and(|lane| lane.key == self.key);
+        self.fresh = u8::from(theirs) + u8::from(self.own == own);
     }
 
     /// Says whether its session hears the peer.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use mesh_proto::netmap::LaneInfo;
 use proptest::prelude::*;
+use x25519_dalek::StaticSecret;
 
 use super::*;
 use crate::datagrams::Outbox;
@@ -14,6 +15,7 @@ use crate::peers::test_peers;
 
 mod hostile;
 mod order;
+mod rotate;
 
 /// Some packet of IPv4, told apart by its last byte.
 fn packet(tag: u8) -> Vec<u8> {
@@ -63,7 +65,7 @@ impl Net {
             let count = lanes[usize::from(own) - 1];
             let counters: Vec<Arc<Counters>> = (0..count).map(|_| Arc::default()).collect();
             let keys = keys(own, count);
-            let lane = |i: usize| Sessions::new(i, keys.secret(i), Arc::clone(&peers), Arc::clone(&counters[i]));
+            let lane = |i: usize| Sessions::new(i, &keys.of(i), Arc::clone(&peers), Arc::clone(&counters[i]));
             let lanes = (0..count).map(lane).collect();
             Node { address: ip(own), lanes, counters, got: Vec::new(), dropped: Vec::new() }
         };

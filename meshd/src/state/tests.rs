@@ -11,6 +11,8 @@ use super::*;
 
 pub(crate) fn netmap(revision: u64) -> NetMap {
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Revision(revision),
         mesh: Mesh {
             name: "boutique".parse().unwrap(),
@@ -19,6 +21,7 @@ pub(crate) fn netmap(revision: u64) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: NodeId(1),
             name: "n1".parse().unwrap(),
             site: "c1".parse().unwrap(),

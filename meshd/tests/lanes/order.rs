@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mesh_proto::netmap::NetMap;
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 
 use crate::namespaces::privileged;
@@ -190,7 +191,7 @@ fn connections(what: &str, [a, b]: [&Node; 2]) {
 }
 
 fn set_map(node: &Node, map: NetMap) {
-    node.plane().set_view(Arc::new(View::compile(Arc::new(map))));
+    node.plane().set_view(Arc::new(View::compile(VerifiedMap::by_hand(map))));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use mesh_proto::addr::{BlockMap, Flat};
 use mesh_proto::id::{Revision, ServiceId};
 use mesh_proto::netmap::{Backend, NetMap, Service, ServicePort, Transport};
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 
 use crate::namespaces::privileged;
@@ -55,6 +56,7 @@ fn with_backends(own: u8, lanes: usize, revision: u64, backends: &[(u8, u32)]) -
     };
     let port = |transport| ServicePort { name: None, transport, port: DIALLED, target: LISTENED };
     let service = Service {
+        grants: Default::default(),
         id: ServiceId(1),
         vip: Flat(VIP),
         ports: vec![port(Transport::Tcp), port(Transport::Udp)],
@@ -143,7 +145,7 @@ fn keeps_backends(lanes: [usize; 2], steers: bool) {
     let set = |revision: u64, backends: &[(u8, u32)]| {
         for (node, own, lanes) in [(&a, 1, lanes[1]), (&b, 2, lanes[0])] {
             let map = with_backends(own, lanes, revision, backends);
-            node.plane().set_view(Arc::new(View::compile(Arc::new(map))));
+            node.plane().set_view(Arc::new(View::compile(VerifiedMap::by_hand(map))));
         }
     };
 

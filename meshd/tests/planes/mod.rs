@@ -13,6 +13,7 @@ use mesh_proto::addr::{Flat, MeshRange};
 use mesh_proto::id::{NodeId, NodeName, Revision};
 use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::policy::Rule;
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 use meshd::dataplane::{Activity, DataPlane, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
 use rustix::thread::CapabilitySet;
@@ -48,6 +49,8 @@ pub(crate) fn outer(id: u8) -> Ipv4Addr {
 /// The map of a node that knows these others and lets everybody call everybody.
 pub(crate) fn map(own: u8, peers: Vec<Peer>) -> NetMap {
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Revision(1),
         mesh: Mesh {
             name: "test".parse().unwrap(),
@@ -56,6 +59,7 @@ pub(crate) fn map(own: u8, peers: Vec<Peer>) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: NodeId(own.into()),
             name: name(own),
             site: "s".parse().unwrap(),
@@ -80,6 +84,8 @@ pub(crate) fn map(own: u8, peers: Vec<Peer>) -> NetMap {
 pub(crate) fn peer(id: u8, lanes: usize, endpoints: Vec<SocketAddr>) -> Peer {
     let publics = keys(id).publics().into_iter().take(lanes);
     Peer {
+        previous: Vec::new(),
+        proof: None,
         id: NodeId(id.into()),
         site: "s".parse().unwrap(),
         address: Flat(flat(id)),
@@ -130,7 +136,7 @@ pub(crate) fn setup(own: u8, map: NetMap, options: Options) -> Setup {
         mtu: options.mtu,
         keys: keys(own),
         flow_file: options.flow_file,
-        view: Arc::new(View::compile(Arc::new(map))),
+        view: Arc::new(View::compile(VerifiedMap::by_hand(map))),
         locals: Arc::from([outer(own)]),
         active: options.active,
     }

@@ -23,6 +23,7 @@ use mesh_proto::id::NodeId;
 use mesh_proto::packet::{Checksum, Header};
 use mesh_proto::segment::{Gso, Run, Segments};
 use mesh_proto::verdict::Verdict;
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 
 use mesh::{ACK, PEER, POD, PORT, SYN, Size, TARGET, backend, netmap, tcp, vip};
@@ -48,7 +49,7 @@ fn main() {
 }
 
 fn engine(size: Size) -> Engine {
-    Engine::new(Arc::new(View::compile(Arc::new(netmap(size)))), Arc::new(FlowTable::new(SLOTS)))
+    Engine::new(Arc::new(View::compile(VerifiedMap::by_hand(netmap(size)))), Arc::new(FlowTable::new(SLOTS)))
 }
 
 /// The pod's call to the service that the last rule allows, and the answer to it.
@@ -169,7 +170,7 @@ fn compile(criterion: &mut Criterion) {
     group.sample_size(10);
     let map = Arc::new(netmap(LARGE));
     group.bench_function("compile 1000 peers, 1000 services, 10000 rules", |b| {
-        b.iter(|| View::compile(black_box(Arc::clone(&map))));
+        b.iter(|| View::compile(VerifiedMap::by_hand(black_box(Arc::clone(&map)))));
     });
     group.finish();
 }

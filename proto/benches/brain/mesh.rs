@@ -48,6 +48,8 @@ pub(crate) fn netmap(size: Size) -> NetMap {
         let mut key = [7; 32];
         key[..2].copy_from_slice(&i.to_be_bytes());
         let peer = Peer {
+            previous: Vec::new(),
+            proof: None,
             id: NodeId(PEER.0 + u32::from(i)),
             site: site("far"),
             address: Flat(Ipv4Addr::new(241, 1, 1 + high, low)),
@@ -72,6 +74,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
         };
         let port = |transport| ServicePort { name: None, transport, port: PORT, target: TARGET };
         let service = Service {
+            grants: Default::default(),
             id: ServiceId(u32::from(i) + 1),
             vip: Flat(vip(i)),
             ports: vec![port(Transport::Tcp), port(Transport::Udp)],
@@ -95,6 +98,8 @@ pub(crate) fn netmap(size: Size) -> NetMap {
         }
     };
     NetMap {
+        epoch: Default::default(),
+        sites: Default::default(),
         revision: Revision(1),
         mesh: Mesh {
             name: "bench".parse().expect("letters"),
@@ -103,6 +108,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
             coordinators: Vec::new(),
         },
         node: OwnNode {
+            sequence: 0,
             id: NodeId(1),
             name: name("a".into()),
             site: site("near"),

@@ -2,6 +2,8 @@
 //!
 //! The quoted packet went the other way, so it looks like the reverse of this direction's packets.
 
+use std::net::Ipv4Addr;
+
 use super::{Engine, Hit};
 use crate::clock::Timestamp;
 use crate::flow::{Key, Side};
@@ -18,6 +20,9 @@ impl Engine {
         quoted: FiveTuple,
         now: Timestamp,
     ) -> Verdict {
+        if self.is_anothers(header.tuple.source, quoted.destination) {
+            return Verdict::Drop(Drop::SpoofedSource);
+        }
         let Some(hit) = self.quoted_flow(Side::Outbound, quoted, now) else {
             return Verdict::Drop(Drop::IcmpUnmatched);
         };
@@ -40,6 +45,13 @@ impl Engine {
         };
         translate(bytes, header, &hit);
         Verdict::Deliver
+    }
+
+    /// Says whether the sender of an error is a pod that the packet in question was not for: a pod that may write raw
+    /// packets could end connections of others. Routers before the pod, and this host, may speak of any.
+    fn is_anothers(&self, sender: Ipv4Addr, receiver: Ipv4Addr) -> bool {
+        let is_pod = self.view.netmap().node.blocks.iter().any(|block| block.real.contains(&sender));
+        is_pod && sender != receiver && !self.locals.contains(&sender)
     }
 
     fn quoted_flow(&mut self, side: Side, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {

@@ -24,7 +24,7 @@ fn engine(rules: &[RuleAt<'_>]) -> Engine {
 }
 
 fn engine_of(map: NetMap) -> Engine {
-    Engine::new(Arc::new(View::compile(Arc::new(map))), Arc::new(FlowTable::new(4096)))
+    Engine::new(Arc::new(View::compile(crate::verify::VerifiedMap::by_hand(map))), Arc::new(FlowTable::new(4096)))
 }
 
 /// Allows everything that the tests of translation need.
@@ -318,7 +318,7 @@ fn a_block_that_maps_to_loopback_is_never_delivered_to() {
 #[test]
 fn a_full_table_drops_new_flows_and_answers_are_limited() {
     let table = Arc::new(FlowTable::new(64));
-    let view = Arc::new(View::compile(Arc::new(fixture::netmap(&open()))));
+    let view = Arc::new(View::compile(crate::verify::VerifiedMap::by_hand(fixture::netmap(&open()))));
     let mut engine = Engine::new(view, table);
     let mut call = |port| {
         let verdict = out(&mut engine, &mut udp(REAL_A, port, CART, 7070));
@@ -338,7 +338,7 @@ fn a_new_map_is_obeyed_at_the_next_packet_and_a_listed_backend_is_kept() {
     out(&mut engine, &mut tcp(REAL_A, 40000, CART, 7070, SYN));
     inn(&mut engine, &mut tcp(POD_B, 8070, POD_A, 40000, SYN | ACK));
     let mut next = |map: &NetMap, p: &mut [u8], inbound: bool| {
-        engine.set_view(Arc::new(View::compile(Arc::new(map.clone()))));
+        engine.set_view(Arc::new(View::compile(crate::verify::VerifiedMap::by_hand(map.clone()))));
         if inbound { inn(&mut engine, p) } else { out(&mut engine, p) }
     };
     map.revision.0 += 1;
@@ -364,7 +364,7 @@ fn a_backend_that_left_the_map_resets_its_connections() {
     out(&mut engine, &mut tcp(REAL_A, 40000, CART, 7070, SYN));
     map.revision.0 += 1;
     map.services.get_mut(&"cart".parse().unwrap()).unwrap().backends.clear();
-    engine.set_view(Arc::new(View::compile(Arc::new(map))));
+    engine.set_view(Arc::new(View::compile(crate::verify::VerifiedMap::by_hand(map))));
     let verdict = out(&mut engine, &mut tcp(REAL_A, 40000, CART, 7070, ACK));
     assert_eq!(verdict, Verdict::Refuse(Refuse::BackendGone));
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Offers, bounded, offers, peer, placed, preference, refused_offers, tier};
 use crate::addr::Flat;
 use crate::id::{BackendName, NodeName, Revision, ServiceKey, SiteName};
-use crate::netmap::{Backend, NetMap, OwnNode, Service, ServicePort};
+use crate::netmap::{Backend, Grant, NetMap, OwnNode, Service, ServicePort};
 use crate::plan::sight::{Level, Rules, Sight};
 use crate::services::{Prefer, ServiceSpec};
 use crate::world::{NodeRecord, Vip, World};
@@ -48,6 +48,7 @@ pub(super) struct Content {
     sticky: bool,
     strict: bool,
     backends: Vec<Instance>,
+    grants: BTreeMap<NodeName, Grant>,
     warnings: Vec<String>,
 }
 
@@ -133,6 +134,7 @@ impl Chart {
         warnings.extend(told.cloned());
         NetMap {
             revision: world.revision,
+            epoch: world.epoch.clone(),
             mesh: world.mesh.clone(),
             node: OwnNode {
                 id: record.id,
@@ -141,10 +143,12 @@ impl Chart {
                 address: record.address,
                 blocks: record.blocks.clone(),
                 guarded: record.facts.guarded,
+                sequence: record.facts.sequence,
             },
             peers: peers.collect(),
             services: services.collect(),
             names: Arc::clone(&self.names),
+            sites: world.services.sites.iter().map(|site| (site.name.clone(), site.pods.clone())).collect(),
             rules: self.rules.trimmed(&sight.rules),
             warnings: bounded(warnings),
         }
@@ -163,7 +167,7 @@ impl Chart {
 
     /// Returns a service as nodes of a site see it: all of its backends, or those of one node.
     fn service(&self, number: u32, site: &SiteName, only: Option<&NodeName>) -> Service {
-        let Content { vip, ports, prefer, sticky, strict, backends, warnings: _ } =
+        let Content { vip, ports, prefer, sticky, strict, backends, grants, warnings: _ } =
             &self.services[number as usize].content;
         let backends = backends.iter().filter(|instance| only.is_none_or(|node| instance.node == *node));
         let backends = backends.map(|instance| Backend {
@@ -178,6 +182,11 @@ impl Chart {
             id: vip.id,
             vip: vip.address,
             ports: ports.clone(),
+            grants: grants
+                .iter()
+                .filter(|(node, _)| only.is_none_or(|only| *node == only))
+                .map(|(n, g)| (n.clone(), *g))
+                .collect(),
             backends: backends.collect(),
             sticky: *sticky,
             strict: *strict,
@@ -214,6 +223,9 @@ fn served<'a>(
     let mut carriers: Vec<_> = carriers.collect();
     carriers.sort_unstable();
     carriers.dedup();
+    let named = |node: &NodeName| spec.backends.iter().any(|backend| backend.at.node() == node);
+    let grant = |node| if named(node) { Grant::File } else { Grant::Token };
+    let grants = placed.iter().map(|placed| (placed.node.clone(), grant(placed.node))).collect();
     let backends = placed.into_iter().map(|placed| Instance {
         name: placed.name.cloned(),
         node: placed.node.clone(),
@@ -229,6 +241,7 @@ fn served<'a>(
         sticky: spec.route.sticky,
         strict: spec.strict,
         backends: backends.collect(),
+        grants,
         warnings,
     };
     Served { key: spec.key.clone(), content, carriers }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::addr::{Flat, MeshRange, Real, is_forbidden};
 use crate::id::{BackendName, NodeName, ServiceKey, SiteName};
-use crate::netmap::{NetMap, Peer};
+use crate::netmap::{NetMap, Peer, Proof};
 use crate::services::{BackendAt, Prefer, ServiceSpec};
 use crate::world::{NodeRecord, ServeOffer, World};
 
@@ -89,6 +89,12 @@ fn peer(range: MeshRange, record: &NodeRecord) -> Peer {
         endpoints: endpoints(range, record),
         mtu: record.facts.mtu,
         guarded: record.facts.guarded,
+        previous: record.facts.previous.clone(),
+        proof: record.identity.zip(record.facts.signed.clone()).map(|(identity, signed)| Proof {
+            identity,
+            record: signed,
+            pods: record.blocks.iter().map(|block| block.real).collect(),
+        }),
     }
 }
 

@@ -108,7 +108,7 @@ impl Transition {
 
     /// Returns what the change is to a node, if others may share it; `None` if something of it is the node's own.
     pub fn outline(&self, node: &NodeName) -> Option<Outline> {
-        if self.nodes.contains(node) {
+        if self.places || self.nodes.contains(node) {
             return None;
         }
         let (before, after) = (self.old.node(node)?, self.new.node(node)?);

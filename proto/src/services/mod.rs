@@ -26,6 +26,7 @@ pub use model::{
     Site, SiteKind, Span, StaticNode, Test,
 };
 pub use parse::{MAX_TEXT, Parsed, parse, parse_node};
+pub use words::duration;
 
 #[cfg(test)]
 mod tests;

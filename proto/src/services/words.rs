@@ -131,7 +131,7 @@ impl Sink {
 }
 
 /// Reads `250ms`, `5s`, `2m`, `1h`, `7d`.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u32 = number.parse().ok()?;

@@ -106,6 +106,8 @@ impl World {
             (key.clone(), service)
         });
         NetMap {
+            epoch: Default::default(),
+            sites: Default::default(),
             revision: Revision(self.revision),
             mesh: Mesh {
                 name: "oracle".parse().unwrap(),
@@ -114,6 +116,7 @@ impl World {
                 coordinators: Vec::new(),
             },
             node: OwnNode {
+                sequence: 0,
                 id: own.id,
                 name: own.name.clone(),
                 site: site_name(own.site),
@@ -206,7 +209,15 @@ impl World {
         }
         let vip = Flat(Ipv4Addr::new(241, 0, 0, index as u8 + 1));
         let sticky = dice.chance(15);
-        let service = Service { id: ServiceId(index as u32 + 1), vip, ports, backends, sticky, strict: false };
+        let service = Service {
+            id: ServiceId(index as u32 + 1),
+            vip,
+            ports,
+            backends,
+            grants: Default::default(),
+            sticky,
+            strict: false,
+        };
         (key.parse().unwrap(), service)
     }
 
@@ -266,6 +277,8 @@ fn node(dice: &mut Dice, index: usize, site: usize, place: usize) -> Node {
 
 fn peer(node: &Node) -> Peer {
     Peer {
+        previous: Vec::new(),
+        proof: None,
         id: node.id,
         site: site_name(node.site),
         address: Flat(node.address),

@@ -23,6 +23,7 @@ use mesh_proto::flow::FlowTable;
 use mesh_proto::id::{NodeId, ServiceKey};
 use mesh_proto::packet::{Checksum, FiveTuple};
 use mesh_proto::verdict::{Drop, Refuse, Verdict};
+use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 
 use generate::{Dice, LOCALS, Node, World};
@@ -74,7 +75,7 @@ impl Mesh {
         let world = World::new(&mut dice);
         let side = |i: usize| {
             let map = Arc::new(world.map(i));
-            let view = Arc::new(View::compile(map.clone()));
+            let view = Arc::new(View::compile(VerifiedMap::by_hand(map.clone())));
             let flows = Arc::new(FlowTable::new(1 << 12));
             let lanes = (0..2).map(|_| {
                 let mut engine = Engine::new(view.clone(), flows.clone());
@@ -154,7 +155,7 @@ impl Mesh {
         for i in 0..self.sides.len() {
             if self.traffic.dice.chance(85) {
                 let map = Arc::new(self.world.map(i));
-                let view = Arc::new(View::compile(map.clone()));
+                let view = Arc::new(View::compile(VerifiedMap::by_hand(map.clone())));
                 self.note(format!("  n{i} has heard of it"));
                 let side = &mut self.sides[i];
                 side.lanes.iter_mut().for_each(|engine| engine.set_view(view.clone()));

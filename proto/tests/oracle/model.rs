@@ -300,6 +300,12 @@ impl Model {
         let unmatched = drops(Drop::IcmpUnmatched);
         let ours = from != End::Tun || self.stands_for(p.tuple.source).is_some();
         let quotable = !quote.later() && !matches!(quote.body, Body::Error { .. });
+        // A pod speaks of what came to itself only.
+        let sender = p.tuple.source;
+        let is_pod = self.map.node.blocks.iter().any(|b| b.real.contains(&sender)) && !self.locals.contains(&sender);
+        if from == End::Tun && is_pod && sender != quote.tuple.destination {
+            return [unmatched, drops(Drop::SpoofedSource)].concat();
+        }
         let found = self.find(from, quote.tuple.reverse()).filter(|_| quotable);
         let Some((index, onward)) = found else {
             return if ours { unmatched } else { [unmatched, drops(Drop::SpoofedSource)].concat() };

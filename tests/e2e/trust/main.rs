@@ -4,6 +4,7 @@
 mod killed;
 mod probe;
 mod revoke;
+mod rotate;
 
 use std::io;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ const REVOKE: &[Fact<Pair>] = &[
     ("a_node_that_was_down_cuts_it_off_after_its_restart", revoke::after_a_restart),
     ("a_node_that_was_out_of_touch_cuts_it_off_by_a_snapshot", revoke::by_a_snapshot),
 ];
+const ROTATE: &[Fact<Pair>] = &[("keys_change_under_traffic_and_nothing_is_lost", rotate::under_traffic)];
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
@@ -29,8 +31,20 @@ fn main() -> ExitCode {
     }
     let binaries = Binaries::build().unwrap();
     run.scene("revoke", || set_up(&binaries, "rv"), REVOKE);
+    run.scene("rotate", || with_keys(set_up(&binaries, "rt")?), ROTATE);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
     run.finish()
+}
+
+/// Starts both nodes again, with a section of their configuration added.
+fn with_keys(pair: Pair) -> io::Result<Pair> {
+    for node in [&pair.a.node, &pair.b.node] {
+        let config = std::fs::read_to_string(node.config())?;
+        std::fs::write(node.config(), config + rotate::KEYS)?;
+        node.kill();
+        node.start()?;
+    }
+    Ok(pair)
 }
 
 /// Two nodes of two lanes, with programs in their pods.

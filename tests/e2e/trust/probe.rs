@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mesh_tests::daemon::wait_until;
 use mesh_tests::netns::Namespace;
 use mesh_tests::traffic;
 
@@ -23,6 +24,8 @@ pub(crate) struct Probe {
 
 #[derive(Default)]
 struct Shared {
+    /// Whether to ask no more, and whether to end.
+    enough: AtomicBool,
     stop: AtomicBool,
     asked: AtomicU64,
     answered: AtomicU64,
@@ -89,7 +92,7 @@ impl Probe {
                 let _ = socket.send(&number.to_be_bytes());
             },
             move |shared| {
-                if let Ok(8) = reader.recv(&mut [0; 256]) {
+                if reader.recv(&mut [0; 256]).is_ok() {
                     shared.heard(1);
                 }
             },
@@ -100,7 +103,7 @@ impl Probe {
         let shared: Arc<Shared> = Arc::default();
         let (asking, hearing) = (Arc::clone(&shared), Arc::clone(&shared));
         let asks = std::thread::spawn(move || {
-            while asking.goes_on() {
+            while asking.goes_on() && !asking.enough.load(Ordering::Relaxed) {
                 ask(&asking);
                 std::thread::sleep(EVERY);
             }
@@ -111,6 +114,16 @@ impl Probe {
             }
         });
         Self { shared, threads: vec![asks, hears] }
+    }
+
+    /// Asks no more, waits for what is on its way, and returns how much was asked and answered.
+    pub(crate) fn finish(self) -> (u64, u64) {
+        self.shared.enough.store(true, Ordering::Relaxed);
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let all = || count(&self.shared.asked) == count(&self.shared.answered);
+        std::thread::sleep(2 * WAIT);
+        wait_until(Duration::from_secs(3), all);
+        (count(&self.shared.asked), count(&self.shared.answered))
     }
 
     /// Returns when the last answer came.

@@ -4,6 +4,7 @@ use super::*;
 
 fn vouched(node: &str, mark: &str) -> Vouched {
     Vouched {
+        ephemeral: false,
         trust: "k8s".into(),
         subject: "system:serviceaccount:meshd-system:meshd".into(),
         node: node.parse().unwrap(),

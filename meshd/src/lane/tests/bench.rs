@@ -63,7 +63,7 @@ fn a_report_that_nobody_waits_for_is_dropped_and_counted() {
     let mut pair = Pair::new(true);
     measured(&mut pair, 92);
     pair.nodes[0].lanes.iter_mut().for_each(|lane| lane.set_bench(None));
-    let view = View::compile(Arc::new(netmap(0, true)));
+    let view = View::compile(VerifiedMap::by_hand(netmap(0, true)));
     let engine = Engine::new(Arc::new(view), Arc::new(FlowTable::new(64)));
     let mut packet = engine.bench_packet(NodeId(2), 92).unwrap();
     let data = mesh_proto::bench::Data { run: 9, stream: 0, sequence: 0, clock: pair.now, wants_report: true };

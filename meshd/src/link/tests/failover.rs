@@ -14,6 +14,7 @@ fn naming(revision: u64, coordinators: &[Coordinator]) -> Response<Full<Bytes>> 
 
 fn link(dial: Dial) -> Link {
     Link {
+        guard: Guard::new(None),
         dial,
         current: None,
         maps: watch::Sender::new(None),

@@ -102,6 +102,20 @@ fn two_callers_behind_the_node_do_not_share_a_protocol_without_ports() {
 }
 
 #[test]
+fn a_pod_sends_no_icmp_error_about_another_pods_flow() {
+    let mut engine = engine(&open());
+    let mut there = udp(POD_B, 50000, POD_A, 8080);
+    assert_eq!(inn(&mut engine, &mut there), Verdict::Deliver);
+    let from = |engine: &mut Engine, source: &str| out(engine, &mut icmp_error(source, POD_B, &there));
+    assert_eq!(from(&mut engine, "10.8.0.11"), Verdict::Drop(Drop::SpoofedSource));
+    assert_eq!(from(&mut engine, "10.8.0.1"), Verdict::Drop(Drop::SpoofedSource));
+    assert_eq!(from(&mut engine, "192.168.7.1"), Verdict::Forward(B), "a router behind the node");
+    engine.set_locals(Arc::new([ip("10.8.0.1")]));
+    assert_eq!(from(&mut engine, "10.8.0.1"), Verdict::Forward(B), "the node's own bridge");
+    assert_eq!(from(&mut engine, REAL_A), Verdict::Forward(B));
+}
+
+#[test]
 fn a_forbidden_source_is_spoofed_even_in_an_own_block() {
     let mut map = fixture::netmap(&open());
     map.node.blocks[0].real = "169.254.7.0/24".parse().unwrap();

@@ -1,0 +1,49 @@
+//! What may follow what: a node's records only go forward, and keys of expelled nodes never come back.
+
+use std::collections::BTreeSet;
+
+use mesh_proto::id::{NodeName, TunnelKey};
+use mesh_proto::wire::NodeFacts;
+
+use super::Refused;
+use super::state::State;
+
+impl State {
+    /// Refuses a record that is older than the one that is stored, or another of the same number.
+    pub(super) fn check_renewal(&self, name: &NodeName, facts: &NodeFacts) -> Result<(), Refused> {
+        let Some(known) = self.world.nodes.get(name).map(|node| &node.facts) else {
+            return Ok(());
+        };
+        let (Some(old), new) = (&known.signed, &facts.signed) else {
+            return Ok(());
+        };
+        let is_forward =
+            facts.sequence > known.sequence || (facts.sequence == known.sequence && new.as_ref() == Some(old));
+        if new.is_some() && is_forward {
+            return Ok(());
+        }
+        let text = format!(
+            "node `{name}` sent its record number {}, but number {} is known: was this machine brought back from a snapshot, or does a copy of it run? It signs a new one by itself when it has the newest map",
+            facts.sequence, known.sequence
+        );
+        Err(Refused::new("record", text))
+    }
+
+    /// Refuses tunnel keys that an expelled node had.
+    pub(super) fn check_keys(&self, facts: &NodeFacts) -> Result<(), String> {
+        let keys = tunnel_keys(facts);
+        let mut expelled = self.revoked.values().filter(|revoked| revoked.tunnels.iter().any(|key| keys.contains(key)));
+        match expelled.next() {
+            None => Ok(()),
+            Some(revoked) => Err(format!(
+                "the node uses a tunnel key of `{}`, which was revoked; run meshd leave there, remove tunnel.key from its state directory, and join again",
+                revoked.name
+            )),
+        }
+    }
+}
+
+/// Returns all tunnel keys that a node answers to.
+pub(super) fn tunnel_keys(facts: &NodeFacts) -> BTreeSet<TunnelKey> {
+    facts.lanes.iter().chain(&facts.previous).map(|lane| lane.key).collect()
+}

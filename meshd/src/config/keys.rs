@@ -1,0 +1,47 @@
+//! `[keys]`: how long a tunnel key lives.
+
+use std::time::Duration;
+
+use mesh_proto::services::duration;
+use toml::de::DeValue;
+
+use super::{Reader, Value};
+
+/// The keys of `[keys]`.
+const KEYS: [&str; 2] = ["rotate", "overlap"];
+
+/// `[keys]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keys {
+    /// `rotate`: the age at which the tunnel key is changed.
+    pub rotate: Duration,
+    /// `overlap`: how long the former one is answered once the coordinator knows the new one.
+    pub overlap: Duration,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { rotate: Duration::from_secs(30 * 86_400), overlap: Duration::from_secs(180) }
+    }
+}
+
+impl Reader<'_> {
+    pub(super) fn keys(&mut self, value: &Value<'_>, keys: &mut Keys) {
+        let DeValue::Table(table) = value.get_ref() else {
+            return self.mistake(value.span(), "`keys` is a table: write `[keys]`".into());
+        };
+        self.known(table, &KEYS, " in [keys]");
+        for (key, least, least_text, into) in
+            [("rotate", 3600, "1h", &mut keys.rotate), ("overlap", 4, "4s", &mut keys.overlap)]
+        {
+            let Some(value) = table.get(key) else { continue };
+            match value.get_ref().as_str().and_then(duration) {
+                Some(span) if span >= Duration::from_secs(least) => *into = span,
+                Some(_) | None => self.mistake(
+                    value.span(),
+                    format!("`{key}` is a time of {least_text} or more, such as \"30d\", \"12h\" or \"180s\""),
+                ),
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What stands between the coordinator's words and the data path: the high-water mark, and the check of every part.
+
+use std::sync::Arc;
+
+use mesh_proto::id::{IdentityKey, Revision};
+use mesh_proto::mark::{Mark, WentBack};
+use mesh_proto::netmap::NetMap;
+use mesh_proto::verify::{Admitted, Verifier};
+use serde::{Deserialize, Serialize};
+
+use crate::keys::verify;
+use crate::state::State;
+
+const MARK: &str = "mark.json";
+
+/// Follows one coordinator's history forward, and checks what it brings.
+#[derive(Debug)]
+pub struct Guard {
+    verifier: Verifier,
+    stored: Stored,
+    /// Where the mark outlives the process.
+    state: Option<State>,
+}
+
+/// The mark as it is stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    mark: Mark,
+    /// Whether something of the map was refused, so that the cached one is no base for a delta.
+    #[serde(default)]
+    partial: bool,
+}
+
+impl Stored {
+    fn text(self) -> String {
+        serde_json::to_string(&self).expect("our own types have string keys and no failing parts")
+    }
+}
+
+impl Guard {
+    /// Takes up the mark of a state directory; without one it lasts as long as the process.
+    pub fn new(state: Option<State>) -> Self {
+        let stored = state.as_ref().and_then(read).unwrap_or_default();
+        Self { verifier: Verifier::new(verify), stored, state }
+    }
+
+    /// Checks the map of the cache. Says as well whether it may be continued with a delta.
+    pub fn resume(&mut self, map: Arc<NetMap>) -> (Admitted, bool) {
+        let own = Mark { epoch: map.epoch.number, revision: map.revision };
+        // Of a version that kept no mark, or of a mark that was lost.
+        if (own.epoch, own.revision) > (self.stored.mark.epoch, self.stored.mark.revision) {
+            self.stored.mark = own;
+        }
+        let admitted = self.verifier.admit(map);
+        let whole = !self.stored.partial && admitted.refused.is_empty();
+        (admitted, whole)
+    }
+
+    /// Follows to a map: what it brings may be acted on once this returns, for the mark is stored.
+    ///
+    /// # Errors
+    /// `WentBack` if the map lies behind the mark.
+    pub async fn follow(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
+        let mark = self.stored.mark.follow(&map.epoch, map.revision, &map.mesh.name, pins, verify)?;
+        let admitted = self.verifier.admit(map);
+        self.store(Stored { mark, partial: !admitted.refused.is_empty() }).await;
+        Ok(admitted)
+    }
+
+    /// Takes note of a revision that brought nothing new.
+    ///
+    /// # Errors
+    /// `WentBack` if it lies behind the mark.
+    pub fn hears(&mut self, revision: Revision) -> Result<(), WentBack> {
+        self.stored.mark.reach(revision).map(|_| ())
+    }
+
+    /// Returns how many records were refused since the start.
+    pub fn refused(&self) -> u64 {
+        self.verifier.refused()
+    }
+
+    async fn store(&mut self, stored: Stored) {
+        if stored == self.stored {
+            return;
+        }
+        self.stored = stored;
+        let Some(state) = self.state.clone() else { return };
+        let saved = tokio::task::spawn_blocking(move || save(&state, stored)).await;
+        if let Ok(Err(error)) = saved {
+            // A revocation must not wait for a full disk.
+            tracing::error!(%error, "the high-water mark is not stored; a restart could follow an older coordinator");
+        }
+    }
+}
+
+/// Stores the mark of a first map.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn begin(state: &State, map: &NetMap) -> Result<(), crate::state::StateError> {
+    let mark = Mark { epoch: map.epoch.number, revision: map.revision };
+    save(state, Stored { mark, partial: false })
+}
+
+fn save(state: &State, stored: Stored) -> Result<(), crate::state::StateError> {
+    state.replace(MARK, stored.text().as_bytes())
+}
+
+fn read(state: &State) -> Option<Stored> {
+    let bytes = state.secret(MARK).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the high-water mark is not read; the cached map's revision stands in for it");
+        None
+    })?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// The file of the mark, which goes when the node leaves the mesh.
+pub(crate) const FILE: &str = MARK;

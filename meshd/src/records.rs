@@ -1,0 +1,89 @@
+//! The node's own record: what it says of itself, signed, under a number that never goes back.
+//!
+//! The last one is kept. A restart that has nothing new to say says the same thing under the same number, and
+//! makes no news of it. The number follows the clock, so that it grows even where the file was lost.
+
+use std::time::SystemTime;
+
+use mesh_proto::record::SignedRecord;
+use mesh_proto::wire::NodeFacts;
+
+use crate::keys::{Keys, verify};
+use crate::state::State;
+
+const RECORD: &str = "record.json";
+
+/// Returns facts with their number and the node's signature. `known` is the number of the last one that the
+/// coordinator has: higher than ours where this machine was brought back from a snapshot.
+pub(crate) fn sealed(state: &State, keys: &Keys, facts: NodeFacts, known: u64) -> NodeFacts {
+    let last = read(state).filter(|last| last.is_by(&keys.identity(), verify));
+    let last = last.and_then(|last| NodeFacts::of(&last));
+    let before = last.as_ref().map_or(0, |last| last.sequence);
+    if let Some(last) = last.filter(|last| last.sequence >= known) {
+        let same = NodeFacts { sequence: last.sequence, signed: last.signed.clone(), ..facts.clone() };
+        if same == last {
+            return last;
+        }
+    }
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let sequence = clock.max(before.max(known).saturating_add(1));
+    let facts = NodeFacts { sequence, signed: None, ..facts };
+    let text = facts.text();
+    let signature = keys.sign(&SignedRecord::message(&text));
+    let record = SignedRecord { text: text.into(), signature };
+    let written = serde_json::to_vec(&record).map(|bytes| state.replace(RECORD, &bytes));
+    if let Ok(Err(error)) = written {
+        tracing::warn!(%error, "the node's own record is not stored; a restart signs a new one");
+    }
+    NodeFacts { signed: Some(record), ..facts }
+}
+
+fn read(state: &State) -> Option<SignedRecord> {
+    let bytes = state.secret(RECORD).ok().flatten()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_signed_once_and_its_number_only_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let keys = Keys::load_or_make(&state).unwrap();
+        let facts = |mtu| NodeFacts { mtu, ..NodeFacts::default() };
+
+        let first = sealed(&state, &keys, facts(1420), 0);
+        let again = sealed(&state, &keys, facts(1420), 0);
+        let other = sealed(&state, &keys, facts(1400), 0);
+        let back = sealed(&state, &keys, facts(1420), 0);
+        let overtaken = sealed(&state, &keys, facts(1420), back.sequence + 1_000_000);
+
+        assert!(first.signed.as_ref().unwrap().is_by(&keys.identity(), verify));
+        assert_eq!(again, first);
+        assert!(other.sequence > first.sequence && back.sequence > other.sequence);
+        assert!(overtaken.sequence > back.sequence + 1_000_000);
+        assert_eq!(NodeFacts::of(overtaken.signed.as_ref().unwrap()), Some(overtaken.clone()));
+    }
+
+    #[test]
+    fn a_signature_is_for_one_key_and_every_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let keys = Keys::load_or_make(&state).unwrap();
+        let record = sealed(&state, &keys, NodeFacts::default(), 0).signed.unwrap();
+        assert!(!record.is_by(&mesh_proto::id::IdentityKey([9; 32]), verify));
+        for at in (0..record.text.len()).step_by(7) {
+            let mut text = record.text.as_bytes().to_vec();
+            text[at] ^= 1;
+            let altered = SignedRecord { text: String::from_utf8(text).unwrap().into(), ..record.clone() };
+            assert!(!altered.is_by(&keys.identity(), verify), "byte {at}");
+        }
+        let renewed = Keys::renew(&state).unwrap();
+        let signed = sealed(&state, &renewed, NodeFacts::default(), 0);
+        assert!(signed.signed.unwrap().is_by(&renewed.identity(), verify));
+    }
+}

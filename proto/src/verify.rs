@@ -1,0 +1,340 @@
+//! What a node checks of a map before it acts on it: nothing else reaches the data path.
+//!
+//! ```text
+//!   snapshot, delta, cache ─▶ NetMap ─▶ Verifier::admit ─▶ VerifiedMap ─▶ View::compile ─▶ engine, tunnels, names
+//!                                         └─ what is refused is left out, and told in sentences
+//! ```
+//! A peer is believed if its record is signed by the identity it always had, is no older than the last one, and says
+//! what the map says. A peer whose record is refused keeps its last good one. A pod block must lie in its site's
+//! prefixes and nowhere else, a backend must be granted to its node and have an address of that node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use crate::addr::{Flat, overlap, overlaps_forbidden};
+use crate::id::{IdentityKey, NodeId, NodeName, ServiceKey};
+use crate::netmap::{Backend, Grant, NetMap, Peer, Service};
+use crate::record::{SignedRecord, Verify};
+use crate::world::NodeFacts;
+
+/// Peers that left the map and are remembered all the same, lest an older record of theirs comes back.
+const MAX_GONE: usize = 16_384;
+/// Endpoints that a peer may have and did not sign: where the coordinator sees it.
+const MAX_OBSERVED: usize = 1;
+/// Most sentences of one map; what is more is counted in the last one.
+const MAX_SENTENCES: usize = 20;
+
+/// A map of which every part was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedMap(Arc<NetMap>);
+
+impl VerifiedMap {
+    /// Takes a map as it is: for those made by hand, in tests and for a node that knows nobody yet.
+    pub fn by_hand(map: impl Into<Arc<NetMap>>) -> Self {
+        Self(map.into())
+    }
+
+    /// Returns the map.
+    pub fn netmap(&self) -> &Arc<NetMap> {
+        &self.0
+    }
+}
+
+impl std::ops::Deref for VerifiedMap {
+    type Target = NetMap;
+    fn deref(&self) -> &NetMap {
+        &self.0
+    }
+}
+
+/// Checks maps, and remembers what it has seen.
+#[derive(Debug)]
+pub struct Verifier {
+    verify: Verify,
+    known: BTreeMap<NodeId, Known>,
+    refused: u64,
+}
+
+/// What is known of a peer.
+#[derive(Debug)]
+struct Known {
+    identity: Option<IdentityKey>,
+    /// The newest good record, and its number.
+    record: Option<SignedRecord>,
+    sequence: u64,
+    /// What the map said last; none while the peer is in no map.
+    said: Option<Peer>,
+    /// What came of it.
+    verdict: Result<(), String>,
+    /// The peer as it was good last.
+    good: Option<Peer>,
+}
+
+/// What came of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admitted {
+    /// What is left of it.
+    pub map: VerifiedMap,
+    /// What was refused, in sentences; at most 20.
+    pub refused: Vec<String>,
+}
+
+impl Verifier {
+    /// Knows nobody yet. Signatures are checked by `verify`.
+    pub fn new(verify: Verify) -> Self {
+        Self { verify, known: BTreeMap::new(), refused: 0 }
+    }
+
+    /// Returns how many records were refused since the start; one that is sent again and again counts once.
+    pub fn refused(&self) -> u64 {
+        self.refused
+    }
+
+    /// Returns what may be acted on of a map. Only what is new or changed costs a signature.
+    pub fn admit(&mut self, map: Arc<NetMap>) -> Admitted {
+        let mut refused = Vec::new();
+        let mut changes = BTreeMap::new();
+        let mut addresses = BTreeSet::from([map.node.address]);
+        for (name, peer) in &map.peers {
+            let own_address = map.mesh.range.nodes().contains(&peer.address.0) && addresses.insert(peer.address);
+            let judged = self.judge(peer);
+            if !own_address {
+                refused.push(format!(
+                    "node `{name}` is left out: its address {} is no node's, or another's; look at the coordinator",
+                    peer.address
+                ));
+                changes.insert(name.clone(), None);
+            } else if let Err(why) = judged {
+                let good = self.known.get(&peer.id).and_then(|known| known.good.clone());
+                let rest = match good {
+                    Some(_) => "its last good record stays in force",
+                    None => "it is left out",
+                };
+                refused.push(format!(
+                    "the record of node `{name}` is refused: {why}; {rest}. Look at that node with `meshd status`, and at the coordinator"
+                ));
+                changes.insert(name.clone(), good);
+            }
+        }
+        self.forget(&map);
+        let mut changed = map;
+        for (name, peer) in changes {
+            let peers = &mut Arc::make_mut(&mut changed).peers;
+            match peer {
+                Some(peer) => peers.insert(name, peer),
+                None => peers.remove(&name),
+            };
+        }
+        drop_blocks(&mut changed, &mut refused);
+        drop_backends(&mut changed, &mut refused);
+        if refused.len() > MAX_SENTENCES {
+            let more = refused.len() - (MAX_SENTENCES - 1);
+            refused.truncate(MAX_SENTENCES - 1);
+            refused.push(format!("{more} more parts of the map are refused; see the coordinator's log"));
+        }
+        Admitted { map: VerifiedMap(changed), refused }
+    }
+
+    /// Says whether a peer may be believed, and takes note of it.
+    fn judge(&mut self, peer: &Peer) -> Result<(), String> {
+        let known = self.known.get(&peer.id);
+        if let Some(known) = known.filter(|known| known.said.as_ref() == Some(peer)) {
+            return known.verdict.clone();
+        }
+        match check(peer, known, self.verify) {
+            Ok(sequence) => {
+                let known = Known {
+                    identity: peer.proof.as_ref().map(|proof| proof.identity),
+                    record: peer.proof.as_ref().map(|proof| proof.record.clone()),
+                    sequence,
+                    said: Some(peer.clone()),
+                    verdict: Ok(()),
+                    good: Some(peer.clone()),
+                };
+                self.known.insert(peer.id, known);
+                Ok(())
+            }
+            Err(why) => {
+                self.refused += 1;
+                let known = self.known.entry(peer.id).or_insert_with(|| Known {
+                    identity: None,
+                    record: None,
+                    sequence: 0,
+                    said: None,
+                    verdict: Ok(()),
+                    good: None,
+                });
+                known.said = Some(peer.clone());
+                known.verdict = Err(why.clone());
+                Err(why)
+            }
+        }
+    }
+
+    /// Keeps of peers that left the map only what is needed to know them again.
+    fn forget(&mut self, map: &NetMap) {
+        let here: BTreeSet<NodeId> = map.peers.values().map(|peer| peer.id).collect();
+        let mut gone = 0;
+        self.known.retain(|id, known| {
+            if here.contains(id) {
+                return true;
+            }
+            (known.said, known.good) = (None, None);
+            gone += 1;
+            gone <= MAX_GONE && known.identity.is_some()
+        });
+    }
+}
+
+/// Returns the number of a peer's record if all is as it should be.
+fn check(peer: &Peer, known: Option<&Known>, verify: Verify) -> Result<u64, String> {
+    let before = known.and_then(|known| known.identity);
+    let Some(proof) = &peer.proof else {
+        return match before {
+            Some(_) => Err("its signature is missing".into()),
+            None if peer.lanes.len() == 1 && peer.blocks.is_empty() && peer.previous.is_empty() => Ok(0),
+            None => Err("it is not signed; upgrade its meshd".into()),
+        };
+    };
+    if before.is_some_and(|before| before != proof.identity) {
+        return Err("it has another identity key than before".into());
+    }
+    let newest = known.and_then(|known| known.record.as_ref());
+    if newest != Some(&proof.record) && !proof.record.is_by(&proof.identity, verify) {
+        return Err("its signature is not that of its identity key".into());
+    }
+    let facts = NodeFacts::of(&proof.record).ok_or("it cannot be read; do both run matching versions?")?;
+    if let Some(known) = known.filter(|known| known.record.is_some()) {
+        if facts.sequence < known.sequence {
+            return Err(format!("it went back from number {} to {}", known.sequence, facts.sequence));
+        }
+        if facts.sequence == known.sequence && newest != Some(&proof.record) {
+            return Err(format!("there are two of number {}", facts.sequence));
+        }
+    }
+    agrees(peer, &proof.pods, &facts).map(|()| facts.sequence)
+}
+
+/// Says whether the map repeats what the node signed.
+fn agrees(peer: &Peer, pods: &[Ipv4Net], facts: &NodeFacts) -> Result<(), String> {
+    let differs = |what: &str| Err(format!("its {what} are not what it signed"));
+    if peer.lanes != facts.lanes || peer.previous != facts.previous {
+        return differs("tunnel keys");
+    }
+    if peer.mtu != facts.mtu || peer.guarded != facts.guarded {
+        return differs("properties");
+    }
+    let signed = |endpoint: &&std::net::SocketAddr| {
+        facts.endpoints.iter().any(|own| own.port() == endpoint.port() && own.ip().to_canonical() == endpoint.ip())
+    };
+    if peer.endpoints.len() - peer.endpoints.iter().filter(signed).count() > MAX_OBSERVED {
+        return differs("endpoints");
+    }
+    let images = peer.blocks.len() == pods.len()
+        && peer.blocks.iter().zip(pods).all(|(flat, real)| flat.prefix_len() == real.prefix_len());
+    if !images || !pods.iter().all(|pod| facts.pods.contains(pod)) {
+        return differs("pod blocks");
+    }
+    Ok(())
+}
+
+/// Takes out pod blocks that nobody may have, and those that somebody else has.
+fn drop_blocks(map: &mut Arc<NetMap>, refused: &mut Vec<String>) {
+    let mut taken: BTreeMap<Ipv4Addr, Ipv4Net> = BTreeMap::new();
+    taken.extend(map.node.blocks.iter().map(|block| (block.flat.network(), block.flat)));
+    let mut drops: BTreeMap<NodeName, Vec<usize>> = BTreeMap::new();
+    for (name, peer) in &map.peers {
+        let pods = peer.proof.as_ref().map_or(&[][..], |proof| &proof.pods);
+        let within = map.sites.get(&peer.site).map_or(&[][..], Vec::as_slice);
+        for (place, (&flat, &real)) in peer.blocks.iter().zip(pods).enumerate() {
+            let range = map.mesh.range;
+            let why = if overlaps_forbidden(real) || overlap(real, range.net()) {
+                Some("nobody may claim it".to_owned())
+            } else if !within.iter().any(|prefix| prefix.contains(&real)) {
+                Some(format!("it lies outside the `pods` of site `{}`", peer.site))
+            } else if !range.net().contains(&flat) || flat.network() < range.first_block_address() {
+                Some(format!("its image {flat} is no block of the mesh"))
+            } else if shares(&taken, flat) {
+                Some(format!("its image {flat} belongs to another node"))
+            } else {
+                taken.insert(flat.network(), flat);
+                None
+            };
+            if let Some(why) = why {
+                refused.push(format!(
+                    "the pod block {real} of node `{name}` is refused: {why}; correct `pods` in that node's meshd.toml or in services.toml"
+                ));
+                drops.entry(name.clone()).or_default().push(place);
+            }
+        }
+    }
+    for (name, places) in drops {
+        let Some(peer) = Arc::make_mut(map).peers.get_mut(&name) else { continue };
+        // Both, so that the map still says what the node signed when it is read back from the cache.
+        let kept = |list: &mut Vec<Ipv4Net>| {
+            let mut place = 0..;
+            list.retain(|_| place.next().is_none_or(|place| !places.contains(&place)));
+        };
+        kept(&mut peer.blocks);
+        if let Some(proof) = &mut peer.proof {
+            kept(&mut proof.pods);
+        }
+    }
+}
+
+/// Says whether a prefix shares an address with one of several that share none.
+fn shares(taken: &BTreeMap<Ipv4Addr, Ipv4Net>, net: Ipv4Net) -> bool {
+    let before = taken.range(..=net.network()).next_back();
+    let after = taken.range(net.network()..).next();
+    before.into_iter().chain(after).any(|(_, &other)| overlap(other, net))
+}
+
+/// Takes out backends that their nodes were not granted, or whose addresses are others'.
+fn drop_backends(map: &mut Arc<NetMap>, refused: &mut Vec<String>) {
+    let mut drops: BTreeMap<ServiceKey, Vec<usize>> = BTreeMap::new();
+    for (key, service) in &map.services {
+        for (place, backend) in service.backends.iter().enumerate() {
+            if let Err(why) = carries(map, key, service, backend) {
+                let (node, address) = (&backend.node, backend.address);
+                refused.push(format!("the backend {address} of `{key}` at node `{node}` is refused: {why}"));
+                drops.entry(key.clone()).or_default().push(place);
+            }
+        }
+    }
+    for (key, places) in drops {
+        let Some(service) = Arc::make_mut(map).services.get_mut(&key) else { continue };
+        let mut place = 0..;
+        service.backends.retain(|_| place.next().is_none_or(|place| !places.contains(&place)));
+    }
+}
+
+/// Says whether a backend's node may carry it, and has its address.
+fn carries(map: &NetMap, key: &ServiceKey, service: &Service, backend: &Backend) -> Result<(), String> {
+    let own = backend.node == map.node.name;
+    let peer = map.peers.get(&backend.node).filter(|_| !own);
+    let has = |address: Flat| match peer {
+        Some(peer) => address == peer.address || peer.blocks.iter().any(|block| block.contains(&address.0)),
+        None => own && (address == map.node.address || map.node.blocks.iter().any(|b| b.flat.contains(&address.0))),
+    };
+    if !has(backend.address) {
+        return Err("the address is not one of that node".into());
+    }
+    let offers = || {
+        let record = peer.and_then(|peer| peer.proof.as_ref()).and_then(|proof| NodeFacts::of(&proof.record));
+        own || record.is_some_and(|facts| facts.serve.iter().any(|offer| offer.service == *key))
+    };
+    match service.grants.get(&backend.node) {
+        Some(Grant::File) => Ok(()),
+        Some(Grant::Token) if offers() => Ok(()),
+        Some(Grant::Token) => Err("the node signed no offer to serve it".into()),
+        None => Err(format!(
+            "neither its token nor the file grants it; name the node in a backend of `{key}`, or join it with a token made with --serve {key}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;
