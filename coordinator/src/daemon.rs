@@ -94,7 +94,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
     let (mut registry, store) = open(&config, &name, identity.public(), setup).await?;
-    let signed = identity.epoch(&registry.world().mesh.name, registry.epoch());
+    let signed = identity.epoch(registry.epoch());
     registry.set_epoch(signed);
     let acceptor = TlsAcceptor::from(tls::server(&identity)?);
     let mut listeners = Vec::new();

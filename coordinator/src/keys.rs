@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
-use mesh_proto::id::{IdentityKey, MeshName};
+use mesh_proto::id::IdentityKey;
 use mesh_proto::record::{Epoch, Signature};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -133,9 +133,9 @@ impl Identity {
         Signature(pair.sign(message).as_ref().try_into().expect("an Ed25519 signature is 64 bytes"))
     }
 
-    /// Signs for another epoch of a mesh, which nodes follow although its revisions may be lower.
-    pub fn epoch(&self, mesh: &MeshName, number: u64) -> Epoch {
-        Epoch { number, signature: Some(self.sign(&Epoch::message(mesh, number))) }
+    /// Signs for another epoch, which nodes follow although its revisions may be lower.
+    pub fn epoch(&self, number: u64) -> Epoch {
+        Epoch { number, signature: Some(self.sign(&Epoch::message(number))) }
     }
 
     /// Returns the private half in the form that TLS takes.

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{IdentityKey, MeshName, Revision};
+use crate::id::{IdentityKey, Revision};
 use crate::record::{Epoch, Verify};
 
 /// How far a node has followed.
@@ -57,7 +57,6 @@ impl Mark {
         self,
         epoch: &Epoch,
         revision: Revision,
-        mesh: &MeshName,
         keys: &[IdentityKey],
         verify: Verify,
     ) -> Result<Self, WentBack> {
@@ -66,7 +65,7 @@ impl Mark {
             Err(WentBack::Epoch { at: next.epoch, seen: self.epoch })
         } else if next.epoch == self.epoch {
             self.reach(revision)
-        } else if epoch.is_by(mesh, keys, verify) {
+        } else if epoch.is_by(keys, verify) {
             Ok(next)
         } else {
             Err(WentBack::Unsigned(next.epoch))
@@ -102,16 +101,12 @@ mod tests {
     fn epoch(number: u64, key: IdentityKey) -> Epoch {
         let mut bytes = [0; 64];
         bytes[..32].copy_from_slice(&key.0);
-        bytes[32] = *Epoch::message(&"m".parse().unwrap(), number).last().unwrap();
+        bytes[32] = *Epoch::message(number).last().unwrap();
         Epoch { number, signature: Some(Signature(bytes)) }
     }
 
-    fn mesh() -> MeshName {
-        "m".parse().unwrap()
-    }
-
     fn follow(mark: Mark, epoch: &Epoch, revision: u64) -> Result<Mark, WentBack> {
-        mark.follow(epoch, Revision(revision), &mesh(), &[KEY], verify)
+        mark.follow(epoch, Revision(revision), &[KEY], verify)
     }
 
     #[test]

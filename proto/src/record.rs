@@ -11,7 +11,7 @@ use std::sync::Arc;
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::id::{IdentityKey, MeshName};
+use crate::id::IdentityKey;
 
 /// The longest signed text, in bytes: the largest facts that a node may report.
 pub const MAX_TEXT: usize = 64 * 1024;
@@ -86,14 +86,15 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// Returns the bytes that are signed for an epoch.
-    pub fn message(mesh: &MeshName, number: u64) -> Vec<u8> {
-        format!("{EPOCH}{mesh}\n{number}").into_bytes()
+    /// Returns the bytes that are signed for an epoch. They do not name the mesh: a coordinator's key serves one mesh,
+    /// whose name may change until the first node joins.
+    pub fn message(number: u64) -> Vec<u8> {
+        format!("{EPOCH}{number}").into_bytes()
     }
 
-    /// Says whether one of these keys signed it for this mesh.
-    pub fn is_by(&self, mesh: &MeshName, keys: &[IdentityKey], verify: Verify) -> bool {
-        let message = Self::message(mesh, self.number);
+    /// Says whether one of these keys signed it.
+    pub fn is_by(&self, keys: &[IdentityKey], verify: Verify) -> bool {
+        let message = Self::message(self.number);
         self.signature.is_some_and(|signature| keys.iter().any(|key| verify(key, &message, &signature)))
     }
 }

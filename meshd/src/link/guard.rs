@@ -62,7 +62,7 @@ impl Guard {
     /// # Errors
     /// `WentBack` if the map lies behind the mark.
     pub async fn follow(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
-        let mark = self.stored.mark.follow(&map.epoch, map.revision, &map.mesh.name, pins, verify)?;
+        let mark = self.stored.mark.follow(&map.epoch, map.revision, pins, verify)?;
         let admitted = self.verifier.admit(map);
         self.store(Stored { mark, partial: !admitted.refused.is_empty() }).await;
         Ok(admitted)
