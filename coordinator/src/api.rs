@@ -9,6 +9,7 @@
 //! DELETE /v1/coordinators/KEY                   ─▶ Done
 //! any failure                  wire::ErrorBody POST   /v1/backup   Backup   ─▶ Done
 //! GET    /v1/log?since=N&node= Log          GET    /v1/export            all that is stored
+//! GET    /v1/lock              Lock            POST   /v1/lock     LockStep ─▶ Done
 //! ```
 //! Each document carries a `schema`; within one schema fields are only ever added.
 
@@ -20,6 +21,7 @@ use mesh_proto::addr::{BlockMap, Flat};
 use mesh_proto::id::{
     BackendName, IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceKey, ServiceName, SiteName,
 };
+use mesh_proto::lock::Member;
 use mesh_proto::netmap::ServicePort;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +41,8 @@ pub const TRUSTS: &str = "coordinator.trusts/1";
 pub const PLAN: &str = "coordinator.plan/1";
 /// The schema of `Log`.
 pub const LOG: &str = "coordinator.log/1";
+/// The schema of `Lock`.
+pub const LOCK: &str = "coordinator.lock/1";
 /// The schema of `TokenLine` and `Done`.
 pub const DONE: &str = "coordinator.done/1";
 
@@ -78,6 +82,12 @@ pub struct Status {
     pub shared: bool,
     /// The services.toml.
     pub services: FileStatus,
+    /// The key that has to sign for every node, if the mesh is locked.
+    #[serde(default)]
+    pub lock: Option<IdentityKey>,
+    /// Nodes that wait for its signature, at most 100.
+    #[serde(default)]
+    pub waiting: Vec<NodeName>,
     /// The coordinators of the mesh.
     #[serde(default)]
     pub coordinators: Vec<Replica>,
@@ -194,6 +204,9 @@ pub struct Node {
     pub last_seen_s: Option<u64>,
     /// The version of its meshd.
     pub software: String,
+    /// Whether it waits for the lock's signature.
+    #[serde(default)]
+    pub waits: bool,
     /// Its sentences for the operator.
     pub warnings: Vec<String>,
 }
@@ -382,6 +395,21 @@ pub struct Log {
     pub entries: Vec<Logged>,
     /// The number to ask for next, if there may be more.
     pub next: Option<u64>,
+}
+
+/// How the mesh is locked, and who is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// `LOCK`.
+    pub schema: String,
+    /// The name of the mesh.
+    pub mesh: MeshName,
+    /// The lock; none if there never was one.
+    pub lock: Option<mesh_proto::lock::Lock>,
+    /// The nodes that are admitted, as the lock's key signs them.
+    pub members: Vec<Member>,
+    /// The nodes that wait for its signature.
+    pub waiting: Vec<Member>,
 }
 
 /// Something was done.

@@ -100,6 +100,9 @@ pub enum Verb {
     },
     /// Print all that is stored as JSON, without secrets
     Export,
+    /// Let a key that no coordinator holds sign for every node
+    #[command(subcommand)]
+    Lock(Lock),
     /// Print a completion script
     Completion {
         /// The shell
@@ -167,6 +170,37 @@ pub enum Token {
         /// Its public half, as `token list` shows it
         id: String,
     },
+}
+
+/// Words of `lock`.
+#[derive(Debug, Subcommand)]
+pub enum Lock {
+    /// Make the lock's key, and sign for all nodes that are there; later ones wait for `meshd lock sign`
+    Init {
+        /// Where to write the key, for you to move to the machines that admit nodes; one that exists is used
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+    /// Put another key in the lock's place, and sign for all nodes that are admitted
+    Replace {
+        /// The present key
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// Where to write the other one; one that exists is used
+        #[arg(long, value_name = "FILE")]
+        new: PathBuf,
+    },
+    /// End lock mode
+    Disable {
+        /// The present key
+        #[arg(long, value_name = "FILE", required_unless_present = "lost")]
+        key: Option<PathBuf>,
+        /// The key is lost: afterwards run `meshd lock forget` on each node
+        #[arg(long, conflicts_with = "key")]
+        lost: bool,
+    },
+    /// Show the lock, and who waits for its signature
+    Status,
 }
 
 /// Words of `trust`.

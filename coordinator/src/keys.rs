@@ -34,6 +34,9 @@ pub enum KeyError {
     /// There is none yet.
     #[error("there is no identity key in {0}; make one with `mesh-coordinator init --name NAME --public HOST:PORT`")]
     Missing(PathBuf),
+    /// There is no such key file.
+    #[error("there is no key in {0}; name the file that holds it")]
+    NoFile(PathBuf),
     /// The file system refused.
     #[error("{path}: {source}; check that the directory exists and belongs to the user of mesh-coordinator")]
     Io {
@@ -64,23 +67,34 @@ impl Identity {
     /// # Errors
     /// `KeyError` if there is none, if others could read it, or if it is damaged.
     pub fn load(state_dir: &Path) -> Result<Self, KeyError> {
-        let path = state_dir.join(FILE);
+        let found = Self::load_file(&state_dir.join(FILE));
+        if matches!(found, Err(KeyError::NoFile(_))) {
+            return Err(KeyError::Missing(state_dir.to_owned()));
+        }
+        found
+    }
+
+    /// Reads a key from a file.
+    ///
+    /// # Errors
+    /// `KeyError` if there is none, if others could read it, or if it is damaged.
+    pub fn load_file(path: &Path) -> Result<Self, KeyError> {
         let at = |source: io::Error| {
             if source.kind() == io::ErrorKind::NotFound {
-                KeyError::Missing(state_dir.to_owned())
+                KeyError::NoFile(path.to_owned())
             } else {
-                io_error(&path, source)
+                io_error(path, source)
             }
         };
         let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let file = OpenOptions::new().read(true).custom_flags(no_follow).open(&path).map_err(at)?;
+        let file = OpenOptions::new().read(true).custom_flags(no_follow).open(path).map_err(at)?;
         let mode = file.metadata().map_err(at)?.mode();
         if mode & 0o077 != 0 {
-            return Err(KeyError::Exposed(path));
+            return Err(KeyError::Exposed(path.to_owned()));
         }
         let mut pkcs8 = Zeroizing::new(Vec::with_capacity(128));
         file.take(MAX_FILE).read_to_end(&mut pkcs8).map_err(at)?;
-        Self::from_pkcs8(pkcs8).ok_or(KeyError::Damaged(path))
+        Self::from_pkcs8(pkcs8).ok_or_else(|| KeyError::Damaged(path.to_owned()))
     }
 
     /// Reads the key of a state directory, or makes directory and key; says whether it made the key.
@@ -108,6 +122,14 @@ impl Identity {
                 Ok((fresh, true))
             }
         }
+    }
+
+    /// Writes the key into a new file that only its owner reads.
+    ///
+    /// # Errors
+    /// `KeyError` if the file exists or cannot be written.
+    pub fn save_new(&self, path: &Path) -> Result<(), KeyError> {
+        write_new(path, &self.pkcs8).map_err(|source| io_error(path, source))
     }
 
     /// Makes a key that lies nowhere yet.

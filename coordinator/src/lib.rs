@@ -27,6 +27,7 @@ mod hub;
 pub mod init;
 pub mod keys;
 mod limits;
+mod locking;
 mod metrics;
 pub mod registry;
 pub mod render;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::Table;
-use mesh_proto::id::ServiceKey;
+use mesh_proto::id::{NodeName, ServiceKey};
 use mesh_proto::netmap::ServicePort;
 
 use crate::api::{FileState, Nodes, Plan, Services, Status, Tokens, Trusts};
@@ -32,6 +32,15 @@ pub fn status(status: &Status) -> String {
     );
     if !status.behind.is_empty() {
         line("behind", &behind(status));
+    }
+    if let Some(key) = &status.lock {
+        let waiting = match &*status.waiting {
+            [] => "nobody waits for its signature".to_owned(),
+            [first, ..] => {
+                format!("{} for its signature: run `meshd lock sign {first}` where it lies", wait(&status.waiting))
+            }
+        };
+        line("lock", &format!("{key}; {waiting}"));
     }
     let file = &status.services;
     let path = file.path.display();
@@ -80,6 +89,15 @@ pub fn status(status: &Status) -> String {
     out
 }
 
+/// Names the nodes that wait.
+fn wait(waiting: &[NodeName]) -> String {
+    let told: Vec<_> = waiting.iter().take(SHOWN).map(NodeName::as_str).collect();
+    match waiting.len().saturating_sub(told.len()) {
+        0 => format!("{} waiting", told.join(", ")),
+        more => format!("{} and {more} more waiting", told.join(", ")),
+    }
+}
+
 /// Names the nodes that have not the present revision in force.
 fn behind(status: &Status) -> String {
     let told = status.behind.iter().take(SHOWN).map(|behind| match (behind.connected, behind.applied) {
@@ -101,6 +119,7 @@ pub fn nodes(nodes: &Nodes) -> String {
     let mut table = table(["NODE", "SITE", "ADDRESS", "STATE", "REVISION", "ENDPOINT", "BLOCKS", "SOFTWARE"]);
     for node in &nodes.nodes {
         let state = match node.last_seen_s {
+            _ if node.waits => "waits for a signature".into(),
             _ if node.r#static => "static".into(),
             _ if node.connected => "connected".into(),
             Some(seconds) => format!("gone {}", age(seconds)),

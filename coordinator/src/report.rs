@@ -72,6 +72,8 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> api::Status {
         store: hub.store.clone(),
         store_error: hub.store_error(),
         shared: hub.is_shared(),
+        lock: world.mesh.lock.as_ref().and_then(|lock| lock.key),
+        waiting: world.nodes.iter().filter(|(_, n)| world.waits(n)).map(|(n, _)| n.clone()).take(MAX_BEHIND).collect(),
         services,
         coordinators: crate::sharing::replicas(hub).await,
         warnings,
@@ -84,7 +86,7 @@ pub(crate) async fn nodes(hub: &Arc<Hub>) -> api::Nodes {
     let now = now();
     let nodes = world.nodes.iter().map(|(name, record)| {
         let connected = hub.is_watching(name);
-        node(name, record, connected, notes.get(name), now)
+        api::Node { waits: world.waits(record), ..node(name, record, connected, notes.get(name), now) }
     });
     api::Nodes { schema: api::NODES.into(), revision: world.revision, nodes: nodes.collect() }
 }
@@ -107,6 +109,7 @@ fn node(name: &NodeName, record: &NodeRecord, connected: bool, note: Option<&Liv
         // An open watch answers pings all the time.
         last_seen_s: if connected { Some(0) } else { heard },
         software: record.facts.software.clone(),
+        waits: false,
         warnings: note.map(|note| note.warnings.clone()).unwrap_or_default(),
     }
 }

@@ -25,7 +25,7 @@ use crate::feed::Feed;
 use crate::hub::{Hub, now};
 use crate::registry::{Actor, Change, Refused};
 use crate::server::{Peer, Stop};
-use crate::signed;
+use crate::{locking, signed};
 
 /// How long a node may take to send a body.
 const BODY: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ impl From<Refused> for Failure {
         let status = match refused.word {
             "token" => StatusCode::UNAUTHORIZED,
             "unknown_node" | "revoked" => StatusCode::FORBIDDEN,
-            "claim" | "name" | "site" | "services" => StatusCode::CONFLICT,
+            "claim" | "name" | "site" | "services" | "lock" => StatusCode::CONFLICT,
             "malformed" => StatusCode::BAD_REQUEST,
             "busy" => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -86,6 +86,7 @@ pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
         .route("/v1/watch", get(watch))
         .route("/v1/report", post(report))
         .route("/v1/about", get(about::about))
+        .route("/v1/lock", get(locking::standing).post(locking::countersign))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Context { hub, stop })

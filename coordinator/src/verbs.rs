@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::{Cli, Output, Token, Trust, Verb};
 use crate::client::{AskError, ask, fetch};
-use crate::{api, audit, init, render, restore, watch};
+use crate::{api, audit, init, locking, render, restore, watch};
 
 /// The exit status of a verb that failed.
 pub const FAILED: u8 = 1;
@@ -84,6 +84,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
             let log = audit::read(&cli.socket, *since, node.as_ref()).await;
             log.map(|log| Outcome::ok(printed(cli.output, &log, audit::render)))
         }
+        Verb::Lock(words) => locking::perform(cli, words).await,
         Verb::Backup { file } => {
             let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
             done(cli, Method::POST, "/v1/backup", Some(&api::Backup { file })).await
@@ -92,7 +93,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
     done.unwrap_or_else(Outcome::from)
 }
 
-async fn show<A: serde::de::DeserializeOwned + Serialize>(
+pub(crate) async fn show<A: serde::de::DeserializeOwned + Serialize>(
     cli: &Cli,
     path: &str,
     table: fn(&A) -> String,
@@ -169,7 +170,7 @@ async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
     }
 }
 
-async fn done(
+pub(crate) async fn done(
     cli: &Cli,
     method: Method,
     path: &str,

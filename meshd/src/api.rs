@@ -5,6 +5,7 @@
 //! GET  /v1/metrics          the metrics as text
 //! POST /v1/bench?node=[&seconds=]   answers when it has measured; whoever hangs up ends it
 //! POST /v1/rotate           another tunnel key
+//! GET  /v1/lock             who waits for the lock's signature, POST /v1/lock?node=&signature= admits one
 //! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
 //! Who may ask is decided by the kernel's word (SO_PEERCRED): root, and the user that runs the daemon.
@@ -21,6 +22,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_proto::status as doc;
 use mesh_proto::view::View;
+use mesh_proto::wire::Countersign;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -118,6 +120,8 @@ async fn connection(stream: UnixStream, board: &Board) {
             failure(StatusCode::FORBIDDEN, "forbidden", hint.into())
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/bench") {
             measure(board, request.uri().query().unwrap_or_default()).await
+        } else if request.uri().path() == "/v1/lock" {
+            lock(board, &request).await
         } else if (request.method(), request.uri().path()) == (&Method::GET, "/v1/why") {
             why(board, request.uri().query().unwrap_or_default()).await
         } else {
@@ -213,6 +217,36 @@ async fn why(board: &Board, query: &str) -> Response<Full<Bytes>> {
         return json(&why);
     }
     with_view(board, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
+}
+
+/// Asks the coordinator who waits for the lock's signature, or brings it one.
+async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (Some(enrolment), Some(dial)) = (board.enrolment.borrow().clone(), board.dial.borrow().clone()) else {
+        let message = format!("this node has not joined a mesh; {}", crate::JOIN_HINT);
+        return failure(StatusCode::CONFLICT, "not_joined", message);
+    };
+    let query = request.uri().query().unwrap_or_default();
+    let told = if request.method() == Method::POST {
+        let named = parameter(query, "node").and_then(|node| node.parse().ok());
+        let signature = parameter(query, "signature").and_then(|signature| signature.parse().ok());
+        let (Some(node), Some(signature)) = (named, signature) else {
+            return malformed("node and signature");
+        };
+        link::countersign(&dial, &Countersign { node, signature }).await
+    } else {
+        link::standing(&dial).await
+    };
+    match told {
+        Ok(standing) => json(&doc::Lock {
+            schema: doc::LOCK.into(),
+            mesh: enrolment.mesh,
+            lock: board.link.borrow().lock,
+            node: enrolment.node,
+            identity: dial.keys.identity(),
+            waiting: standing.waiting,
+        }),
+        Err(error) => failure(StatusCode::BAD_GATEWAY, "coordinator", error.to_string()),
+    }
 }
 
 /// Measures the way to a node. The connection takes this future with it when it ends, and that ends the measurement.

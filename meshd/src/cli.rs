@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_proto::id::IdentityKey;
+use mesh_proto::id::{IdentityKey, NodeName};
 
 use crate::bench::{DEFAULT_SECONDS, SECONDS};
 
@@ -132,6 +132,9 @@ pub enum Verb {
     Reload,
     /// Give this node another tunnel key now, without losing a packet
     Rotate,
+    /// Admit nodes to a mesh that is locked by a key of yours (`mesh-coordinator lock init`)
+    #[command(subcommand)]
+    Lock(Lock),
     /// Remove everything meshd set up in the kernel, whether it runs or was killed
     Cleanup(ConfigArg),
     /// Close the mesh range before the network comes up (for the boot unit)
@@ -142,6 +145,32 @@ pub enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Words of `lock`.
+#[derive(Debug, Subcommand)]
+pub enum Lock {
+    /// Show the lock, this node's identity, and who waits for a signature
+    Status,
+    /// Sign for a node that waits
+    Sign {
+        /// Its name
+        node: NodeName,
+        /// The lock's key [default: lock.key in the state directory]
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Sign only if this is its identity, as `meshd lock status` shows it there
+        #[arg(long, value_name = "KEY")]
+        identity: Option<IdentityKey>,
+        /// Sign without asking
+        #[arg(long)]
+        yes: bool,
+        /// The configuration file.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Let go of a lock whose key is lost, while meshd is stopped
+    Forget(ConfigArg),
 }
 
 fn seconds() -> clap::builder::RangedI64ValueParser<u8> {

@@ -19,6 +19,7 @@ use crate::config::{Config, ConfigError};
 use crate::daemon::{self, DaemonError};
 use crate::join::{self, Credential, JoinError};
 use crate::kernel::{self, KernelError, Obstacle, Shape};
+use crate::locking::{self, LockError};
 use crate::render;
 use crate::state::{State, StateError};
 
@@ -49,6 +50,9 @@ pub enum CommandError {
     /// The state cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The lock's key was not used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -169,6 +173,7 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
             finish(json, done.done);
             Ok(0)
         }
+        Verb::Lock(words) => locking::perform(&ask, words, cli.socket).await,
         Verb::Cleanup(config) => cleanup(&load(&config, cli.socket)?, json).await,
         Verb::Guard(config) => guard(&load(&config, cli.socket)?, json).await,
         Verb::Completion { shell } => {
@@ -181,13 +186,13 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
 }
 
 /// Asks the daemon and prints what it says.
-struct Asker {
-    client: Client,
-    json: bool,
+pub(crate) struct Asker {
+    pub(crate) client: Client,
+    pub(crate) json: bool,
 }
 
 impl Asker {
-    async fn show<T: Serialize + DeserializeOwned>(
+    pub(crate) async fn show<T: Serialize + DeserializeOwned>(
         &self,
         path: &str,
         table: impl Fn(&T) -> String,
@@ -420,7 +425,7 @@ fn default_shape(config: &Config) -> Shape {
 }
 
 /// Reads the configuration; `--socket` has the last word.
-fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, CommandError> {
+pub(crate) fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, CommandError> {
     let mut config = Config::load(&arg.config)?;
     if let Some(socket) = socket {
         config.socket = socket;
@@ -434,7 +439,7 @@ fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
     given.map_or_else(configured, Into::into)
 }
 
-fn finish(json: bool, done: Vec<String>) {
+pub(crate) fn finish(json: bool, done: Vec<String>) {
     if json {
         print_json(&doc::Done { schema: doc::DONE.into(), done });
     } else {
@@ -448,7 +453,7 @@ fn print_json<T: Serialize>(value: &T) {
 }
 
 /// Prints a text and a line end; a reader that went away is no error.
-fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 

@@ -198,11 +198,21 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
         )),
     }
     warnings.extend(response.refused.iter().cloned());
+    warnings.extend(waits(&response, Keys::load_or_make(&state)?.identity()));
     link::guard::begin(&state, &response.netmap)?;
     state.save_netmap(&response.netmap)?;
     // The enrolment goes last: a waiting daemon starts when it appears.
     state.save_enrolment(&enrolment)?;
     Ok(Joined { enrolment, before: false, warnings })
+}
+
+/// Says that nobody is told of this node yet, if the mesh is locked.
+fn waits(response: &JoinResponse, own: IdentityKey) -> Option<String> {
+    response.netmap.mesh.lock.as_ref().and_then(|lock| lock.key)?;
+    Some(format!(
+        "the mesh is locked, and no other node is told of this one before it is signed for; run `meshd lock sign {} --identity {own}` on a node where the lock's key lies",
+        response.node
+    ))
 }
 
 /// Asks the credential's coordinators to let this node in, as the owner of some keys.

@@ -25,6 +25,7 @@ pub mod keys;
 mod lane;
 pub mod lane_keys;
 pub mod link;
+pub mod locking;
 mod mailbox;
 pub mod member;
 pub mod metrics;

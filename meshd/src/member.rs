@@ -382,6 +382,7 @@ fn empty(enrolment: &Enrolment) -> NetMap {
             range: enrolment.range,
             domains: Vec::new(),
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,

@@ -276,6 +276,7 @@ mod tests {
         let mut map = map();
         let other = Peer {
             previous: Vec::new(),
+            countersigned: None,
             proof: None,
             id: NodeId(7),
             site: "s".parse().unwrap(),

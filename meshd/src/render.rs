@@ -22,6 +22,7 @@ pub fn status(status: &doc::Status) -> String {
     }
     if status.node.is_some() {
         lines.push(coordinator(&status.coordinator));
+        lines.extend(status.coordinator.lock.map(|lock| format!("locked by {lock}")));
     }
     let reached = status.peers.iter().filter(|p| p.last_handshake_s.is_some()).count();
     let backends: usize = status.services.iter().map(|s| s.backends.len()).sum();

@@ -8,7 +8,8 @@
 //!   netmap.json         the last map, with a checksum   ┐ a torn or lost file falls back
 //!   netmap.previous     the map before it               ┘ to the one before
 //!   activity.json       peers active lately and where they answered
-//!   mark.json           how far the coordinator was followed (link/guard.rs)
+//!   mark.json           how far the coordinator was followed, and the lock (link/guard.rs)
+//!   lock.key            the lock's key, where an operator put it (locking.rs)
 //!   record.json         what the node last signed of itself (records.rs)
 //! ```
 //! Every file is replaced as a whole: written beside, synced, renamed, and the directory synced.
@@ -149,6 +150,11 @@ impl State {
             return Err(StateError::Open { path: dir.into(), mode: mode & 0o7777, wanted: "700" });
         }
         Ok(Self { dir: dir.into() })
+    }
+
+    /// Names a directory without making it or looking at it.
+    pub(crate) fn at(dir: &Path) -> Self {
+        Self { dir: dir.into() }
     }
 
     /// Takes the directory for one daemon; the kernel gives it back when the process ends.

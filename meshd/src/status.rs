@@ -222,6 +222,7 @@ fn coordinator(board: &Board, view: Option<&View>) -> doc::Coordinator {
         last_heard_s: link.last_heard.map(|at| at.elapsed().as_secs()),
         error: link.error.clone(),
         records_refused: link.records_refused,
+        lock: link.lock,
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
     };
     let peer = Peer {
         previous: Vec::new(),
+        countersigned: None,
         proof: None,
         id: B,
         site: "s2".parse().unwrap(),
@@ -58,6 +59,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().unwrap()],
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,

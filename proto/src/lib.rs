@@ -24,6 +24,7 @@ pub mod packet;
 pub mod segment;
 // Layer 1: what is true.
 pub mod allocate;
+pub mod lock;
 pub mod mark;
 pub mod netmap;
 pub mod policy;

@@ -15,8 +15,9 @@ use crate::id::{
     BackendName, Domain, IdentityKey, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey, SiteName,
     TunnelKey,
 };
+use crate::lock::{Lock, Member, Subject};
 use crate::policy::Rule;
-use crate::record::{Epoch, SignedRecord};
+use crate::record::{Epoch, Signature, SignedRecord};
 
 /// Everything one node needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,9 @@ pub struct Mesh {
     /// The coordinators, each of which may be asked; none where an older one planned the map.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub coordinators: Vec<Coordinator>,
+    /// The key that countersigns members, and how it came to be that one; none if there never was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Lock>,
 }
 
 /// A coordinator, as nodes need to know it.
@@ -135,6 +139,20 @@ pub struct Peer {
     /// What shows that all this is true; none for a static node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
+    /// The lock's signature that admits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub countersigned: Option<Signature>,
+}
+
+impl Peer {
+    /// Returns what the lock's key signs of it; `None` if it has no key at all.
+    pub fn member(&self, name: &NodeName) -> Option<Member> {
+        let subject = match &self.proof {
+            Some(proof) => Subject::Identity(proof.identity),
+            None => Subject::Tunnel(self.lanes.first()?.key),
+        };
+        Some(Member { id: self.id, name: name.clone(), site: self.site.clone(), subject })
+    }
 }
 
 /// What a node signed, and what of it the coordinator made.

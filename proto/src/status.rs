@@ -11,7 +11,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
-use crate::id::{MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
+use crate::id::{IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
+use crate::lock::Member;
 use crate::netmap::Transport;
 
 pub use bench::{BENCH, Bench, BenchPhase, Cpu, RoundTrips};
@@ -30,6 +31,8 @@ pub const WHY: &str = "meshd.why/1";
 pub const FLOWS: &str = "meshd.flows/1";
 /// The schema of `Check`.
 pub const CHECK: &str = "meshd.check/1";
+/// The schema of `Lock`.
+pub const LOCK: &str = "meshd.lock/1";
 /// The schema of `Done`.
 pub const DONE: &str = "meshd.done/1";
 /// The schema of `Failure`.
@@ -118,6 +121,26 @@ pub struct Coordinator {
     /// How many records of peers this node refused since it started.
     #[serde(default)]
     pub records_refused: u64,
+    /// The key that has to have signed for every peer, if this node ever saw the mesh locked.
+    #[serde(default)]
+    pub lock: Option<IdentityKey>,
+}
+
+/// How the mesh is locked: `GET /v1/lock`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// `LOCK`.
+    pub schema: String,
+    /// The mesh.
+    pub mesh: MeshName,
+    /// The key that has to have signed for every peer of this node; none if it never saw one.
+    pub lock: Option<IdentityKey>,
+    /// This node.
+    pub node: NodeName,
+    /// Its own key, for whoever signs to compare.
+    pub identity: IdentityKey,
+    /// Nodes that wait for a signature, as the coordinator tells it.
+    pub waiting: Vec<Member>,
 }
 
 /// Another node.

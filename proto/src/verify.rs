@@ -6,7 +6,8 @@
 //! ```
 //! A peer is believed if its record is signed by the identity it always had, is no older than the last one, and says
 //! what the map says. A peer whose record is refused keeps its last good one. A pod block must lie in its site's
-//! prefixes and nowhere else, a backend must be granted to its node and have an address of that node.
+//! prefixes and nowhere else, a backend must be granted to its node and have an address of that node. Once a map named a
+//! lock, a peer needs its signature too, whatever later maps say (`lock`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -15,9 +16,10 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use crate::addr::{Flat, overlap, overlaps_forbidden};
-use crate::id::{IdentityKey, NodeId, NodeName, ServiceKey};
+use crate::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
+use crate::lock::{self, Member};
 use crate::netmap::{Backend, Grant, NetMap, Peer, Service};
-use crate::record::{SignedRecord, Verify};
+use crate::record::{Signature, SignedRecord, Verify};
 use crate::world::NodeFacts;
 
 /// Peers that left the map and are remembered all the same, lest an older record of theirs comes back.
@@ -56,6 +58,8 @@ pub struct Verifier {
     verify: Verify,
     known: BTreeMap<NodeId, Known>,
     refused: u64,
+    /// The lock that this node holds to.
+    lock: Option<IdentityKey>,
 }
 
 /// What is known of a peer.
@@ -65,12 +69,14 @@ struct Known {
     /// The newest good record, and its number.
     record: Option<SignedRecord>,
     sequence: u64,
-    /// What the map said last; none while the peer is in no map.
-    said: Option<Peer>,
+    /// What the map said last, and under which name; none while the peer is in no map.
+    said: Option<(NodeName, Peer)>,
+    /// What the lock's signature was found good for.
+    admitted: Option<(Member, Signature)>,
     /// What came of it.
     verdict: Result<(), String>,
-    /// The peer as it was good last.
-    good: Option<Peer>,
+    /// The peer as it was good last, and under which name.
+    good: Option<(NodeName, Peer)>,
 }
 
 /// What came of a map.
@@ -85,7 +91,17 @@ pub struct Admitted {
 impl Verifier {
     /// Knows nobody yet. Signatures are checked by `verify`.
     pub fn new(verify: Verify) -> Self {
-        Self { verify, known: BTreeMap::new(), refused: 0 }
+        Self { verify, known: BTreeMap::new(), refused: 0, lock: None }
+    }
+
+    /// Holds to a lock from the start: the one of former maps.
+    pub fn held_to(self, lock: Option<IdentityKey>) -> Self {
+        Self { lock, ..self }
+    }
+
+    /// Returns the key that has to have signed every peer, if there is one.
+    pub fn held(&self) -> Option<IdentityKey> {
+        self.lock
     }
 
     /// Returns how many records were refused since the start; one that is sent again and again counts once.
@@ -96,11 +112,12 @@ impl Verifier {
     /// Returns what may be acted on of a map. Only what is new or changed costs a signature.
     pub fn admit(&mut self, map: Arc<NetMap>) -> Admitted {
         let mut refused = Vec::new();
+        self.follow_lock(&map, &mut refused);
         let mut changes = BTreeMap::new();
         let mut addresses = BTreeSet::from([map.node.address]);
         for (name, peer) in &map.peers {
             let own_address = map.mesh.range.nodes().contains(&peer.address.0) && addresses.insert(peer.address);
-            let judged = self.judge(peer);
+            let judged = self.judge(&map.mesh.name, name, peer);
             if !own_address {
                 refused.push(format!(
                     "node `{name}` is left out: its address {} is no node's, or another's; look at the coordinator",
@@ -109,6 +126,8 @@ impl Verifier {
                 changes.insert(name.clone(), None);
             } else if let Err(why) = judged {
                 let good = self.known.get(&peer.id).and_then(|known| known.good.clone());
+                // Names are what rules mention: nobody gets another one by having been good.
+                let good = good.filter(|(before, _)| before == name).map(|(_, good)| good);
                 let rest = match good {
                     Some(_) => "its last good record stays in force",
                     None => "it is left out",
@@ -138,21 +157,40 @@ impl Verifier {
         Admitted { map: VerifiedMap(changed), refused }
     }
 
+    /// Takes up the lock that a map names, if this node may follow to it. All are judged anew by another one.
+    fn follow_lock(&mut self, map: &NetMap, refused: &mut Vec<String>) {
+        match lock::follow(self.lock, map.mesh.lock.as_ref(), &map.mesh.name, self.verify) {
+            Ok(key) if key == self.lock => {}
+            Ok(key) => {
+                self.lock = key;
+                for known in self.known.values_mut() {
+                    (known.said, known.admitted) = (None, None);
+                }
+            }
+            Err(mismatch) => refused.push(mismatch.to_string()),
+        }
+    }
+
     /// Says whether a peer may be believed, and takes note of it.
-    fn judge(&mut self, peer: &Peer) -> Result<(), String> {
+    fn judge(&mut self, mesh: &MeshName, name: &NodeName, peer: &Peer) -> Result<(), String> {
         let known = self.known.get(&peer.id);
-        if let Some(known) = known.filter(|known| known.said.as_ref() == Some(peer)) {
+        if let Some(known) =
+            known.filter(|known| known.said.as_ref().is_some_and(|said| (&said.0, &said.1) == (name, peer)))
+        {
             return known.verdict.clone();
         }
-        match check(peer, known, self.verify) {
-            Ok(sequence) => {
+        let lock = self.lock.as_ref();
+        let admitted = check_lock(mesh, name, peer, known, lock, self.verify);
+        match admitted.and_then(|admitted| Ok((admitted, check(peer, known, self.verify)?))) {
+            Ok((admitted, sequence)) => {
                 let known = Known {
                     identity: peer.proof.as_ref().map(|proof| proof.identity),
                     record: peer.proof.as_ref().map(|proof| proof.record.clone()),
                     sequence,
-                    said: Some(peer.clone()),
+                    said: Some((name.clone(), peer.clone())),
+                    admitted,
                     verdict: Ok(()),
-                    good: Some(peer.clone()),
+                    good: Some((name.clone(), peer.clone())),
                 };
                 self.known.insert(peer.id, known);
                 Ok(())
@@ -164,10 +202,11 @@ impl Verifier {
                     record: None,
                     sequence: 0,
                     said: None,
+                    admitted: None,
                     verdict: Ok(()),
                     good: None,
                 });
-                known.said = Some(peer.clone());
+                known.said = Some((name.clone(), peer.clone()));
                 known.verdict = Err(why.clone());
                 Err(why)
             }
@@ -187,6 +226,28 @@ impl Verifier {
             gone <= MAX_GONE && known.identity.is_some()
         });
     }
+}
+
+/// Returns what the lock's signature admits of a peer; nothing where there is no lock.
+fn check_lock(
+    mesh: &MeshName,
+    name: &NodeName,
+    peer: &Peer,
+    known: Option<&Known>,
+    lock: Option<&IdentityKey>,
+    verify: Verify,
+) -> Result<Option<(Member, Signature)>, String> {
+    let Some(lock) = lock else { return Ok(None) };
+    let what =
+        |what: &str| format!("{what}; if you admitted it, run `meshd lock sign {name}` where the lock's key lies");
+    let signature = peer.countersigned.ok_or_else(|| what("the lock's signature is missing"))?;
+    let member = peer.member(name).ok_or_else(|| what("it has no key"))?;
+    let admitted = Some((member, signature));
+    if known.is_some_and(|known| known.admitted == admitted) {
+        return Ok(admitted);
+    }
+    let is_good = admitted.as_ref().is_some_and(|(member, signature)| member.is_by(mesh, lock, signature, verify));
+    if is_good { Ok(admitted) } else { Err(what("its countersignature is not the lock's")) }
 }
 
 /// Returns the number of a peer's record if all is as it should be.

@@ -5,6 +5,8 @@
 //! GET  /v1/watch?revision=N                ─▶  one `WatchEvent` per line, for as long as the node listens
 //! POST /v1/report   Report                 ─▶  ReportResponse
 //! GET  /v1/about?name=NODE                 ─▶  About
+//! GET  /v1/lock                            ─▶  LockStanding
+//! POST /v1/lock     Countersign            ─▶  LockStanding
 //! any failure                              ─▶  ErrorBody with status 4xx or 5xx
 //! ```
 //! Who speaks is known from the channel's key and never from a body. Unknown fields are ignored, so that
@@ -16,7 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
+use crate::lock::{Lock, Member};
 use crate::netmap::{Delta, NetMap};
+use crate::record::Signature;
 use crate::token::{OidcToken, TokenSecret};
 pub use crate::world::{NodeFacts, ServeOffer};
 
@@ -34,6 +38,8 @@ pub const MAX_ENDPOINTS: usize = 16;
 pub const MAX_LANES: usize = 16;
 /// Most pod blocks a node may claim.
 pub const MAX_BLOCKS: usize = 256;
+/// Most nodes that are told to wait for a signature.
+pub const MAX_WAITING: usize = 256;
 /// Most serve offers a node may make.
 pub const MAX_OFFERS: usize = 256;
 
@@ -139,6 +145,25 @@ pub struct About {
     pub address: Flat,
 }
 
+/// How the mesh is locked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockStanding {
+    /// The lock; none if there never was one.
+    pub lock: Option<Lock>,
+    /// Nodes that wait for its signature; at most `MAX_WAITING`.
+    #[serde(default)]
+    pub waiting: Vec<Member>,
+}
+
+/// Admits a node that waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Countersign {
+    /// The node.
+    pub node: NodeName,
+    /// The lock's signature for it, over `lock::Member`.
+    pub signature: Signature,
+}
+
 /// Answers a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportResponse {
@@ -152,7 +177,7 @@ pub struct ReportResponse {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// A word for programs: `token`, `claim`, `name`, `site`, `services`, `unknown_node`, `revoked`,
+    /// A word for programs: `token`, `claim`, `name`, `site`, `services`, `unknown_node`, `revoked`, `lock`,
     /// `malformed`, `busy`, `internal`.
     pub error: String,
     /// A sentence for people that ends with what to do.

@@ -20,8 +20,9 @@ use crate::addr::{BlockMap, Flat};
 use crate::allocate::Pool;
 pub use crate::clock::UnixTime;
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName};
+use crate::lock::{Member, Subject};
 use crate::netmap::{LaneInfo, Mesh};
-use crate::record::{Epoch, SignedRecord};
+use crate::record::{Epoch, Signature, SignedRecord};
 use crate::services::{Services, Site};
 
 /// All that is true of the mesh at one revision.
@@ -72,6 +73,9 @@ pub struct NodeRecord {
     /// When an ephemeral node was last heard of, to some minutes; none for all others, which stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contact: Option<UnixTime>,
+    /// The lock's signature that admits it; none while it waits for one, or while there is no lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub countersigned: Option<Signature>,
 }
 
 /// A service's number and address.
@@ -83,12 +87,26 @@ pub struct Vip {
     pub address: Flat,
 }
 
+impl NodeRecord {
+    /// Returns what the lock's key signs of it; `None` of a static node without a tunnel key, which there is none of.
+    pub fn member(&self, name: &NodeName) -> Option<Member> {
+        let tunnel = || self.facts.lanes.first().map(|lane| Subject::Tunnel(lane.key));
+        let subject = self.identity.map(Subject::Identity).or_else(tunnel)?;
+        Some(Member { id: self.id, name: name.clone(), site: self.site.clone(), subject })
+    }
+}
+
 impl World {
     /// Makes the world before anything happened: revision 0, nobody, no services.
     pub fn new(name: MeshName) -> Self {
         let services = Services::default();
-        let mesh =
-            Mesh { name, range: services.mesh.range, domains: services.mesh.domains.clone(), coordinators: Vec::new() };
+        let mesh = Mesh {
+            name,
+            range: services.mesh.range,
+            domains: services.mesh.domains.clone(),
+            coordinators: Vec::new(),
+            lock: None,
+        };
         Self {
             revision: Revision::default(),
             epoch: Epoch::default(),
@@ -138,6 +156,12 @@ impl World {
             && Arc::ptr_eq(&self.services, &other.services)
             && Arc::ptr_eq(&self.file, &other.file)
             && self.mesh == other.mesh
+    }
+
+    /// Says whether a node waits for the lock's signature: nobody else is told of it until then.
+    pub fn waits(&self, node: &NodeRecord) -> bool {
+        let is_locked = self.mesh.lock.as_ref().is_some_and(|lock| lock.key.is_some());
+        is_locked && node.countersigned.is_none()
     }
 
     /// Returns the nodes' own addresses.

@@ -110,6 +110,11 @@ impl Deed {
                 deed.kind = "coordinator";
                 deed.text = format!("coordinator {key} serves the mesh at {}", addresses.join(", "));
             }
+            Change::Lock(step) => {
+                deed.kind = step.kind();
+                deed.text = step.text();
+                deed.node = step.node().cloned();
+            }
             Change::CoordinatorForget { key } => {
                 deed.kind = "coordinator_forget";
                 deed.text = format!("forgot coordinator {key}");

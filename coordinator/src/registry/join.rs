@@ -104,6 +104,7 @@ impl State {
         grants.dedup();
         let record = NodeRecord {
             contact: is_ephemeral.then_some(now),
+            countersigned: None,
             id: pool.node_id(),
             identity: Some(identity),
             site,

@@ -17,6 +17,7 @@ mod group;
 mod history;
 mod join;
 mod live;
+pub mod lock;
 mod log;
 pub mod names;
 mod records;
@@ -46,6 +47,7 @@ pub use deed::Actor;
 use deed::Refusals;
 use history::History;
 pub use live::{Live, LiveNode};
+pub use lock::LockStep;
 pub use log::{Entry, LogHash, LogHead, Logged};
 use state::State;
 pub use state::{Accepted, Revoked};
@@ -135,6 +137,8 @@ pub enum Change {
         /// Whether it has the store for itself, so that there are no others.
         is_alone: bool,
     },
+    /// Begins, changes or ends lock mode, or admits a node under it.
+    Lock(LockStep),
     /// A coordinator does not serve the mesh any more.
     CoordinatorForget {
         /// Its key.
@@ -155,6 +159,7 @@ impl Change {
             | Self::Facts { .. }
             | Self::Coordinator { .. }
             | Self::Restored { .. }
+            | Self::Lock(_)
             | Self::Tend { .. } => false,
         }
     }
@@ -425,6 +430,7 @@ impl Registry {
             Change::Coordinator { key, addresses, software, is_alone } => {
                 state.enter_coordinator(key, addresses, software, is_alone, now)?;
             }
+            Change::Lock(step) => applied.node = state.take_lock_step(step)?,
             Change::CoordinatorForget { key } => state.forget_coordinator(&key)?,
         }
         Ok((state, applied))

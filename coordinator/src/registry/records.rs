@@ -38,6 +38,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         world.services = Arc::new(services);
         world.file = accepted.file.as_str().into();
     }
+    world.mesh.lock = single(records, Table::Meta, "lock")?;
     for (name, record) in table(records, Table::Nodes)? {
         world.insert_node(name, record);
     }
@@ -72,6 +73,7 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
     writes.value(Table::Services, "accepted", old_file, new_file)?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);
     writes.value(Table::Meta, "pool", Some(old_pool), Some(new_pool))?;
+    writes.value(Table::Meta, "lock", old.world.mesh.lock.as_ref(), new.world.mesh.lock.as_ref())?;
     writes.value(Table::Meta, "epoch", Some(&old.epoch), Some(&new.epoch))?;
     if !writes.0.is_empty() && old.world.revision.0 == 0 {
         writes.value(Table::Meta, "format", None, Some(&FORMAT))?;

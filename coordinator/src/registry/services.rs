@@ -34,8 +34,8 @@ impl State {
         }
         let world = Arc::make_mut(&mut self.world);
         let old_range = world.mesh.range;
-        let coordinators = std::mem::take(&mut world.mesh.coordinators);
-        world.mesh = Mesh { coordinators, ..mesh(&services, default_name) };
+        let (coordinators, lock) = (std::mem::take(&mut world.mesh.coordinators), world.mesh.lock.take());
+        world.mesh = Mesh { coordinators, lock, ..mesh(&services, default_name) };
         world.file = accepted.file.as_str().into();
         world.services = services;
         if world.mesh.range != old_range {
@@ -154,14 +154,18 @@ fn allot_static(world: &mut World, now: UnixTime) -> Result<(), Exhausted> {
             }
         };
         let site = node.site.clone().unwrap_or_else(|| own_site(&node.name));
+        let facts = static_facts(node);
+        let same = |known: &&Arc<NodeRecord>| known.site == site && known.facts.lanes == facts.lanes;
+        let countersigned = known.as_ref().filter(same).and_then(|known| known.countersigned);
         let record = NodeRecord {
             contact: None,
+            countersigned,
             id,
             identity: None,
             site,
             address,
             blocks: Vec::new(),
-            facts: static_facts(node),
+            facts,
             observed: None,
             grants: Vec::new(),
             token: None,

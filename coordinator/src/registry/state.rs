@@ -103,5 +103,6 @@ pub(super) fn mesh(services: &Services, default_name: &MeshName) -> Mesh {
         range: section.range,
         domains: section.domains.clone(),
         coordinators: Vec::new(),
+        lock: None,
     }
 }

@@ -10,6 +10,7 @@ mod full;
 mod hygiene;
 mod issuer;
 mod kills;
+mod locking;
 mod restoring;
 mod verbs;
 mod workload;

@@ -39,6 +39,7 @@ fn netmap(services: u16) -> NetMap {
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().unwrap()],
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,

@@ -57,6 +57,7 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
     let lanes = keys(other).publics().into_iter().zip(PORT..).map(|(key, port)| LaneInfo { key, port });
     let peer = Peer {
         previous: Vec::new(),
+        countersigned: None,
         proof: None,
         id: NodeId(other as u32 + 1),
         site: "s".parse().unwrap(),
@@ -77,6 +78,7 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
             range: MeshRange::default(),
             domains: Vec::new(),
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,

@@ -13,7 +13,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::mark::WentBack;
 use mesh_proto::netmap::Mesh;
-use mesh_proto::wire::{About, ErrorBody, JoinRequest, JoinResponse, MAX_EVENT, Report, ReportResponse, WatchEvent};
+use mesh_proto::wire::{
+    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, Report, ReportResponse,
+    WatchEvent,
+};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -230,7 +233,27 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` if there is none, or why there was no answer.
     pub async fn about(&mut self, word: &str) -> Result<About, LinkError> {
-        let body = self.send(Method::GET, &format!("/v1/about?name={word}"), Bytes::new()).await?;
+        self.get(&format!("/v1/about?name={word}")).await
+    }
+
+    /// Asks who waits for the lock's signature.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn lock(&mut self) -> Result<LockStanding, LinkError> {
+        self.get("/v1/lock").await
+    }
+
+    /// Brings the lock's signature for a node.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn countersign(&mut self, signed: &Countersign) -> Result<LockStanding, LinkError> {
+        self.post("/v1/lock", signed, MAX_ANSWER).await
+    }
+
+    async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, LinkError> {
+        let body = self.send(Method::GET, path, Bytes::new()).await?;
         let bytes = collect(body, MAX_ANSWER).await?;
         serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
     }

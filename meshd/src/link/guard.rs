@@ -1,4 +1,5 @@
-//! What stands between the coordinator's words and the data path: the high-water mark, and the check of every part.
+//! What stands between the coordinator's words and the data path: the high-water mark, the lock, and the check of
+//! every part.
 
 use std::sync::Arc;
 
@@ -30,6 +31,9 @@ struct Stored {
     /// Whether something of the map was refused, so that the cached one is no base for a delta.
     #[serde(default)]
     partial: bool,
+    /// The lock that this node holds to.
+    #[serde(default)]
+    lock: Option<IdentityKey>,
 }
 
 impl Stored {
@@ -42,7 +46,7 @@ impl Guard {
     /// Takes up the mark of a state directory; without one it lasts as long as the process.
     pub fn new(state: Option<State>) -> Self {
         let stored = state.as_ref().and_then(read).unwrap_or_default();
-        Self { verifier: Verifier::new(verify), stored, state }
+        Self { verifier: Verifier::new(verify).held_to(stored.lock), stored, state }
     }
 
     /// Checks the map of the cache. Says as well whether it may be continued with a delta.
@@ -53,6 +57,7 @@ impl Guard {
             self.stored.mark = own;
         }
         let admitted = self.verifier.admit(map);
+        self.stored.lock = self.verifier.held();
         let whole = !self.stored.partial && admitted.refused.is_empty();
         (admitted, whole)
     }
@@ -64,7 +69,8 @@ impl Guard {
     pub async fn follow(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
         let mark = self.stored.mark.follow(&map.epoch, map.revision, pins, verify)?;
         let admitted = self.verifier.admit(map);
-        self.store(Stored { mark, partial: !admitted.refused.is_empty() }).await;
+        let lock = self.verifier.held();
+        self.store(Stored { mark, partial: !admitted.refused.is_empty(), lock }).await;
         Ok(admitted)
     }
 
@@ -74,6 +80,11 @@ impl Guard {
     /// `WentBack` if it lies behind the mark.
     pub fn hears(&mut self, revision: Revision) -> Result<(), WentBack> {
         self.stored.mark.reach(revision).map(|_| ())
+    }
+
+    /// Returns the key that has to have signed for every peer, if this node ever saw one.
+    pub fn lock(&self) -> Option<IdentityKey> {
+        self.verifier.held()
     }
 
     /// Returns how many records were refused since the start.
@@ -101,7 +112,19 @@ impl Guard {
 /// If it cannot be written.
 pub(crate) fn begin(state: &State, map: &NetMap) -> Result<(), crate::state::StateError> {
     let mark = Mark { epoch: map.epoch.number, revision: map.revision };
-    save(state, Stored { mark, partial: false })
+    let lock = map.mesh.lock.as_ref().and_then(|lock| lock.key);
+    save(state, Stored { mark, partial: false, lock })
+}
+
+/// Lets go of the lock without a word of its key, and returns it.
+///
+/// # Errors
+/// If the mark cannot be written.
+pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, crate::state::StateError> {
+    let Some(stored) = read(state).filter(|stored| stored.lock.is_some()) else { return Ok(None) };
+    // The cached map names the lock still, and may have been refused in parts: a snapshot is asked for.
+    save(state, Stored { lock: None, partial: true, ..stored })?;
+    Ok(stored.lock)
 }
 
 fn save(state: &State, stored: Stored) -> Result<(), crate::state::StateError> {

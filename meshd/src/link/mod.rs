@@ -9,12 +9,13 @@
 
 mod channel;
 pub(crate) mod guard;
+mod lock;
 mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::Revision;
+use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::netmap::NetMap;
 use mesh_proto::verify::VerifiedMap;
 use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep};
 
 pub use channel::{Channel, Dial, LinkError, Watch, adopt};
 pub use guard::Guard;
+pub use lock::{countersign, standing};
 
 /// How long meshd tries hard after a channel broke.
 const HARD: Duration = Duration::from_secs(60);
@@ -54,6 +56,8 @@ pub struct LinkState {
     pub rejected: Vec<String>,
     /// How many records of peers were refused since the start.
     pub records_refused: u64,
+    /// The key that has to have signed for every peer, if the mesh is locked.
+    pub lock: Option<IdentityKey>,
 }
 
 /// Asks the coordinators, in turn, about a node that this one is not told of; none if nobody knows it, or answers.
@@ -119,6 +123,7 @@ pub struct Link {
 impl Link {
     /// Runs until the task is dropped.
     pub async fn run(mut self) {
+        self.state.send_modify(|s| s.lock = self.guard.lock());
         let mut down_since = Instant::now();
         let mut attempt = 0_usize;
         let mut turn = 0_usize;
@@ -259,6 +264,7 @@ impl Link {
         self.state.send_modify(|s| {
             s.rejected = admitted.refused;
             s.records_refused = self.guard.refused();
+            s.lock = self.guard.lock();
         });
         self.maps.send_replace(Some(admitted.map));
         Ok(())

@@ -19,6 +19,7 @@ pub(crate) fn netmap(revision: u64) -> NetMap {
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().unwrap()],
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,

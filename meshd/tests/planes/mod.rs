@@ -57,6 +57,7 @@ pub(crate) fn map(own: u8, peers: Vec<Peer>) -> NetMap {
             range: MeshRange::default(),
             domains: Vec::new(),
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,
@@ -85,6 +86,7 @@ pub(crate) fn peer(id: u8, lanes: usize, endpoints: Vec<SocketAddr>) -> Peer {
     let publics = keys(id).publics().into_iter().take(lanes);
     Peer {
         previous: Vec::new(),
+        countersigned: None,
         proof: None,
         id: NodeId(id.into()),
         site: "s".parse().unwrap(),

@@ -49,6 +49,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
         key[..2].copy_from_slice(&i.to_be_bytes());
         let peer = Peer {
             previous: Vec::new(),
+            countersigned: None,
             proof: None,
             id: NodeId(PEER.0 + u32::from(i)),
             site: site("far"),
@@ -106,6 +107,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
             range: MeshRange::default(),
             domains: vec!["mesh.internal".parse().expect("a domain")],
             coordinators: Vec::new(),
+            lock: None,
         },
         node: OwnNode {
             sequence: 0,

@@ -121,7 +121,8 @@ impl Chart {
     ) -> NetMap {
         let world = &*self.world;
         let (name, record) = &self.nodes[own as usize];
-        let peers = sight.peers.iter().filter(|&&number| wants_peer(number)).map(|&number| {
+        let is_told = |number: u32| wants_peer(number) && !world.waits(&self.nodes[number as usize].1);
+        let peers = sight.peers.iter().filter(|&&number| is_told(number)).map(|&number| {
             let (name, record) = &self.nodes[number as usize];
             (name.clone(), peer(world.mesh.range, record))
         });
@@ -130,6 +131,9 @@ impl Chart {
             (key, self.service(number, &record.site, (level == Level::Own).then_some(name)))
         });
         let mut warnings = refused_offers(world, name);
+        if world.waits(record) {
+            warnings.push(waiting(name));
+        }
         let told = sight.services.keys().flat_map(|&number| &self.services[number as usize].content.warnings);
         warnings.extend(told.cloned());
         NetMap {
@@ -201,6 +205,13 @@ impl Chart {
             site.map(|site| (&served.key, self.service(number, site, None)))
         })
     }
+}
+
+/// Tells a node that it is not admitted yet.
+fn waiting(name: &NodeName) -> String {
+    format!(
+        "this node waits for the lock's signature, and no other is told of it until then; run `meshd lock sign {name}` on a node where the lock's key lies, and compare the identity with `meshd lock status` here"
+    )
 }
 
 /// Returns the number of a service among those in order of their keys.

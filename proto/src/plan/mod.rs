@@ -90,6 +90,7 @@ fn peer(range: MeshRange, record: &NodeRecord) -> Peer {
         mtu: record.facts.mtu,
         guarded: record.facts.guarded,
         previous: record.facts.previous.clone(),
+        countersigned: record.countersigned,
         proof: record.identity.zip(record.facts.signed.clone()).map(|(identity, signed)| Proof {
             identity,
             record: signed,
@@ -170,6 +171,12 @@ fn placed<'a>(
             ));
             continue;
         };
+        if world.waits(record) {
+            warnings.push(format!(
+                "{key}: node `{node}` waits for the lock's signature, so its backend is left out; run `meshd lock sign {node}` where the lock's key lies"
+            ));
+            continue;
+        }
         let offer = offered.iter().find(|(name, ..)| *name == node);
         let (address, override_port) = match backend.at {
             BackendAt::Host(_) => (record.address, offer.and_then(|(.., offer)| offer.port)),
@@ -196,7 +203,7 @@ fn placed<'a>(
     for &(node, record, offer) in offered {
         let is_host = |at: &BackendAt| matches!(at, BackendAt::Host(host) if host == node);
         let is_named = spec.backends.iter().any(|backend| is_host(&backend.at));
-        if is_named || !is_granted(spec, node, record) {
+        if is_named || world.waits(record) || !is_granted(spec, node, record) {
             continue;
         }
         placed.push(Placed {

@@ -84,6 +84,7 @@ fn record(number: u8, site: &str, pods: &[&str]) -> NodeRecord {
     let blocks: Vec<_> = blocks.collect();
     NodeRecord {
         contact: None,
+        countersigned: None,
         id: NodeId(number.into()),
         identity: Some(IdentityKey([number; 32])),
         site: site.parse().unwrap(),

@@ -108,7 +108,8 @@ impl Transition {
 
     /// Returns what the change is to a node, if others may share it; `None` if something of it is the node's own.
     pub fn outline(&self, node: &NodeName) -> Option<Outline> {
-        if self.places || self.nodes.contains(node) {
+        let relocked = self.old.world.mesh.lock != self.new.world.mesh.lock;
+        if self.places || relocked || self.nodes.contains(node) {
             return None;
         }
         let (before, after) = (self.old.node(node)?, self.new.node(node)?);

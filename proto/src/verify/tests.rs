@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod lock;
+
 use super::*;
 use crate::fixture;
 use crate::id::{Revision, TunnelKey};

@@ -114,6 +114,7 @@ impl World {
                 range: MeshRange::default(),
                 domains: vec!["mesh.internal".parse().unwrap()],
                 coordinators: Vec::new(),
+                lock: None,
             },
             node: OwnNode {
                 sequence: 0,
@@ -278,6 +279,7 @@ fn node(dice: &mut Dice, index: usize, site: usize, place: usize) -> Node {
 fn peer(node: &Node) -> Peer {
     Peer {
         previous: Vec::new(),
+        countersigned: None,
         proof: None,
         id: node.id,
         site: site_name(node.site),

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod killed;
+mod lock;
 mod probe;
 mod revoke;
 mod rotate;
@@ -22,6 +23,10 @@ const REVOKE: &[Fact<Pair>] = &[
     ("a_node_that_was_out_of_touch_cuts_it_off_by_a_snapshot", revoke::by_a_snapshot),
 ];
 const ROTATE: &[Fact<Pair>] = &[("keys_change_under_traffic_and_nothing_is_lost", rotate::under_traffic)];
+const LOCK: &[Fact<Pair>] = &[
+    ("a_node_that_waits_is_reached_once_it_is_signed_for", lock::signed),
+    ("a_coordinator_without_the_key_adds_nobody_to_a_locked_mesh", lock::stolen),
+];
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
@@ -32,6 +37,7 @@ fn main() -> ExitCode {
     let binaries = Binaries::build().unwrap();
     run.scene("revoke", || set_up(&binaries, "rv"), REVOKE);
     run.scene("rotate", || with_keys(set_up(&binaries, "rt")?), ROTATE);
+    run.scene("lock", || set_up(&binaries, "lk"), LOCK);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
     run.finish()
 }
