@@ -199,6 +199,7 @@ fn units_confine_the_daemons() {
         "ExecStart=/usr/bin/meshd run",
         "ExecReload=/usr/bin/meshd reload",
         "Restart=always",
+        "RestartPreventExitStatus=78",
         "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE CAP_BPF",
         "DeviceAllow=/dev/net/tun rw",
         "NoNewPrivileges=yes",

@@ -27,6 +27,8 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const DEGRADED: u8 = 3;
 const NOT_RUNNING: u8 = 4;
+/// What the node trusts, or is trusted by, is lost: nothing that a restart would cure (EX_CONFIG of sysexits.h).
+const NO_TRUST: u8 = 78;
 const DENIED: u8 = 5;
 
 /// How long a daemon may take to end or leave.
@@ -78,16 +80,22 @@ pub fn main(cli: Cli) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "meshd: {error}");
-            if matches!(error, CommandError::Client(ClientError::NotRunning(_) | ClientError::Ended)) {
-                NOT_RUNNING
-            } else if matches!(error, CommandError::Config(_)) {
-                USAGE
-            } else {
-                FAILED
-            }
+            exit_code(&error)
         }
     };
     ExitCode::from(code)
+}
+
+fn exit_code(error: &CommandError) -> u8 {
+    if matches!(error, CommandError::Client(ClientError::NotRunning(_) | ClientError::Ended)) {
+        NOT_RUNNING
+    } else if matches!(error, CommandError::Config(_)) {
+        USAGE
+    } else if matches!(error, CommandError::Daemon(DaemonError::Trust(_))) {
+        NO_TRUST
+    } else {
+        FAILED
+    }
 }
 
 fn execute(cli: Cli) -> Result<u8, CommandError> {

@@ -23,7 +23,7 @@ use crate::dataplane::DataPlaneError;
 use crate::kernel::{self, KernelError};
 use crate::member::Member;
 use crate::state::{Enrolment, State, StateError};
-use crate::{metrics, offers};
+use crate::{metrics, offers, resume};
 
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
@@ -37,7 +37,10 @@ const RETRY: Duration = Duration::from_millis(20);
 pub enum DaemonError {
     /// The state cannot be read or written.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(StateError),
+    /// What the node trusts, or is trusted by, is lost or in doubt: no tunnels.
+    #[error("no tunnels: {0}")]
+    Trust(StateError),
     /// The control socket cannot be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -58,6 +61,12 @@ pub enum DaemonError {
         /// Why.
         error: std::io::Error,
     },
+}
+
+impl From<StateError> for DaemonError {
+    fn from(error: StateError) -> Self {
+        if error.is_of_trust() { Self::Trust(error) } else { Self::State(error) }
+    }
 }
 
 /// Runs until a signal or `/v1/stop` ends it.
@@ -84,10 +93,17 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     }
     let mut order = board.order.subscribe();
     while *order.borrow_and_update() != Order::Stop {
-        let Some(enrolment) = enrolled(&state, &board).await else {
+        let Some(enrolment) = enrolled(&state, &board).await? else {
             continue;
         };
-        let mut member = Member::start(&config, &state, &board, enrolment).await?;
+        let mut member = match Member::start(&config, &state, &board, enrolment).await {
+            Ok(member) => member,
+            Err(error) => {
+                // A port that is taken says nothing against the cached map.
+                resume::pass(&state);
+                return Err(error);
+            }
+        };
         tell(NotifyState::Ready);
         member.run().await;
         member.stop().await;
@@ -103,7 +119,10 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// Waits until the node belongs to a mesh; `None` if the daemon is to do something else.
-async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
+///
+/// # Errors
+/// `DaemonError::Trust` if it belonged to one, and whom to trust there is lost.
+async fn enrolled(state: &State, board: &Board) -> Result<Option<Enrolment>, DaemonError> {
     let mut order = board.order.subscribe();
     let mut told = false;
     loop {
@@ -111,7 +130,7 @@ async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
             Ok(Some(enrolment)) => {
                 board.note("enrolment", None);
                 board.enrolment.send_replace(Some(enrolment.clone()));
-                return Some(enrolment);
+                return Ok(Some(enrolment));
             }
             Ok(None) if told => {}
             Ok(None) => {
@@ -119,6 +138,7 @@ async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
                 tell(NotifyState::Ready);
                 tell(NotifyState::Status("not joined"));
             }
+            Err(error) if error.is_of_trust() => return Err(error.into()),
             Err(error) if told => board.note("enrolment", Some(error.to_string())),
             Err(error) => tracing::error!(%error, "enrolment not read"),
         }
@@ -127,7 +147,7 @@ async fn enrolled(state: &State, board: &Board) -> Option<Enrolment> {
             () = sleep(POLL) => {}
             Ok(()) = order.changed() => {
                 obeyed(board);
-                return None;
+                return Ok(None);
             }
         }
     }

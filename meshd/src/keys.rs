@@ -40,6 +40,18 @@ impl fmt::Debug for Keys {
 }
 
 impl Keys {
+    /// Reads the keys of a node that has joined. A lost tunnel key is made anew, for the node vouches for it; a lost
+    /// identity is not, for nobody would vouch for that.
+    ///
+    /// # Errors
+    /// `StateError::Lost` if the identity is, and otherwise as `load_or_make`.
+    pub fn load(state: &State) -> Result<Self, StateError> {
+        match state.secret(IDENTITY)? {
+            Some(_) => Self::load_or_make(state),
+            None => Err(StateError::Lost(state.path(IDENTITY))),
+        }
+    }
+
     /// Reads the keys, and makes those that are missing.
     ///
     /// # Errors

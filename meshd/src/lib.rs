@@ -36,6 +36,7 @@ mod path;
 mod peers;
 mod records;
 pub mod render;
+mod resume;
 mod rotation;
 mod sessions;
 pub mod splice;

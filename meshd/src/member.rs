@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::netmap::{Mesh, NetMap, OwnNode};
+use mesh_proto::netmap::NetMap;
 use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
 use mesh_proto::wire::Report;
@@ -21,16 +21,18 @@ use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
-use crate::link::{self, Dial, Guard, Link};
+use crate::link::{self, Dial, Guard, Link, LinkState};
 use crate::rotation::{Rotation, Step};
 use crate::splice::{self, Splices};
 use crate::state::{Active, Enrolment, State, StateError};
-use crate::{dns, facts, join, records};
+use crate::{dns, facts, join, records, resume};
 
 /// How often the active peers are stored, if they changed.
 const ACTIVITY: Duration = Duration::from_secs(10);
 /// How often is looked whether the keys are to be changed.
 const TURN: Duration = Duration::from_secs(1);
+/// The topic of what is to be said of the cached map.
+const CACHE: &str = "cache";
 /// How long each part may take to stop.
 const STOP: Duration = Duration::from_millis(400);
 
@@ -44,6 +46,8 @@ pub(crate) struct Member<'d> {
     /// The number of the record that was reported last.
     sequence: Cell<u64>,
     rotation: Option<Rotation>,
+    /// When the cached map is no danger to the node; none once that is known.
+    trial: Option<Instant>,
     host: HostFacts,
     enrolment: Enrolment,
     shape: Shape,
@@ -72,22 +76,15 @@ impl<'d> Member<'d> {
         board: &'d Arc<Board>,
         enrolment: Enrolment,
     ) -> Result<Self, DaemonError> {
-        let keys = Arc::new(Keys::load_or_make(state)?);
+        let keys = Arc::new(Keys::load(state)?);
         let lanes = keys.lanes(config.lanes);
         let host = kernel::host_facts().await?;
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = kernel::close_range(&shape).await?;
         board.upkeep.send_modify(|upkeep| upkeep.guards = guards);
-        let cached = state.netmap().filter(|map| belongs(map, &enrolment)).map(Arc::new);
         let mut guard = Guard::new(Some(state.clone()));
-        let (map, resumes) = match &cached {
-            Some(cached) => {
-                let (admitted, whole) = guard.resume(Arc::clone(cached));
-                admitted.refused.iter().for_each(|sentence| tracing::warn!("the cached map: {sentence}"));
-                (admitted.map, whole)
-            }
-            None => (VerifiedMap::by_hand(empty(&enrolment)), false),
-        };
+        let resume::Start { map, current, note, on_trial } = resume::start(state, &enrolment, &mut guard);
+        board.note(CACHE, note);
         let active = state.activity();
         let view = Arc::new(View::compile(map.clone()));
         let open = || {
@@ -130,6 +127,7 @@ impl<'d> Member<'d> {
             lanes,
             sequence: Cell::new(0),
             rotation: None,
+            trial: on_trial.then(|| Instant::now() + resume::WELL),
             host,
             shape,
             keeper,
@@ -149,7 +147,6 @@ impl<'d> Member<'d> {
             Dial { coordinators: member.enrolment.coordinators.clone(), pins: member.enrolment.pins.clone(), keys };
         let dial = dial.spread(link::random());
         member.board.dial.send_replace(Some(dial.clone()));
-        let current = cached.filter(|_| resumes);
         let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe() };
         let mut member = member;
         if !member.lanes.former_publics().is_empty() {
@@ -167,6 +164,7 @@ impl<'d> Member<'d> {
         let mut order = self.board.order.subscribe();
         let mut offers = self.board.offers.subscribe();
         let mut upkeep = self.board.upkeep.subscribe();
+        let mut link = self.board.link.subscribe();
         let mut tick = interval(ACTIVITY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = interval(TURN);
@@ -189,9 +187,13 @@ impl<'d> Member<'d> {
                     self.report();
                 }
                 Ok(()) = upkeep.changed() => self.report(),
+                Ok(()) = link.changed(), if self.trial.is_some() => self.try_cache(&link.borrow_and_update().clone()),
                 Some(()) = self.addresses.recv() => self.refresh_host().await,
                 () = self.board.rotate.notified() => self.rotate(),
-                _ = turn.tick() => self.turn(),
+                _ = turn.tick() => {
+                    self.try_cache(&LinkState::default());
+                    self.turn();
+                }
                 _ = tick.tick() => self.save_activity(),
             }
         }
@@ -199,6 +201,7 @@ impl<'d> Member<'d> {
 
     /// Ends every part; rule, unreachable route and guards stay.
     pub(crate) async fn stop(mut self) {
+        resume::pass(self.state);
         self.tasks.shutdown().await;
         let plane = self.board.set_plane(None);
         let stopped = tokio::task::spawn_blocking(move || plane.map(DataPlane::stop));
@@ -210,7 +213,7 @@ impl<'d> Member<'d> {
 
     /// Puts a map in force: the data path first, then names, kernel, disk, and the word to the coordinator.
     async fn apply(&mut self, map: VerifiedMap) {
-        if !belongs(&map, &self.enrolment) {
+        if !resume::belongs(&map, &self.enrolment) {
             tracing::warn!(node = %map.node.name, "a map for another node is ignored");
             return;
         }
@@ -222,6 +225,7 @@ impl<'d> Member<'d> {
         self.board.with_plane(|plane| plane.set_view(Arc::clone(&view)));
         self.view.send_replace(Arc::clone(&view));
         self.board.view.send_replace(Some(view));
+        self.board.note(CACHE, None);
         tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
         self.enrol(&map).await;
         self.store.send_replace(Some(Arc::clone(map.netmap())));
@@ -235,6 +239,7 @@ impl<'d> Member<'d> {
         enrolment.site = map.node.site.clone();
         enrolment.address = map.node.address;
         enrolment.blocks = map.node.blocks.clone();
+        enrolment.domains = map.mesh.domains.clone();
         link::adopt(&map.mesh, &mut enrolment.coordinators, &mut enrolment.pins);
         if enrolment == self.enrolment {
             return;
@@ -300,6 +305,14 @@ impl<'d> Member<'d> {
         });
     }
 
+    /// Ends the trial of the cached map once the coordinator is heard, or the node has lived on it for a while.
+    fn try_cache(&mut self, link: &LinkState) {
+        if link.connected || self.trial.is_some_and(|until| Instant::now() >= until) {
+            self.trial = None;
+            resume::pass(self.state);
+        }
+    }
+
     /// Makes another tunnel key, unless a change is under way.
     fn rotate(&mut self) {
         if self.rotation.is_some() {
@@ -343,7 +356,7 @@ impl<'d> Member<'d> {
 
     /// Puts the keys of the state directory in force.
     fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
-        self.keys = Arc::new(Keys::load_or_make(self.state)?);
+        self.keys = Arc::new(Keys::load(self.state)?);
         self.lanes = self.keys.lanes(self.config.lanes).calling_by_former(calls_by_former);
         self.board.with_plane(|plane| plane.set_keys(&self.lanes));
         Ok(())
@@ -364,41 +377,6 @@ impl<'d> Member<'d> {
 
 fn activity(active: &Active) -> Activity {
     Activity { peer: active.peer.clone(), endpoint: active.endpoint }
-}
-
-/// Says whether a map is this node's.
-fn belongs(map: &NetMap, enrolment: &Enrolment) -> bool {
-    map.node.id == enrolment.id && map.mesh.name == enrolment.mesh && map.mesh.range == enrolment.range
-}
-
-/// The map of a node that knows nobody yet: nothing is allowed, nothing is reachable.
-fn empty(enrolment: &Enrolment) -> NetMap {
-    NetMap {
-        epoch: Default::default(),
-        sites: Default::default(),
-        revision: Default::default(),
-        mesh: Mesh {
-            name: enrolment.mesh.clone(),
-            range: enrolment.range,
-            domains: Vec::new(),
-            coordinators: Vec::new(),
-            lock: None,
-        },
-        node: OwnNode {
-            sequence: 0,
-            id: enrolment.id,
-            name: enrolment.node.clone(),
-            site: enrolment.site.clone(),
-            address: enrolment.address,
-            blocks: enrolment.blocks.clone(),
-            guarded: false,
-        },
-        peers: Default::default(),
-        services: Default::default(),
-        names: Default::default(),
-        rules: Vec::new(),
-        warnings: Vec::new(),
-    }
 }
 
 /// Stores maps beside the control loop; of several that wait, only the newest.

@@ -8,7 +8,9 @@
 //!   netmap.json         the last map, with a checksum   ┐ a torn or lost file falls back
 //!   netmap.previous     the map before it               ┘ to the one before
 //!   activity.json       peers active lately and where they answered
-//!   mark.json           how far the coordinator was followed, and the lock (link/guard.rs)
+//!   netmap.aside        a map that brought the node down three times (resume.rs)
+//!   trial               how often in a row it did (resume.rs)
+//!   mark.json           how far the coordinator was followed, and the lock, with a checksum (link/guard.rs)
 //!   lock.key            the lock's key, where an operator put it (locking.rs)
 //!   record.json         what the node last signed of itself (records.rs)
 //! ```
@@ -21,10 +23,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use data_encoding::HEXLOWER;
 use mesh_proto::addr::{BlockMap, Flat, MeshRange};
-use mesh_proto::id::{IdentityKey, MeshName, NodeId, NodeName, SiteName};
+use mesh_proto::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
 use mesh_proto::netmap::NetMap;
+use mesh_proto::sealed;
 use mesh_proto::wire::JoinResponse;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
 const ENROLMENT: &str = "enrolment.json";
 const NETMAP: &str = "netmap.json";
 const PREVIOUS: &str = "netmap.previous";
+const ASIDE: &str = "netmap.aside";
 const LOCK: &str = "lock";
 const ACTIVITY: &str = "activity.json";
 /// Largest file that is read back, in bytes.
@@ -65,6 +68,11 @@ pub enum StateError {
     /// Another daemon uses it.
     #[error("another meshd uses {}; stop it first (systemctl stop meshd), or set another `state_dir`", .0.display())]
     Locked(PathBuf),
+    /// Without it nobody would know this node.
+    #[error(
+        "{} is lost, though this node has joined a mesh that knows it by it; restore it from a backup, or run `meshd leave`, revoke the node on the coordinator, and join again", .0.display()
+    )]
+    Lost(PathBuf),
     /// The file says something else than was written.
     #[error("{} is damaged ({why}); restore it from a backup, or run `meshd leave` and join again", path.display())]
     Damaged {
@@ -73,6 +81,16 @@ pub enum StateError {
         /// What is wrong.
         why: String,
     },
+}
+
+impl StateError {
+    /// Says whether what the node trusts, or is trusted by, is gone or in doubt: starting again does not cure it.
+    pub fn is_of_trust(&self) -> bool {
+        match self {
+            Self::Open { .. } | Self::Lost(_) | Self::Damaged { .. } => true,
+            Self::Io { .. } | Self::Locked(_) => false,
+        }
+    }
 }
 
 /// Holds the state directory for one daemon, until it is dropped.
@@ -102,6 +120,9 @@ pub struct Enrolment {
     pub address: Flat,
     /// Its pod blocks and their images.
     pub blocks: Vec<BlockMap>,
+    /// The domains whose names never leave this node, with or without a map; none where an older version joined.
+    #[serde(default)]
+    pub domains: Vec<Domain>,
 }
 
 impl Enrolment {
@@ -118,6 +139,7 @@ impl Enrolment {
             range: response.range,
             address: response.address,
             blocks: response.blocks.clone(),
+            domains: response.netmap.mesh.domains.clone(),
         }
     }
 }
@@ -190,7 +212,11 @@ impl State {
             true => &bytes[..],
             false => unseal(&bytes).ok_or_else(|| damaged("its sum is that of another text".into()))?,
         };
-        serde_json::from_slice(body).map(Some).map_err(|error| damaged(error.to_string()))
+        let enrolment: Enrolment = serde_json::from_slice(body).map_err(|error| damaged(error.to_string()))?;
+        if enrolment.pins.is_empty() {
+            return Err(damaged("it names no key of a coordinator".into()));
+        }
+        Ok(Some(enrolment))
     }
 
     /// Stores the enrolment.
@@ -206,7 +232,7 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        [ENROLMENT, NETMAP, PREVIOUS, ACTIVITY, crate::link::guard::FILE]
+        [ENROLMENT, NETMAP, PREVIOUS, ASIDE, ACTIVITY, crate::resume::TRIAL, crate::link::guard::FILE]
             .into_iter()
             .try_for_each(|name| self.remove(name))?;
         self.sync()
@@ -245,13 +271,34 @@ impl State {
     /// # Errors
     /// `StateError` if it cannot be written.
     pub fn save_netmap(&self, netmap: &NetMap) -> Result<(), StateError> {
-        let beside = self.write_beside(NETMAP, &seal(&json(netmap)))?;
+        let beside = self.write_beside(NETMAP, &seal(&json(netmap)), true)?;
         let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS));
         if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
             fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
         }
         fs::rename(&beside, &current).map_err(|error| failed("rename", &beside, error))?;
         self.sync()
+    }
+
+    /// Says whether there is a map, good or bad.
+    pub(crate) fn has_netmap(&self) -> bool {
+        [NETMAP, PREVIOUS].iter().any(|name| self.path(name).exists())
+    }
+
+    /// Puts the stored maps out of use, and returns where the last of them is kept for those who want to know why.
+    ///
+    /// # Errors
+    /// `StateError` if a file cannot be renamed or removed.
+    pub(crate) fn set_netmap_aside(&self) -> Result<PathBuf, StateError> {
+        let (current, aside) = (self.path(NETMAP), self.path(ASIDE));
+        match fs::rename(&current, &aside) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("rename", &current, error)),
+        }
+        self.remove(PREVIOUS)?;
+        self.sync()?;
+        Ok(aside)
     }
 
     /// Reads which peers were active before the restart; nothing if the file is older than 10 minutes.
@@ -289,20 +336,27 @@ impl State {
 
     /// Replaces a file; readable by its owner only.
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let beside = self.write_beside(name, bytes)?;
+        let beside = self.write_beside(name, bytes, true)?;
         let path = self.path(name);
         fs::rename(&beside, &path).map_err(|error| failed("rename", &beside, error))?;
         self.sync()
     }
 
-    fn write_beside(&self, name: &str, bytes: &[u8]) -> Result<PathBuf, StateError> {
+    /// Replaces a file that has to outlive the process, not the machine: nothing is synced.
+    pub(crate) fn replace_unsynced(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.path(name);
+        let beside = self.write_beside(name, bytes, false)?;
+        fs::rename(&beside, &path).map_err(|error| failed("rename", &beside, error))
+    }
+
+    fn write_beside(&self, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf, StateError> {
         let path = self.path(&format!("{name}.tmp"));
         let _ = fs::remove_file(&path);
         let write = || -> io::Result<()> {
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
             file.write_all(bytes)?;
-            file.sync_all()
+            if sync { file.sync_all() } else { Ok(()) }
         };
         write().map_err(|error| failed("write", &path, error))?;
         Ok(path)
@@ -337,17 +391,19 @@ fn open_sealed(bytes: &[u8]) -> Option<NetMap> {
 }
 
 /// Puts a text's sum above it.
-fn seal(body: &[u8]) -> Vec<u8> {
-    let sum = HEXLOWER.encode(digest(&SHA256, body).as_ref());
-    [b"sha256 ", sum.as_bytes(), b"\n", body].concat()
+pub(crate) fn seal(body: &[u8]) -> Vec<u8> {
+    sealed::seal(body, sum)
 }
 
 /// Returns the text if the sum above it is its own.
-fn unseal(bytes: &[u8]) -> Option<&[u8]> {
-    let end = bytes.iter().position(|&b| b == b'\n')?;
-    let sum = bytes[..end].strip_prefix(b"sha256 ")?;
-    let body = &bytes[end + 1..];
-    (HEXLOWER.encode(digest(&SHA256, body).as_ref()).as_bytes() == sum).then_some(body)
+pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    sealed::unseal(bytes, sum)
+}
+
+fn sum(bytes: &[u8]) -> [u8; 32] {
+    let mut sum = [0; 32];
+    sum.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    sum
 }
 
 #[cfg(test)]

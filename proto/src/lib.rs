@@ -18,9 +18,11 @@ pub mod addr;
 pub mod clock;
 mod hash;
 pub mod id;
+mod lenient;
 pub mod limiter;
 pub mod lpm;
 pub mod packet;
+pub mod sealed;
 pub mod segment;
 // Layer 1: what is true.
 pub mod allocate;

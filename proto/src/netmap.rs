@@ -15,6 +15,7 @@ use crate::id::{
     BackendName, Domain, IdentityKey, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey, SiteName,
     TunnelKey,
 };
+use crate::lenient;
 use crate::lock::{Lock, Member, Subject};
 use crate::policy::Rule;
 use crate::record::{Epoch, Signature, SignedRecord};
@@ -42,7 +43,8 @@ pub struct NetMap {
     /// The prefixes within which a site's nodes may claim pod blocks.
     #[serde(default)]
     pub sites: BTreeMap<SiteName, Vec<Ipv4Net>>,
-    /// The permissions that concern it, in the order of the file.
+    /// The permissions that concern it, in the order of the file; those that this version understands.
+    #[serde(deserialize_with = "lenient::list")]
     pub rules: Vec<Rule>,
     /// Sentences for the operator of this node, such as a refused serve offer.
     #[serde(default)]
@@ -183,12 +185,13 @@ pub struct Service {
     pub id: ServiceId,
     /// Its address in the mesh.
     pub vip: Flat,
-    /// Its ports; never empty.
+    /// Its ports; empty only where this version understands none of them.
+    #[serde(deserialize_with = "lenient::list")]
     pub ports: Vec<ServicePort>,
     /// Its live backends, in a stable order.
     pub backends: Vec<Backend>,
     /// The nodes that may carry one.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient::map")]
     pub grants: BTreeMap<NodeName, Grant>,
     /// Whether the same client keeps the same backend.
     #[serde(default)]
@@ -315,8 +318,8 @@ pub struct Delta {
     /// The new value of `sites`, if it changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sites: Option<BTreeMap<SiteName, Vec<Ipv4Net>>>,
-    /// The new rules, if they changed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The new rules, if they changed; those that this version understands.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::some_list")]
     pub rules: Option<Vec<Rule>>,
     /// The new warnings, if they changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

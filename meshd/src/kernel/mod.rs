@@ -141,4 +141,4 @@ pub async fn host_facts() -> Result<HostFacts, KernelError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use mesh_proto::verify::{Admitted, Verifier};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::verify;
-use crate::state::State;
+use crate::state::{State, seal, unseal};
 
 const MARK: &str = "mark.json";
 
@@ -128,7 +128,7 @@ pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, crate::s
 }
 
 fn save(state: &State, stored: Stored) -> Result<(), crate::state::StateError> {
-    state.replace(MARK, stored.text().as_bytes())
+    state.replace(MARK, &seal(stored.text().as_bytes()))
 }
 
 fn read(state: &State) -> Option<Stored> {
@@ -136,7 +136,14 @@ fn read(state: &State) -> Option<Stored> {
         tracing::warn!(%error, "the high-water mark is not read; the cached map's revision stands in for it");
         None
     })?;
-    serde_json::from_slice(&bytes).ok()
+    // One of an older version is not sealed.
+    let body = if bytes.starts_with(b"{") { Some(&bytes[..]) } else { unseal(&bytes) };
+    let stored = body.and_then(|body| serde_json::from_slice(body).ok());
+    Some(stored.unwrap_or_else(|| {
+        tracing::warn!("the high-water mark is damaged; the cached map's revision and lock stand in for it");
+        // Nobody knows whether the cached map is all that the coordinator sent.
+        Stored { partial: true, ..Stored::default() }
+    }))
 }
 
 /// The file of the mark, which goes when the node leaves the mesh.

@@ -94,7 +94,7 @@ fn another_range_address_and_pods_replace_the_old_ones() {
 }
 
 #[test]
-fn without_its_interface_the_range_is_unreachable_and_never_the_default_route() {
+pub(crate) fn without_its_interface_the_range_is_unreachable_and_never_the_default_route() {
     in_namespace(|| async {
         let shape = shape(&[]);
         close_range(&shape).await.unwrap();

@@ -7,7 +7,7 @@ mod find;
 mod guard;
 mod host;
 mod keep;
-mod lifecycle;
+pub(crate) mod lifecycle;
 
 use std::future::Future;
 use std::process::Command;
