@@ -6,7 +6,7 @@ BENCH ?=
 # `lab` builds faster and runs slower; CI packages what it built for the lab.
 PROFILE ?= release
 
-.PHONY: help check test lab bench profile package deny
+.PHONY: help check test fuzz lab bench profile package deny
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile
@@ -24,6 +24,9 @@ check: ## Format, lints, documentation, purity of the brain
 
 test: ## All tests; those that need root or a tool say so and are skipped without it
 	cargo test --workspace --locked
+
+fuzz: ## Fuzz every parser that strangers or a damaged disk reach, SECS=60 each
+	tests/fuzz/run $(or $(SECS),60)
 
 lab: ## Two clusters with the same addresses, a VM and a coordinator, on this machine
 	cargo lab

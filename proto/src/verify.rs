@@ -115,7 +115,14 @@ impl Verifier {
         self.follow_lock(&map, &mut refused);
         let mut changes = BTreeMap::new();
         let mut addresses = BTreeSet::from([map.node.address]);
+        let mut numbers = BTreeSet::from([map.node.id]);
         for (name, peer) in &map.peers {
+            // Or the one would have the other's name, and what that name may call.
+            if !numbers.insert(peer.id) {
+                refused.push(format!("node `{name}` is left out: its number is another's; look at the coordinator"));
+                changes.insert(name.clone(), None);
+                continue;
+            }
             let own_address = map.mesh.range.nodes().contains(&peer.address.0) && addresses.insert(peer.address);
             let judged = self.judge(&map.mesh.name, name, peer);
             if !own_address {
@@ -128,6 +135,7 @@ impl Verifier {
                 let good = self.known.get(&peer.id).and_then(|known| known.good.clone());
                 // Names are what rules mention: nobody gets another one by having been good.
                 let good = good.filter(|(before, _)| before == name).map(|(_, good)| good);
+                let good = good.filter(|good| good.address == peer.address || addresses.insert(good.address));
                 let rest = match good {
                     Some(_) => "its last good record stays in force",
                     None => "it is left out",

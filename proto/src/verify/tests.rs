@@ -216,6 +216,33 @@ fn an_address_is_a_nodes_own() {
 }
 
 #[test]
+fn a_number_and_a_last_good_address_are_one_nodes_only() {
+    let mut verifier = Verifier::new(verify);
+    admit(&mut verifier, map());
+    let twin = || {
+        let mut twin = map().peers[&name()].clone();
+        twin.address = Flat("241.1.0.9".parse().unwrap());
+        let said = facts(&twin, 1);
+        prove(&mut twin, EVIL, &said);
+        twin.blocks.clear();
+        twin.proof.as_mut().unwrap().pods.clear();
+        twin
+    };
+    let mut two = map();
+    two.peers.insert("c".parse().unwrap(), twin());
+    let admitted = admit(&mut verifier, two);
+    assert_eq!(admitted.map.peers, map().peers, "{:?}", admitted.refused);
+    assert!(admitted.refused[0].contains("its number is another's"), "{:?}", admitted.refused);
+
+    // Node b's record is refused, and the address that it had is another node's by now.
+    let mut moved = altered(|peer| (peer.mtu, peer.address) = (9000, Flat("241.1.0.8".parse().unwrap())));
+    let heir = Peer { id: NodeId(7), address: Flat(fixture::NODE_B.parse().unwrap()), ..twin() };
+    moved.peers.insert("a1".parse().unwrap(), heir.clone());
+    let admitted = admit(&mut verifier, moved);
+    assert_eq!(admitted.map.peers, [("a1".parse().unwrap(), heir)].into(), "{:?}", admitted.refused);
+}
+
+#[test]
 fn a_backend_is_granted_to_its_node_and_has_its_address() {
     let cart: ServiceKey = "cart".parse().unwrap();
     let with = |change: &dyn Fn(&mut Service)| {
