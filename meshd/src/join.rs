@@ -18,7 +18,7 @@ use crate::kernel::{self, HostFacts, KernelError, Shape};
 use crate::keys::Keys;
 use crate::link::{self, Dial, LinkError};
 use crate::offers;
-use crate::records;
+use crate::records::Author;
 use crate::state::{Enrolment, State, StateError};
 
 /// Longest token file that is read, in bytes.
@@ -240,7 +240,7 @@ async fn ask(
         secret,
         oidc,
         name: config.name.clone(),
-        facts: records::sealed(state, &keys, facts, 0),
+        facts: Author::new(state).sealed(&keys, facts, 0),
         ephemeral,
     };
     let keys = Arc::new(keys);
@@ -255,7 +255,8 @@ pub fn shape(config: &Config, enrolment: &Enrolment, mtu: u16) -> Shape {
         range: enrolment.range,
         address: enrolment.address,
         mtu,
-        pods: enrolment.blocks.iter().map(|block| block.real).collect(),
+        // Nobody else decides what lies behind this node.
+        pods: enrolment.blocks.iter().map(|block| block.real).filter(|real| config.pods.contains(real)).collect(),
     }
 }
 

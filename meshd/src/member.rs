@@ -1,7 +1,6 @@
 //! What a node does while it belongs to a mesh: it forwards from the cached map before it has said a word
 //! to the coordinator, puts every new map in force before it stores it, and reports what changed.
 
-use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,10 +21,11 @@ use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
 use crate::link::{self, Dial, Guard, Link, LinkState};
-use crate::rotation::{Rotation, Step};
+use crate::records::Author;
+use crate::rotation::{self, Rotation, Step};
 use crate::splice::{self, Splices};
 use crate::state::{Active, Enrolment, State, StateError};
-use crate::{dns, facts, join, records, resume};
+use crate::{dns, facts, join, resume};
 
 /// How often the active peers are stored, if they changed.
 const ACTIVITY: Duration = Duration::from_secs(10);
@@ -44,7 +44,8 @@ pub(crate) struct Member<'d> {
     keys: Arc<Keys>,
     lanes: LaneKeys,
     /// The number of the record that was reported last.
-    sequence: Cell<u64>,
+    sequence: u64,
+    author: Author,
     rotation: Option<Rotation>,
     /// When the cached map is no danger to the node; none once that is known.
     trial: Option<Instant>,
@@ -82,7 +83,7 @@ impl<'d> Member<'d> {
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = kernel::close_range(&shape).await?;
         board.upkeep.send_modify(|upkeep| upkeep.guards = guards);
-        let mut guard = Guard::new(Some(state.clone()));
+        let mut guard = Guard::new(Some(state.clone())).claiming(config.pods.clone());
         let resume::Start { map, current, note, on_trial } = resume::start(state, &enrolment, &mut guard);
         board.note(CACHE, note);
         let active = state.activity();
@@ -119,13 +120,14 @@ impl<'d> Member<'d> {
         let report = watch::Sender::new(None);
         let maps = watch::Sender::new(None);
         let (store, storing) = storing(state.clone());
-        let member = Self {
+        let mut member = Self {
             config,
             state,
             board,
             keys: Arc::clone(&keys),
             lanes,
-            sequence: Cell::new(0),
+            sequence: 0,
+            author: Author::new(state),
             rotation: None,
             trial: on_trial.then(|| Instant::now() + resume::WELL),
             host,
@@ -150,7 +152,7 @@ impl<'d> Member<'d> {
         let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe() };
         let mut member = member;
         if !member.lanes.former_publics().is_empty() {
-            member.rotation = Some(Rotation::begun(member.sequence.get()));
+            member.rotation = Some(Rotation::begun(member.sequence));
         }
         member.tasks.spawn(link.run());
         member.splice();
@@ -281,7 +283,7 @@ impl<'d> Member<'d> {
         self.splices.set(&wanted, self.board);
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         let upkeep = self.board.upkeep.borrow().clone();
         let serve = self.board.offers.borrow().serve.clone();
         let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
@@ -289,8 +291,8 @@ impl<'d> Member<'d> {
         let guarded = upkeep.guards.masquerade;
         let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
         let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
-        let facts = records::sealed(self.state, &self.keys, facts, known);
-        self.sequence.set(facts.sequence);
+        let facts = self.author.sealed(&self.keys, facts, known);
+        self.sequence = facts.sequence;
         let report = Report {
             facts,
             applied: applied.unwrap_or_default(),
@@ -324,19 +326,23 @@ impl<'d> Member<'d> {
             return;
         }
         self.report();
-        self.rotation = Some(Rotation::begun(self.sequence.get()));
+        self.rotation = Some(Rotation::begun(self.sequence));
         tracing::info!(key = %self.lanes.public(0), "the tunnel key is changed");
     }
 
     /// Goes on with a change of keys, or begins one when it is time.
     fn turn(&mut self) {
         let Some(rotation) = &mut self.rotation else {
-            let due = Keys::age(self.state).is_some_and(|age| age >= self.config.keys.rotate);
-            if due && self.board.link.borrow().connected {
+            let due = rotation::due(self.config.keys.rotate, &self.lanes.public(0));
+            if Keys::age(self.state).is_some_and(|age| age >= due) && self.board.link.borrow().connected {
                 self.rotate();
             }
             return;
         };
+        // Who is out of touch does not know whether its peers are.
+        if !self.board.link.borrow().connected {
+            return;
+        }
         let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
         let done = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
             Step::Wait => Ok(()),

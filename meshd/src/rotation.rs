@@ -2,17 +2,22 @@
 //!
 //! ```text
 //!   new key made ─▶ both are answered; calls go out by the former ─▶ the record with both is known to all
-//!      ─ a while ─▶ calls go out by the new one ─ the overlap ─▶ the former is forgotten
+//!      ─ half of the overlap ─▶ calls go out by the new one ─ the other half ─▶ the former is forgotten
 //! ```
 //! Established tunnels go on until a newer one hears the peer. Nothing moves on before the coordinator has the record:
-//! a node that cannot tell its peers keeps answering to the key that they know.
+//! a node that cannot tell its peers keeps answering to the key that they know. A peer that is itself out of touch for
+//! less than half of the overlap notices nothing.
 
 use std::time::Duration;
 
+use mesh_proto::id::TunnelKey;
 use tokio::time::Instant;
 
-/// How long after the coordinator took the record every peer has it, at most half of the overlap.
-const SETTLE: Duration = Duration::from_secs(10);
+/// Returns the age at which a key is changed: up to a tenth before the given one, so that nodes that joined together do
+/// not all change theirs together.
+pub(crate) fn due(rotate: Duration, key: &TunnelKey) -> Duration {
+    rotate - rotate.mul_f64(f64::from(key.0[0]) / 2550.0)
+}
 
 /// A change of keys that is under way.
 #[derive(Debug)]
@@ -49,7 +54,7 @@ impl Rotation {
         let since = now.saturating_duration_since(*self.known.get_or_insert(now));
         if since >= overlap {
             Step::Finish
-        } else if self.calls_by_former && since >= SETTLE.min(overlap / 2) {
+        } else if self.calls_by_former && since >= overlap / 2 {
             self.calls_by_former = false;
             Step::CallByPresent
         } else {
@@ -62,6 +67,14 @@ impl Rotation {
 mod tests {
     use super::*;
 
+    #[test]
+    fn keys_of_one_age_are_changed_at_different_times_and_none_late() {
+        let month = Duration::from_secs(30 * 86_400);
+        let at = |byte| due(month, &TunnelKey([byte; 32]));
+        assert_eq!(at(0), month);
+        assert!(at(100) < at(99) && at(255) >= month.mul_f64(0.89) && at(255) < month.mul_f64(0.91));
+    }
+
     #[tokio::test]
     async fn nothing_moves_on_before_the_record_is_known() {
         let overlap = Duration::from_secs(180);
@@ -71,8 +84,8 @@ mod tests {
         assert_eq!(rotation.step(4, overlap, at(0)), Step::Wait);
         assert_eq!(rotation.step(4, overlap, at(100_000)), Step::Wait, "a coordinator gone for a day");
         assert_eq!(rotation.step(5, overlap, at(100_000)), Step::Wait);
-        assert_eq!(rotation.step(5, overlap, at(100_009)), Step::Wait);
-        assert_eq!(rotation.step(6, overlap, at(100_010)), Step::CallByPresent);
+        assert_eq!(rotation.step(5, overlap, at(100_089)), Step::Wait);
+        assert_eq!(rotation.step(6, overlap, at(100_090)), Step::CallByPresent);
         assert_eq!(rotation.step(6, overlap, at(100_179)), Step::Wait);
         assert_eq!(rotation.step(6, overlap, at(100_180)), Step::Finish);
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
-use crate::addr::{Flat, overlap, overlaps_forbidden};
+use crate::addr::{BlockMap, Flat, overlap, overlaps_forbidden};
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
 use crate::lock::{self, Member};
 use crate::netmap::{Backend, Grant, NetMap, Peer, Service};
@@ -60,6 +60,8 @@ pub struct Verifier {
     refused: u64,
     /// The lock that this node holds to.
     lock: Option<IdentityKey>,
+    /// The pod blocks that this node claims.
+    pods: Vec<Ipv4Net>,
 }
 
 /// What is known of a peer.
@@ -91,12 +93,17 @@ pub struct Admitted {
 impl Verifier {
     /// Knows nobody yet. Signatures are checked by `verify`.
     pub fn new(verify: Verify) -> Self {
-        Self { verify, known: BTreeMap::new(), refused: 0, lock: None }
+        Self { verify, known: BTreeMap::new(), refused: 0, lock: None, pods: Vec::new() }
     }
 
     /// Holds to a lock from the start: the one of former maps.
     pub fn held_to(self, lock: Option<IdentityKey>) -> Self {
         Self { lock, ..self }
+    }
+
+    /// Takes as the node's own blocks those that it claims itself; without this, none.
+    pub fn claiming(self, pods: Vec<Ipv4Net>) -> Self {
+        Self { pods, ..self }
     }
 
     /// Returns the key that has to have signed every peer, if there is one.
@@ -155,6 +162,7 @@ impl Verifier {
                 None => peers.remove(&name),
             };
         }
+        drop_own_blocks(&mut changed, &self.pods, &mut refused);
         drop_blocks(&mut changed, &mut refused);
         drop_backends(&mut changed, &mut refused);
         if refused.len() > MAX_SENTENCES {
@@ -308,6 +316,26 @@ fn agrees(peer: &Peer, pods: &[Ipv4Net], facts: &NodeFacts) -> Result<(), String
         return differs("pod blocks");
     }
     Ok(())
+}
+
+/// Takes out blocks of this node that it did not claim: no coordinator makes it a router to where it says.
+fn drop_own_blocks(map: &mut Arc<NetMap>, claims: &[Ipv4Net], refused: &mut Vec<String>) {
+    let range = map.mesh.range.net();
+    let good = |block: &BlockMap| {
+        claims.contains(&block.real)
+            && block.real.prefix_len() == block.flat.prefix_len()
+            && !overlaps_forbidden(block.real)
+            && !overlap(block.real, range)
+    };
+    for block in map.node.blocks.iter().filter(|block| !good(block)) {
+        refused.push(format!(
+            "the pod block {} is refused: this node does not claim it; if it should, write it as `pods` in meshd.toml and restart meshd",
+            block.real
+        ));
+    }
+    if !map.node.blocks.iter().all(good) {
+        Arc::make_mut(map).node.blocks.retain(good);
+    }
 }
 
 /// Takes out pod blocks that nobody may have, and those that somebody else has.

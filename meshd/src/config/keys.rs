@@ -15,13 +15,13 @@ const KEYS: [&str; 2] = ["rotate", "overlap"];
 pub struct Keys {
     /// `rotate`: the age at which the tunnel key is changed.
     pub rotate: Duration,
-    /// `overlap`: how long the former one is answered once the coordinator knows the new one.
+    /// `overlap`: how long the former one is answered once, for peers that are out of touch, the coordinator knows the new one.
     pub overlap: Duration,
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { rotate: Duration::from_secs(30 * 86_400), overlap: Duration::from_secs(180) }
+        Self { rotate: Duration::from_secs(30 * 86_400), overlap: Duration::from_secs(86_400) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
 use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::mark::{Mark, WentBack};
 use mesh_proto::netmap::NetMap;
@@ -47,6 +48,11 @@ impl Guard {
     pub fn new(state: Option<State>) -> Self {
         let stored = state.as_ref().and_then(read).unwrap_or_default();
         Self { verifier: Verifier::new(verify).held_to(stored.lock), stored, state }
+    }
+
+    /// Holds maps to the pod blocks that this node claims.
+    pub fn claiming(self, pods: Vec<Ipv4Net>) -> Self {
+        Self { verifier: self.verifier.claiming(pods), ..self }
     }
 
     /// Checks the map of the cache. Says as well whether it may be continued with a delta.

@@ -187,12 +187,6 @@ impl Link {
         let epoch = self.current.as_ref().map_or(0, |map| map.epoch.number);
         let mut watch = channel.watch(from, epoch).await?;
         let key = channel.key;
-        tracing::info!(coordinator = address, revision = %from, "control channel up");
-        self.state.send_modify(|s| {
-            s.connected = true;
-            s.error = None;
-            s.last_heard = Some(Instant::now());
-        });
         let mut report = self.report.clone();
         let refused = self.state.clone();
         let reports = async move {
@@ -223,8 +217,17 @@ impl Link {
                 event = watch.next() => event?,
                 error = &mut reports => return Err(error),
             };
-            self.state.send_modify(|s| s.last_heard = Some(Instant::now()));
             self.event(event).await?;
+            // Not before: who says what this node does not follow is not the coordinator it is connected to.
+            let first = !self.state.borrow().connected;
+            self.state.send_modify(|s| {
+                s.connected = true;
+                s.error = None;
+                s.last_heard = Some(Instant::now());
+            });
+            if first {
+                tracing::info!(coordinator = address, revision = %from, "control channel up");
+            }
             if key.is_some_and(|key| !self.dial.pins.contains(&key)) {
                 return Err(LinkError::Retired(address.to_owned()));
             }

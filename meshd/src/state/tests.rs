@@ -95,7 +95,7 @@ fn a_torn_map_falls_back_to_the_one_before() {
 fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     use crate::keys::{Keys, verify};
     use crate::link::guard::{self, Guard};
-    use crate::records;
+    use crate::records::Author;
     use mesh_proto::mark::WentBack;
     use mesh_proto::wire::NodeFacts;
 
@@ -109,7 +109,7 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     let keys = Keys::load(&state).unwrap();
     guard::begin(&state, &netmap(2)).unwrap();
     let facts = NodeFacts { mtu: 1420, ..NodeFacts::default() };
-    let record = records::sealed(&state, &keys, facts.clone(), 0);
+    let record = Author::new(&state).sealed(&keys, facts.clone(), 0);
     let active = Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() };
     state.save_activity(&[active]).unwrap();
     let told = |keys: &Keys| (keys.tunnel().to_bytes(), keys.lanes(2).former_publics(), keys.identity());
@@ -143,7 +143,7 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
                     (is_held && guard.hears(Revision(3)).is_ok(), false)
                 }
                 "record.json" => {
-                    let again = records::sealed(&state, &keys, facts.clone(), record.sequence);
+                    let again = Author::new(&state).sealed(&keys, facts.clone(), record.sequence);
                     let signed = again.signed.as_ref().is_some_and(|signed| signed.is_by(&keys.identity(), verify));
                     let is_new = signed && again.sequence > record.sequence;
                     (again == record, is_new)

@@ -82,6 +82,10 @@ fn signed_anew(by: IdentityKey, change: impl FnOnce(&mut NodeFacts)) -> NetMap {
     })
 }
 
+fn fresh(verify: Verify) -> Verifier {
+    Verifier::new(verify).claiming(vec!["10.8.0.0/24".parse().unwrap()])
+}
+
 fn admit(verifier: &mut Verifier, map: NetMap) -> Admitted {
     verifier.admit(Arc::new(map))
 }
@@ -94,7 +98,7 @@ fn a_good_map_passes_as_it_is_and_costs_one_signature_per_record() {
         CHECKED.fetch_add(1, Ordering::Relaxed);
         verify(key, message, signature)
     }
-    let mut verifier = Verifier::new(counting);
+    let mut verifier = fresh(counting);
     let good = Arc::new(map());
 
     let admitted = verifier.admit(Arc::clone(&good));
@@ -140,7 +144,7 @@ fn an_altered_or_older_record_is_refused_and_the_last_good_one_stays() {
         ("another of the same number", signed_anew(B, |facts| (facts.sequence, facts.software) = (7, "x".into()))),
     ];
     for (what, bad) in bad {
-        let mut verifier = Verifier::new(verify);
+        let mut verifier = fresh(verify);
         let good = map();
         admit(&mut verifier, good.clone());
 
@@ -153,7 +157,7 @@ fn an_altered_or_older_record_is_refused_and_the_last_good_one_stays() {
         assert_eq!(admit(&mut verifier, good).refused, Vec::<String>::new(), "{what}: the good one is good still");
 
         // A node that starts with it (the cache, a first snapshot) has no good one; some lies it cannot tell.
-        let fresh = admit(&mut Verifier::new(verify), bad);
+        let fresh = admit(&mut fresh(verify), bad);
         let untellable = ["another identity", "a record of before", "another of the same number"].contains(&what);
         assert_eq!(fresh.map.peers.contains_key(&name()), untellable, "{what}");
     }
@@ -161,7 +165,7 @@ fn an_altered_or_older_record_is_refused_and_the_last_good_one_stays() {
 
 #[test]
 fn a_newer_record_takes_effect_and_survives_an_absence() {
-    let mut verifier = Verifier::new(verify);
+    let mut verifier = fresh(verify);
     admit(&mut verifier, map());
     let newer = altered(|peer| {
         peer.mtu = 1300;
@@ -191,11 +195,11 @@ fn a_block_lies_in_its_site_and_belongs_to_one_node() {
     let ours = altered(|peer| peer.blocks = vec!["241.2.0.0/24".parse().unwrap()]);
     let vips = altered(|peer| peer.blocks = vec!["241.0.0.0/24".parse().unwrap()]);
     for bad in [outside, nobody, ours, vips] {
-        let admitted = admit(&mut Verifier::new(verify), bad);
+        let admitted = admit(&mut fresh(verify), bad);
         assert!(admitted.refused[0].contains("pod block 10.8.0.0/24 of node `b`"), "{:?}", admitted.refused);
         assert_eq!(admitted.map.peers[&name()].blocks, Vec::<Ipv4Net>::new());
         // What is left may be cached and read back.
-        let read = Verifier::new(verify).admit(Arc::clone(admitted.map.netmap()));
+        let read = fresh(verify).admit(Arc::clone(admitted.map.netmap()));
         assert!(read.map.peers.contains_key(&name()) && read.refused.is_empty(), "{:?}", read.refused);
     }
     let metadata = altered(|peer| {
@@ -204,20 +208,20 @@ fn a_block_lies_in_its_site_and_belongs_to_one_node() {
         peer.proof.as_mut().unwrap().pods.clone_from(&said.pods);
     });
     let metadata = NetMap { sites: [("s2".parse().unwrap(), vec!["0.0.0.0/0".parse().unwrap()])].into(), ..metadata };
-    assert!(admit(&mut Verifier::new(verify), metadata).map.peers[&name()].blocks.is_empty());
+    assert!(admit(&mut fresh(verify), metadata).map.peers[&name()].blocks.is_empty());
 }
 
 #[test]
 fn an_address_is_a_nodes_own() {
     for address in [fixture::NODE_A, "241.0.0.7", "10.0.0.1"] {
-        let admitted = admit(&mut Verifier::new(verify), altered(|peer| peer.address = Flat(address.parse().unwrap())));
+        let admitted = admit(&mut fresh(verify), altered(|peer| peer.address = Flat(address.parse().unwrap())));
         assert!(!admitted.map.peers.contains_key(&name()), "{address}");
     }
 }
 
 #[test]
 fn a_number_and_a_last_good_address_are_one_nodes_only() {
-    let mut verifier = Verifier::new(verify);
+    let mut verifier = fresh(verify);
     admit(&mut verifier, map());
     let twin = || {
         let mut twin = map().peers[&name()].clone();
@@ -248,7 +252,7 @@ fn a_backend_is_granted_to_its_node_and_has_its_address() {
     let with = |change: &dyn Fn(&mut Service)| {
         let mut map = map();
         change(map.services.get_mut(&cart).unwrap());
-        admit(&mut Verifier::new(verify), map)
+        admit(&mut fresh(verify), map)
     };
     assert_eq!(with(&|_| {}).map.services[&cart].backends.len(), 1);
     for (why, admitted) in [
@@ -264,7 +268,7 @@ fn a_backend_is_granted_to_its_node_and_has_its_address() {
     }
     let mut offered = signed_anew(B, |facts| facts.serve = vec![ServeOffer { service: cart.clone(), port: None }]);
     offered.services.get_mut(&cart).unwrap().grants = [("b".parse().unwrap(), Grant::Token)].into();
-    assert_eq!(admit(&mut Verifier::new(verify), offered).map.services[&cart].backends.len(), 1);
+    assert_eq!(admit(&mut fresh(verify), offered).map.services[&cart].backends.len(), 1);
 }
 
 #[test]
@@ -276,9 +280,27 @@ fn a_static_node_needs_no_signature_and_cannot_take_a_members_place() {
             peer.lanes.truncate(1);
         })
     };
-    assert!(admit(&mut Verifier::new(verify), bare(9)).map.peers.contains_key(&name()));
-    let mut verifier = Verifier::new(verify);
+    assert!(admit(&mut fresh(verify), bare(9)).map.peers.contains_key(&name()));
+    let mut verifier = fresh(verify);
     admit(&mut verifier, map());
     let admitted = admit(&mut verifier, bare(2));
     assert!(admitted.map.peers[&name()].proof.is_some(), "{:?}", admitted.refused);
+}
+
+#[test]
+fn no_coordinator_makes_a_node_a_router_to_where_it_did_not_say() {
+    let given = |real: &str, flat: &str| {
+        let mut map = map();
+        map.node.blocks.push(BlockMap { real: real.parse().unwrap(), flat: flat.parse().unwrap() });
+        map
+    };
+    for real in ["169.254.169.0/24", "192.168.1.0/24", "10.8.0.0/25", "241.5.0.0/24"] {
+        let admitted = admit(&mut fresh(verify), given(real, "241.99.0.0/24"));
+        assert_eq!(admitted.map.node.blocks, map().node.blocks, "{real}");
+        assert!(admitted.refused[0].contains(real), "{:?}", admitted.refused);
+    }
+    let metadata = || Verifier::new(verify).claiming(vec!["169.254.169.0/24".parse().unwrap()]);
+    let admitted = admit(&mut metadata(), given("169.254.169.0/24", "241.99.0.0/24"));
+    assert!(admitted.map.node.blocks.is_empty(), "not even by a mistake in meshd.toml");
+    assert!(admit(&mut Verifier::new(verify), map()).map.node.blocks.is_empty());
 }

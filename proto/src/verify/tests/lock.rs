@@ -63,9 +63,9 @@ fn an_admission_without_the_locks_signature_is_refused_on_snapshot_delta_and_cac
     ];
     for (what, bad) in cases {
         // Snapshot, at a node that knows the mesh, and at one that sees it first.
-        let mut verifier = Verifier::new(verify);
+        let mut verifier = fresh(verify);
         assert_eq!(admit(&mut verifier, locked()).refused, Vec::<String>::new(), "{what}");
-        for verifier in [&mut verifier, &mut Verifier::new(verify)] {
+        for verifier in [&mut verifier, &mut fresh(verify)] {
             let admitted = admit(verifier, bad.clone());
             assert!(!admitted.map.peers.contains_key(&evil), "{what}");
             assert!(admitted.map.peers.contains_key(&name()), "{what}: the others stay");
@@ -79,10 +79,10 @@ fn an_admission_without_the_locks_signature_is_refused_on_snapshot_delta_and_cac
         let delta = Delta::between(&locked(), &bad).apply(&locked()).unwrap();
         assert!(!admit(&mut verifier, delta).map.peers.contains_key(&evil), "{what}");
         // Cache, altered on the disk, after a restart.
-        let mut restarted = Verifier::new(verify).held_to(verifier.held());
+        let mut restarted = fresh(verify).held_to(verifier.held());
         assert!(!admit(&mut restarted, bad).map.peers.contains_key(&evil), "{what}");
     }
-    let good = admit(&mut Verifier::new(verify), with_newcomer(forged(LOCK, "evil")));
+    let good = admit(&mut fresh(verify), with_newcomer(forged(LOCK, "evil")));
     assert!(good.map.peers.contains_key(&evil), "{:?}", good.refused);
 }
 
@@ -107,10 +107,10 @@ fn a_stolen_coordinator_that_drops_or_swaps_the_lock_adds_nobody() {
         ("swapped with a forged word", Some(Lock { key: Some(THIEF), changes: vec![change(Some(THIEF))] })),
     ];
     for (what, lock) in cases {
-        let mut verifier = Verifier::new(verify);
+        let mut verifier = fresh(verify);
         admit(&mut verifier, locked());
         let bad = by_thief(lock);
-        for verifier in [&mut Verifier::new(verify).held_to(verifier.held()), &mut verifier] {
+        for verifier in [&mut fresh(verify).held_to(verifier.held()), &mut verifier] {
             let admitted = admit(verifier, bad.clone());
             assert!(!admitted.map.peers.contains_key(&evil), "{what}");
             assert!(admitted.refused[0].contains("may have taken the coordinator over"), "{:?}", admitted.refused);
@@ -124,7 +124,7 @@ fn a_stolen_coordinator_that_drops_or_swaps_the_lock_adds_nobody() {
 
 #[test]
 fn nobody_gets_another_name_or_site_by_having_been_admitted() {
-    let mut verifier = Verifier::new(verify);
+    let mut verifier = fresh(verify);
     admit(&mut verifier, locked());
     let mut renamed = locked();
     let peer = renamed.peers.remove(&name()).unwrap();
@@ -138,7 +138,7 @@ fn nobody_gets_another_name_or_site_by_having_been_admitted() {
 
 #[test]
 fn the_locks_own_word_ends_it_and_all_are_judged_anew() {
-    let mut verifier = Verifier::new(verify);
+    let mut verifier = fresh(verify);
     admit(&mut verifier, locked());
     assert!(!admit(&mut verifier, with_newcomer(|_| {})).refused.is_empty());
     let mut open = with_newcomer(|_| {});
