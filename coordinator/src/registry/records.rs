@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use mesh_proto::id::MeshName;
 use mesh_proto::record::Epoch;
 use mesh_proto::world::World;
 use serde::Serialize;
@@ -26,7 +27,9 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         return Err(broken(Table::Meta, "format", detail));
     }
     let accepted: Option<Accepted> = single(records, Table::Services, "accepted")?;
-    let mut world = World::new(setup.name.clone());
+    let stored_name: Option<MeshName> = single(records, Table::Meta, "name")?;
+    let name = stored_name.as_ref().unwrap_or(&setup.name);
+    let mut world = World::new(name.clone());
     world.revision = records.revision;
     let epoch = single(records, Table::Meta, "epoch")?.unwrap_or(1);
     let signature = setup.epoch.signature.filter(|_| setup.epoch.number == epoch);
@@ -34,7 +37,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
     if let Some(accepted) = &accepted {
         let services = (setup.parse)(&accepted.text, &accepted.file);
         let services = services.map_err(OpenError::Services)?;
-        world.mesh = mesh(&services, &setup.name);
+        world.mesh = mesh(&services, name);
         world.services = Arc::new(services);
         world.file = accepted.file.as_str().into();
     }
@@ -48,6 +51,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         world: Arc::new(world),
         tokens: Arc::new(table(records, Table::Tokens)?),
         revoked: Arc::new(table(records, Table::Revoked)?),
+        name: stored_name,
         accepted: accepted.map(Arc::new),
         pushed: Arc::new(table(records, Table::Trust)?),
         spent: Arc::new(table(records, Table::Spent)?),
@@ -71,6 +75,7 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
     writes.map(Table::Coordinators, &old.coordinators, &new.coordinators)?;
     let (old_file, new_file) = (old.accepted.as_ref(), new.accepted.as_ref());
     writes.value(Table::Services, "accepted", old_file, new_file)?;
+    writes.value(Table::Meta, "name", old.name.as_ref(), new.name.as_ref())?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);
     writes.value(Table::Meta, "pool", Some(old_pool), Some(new_pool))?;
     writes.value(Table::Meta, "lock", old.world.mesh.lock.as_ref(), new.world.mesh.lock.as_ref())?;

@@ -34,8 +34,13 @@ impl State {
         }
         let world = Arc::make_mut(&mut self.world);
         let old_range = world.mesh.range;
+        // Members know the mesh by its name: it does not change because a file lost it.
+        let has_members = world.nodes.values().any(|node| node.identity.is_some());
+        let in_force = world.mesh.name.clone();
+        let default_name = if has_members { &in_force } else { default_name };
         let (coordinators, lock) = (std::mem::take(&mut world.mesh.coordinators), world.mesh.lock.take());
         world.mesh = Mesh { coordinators, lock, ..mesh(&services, default_name) };
+        self.name = Some(world.mesh.name.clone());
         world.file = accepted.file.as_str().into();
         world.services = services;
         if world.mesh.range != old_range {
@@ -59,6 +64,13 @@ fn contradictions(world: &World, services: &Services) -> Vec<String> {
     if old != new && members().next().is_some() {
         problems.push(format!(
             "[mesh] v4 is {old} and cannot become {new} after the first join: {} nodes have addresses of it; keep {old}, or revoke all nodes first",
+            members().count()
+        ));
+    }
+    let old = &world.mesh.name;
+    if let Some(new) = services.mesh.name.as_ref().filter(|&new| new != old && members().next().is_some()) {
+        problems.push(format!(
+            "[mesh] name is {old} and cannot become {new} after the first join: {} nodes would take no map of another mesh; keep name = \"{old}\", or revoke all nodes first and join them anew",
             members().count()
         ));
     }

@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) tokens: Arc<Tokens>,
     /// Identities that are never admitted again.
     pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
+    /// The name that the mesh has in force, so that it has it still when a file lost it; older stores have none.
+    pub(super) name: Option<MeshName>,
     /// The last accepted services.toml.
     pub(super) accepted: Option<Arc<Accepted>>,
     /// Issuers' keys that the operator pushed.

@@ -34,12 +34,13 @@ fn later(seconds: u64) -> UnixTime {
     NOW + Duration::from_secs(seconds)
 }
 
-/// Reads `v4 RANGE`, `site NAME [PODS]`, `service NAME HOST…`, `node NAME KEY [SITE]`.
+/// Reads `name NAME`, `v4 RANGE`, `site NAME [PODS]`, `service NAME HOST…`, `node NAME KEY [SITE]`.
 fn parse(text: &str, _: &str) -> Result<Services, String> {
     let mut services = Services::default();
     for line in text.lines() {
         let words: Vec<_> = line.split_whitespace().collect();
         match *words {
+            ["name", name] => services.mesh.name = Some(name.parse().unwrap()),
             ["v4", range] => services.mesh.range = range.parse().unwrap(),
             ["site", name, ref pods @ ..] => services.sites.push(Site {
                 name: name.parse().unwrap(),

@@ -255,3 +255,32 @@ fn what_is_known_of_a_connection_ends_with_the_membership() {
     revoke(&mut registry, "n1").unwrap();
     assert_eq!(registry.live().nodes().count(), 0);
 }
+
+#[test]
+fn members_keep_the_name_of_their_mesh_whatever_files_say() {
+    let store = Shared::default();
+    let mut registry = open(&store);
+    let name = |registry: &Registry| registry.world().mesh.name.to_string();
+    file(&mut registry, &format!("name shop\n{FILE}")).unwrap();
+    file(&mut registry, FILE).unwrap();
+    assert_eq!(name(&registry), "boutique", "without members it may change");
+    join(&mut registry, 1, "n1", "c1", &[]).unwrap();
+
+    let renamed = file(&mut registry, &format!("name shop\n{FILE}"));
+    assert_refused(renamed, "services", &["boutique", "cannot become shop", "revoke all nodes first"]);
+    drop(registry);
+    // The file `name` of the state directory got lost.
+    let lost = || Setup { name: "mesh".parse().unwrap(), ..setup() };
+    let mut registry = Registry::open(Box::new(store.clone()), lost()).unwrap();
+    assert_eq!(name(&registry), "boutique");
+    file(&mut registry, &format!("{FILE}\nsite new")).unwrap();
+    assert_eq!(name(&registry), "boutique");
+    file(&mut registry, &format!("name boutique\n{FILE}")).unwrap();
+
+    revoke(&mut registry, "n1").unwrap();
+    file(&mut registry, &format!("name shop\n{FILE}")).unwrap();
+    file(&mut registry, FILE).unwrap();
+    drop(registry);
+    let registry = Registry::open(Box::new(store), lost()).unwrap();
+    assert_eq!(name(&registry), "mesh");
+}
