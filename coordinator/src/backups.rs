@@ -52,10 +52,10 @@ pub(crate) fn list(dir: &Path) -> Vec<Backup> {
 
 /// Copies the store each hour, for ever.
 pub(crate) async fn keep(hub: Arc<Hub>) {
-    // A journal that begins after the newest copy has nothing to continue.
+    // A journal that begins after the newest copy has nothing to continue, nor has one of a store that went back.
     let newest = list(&hub.config.backups).pop().map(|backup| backup.revision);
     let journal = journal::begins(&hub.config.state_dir.join(JOURNAL));
-    let mut due = newest.is_none() || journal > newest;
+    let mut due = newest.is_none() || journal > newest || newest > Some(hub.world().revision);
     loop {
         if !due {
             sleep(EVERY).await;

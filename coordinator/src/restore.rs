@@ -4,6 +4,7 @@
 //!   restore FILE   the backup, and nothing later
 //!   restore        the newest good backup, and what the journal tells of the time since
 //! ```
+//! What the old store, or the journal where it is spoilt, knows of revocations and used tokens is carried over.
 //! The new store is made beside the old one, read as a coordinator reads it, and raised to the next epoch:
 //! nodes refuse a coordinator that went back, unless the epoch is a new one. The old store is kept under
 //! another name.
@@ -16,12 +17,12 @@ use std::path::{Path, PathBuf};
 
 use mesh_proto::id::Revision;
 
-use crate::backups;
 use crate::config::{Config, ConfigError};
 use crate::daemon::{self, EPOCH, JOURNAL, STORE};
 use crate::hub::now;
-use crate::registry::{Actor, Change, OpenError, Refused, Registry};
+use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, Table, Write, journal};
+use crate::{audit, backups};
 
 /// Why nothing was restored; the old store is where it was.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +77,9 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     }
     let state = &config.state_dir;
     let place = state.join(STORE);
-    let old_epoch = refuse_running(&config, &place)?;
+    let old = refuse_running(&config, &place)?;
+    let old_epoch = old.as_ref().map_or(0, Registry::epoch);
+    let mut since = old.map(|old| old.withdrawn());
     let (source, revision, stored) = match file {
         Some(file) => {
             let (revision, stored) = read(file, state)?;
@@ -84,18 +87,22 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
         }
         None => newest(&config)?,
     };
+    if since.is_none() && file.is_some() {
+        since = journalled(&config);
+    }
 
     let draft = state.join("store.redb.restored");
-    remove(&draft)?;
-    let writes = stored.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
-    store::copy(&draft, revision, &writes.collect::<Vec<_>>())?;
-    let mut registry = open(&draft, &config).map_err(|source| RestoreError::Backup { file: draft.clone(), source })?;
-    let noted = fs::read_to_string(state.join(EPOCH)).ok().and_then(|text| text.trim().parse().ok());
-    let epoch = registry.epoch().max(old_epoch).max(noted.unwrap_or(0)) + 1;
-    let by = Actor::Operator { uid: rustix::process::getuid().as_raw() };
-    let now = now();
-    let change = Change::Restored { epoch, source: source.clone() };
-    let applied = registry.apply(change, by, now)?;
+    let mut registry = build(&draft, revision, stored, &config)?;
+    let epoch = registry.epoch().max(old_epoch).max(noted(state)) + 1;
+    let is_told = match file {
+        Some(_) => since.as_ref().is_some_and(|since| since.is_newer_than(&registry)),
+        None => since.is_some() || journal::begins(&state.join(JOURNAL)).is_some(),
+    };
+    let until = registry.last_entry();
+    let nodes = registry.world().nodes.len();
+    let change = Change::Restored { epoch, source: source.clone(), since };
+    let applied = registry.apply(change, operator(), now())?;
+    let gone = nodes - registry.world().nodes.len();
     drop(registry);
 
     // Noted first: a restore that is repeated never comes to the same epoch.
@@ -114,24 +121,59 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     let moved = fs::rename(&draft, &place).and_then(|()| fs::File::open(state)?.sync_all());
     moved.map_err(|source| RestoreError::Io { path: place, source })?;
     said.push(format!("restored {source}: revision {}, epoch {epoch}", applied.revision));
+    if is_told {
+        said.push(format!("what was revoked or used since stays so; {gone} nodes of the backup are expelled"));
+    } else {
+        let until = until.map_or_else(|| "the backup".into(), |at| audit::time(at.0));
+        said.push(format!(
+            "warning: nothing here tells what was revoked after {until}: nodes and tokens that you revoked since are good again; repeat mesh-coordinator revoke and mesh-coordinator token revoke at once"
+        ));
+    }
     said.push("next: start the coordinator (systemctl start mesh-coordinator)".into());
     Ok(said)
 }
 
-/// Refuses while a coordinator runs. Returns the epoch of the present store, or 0 if it cannot be read.
-fn refuse_running(config: &Config, place: &Path) -> Result<u64, RestoreError> {
+/// Refuses while a coordinator runs. Returns the present store, if it can be read.
+fn refuse_running(config: &Config, place: &Path) -> Result<Option<Registry>, RestoreError> {
     if UnixStream::connect(&config.admin_socket).is_ok() {
         return Err(RestoreError::Running(config.admin_socket.clone()));
     }
     if !place.exists() {
-        return Ok(0);
+        return Ok(None);
     }
     match open(place, config) {
-        Ok(registry) => Ok(registry.epoch()),
+        Ok(registry) => Ok(Some(registry)),
         Err(OpenError::Store(StoreError::Locked { path })) => Err(RestoreError::Running(path.into())),
         // That it cannot be read is why it is to be restored.
-        Err(_) => Ok(0),
+        Err(_) => Ok(None),
     }
+}
+
+/// Returns what the newest backup and the journal tell of revocations and used tokens, in place of a spoilt store.
+fn journalled(config: &Config) -> Option<Withdrawn> {
+    let (_, revision, stored) = newest(config).ok()?;
+    let draft = config.state_dir.join("store.redb.journalled");
+    let withdrawn = build(&draft, revision, stored, config).map(|registry| registry.withdrawn());
+    let _ = fs::remove_file(&draft);
+    withdrawn.ok()
+}
+
+/// Makes a new store of records, and opens it.
+fn build(draft: &Path, revision: Revision, stored: Stored, config: &Config) -> Result<Registry, RestoreError> {
+    remove(draft)?;
+    let writes = stored.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
+    store::copy(draft, revision, &writes.collect::<Vec<_>>())?;
+    open(draft, config).map_err(|source| RestoreError::Backup { file: draft.to_owned(), source })
+}
+
+/// Returns the last epoch that was noted beside the store, or 0.
+fn noted(state: &Path) -> u64 {
+    let noted = fs::read_to_string(state.join(EPOCH)).ok();
+    noted.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+fn operator() -> Actor {
+    Actor::Operator { uid: rustix::process::getuid().as_raw() }
 }
 
 fn open(path: &Path, config: &Config) -> Result<Registry, OpenError> {

@@ -27,6 +27,9 @@ use crate::id::{NodeId, ServiceId, ServiceKey};
 /// How long a freed address or block rests before another may have it.
 pub const QUARANTINE: Duration = Duration::from_secs(600);
 
+/// How many numbers are passed over after the state went back.
+const LEAP: u32 = 1 << 20;
+
 /// Whom something belonged to before it was freed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +106,15 @@ impl Pool {
     pub fn service_id(&mut self) -> ServiceId {
         self.last_service.0 += 1;
         self.last_service
+    }
+
+    /// Goes on with numbers that nobody can have got since the moment that this state went back to, nor after it went
+    /// back there earlier: nodes remember whom a number belongs to. `epoch` counts how often it went back.
+    pub fn leap(&mut self, epoch: u64) {
+        let floor = u32::try_from(epoch).unwrap_or(u32::MAX).saturating_mul(LEAP);
+        let leap = |last: u32| last.max(last.saturating_add(LEAP).max(floor).min(u32::MAX - LEAP));
+        self.last_node.0 = leap(self.last_node.0);
+        self.last_service.0 = leap(self.last_service.0);
     }
 
     /// Gives out a VIP; `live` are those in use.

@@ -96,7 +96,7 @@ impl Deed {
                 deed.text = format!("took keys of {trust} (sha256 {hash})");
             }
             Change::Facts { .. } => deed.kind = "report",
-            Change::Restored { epoch, source } => {
+            Change::Restored { epoch, source, since: _ } => {
                 deed.kind = "restore";
                 deed.text = format!("restored {source}; epoch {epoch}");
             }

@@ -22,6 +22,7 @@ mod log;
 pub mod names;
 mod records;
 mod renewal;
+mod restoring;
 mod services;
 mod sharing;
 mod state;
@@ -49,6 +50,7 @@ use history::History;
 pub use live::{Live, LiveNode};
 pub use lock::LockStep;
 pub use log::{Entry, LogHash, LogHead, Logged};
+pub use restoring::Withdrawn;
 use state::State;
 pub use state::{Accepted, Revoked};
 pub use tokens::{TokenRecord, TokenSpec};
@@ -125,6 +127,8 @@ pub enum Change {
         epoch: u64,
         /// Where the state comes from, as a sentence.
         source: String,
+        /// What was taken away since, as far as it is known, and does not come back.
+        since: Option<Withdrawn>,
     },
     /// A coordinator says where nodes reach it.
     Coordinator {
@@ -426,7 +430,7 @@ impl Registry {
                 state.revoke(&node, now)?;
                 applied.node = Some(node);
             }
-            Change::Restored { epoch, source: _ } => state.epoch = epoch.max(state.epoch + 1),
+            Change::Restored { epoch, source: _, since } => state.restored(epoch, since.as_ref(), now),
             Change::Coordinator { key, addresses, software, is_alone } => {
                 state.enter_coordinator(key, addresses, software, is_alone, now)?;
             }

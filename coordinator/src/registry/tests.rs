@@ -10,6 +10,7 @@ mod joining;
 mod locking;
 mod logging;
 mod renewing;
+mod restoring;
 mod storing;
 mod vouching;
 

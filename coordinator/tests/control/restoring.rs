@@ -141,12 +141,16 @@ fn an_older_backup_takes_the_place_of_the_store_in_a_new_epoch_each_time() {
     mesh.start();
     mesh.token("a");
     let backup = mesh.dir.path().join("backup.redb");
+    mesh.token("revoked");
+    let list = mesh.json(&["token", "list"]);
     mesh.ask(&["backup", backup.to_str().unwrap()]).unwrap();
+    let revoked = list["tokens"].as_array().unwrap().iter().find(|token| token["name"] == "revoked").unwrap();
+    mesh.ask(&["token", "revoke", revoked["id"].as_str().unwrap()]).unwrap();
     mesh.token("b");
     mesh.kill();
     for epoch in [2, 3] {
         let said = mesh.restore(Some(&backup)).unwrap();
-        assert!(said.contains(&format!("epoch {epoch}")), "{said}");
+        assert!(said.contains(&format!("epoch {epoch}")) && said.contains("revoked or used since stays so"), "{said}");
         mesh.start();
         assert_eq!(mesh.tokens(), ["a"]);
         assert_eq!(mesh.json(&["export"])["epoch"], epoch);
@@ -161,4 +165,13 @@ fn an_older_backup_takes_the_place_of_the_store_in_a_new_epoch_each_time() {
     assert!(error.contains("is damaged"), "{error}");
     mesh.start();
     assert_eq!(mesh.tokens(), ["a", "c"], "a restore that failed leaves the store alone");
+    mesh.kill();
+
+    // Where nothing tells of the time since, it is said so.
+    fs::copy(mesh.state("store.redb"), &backup).unwrap();
+    for lost in ["store.redb", "journal", "backups"] {
+        fs::rename(mesh.state(lost), mesh.dir.path().join(lost)).unwrap();
+    }
+    let said = mesh.restore(Some(&backup)).unwrap();
+    assert!(said.contains("nothing here tells what was revoked after 20") && said.contains("epoch 4"), "{said}");
 }
