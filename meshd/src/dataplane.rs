@@ -32,6 +32,7 @@ use crate::stats::Counters;
 pub use crate::stats::{LaneStats, Offloads, PeerStats, Stats};
 use crate::tun::{self, Queue, TunError};
 use crate::udp::{Sockets, UdpError};
+use crate::vault::Vault;
 use crate::worker::{Worker, now};
 
 /// Entries of the flow table, two per flow: some 5 MiB.
@@ -58,6 +59,8 @@ pub struct Setup {
     pub keys: LaneKeys,
     /// Where flows outlive this process.
     pub flow_file: Option<PathBuf>,
+    /// The preshared keys; `None` for plain WireGuard with everybody.
+    pub vault: Option<Arc<Vault>>,
     /// The NetMap, compiled.
     pub view: Arc<View>,
     /// The host's own underlay addresses.
@@ -115,6 +118,7 @@ pub struct DataPlane {
     /// Our own keys, present and former, which no peer may have.
     own_keys: Mutex<Vec<TunnelKey>>,
     current: Mutex<(Arc<View>, Arc<Peers>)>,
+    vault: Option<Arc<Vault>>,
     mailboxes: Arc<[Mailbox]>,
     lanes: Vec<LaneHandle>,
     /// Whether somebody measures.
@@ -147,13 +151,14 @@ impl DataPlane {
         let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
         let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
         let own_keys = own_keys(&setup.keys);
-        let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None));
+        let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
         let mailboxes = mailboxes.map_err(|error| DataPlaneError::Thread(error.into()))?;
         let current = Mutex::new((Arc::clone(&setup.view), peers));
         let measures = Arc::default();
         let own_keys = Mutex::new(own_keys);
-        let mut plane = Self { flows, own_keys, current, mailboxes, lanes: Vec::new(), measures };
+        let vault = setup.vault.clone();
+        let mut plane = Self { flows, own_keys, current, vault, mailboxes, lanes: Vec::new(), measures };
         let handover = Arc::new(Handover::new());
         for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
             plane.start_lane(lane, &setup, queue, sockets, &handover, flow_file.clone())?;
@@ -217,7 +222,10 @@ impl DataPlane {
     pub fn set_view(&self, view: Arc<View>) {
         let own = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = Arc::new(Peers::compile(view.netmap(), &own, Some(&current.1)));
+        let peers = Arc::new(Peers::compile(view.netmap(), &own, Some(&current.1), self.vault.as_ref()));
+        if let Some(vault) = &self.vault {
+            vault.retain(|peer| peers.get(peer).is_some());
+        }
         *current = (Arc::clone(&view), Arc::clone(&peers));
         for mailbox in self.mailboxes.iter() {
             mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
@@ -243,13 +251,14 @@ impl DataPlane {
     pub fn stats(&self) -> Stats {
         let now = now();
         let (_, peers) = self.current();
+        let post_quantum = peers.iter().filter(|peer| peer.is_post_quantum()).map(|peer| peer.id).collect();
         let peers = peers.iter().filter_map(|peer| Some((peer.id, peer.cell.stats(now)?))).collect();
         let mut drops = BTreeMap::new();
         self.lanes.iter().for_each(|lane| lane.counters.add_drops(&mut drops));
         let mut entries = 0usize;
         self.flows.for_each(now, |_, _| entries += 1);
         let lanes = self.lanes.iter().map(|lane| lane.counters.read()).collect();
-        Stats { peers, drops, lanes, flows: entries.div_ceil(2) }
+        Stats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2) }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
@@ -300,7 +309,7 @@ impl Drop for DataPlane {
 }
 
 fn own_keys(keys: &LaneKeys) -> Vec<TunnelKey> {
-    [keys.publics(), keys.former_publics()].concat()
+    [keys.publics(), keys.former_publics(), keys.agreement_publics()].concat()
 }
 
 /// Opens the file of flows, takes back what is in it, and makes it as long as the table.

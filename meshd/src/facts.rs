@@ -47,6 +47,7 @@ pub fn gather(config: &Config, keys: &LaneKeys, host: &HostFacts, serve: &[Serve
     NodeFacts {
         lanes: keys.publics().into_iter().zip(config.port..).map(lane).collect(),
         previous: keys.former_publics().into_iter().zip(config.port..).map(lane).collect(),
+        agreement: if config.keys.preshared { keys.agreement_publics() } else { Vec::new() },
         endpoints,
         pods: config.pods.clone(),
         serve: offers::offers(serve),

@@ -88,7 +88,7 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be removed or written.
     pub fn renew(state: &State) -> Result<Self, StateError> {
-        for name in [IDENTITY, TUNNEL, FORMER, FIRST] {
+        for name in [IDENTITY, TUNNEL, FORMER, FIRST, crate::vault::FILE] {
             state.remove(name)?;
         }
         Self::load_or_make(state)
@@ -199,7 +199,7 @@ fn read(state: &State, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateEr
 
 /// Returns what tells a key from one with a flipped bit: a tunnel key has no form of its own. 64 bits of a
 /// hash of 256 random bits tell nobody the key.
-fn sum(key: &[u8]) -> String {
+pub(crate) fn sum(key: &[u8]) -> String {
     HEXLOWER.encode(&digest(&SHA256, key).as_ref()[..8])
 }
 

@@ -13,6 +13,9 @@ use zeroize::Zeroize;
 /// The most lanes that a node can have: one per core, and no gain was measured beyond.
 pub const MAX_LANES: usize = 16;
 
+/// The most agreement keys of a node: the present one and the former.
+pub(crate) const MAX_AGREEMENT: usize = 2;
+
 /// The private keys of a node's lanes, while they change the former ones as well. They are wiped when dropped and
 /// never printed.
 #[derive(Clone)]
@@ -20,6 +23,9 @@ pub struct LaneKeys {
     current: Vec<StaticSecret>,
     /// Those before, by which peers still know this node; none outside a rotation.
     former: Vec<StaticSecret>,
+    /// The key at which preshared keys are agreed on, and the one before.
+    agreement: StaticSecret,
+    former_agreement: Option<StaticSecret>,
     /// Whether to call by the former ones, for peers have not heard of the others yet.
     calls_by_former: bool,
     flow_seed: u64,
@@ -28,14 +34,21 @@ pub struct LaneKeys {
 impl LaneKeys {
     /// Derives the keys of `lanes` lanes (at least 1, at most `MAX_LANES`); lane 0 is the secret itself.
     pub fn derive(secret: &StaticSecret, lanes: usize) -> Self {
-        let current = derive_all(secret, lanes);
-        Self { current, former: Vec::new(), calls_by_former: false, flow_seed: flow_seed(secret) }
+        Self {
+            current: derive_all(secret, lanes),
+            former: Vec::new(),
+            agreement: derive_agreement(secret),
+            former_agreement: None,
+            calls_by_former: false,
+            flow_seed: flow_seed(secret),
+        }
     }
 
     /// Answers to the keys of a former secret as well; calls by them, too, until told that peers know the others.
     #[must_use]
     pub fn with_former(mut self, secret: Option<&StaticSecret>, calls_by_former: bool) -> Self {
         self.former = secret.map(|secret| derive_all(secret, self.lanes())).unwrap_or_default();
+        self.former_agreement = secret.map(derive_agreement);
         self.calls_by_former = calls_by_former && !self.former.is_empty();
         self
     }
@@ -74,6 +87,11 @@ impl LaneKeys {
         self.former.iter().map(public).collect()
     }
 
+    /// Returns the public keys at which preshared keys are agreed on: the present one, and the former while it is good.
+    pub fn agreement_publics(&self) -> Vec<TunnelKey> {
+        std::iter::once(&self.agreement).chain(&self.former_agreement).map(public).collect()
+    }
+
     /// Returns a number that only this node knows and that stays the same: the flow table's seed.
     pub(crate) fn flow_seed(&self) -> u64 {
         self.flow_seed
@@ -85,6 +103,8 @@ impl LaneKeys {
             current: self.secret(lane).clone(),
             former: self.former.get(lane).cloned(),
             calls_by_former: self.calls_by_former,
+            agreement: Some(self.agreement.clone()).filter(|_| lane == 0),
+            former_agreement: self.former_agreement.clone().filter(|_| lane == 0),
         }
     }
 
@@ -101,6 +121,9 @@ pub(crate) struct LaneKey {
     pub(crate) former: Option<StaticSecret>,
     /// Whether it calls by the former.
     pub(crate) calls_by_former: bool,
+    /// The key at which preshared keys are agreed on, and the one before; lane 0 alone has them.
+    pub(crate) agreement: Option<StaticSecret>,
+    pub(crate) former_agreement: Option<StaticSecret>,
 }
 
 impl fmt::Debug for LaneKey {
@@ -140,6 +163,13 @@ fn derive_lane(secret: &StaticSecret, lane: usize) -> StaticSecret {
     lane_secret
 }
 
+fn derive_agreement(secret: &StaticSecret) -> StaticSecret {
+    let mut bytes = expand(secret, b"meshd-agreement", 0);
+    let secret = StaticSecret::from(bytes);
+    bytes.zeroize();
+    secret
+}
+
 /// HKDF-SHA256 (RFC 5869) of the node's secret: the purpose is the salt, the number is the info.
 fn expand(secret: &StaticSecret, purpose: &[u8], number: usize) -> [u8; 32] {
     let mut input = secret.to_bytes();
@@ -177,6 +207,18 @@ mod tests {
         assert_eq!(keys.publics().iter().collect::<BTreeSet<_>>().len(), 4);
         assert_eq!(keys.publics()[..2], LaneKeys::derive(&secret, 2).publics()[..]);
         assert_ne!(keys.public(1), LaneKeys::derive(&StaticSecret::from([8; 32]), 4).public(1));
+    }
+
+    #[test]
+    fn the_key_of_agreements_is_no_lanes_and_changes_with_the_secret() {
+        let (old, new) = (StaticSecret::from([7; 32]), StaticSecret::from([8; 32]));
+        let keys = LaneKeys::derive(&new, MAX_LANES).with_former(Some(&old), true);
+
+        let all = [keys.publics(), keys.former_publics(), keys.agreement_publics()].concat();
+
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 2 * MAX_LANES + 2);
+        assert_eq!(keys.agreement_publics()[1..], LaneKeys::derive(&old, 1).agreement_publics());
+        assert!(keys.of(0).agreement.is_some() && keys.of(1).agreement.is_none(), "lane 0 alone answers to it");
     }
 
     #[test]

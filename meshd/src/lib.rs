@@ -4,6 +4,7 @@
 //! `lane` composes engine and `tunnels` without a syscall, a `worker` moves its packets between `tun` and
 //! `udp`. Everything else is control: it may be slow, and nothing in the data path waits for it.
 
+pub mod agreement;
 pub mod api;
 pub mod bench;
 pub mod board;
@@ -47,6 +48,7 @@ mod steering;
 pub mod tun;
 mod tunnels;
 pub mod udp;
+pub mod vault;
 mod worker;
 
 /// What a node that belongs to no mesh is told.

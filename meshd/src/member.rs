@@ -25,6 +25,7 @@ use crate::records::Author;
 use crate::rotation::{self, Rotation, Step};
 use crate::splice::{self, Splices};
 use crate::state::{Active, Enrolment, State, StateError};
+use crate::vault::Vault;
 use crate::{dns, facts, join, resume};
 
 /// How often the active peers are stored, if they changed.
@@ -43,6 +44,8 @@ pub(crate) struct Member<'d> {
     board: &'d Arc<Board>,
     keys: Arc<Keys>,
     lanes: LaneKeys,
+    /// The preshared keys; none for plain WireGuard.
+    vault: Option<Arc<Vault>>,
     /// The number of the record that was reported last.
     sequence: u64,
     author: Author,
@@ -79,6 +82,7 @@ impl<'d> Member<'d> {
     ) -> Result<Self, DaemonError> {
         let keys = Arc::new(Keys::load(state)?);
         let lanes = keys.lanes(config.lanes);
+        let vault = config.keys.preshared.then(|| Arc::new(Vault::load(state)));
         let host = kernel::host_facts().await?;
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = kernel::close_range(&shape).await?;
@@ -98,6 +102,7 @@ impl<'d> Member<'d> {
                 mtu: shape.mtu,
                 keys: lanes.clone(),
                 flow_file: Some(config.flow_file()),
+                vault: vault.clone(),
                 view: Arc::clone(&view),
                 locals: facts::locals(&host).into(),
                 active: active.iter().map(activity).collect(),
@@ -112,6 +117,9 @@ impl<'d> Member<'d> {
         let mut tasks = JoinSet::new();
         let (tell, addresses) = mpsc::channel(1);
         tasks.spawn(facts::address_changes(tell));
+        if let Some(vault) = vault.clone() {
+            tasks.spawn(vault.keep(state.clone()));
+        }
         if config.dns.enabled {
             let upstreams = config.dns.upstreams.clone();
             let view = view.subscribe();
@@ -126,6 +134,7 @@ impl<'d> Member<'d> {
             board,
             keys: Arc::clone(&keys),
             lanes,
+            vault,
             sequence: 0,
             author: Author::new(state),
             rotation: None,
@@ -211,6 +220,9 @@ impl<'d> Member<'d> {
         drop(self.store);
         let _ = timeout(STOP, self.storing).await;
         let _ = timeout(STOP, stopped).await;
+        if let Some(Err(error)) = self.vault.map(|vault| vault.save(self.state)) {
+            tracing::error!(%error, "preshared keys not stored; the next start makes new ones");
+        }
     }
 
     /// Puts a map in force: the data path first, then names, kernel, disk, and the word to the coordinator.

@@ -241,6 +241,7 @@ mod tests {
             rtt_ms: Some(1.5),
             rtt_count: 1,
             last_handshake_s: Some(7),
+            post_quantum: true,
             rx_bytes: 10,
             tx_bytes: 20,
         });

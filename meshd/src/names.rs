@@ -277,6 +277,7 @@ mod tests {
         let other = Peer {
             previous: Vec::new(),
             countersigned: None,
+            agreement: Vec::new(),
             proof: None,
             id: NodeId(7),
             site: "s".parse().unwrap(),

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mesh_proto::addr::Flat;
 use mesh_proto::clock::Timestamp;
 use mesh_proto::id::{NodeId, TunnelKey};
 use mesh_proto::netmap::{LaneInfo, NetMap};
 
-use crate::lane_keys::MAX_LANES;
+use crate::lane_keys::{MAX_AGREEMENT, MAX_LANES};
 use crate::sessions::{MOMENT, PATIENCE};
 use crate::stats::PeerStats;
+use crate::vault::Vault;
 
 /// Most nodes that are remembered for one address; a NAT hides no more from a lost session's repair.
 const MAX_BEHIND: usize = 8;
@@ -25,7 +27,12 @@ const FULL: Duration = Duration::from_millis(50);
 pub(crate) struct Peers {
     by_id: HashMap<NodeId, Arc<Peer>>,
     by_key: HashMap<TunnelKey, (NodeId, usize)>,
+    by_agreement: HashMap<TunnelKey, NodeId>,
     by_address: HashMap<IpAddr, Vec<NodeId>>,
+    /// This node's own number and address.
+    own: (NodeId, Option<Flat>),
+    /// The preshared keys; none if this node speaks plain WireGuard with everybody.
+    vault: Option<Arc<Vault>>,
 }
 
 /// A peer that a tunnel can be made to.
@@ -36,20 +43,33 @@ pub(crate) struct Peer {
     pub(crate) lanes: Vec<LaneInfo>,
     /// Its lanes with the keys that it had before, while it changes them.
     pub(crate) former: Vec<LaneInfo>,
+    /// Its keys for agreements, the present one first; none if it is spoken to without a preshared key.
+    pub(crate) agreement: Vec<TunnelKey>,
+    pub(crate) address: Option<Flat>,
     endpoints: Vec<SocketAddr>,
     pub(crate) cell: Arc<Cell>,
 }
 
 impl Peers {
     /// Takes the peers out of a map, but for those with an unusable key: our own, zero, or another peer's.
-    pub(crate) fn compile(netmap: &NetMap, own: &[TunnelKey], previous: Option<&Self>) -> Self {
-        let mut peers = Self::default();
+    pub(crate) fn compile(
+        netmap: &NetMap,
+        own: &[TunnelKey],
+        previous: Option<&Self>,
+        vault: Option<&Arc<Vault>>,
+    ) -> Self {
+        let node = &netmap.node;
+        let mut peers = Self { own: (node.id, Some(node.address)), vault: vault.map(Arc::clone), ..Self::default() };
         for (name, peer) in &netmap.peers {
             let lanes: Vec<LaneInfo> = peer.lanes.iter().copied().take(MAX_LANES).collect();
-            let usable = |lane: &LaneInfo| {
-                lane.key.0 != [0; 32] && !own.contains(&lane.key) && !peers.by_key.contains_key(&lane.key)
+            let is_new = |key: &TunnelKey| {
+                let taken = peers.by_key.contains_key(key) || peers.by_agreement.contains_key(key);
+                key.0 != [0; 32] && !own.contains(key) && !taken
             };
-            if lanes.is_empty() || !lanes.iter().all(usable) || peer.id == netmap.node.id {
+            let usable = |lane: &LaneInfo| is_new(&lane.key);
+            let agreement: Vec<TunnelKey> = peer.agreement.iter().copied().take(MAX_AGREEMENT).collect();
+            let lanes_usable = lanes.iter().all(usable) && agreement.iter().all(is_new);
+            if lanes.is_empty() || !lanes_usable || peer.id == netmap.node.id {
                 tracing::warn!(peer = %name, "its tunnel keys are unusable; it is left out");
                 continue;
             }
@@ -58,12 +78,28 @@ impl Peers {
             let endpoints: Vec<SocketAddr> = peer.endpoints.iter().copied().filter(can_send_to).collect();
             let known = previous.and_then(|p| p.by_id.get(&peer.id));
             let cell = known.map_or_else(Arc::default, |known| Arc::clone(&known.cell));
-            peers.add(Peer { id: peer.id, lanes, former, endpoints, cell });
+            let agreement = if peers.vault.is_some() { agreement } else { Vec::new() };
+            if let Some(vault) = peers.vault.as_ref().filter(|_| !agreement.is_empty()) {
+                cell.set_preshared(vault.number(peer.id));
+            }
+            let address = Some(peer.address);
+            peers.add(Peer { id: peer.id, lanes, former, agreement, address, endpoints, cell });
         }
         peers
     }
 
+    /// Returns this node's own number and address.
+    pub(crate) fn own(&self) -> (NodeId, Option<Flat>) {
+        self.own
+    }
+
+    /// Returns the preshared keys, if this node uses such.
+    pub(crate) fn vault(&self) -> Option<&Arc<Vault>> {
+        self.vault.as_ref()
+    }
+
     fn add(&mut self, peer: Peer) {
+        self.by_agreement.extend(peer.agreement.iter().map(|&key| (key, peer.id)));
         self.by_key.extend(peer.former.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
         self.by_key.extend(peer.lanes.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
         for endpoint in &peer.endpoints {
@@ -85,6 +121,11 @@ impl Peers {
         Some((self.by_id.get(&id)?, lane))
     }
 
+    /// Says whose agreement key it is.
+    pub(crate) fn by_agreement(&self, key: TunnelKey) -> Option<&Arc<Peer>> {
+        self.by_id.get(self.by_agreement.get(&key)?)
+    }
+
     /// Says which peer's lane is expected at an address.
     pub(crate) fn by_address(&self, address: SocketAddr) -> Option<(&Arc<Peer>, usize)> {
         let behind = self.by_address.get(&address.ip())?;
@@ -102,6 +143,16 @@ impl Peers {
 }
 
 impl Peer {
+    /// Says whether it is spoken to without a preshared key.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.agreement.is_empty()
+    }
+
+    /// Says whether its tunnels have a preshared key.
+    pub(crate) fn is_post_quantum(&self) -> bool {
+        !self.is_plain() && self.cell.preshared() > 0
+    }
+
     /// Returns where a lane may be, in the order to be tried: where lane 0 answered last, then what the map says.
     pub(crate) fn candidates(&self, lane: usize, last: Option<SocketAddr>) -> Vec<SocketAddr> {
         let port = self.lanes.get(lane).map(|info| info.port).filter(|_| lane > 0);
@@ -140,9 +191,34 @@ pub(crate) struct Cell {
     released: AtomicU64,
     /// When lane 0 last had no room for one more to wait, in microseconds.
     full: AtomicU64,
+    /// The number of the newest preshared key; 0 is none.
+    preshared: AtomicU64,
+    /// When it was agreed on, in microseconds.
+    agreed: AtomicU64,
 }
 
 impl Cell {
+    /// Takes note of a newer preshared key.
+    pub(crate) fn set_preshared(&self, number: u64) {
+        self.preshared.fetch_max(number, Ordering::Release);
+    }
+
+    /// Returns the number of the newest preshared key; 0 if there is none.
+    pub(crate) fn preshared(&self) -> u64 {
+        self.preshared.load(Ordering::Acquire)
+    }
+
+    /// Takes note that a key was agreed on just now.
+    pub(crate) fn set_agreed(&self, now: Timestamp) {
+        self.agreed.store(now.as_micros().max(1), Ordering::Relaxed);
+    }
+
+    /// Says whether a key was agreed on within some time.
+    pub(crate) fn agreed_within(&self, span: Duration, now: Timestamp) -> bool {
+        let at = self.agreed.load(Ordering::Relaxed);
+        at != 0 && now.since(Timestamp::from_micros(at)) <= span
+    }
+
     /// Takes note of where lane 0 answered.
     pub(crate) fn set_endpoint(&self, endpoint: SocketAddr) {
         *self.endpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(endpoint);
@@ -236,7 +312,7 @@ impl Cell {
 pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) -> Peers {
     let mut peers = Peers::default();
     for (id, lanes, endpoints) in list {
-        peers.add(Peer { id, lanes, former: Vec::new(), endpoints, cell: Arc::default() });
+        peers.add(test_one(id, lanes, Vec::new(), endpoints));
     }
     peers
 }
@@ -245,6 +321,28 @@ pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) ->
 #[cfg(test)]
 pub(crate) fn test_peer(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peers {
     let mut peers = Peers::default();
-    peers.add(Peer { id, lanes, former, endpoints, cell: Arc::default() });
+    peers.add(test_one(id, lanes, former, endpoints));
     peers
+}
+
+/// Peers made by hand that use preshared keys, if this node has a vault.
+#[cfg(test)]
+pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Peer>) -> Peers {
+    let address = Flat(std::net::Ipv4Addr::new(241, 1, 0, own.0 as u8));
+    let mut peers = Peers { own: (own, Some(address)), vault, ..Peers::default() };
+    for mut peer in list {
+        match &peers.vault {
+            Some(vault) => peer.cell.set_preshared(vault.number(peer.id)),
+            None => peer.agreement.clear(),
+        }
+        peers.add(peer);
+    }
+    peers
+}
+
+/// A peer made by hand.
+#[cfg(test)]
+pub(crate) fn test_one(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peer {
+    let address = Some(Flat(std::net::Ipv4Addr::new(241, 1, 0, id.0 as u8)));
+    Peer { id, lanes, former, agreement: Vec::new(), address, endpoints, cell: Arc::default() }
 }

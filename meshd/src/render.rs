@@ -25,9 +25,10 @@ pub fn status(status: &doc::Status) -> String {
         lines.extend(status.coordinator.lock.map(|lock| format!("locked by {lock}")));
     }
     let reached = status.peers.iter().filter(|p| p.last_handshake_s.is_some()).count();
+    let secured = status.peers.iter().filter(|p| p.last_handshake_s.is_some() && p.post_quantum).count();
     let backends: usize = status.services.iter().map(|s| s.backends.len()).sum();
     lines.push(format!(
-        "{} ({reached} with a tunnel), {} with {}, {}, up {}",
+        "{} ({reached} with a tunnel, {secured} of them post-quantum), {} with {}, {}, up {}",
         count(status.peers.len(), "peer"),
         count(status.services.len(), "service"),
         count(backends, "backend"),
@@ -97,7 +98,8 @@ fn coordinator(c: &doc::Coordinator) -> String {
 
 /// Shows the other nodes.
 pub fn peers(peers: &[doc::Peer]) -> String {
-    let mut table = table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "RX", "TX"], &[4, 5, 6, 7]);
+    let mut table =
+        table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "KEY", "RX", "TX"], &[4, 5, 7, 8]);
     for p in peers {
         table.add_row([
             p.name.to_string(),
@@ -106,6 +108,7 @@ pub fn peers(peers: &[doc::Peer]) -> String {
             p.endpoint.map_or_else(dash, |e| e.to_string()),
             p.rtt_ms.map_or_else(dash, |ms| format!("{ms:.2} ms")),
             p.last_handshake_s.map_or_else(dash, |s| format!("{} ago", age(s))),
+            if p.post_quantum { "pq".into() } else { dash() },
             bytes(p.rx_bytes),
             bytes(p.tx_bytes),
         ]);

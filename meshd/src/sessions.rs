@@ -11,10 +11,14 @@
 //! Handshakes are lazy. Besides a packet to send, these start one: a peer that was active before the restart,
 //! a data message for a session that we lost, 12 s of silence after we sent, and a failed attempt while the
 //! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
+//!
+//! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`talks`).
 
 mod door;
 mod keys;
 mod session;
+mod talk;
+mod talks;
 mod timers;
 
 use std::collections::HashMap;
@@ -37,6 +41,7 @@ use crate::tun::MAX_PACKET;
 use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened};
 
 use session::Session;
+use talks::Talks;
 
 /// Bytes of outbox that one call may need at most: a super-packet of the smallest segments that Linux makes (48
 /// bytes of payload, net.ipv4.tcp_min_snd_mss), sealed.
@@ -80,6 +85,8 @@ pub(crate) struct Sessions {
     probes: Vec<NodeId>,
     /// Peers that this lane has a new session with.
     met: Vec<NodeId>,
+    /// The agreements on preshared keys; lane 0's alone.
+    talks: Talks,
     detour: Detour,
     next_tick: Option<Timestamp>,
     handshakes_left: u32,
@@ -94,6 +101,8 @@ pub(crate) enum Way {
     Tunnel(u32),
     /// This lane has no session; lane 0 is to send.
     Elsewhere,
+    /// There is no preshared key yet; packets wait for it.
+    Keyless(NodeId),
     /// There is none.
     None,
 }
@@ -149,6 +158,7 @@ impl Sessions {
             greeting: Vec::new(),
             probes: Vec::new(),
             met: Vec::new(),
+            talks: Talks::new(keys),
             detour: Detour::default(),
             next_tick: None,
             handshakes_left: 0,
@@ -165,19 +175,25 @@ impl Sessions {
             let Some(session) = &mut self.slab[index] else { continue };
             let owner = self.peers.by_key(session.key);
             match owner.filter(|(peer, lane)| peer.id == session.peer.id && *lane == session.peer_lane) {
-                Some((peer, _)) => {
+                // One that began to use preshared keys, or ceased to, needs another tunnel.
+                Some((peer, _)) if peer.is_plain() == (session.preshared == 0) => {
                     session.peer = Arc::clone(peer);
                     session.set_fresh(self.door.key());
                 }
-                None => self.remove(index as u32),
+                Some(_) | None => self.remove(index as u32),
             }
         }
         self.renew();
+        self.review_talks();
     }
 
     /// Asks for a handshake with a peer as soon as possible.
     pub(crate) fn greet(&mut self, peer: NodeId) {
-        if self.peers.get(peer).is_some() && !self.greeting.contains(&peer) {
+        if self.peers.get(peer).is_none() {
+            return;
+        }
+        self.drop_stale(peer);
+        if !self.greeting.contains(&peer) {
             self.greeting.push(peer);
         }
     }
@@ -215,7 +231,7 @@ impl Sessions {
         outbox: &mut Outbox,
         now: Timestamp,
     ) -> Way {
-        let Some(index) = self.choose(peer, now) else { return Way::None };
+        let Some(index) = self.choose(peer, now) else { return self.keyless(peer, now) };
         let Some(session) = self.slab[index as usize].as_mut() else { return Way::None };
         if traffic == Traffic::Payload {
             session.wanted = Some(now);
@@ -240,6 +256,7 @@ impl Sessions {
         let index = match way {
             Way::Tunnel(index) => index,
             Way::Elsewhere => return Sealed::Elsewhere,
+            Way::Keyless(peer) => return self.hold_for_key(peer, packet, outbox, now),
             Way::None => return Sealed::Dropped(Drop::NoTunnel),
         };
         let Some(session) = self.slab[index as usize].as_mut() else {
@@ -282,8 +299,7 @@ impl Sessions {
         };
         self.wake(number, outbox, now);
         let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) else {
-            self.nudge(from, outbox, now);
-            return Received::Dropped(Drop::UnknownSession);
+            return self.strange(number, from, datagram, into, outbox, now);
         };
         match session.tunnel.open(from.remote.ip(), datagram, into) {
             Opened::Packet(packet) => {
@@ -354,7 +370,8 @@ impl Sessions {
         self.tunnel_between(self.caller().key(), id, peer_lane, key)
     }
 
-    /// Returns the tunnel between a key of ours and one of a peer's lane.
+    /// Returns the tunnel between a key of ours and one of a peer's lane; `None` as well without a preshared key where
+    /// one is needed.
     fn tunnel_between(&mut self, own: TunnelKey, id: NodeId, peer_lane: usize, key: TunnelKey) -> Option<u32> {
         let known = self.by_peer.get(&id).into_iter().flatten();
         let same = |n: &&u32| self.slab[**n as usize].as_ref().is_some_and(|s| s.own == own && s.key == key);
@@ -362,10 +379,12 @@ impl Sessions {
             return Some(number);
         }
         let peer = Arc::clone(self.peers.get(id)?);
+        let (generation, preshared) = self.preshared(&peer)?.unzip();
         let number = self.free.last().copied().unwrap_or(self.slab.len() as u32);
         let door = self.former.as_ref().filter(|door| door.key() == own).unwrap_or(&self.door);
-        let tunnel = door.tunnel(key, number).filter(|_| number < MAX_TUNNELS)?;
+        let tunnel = door.tunnel(key, number, preshared.as_ref()).filter(|_| number < MAX_TUNNELS)?;
         let mut session = Session::new(tunnel, (own, key), peer, peer_lane);
+        session.preshared = generation.unwrap_or(0);
         session.set_fresh(self.door.key());
         match self.free.pop() {
             Some(free) => self.slab[free as usize] = Some(session),

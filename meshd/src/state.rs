@@ -232,9 +232,18 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        [ENROLMENT, NETMAP, PREVIOUS, ASIDE, ACTIVITY, crate::resume::TRIAL, crate::link::guard::FILE]
-            .into_iter()
-            .try_for_each(|name| self.remove(name))?;
+        [
+            ENROLMENT,
+            NETMAP,
+            PREVIOUS,
+            ASIDE,
+            ACTIVITY,
+            crate::resume::TRIAL,
+            crate::link::guard::FILE,
+            crate::vault::FILE,
+        ]
+        .into_iter()
+        .try_for_each(|name| self.remove(name))?;
         self.sync()
     }
 

@@ -1,6 +1,6 @@
 //! What the lanes count, and how others read it: relaxed atomics that one lane writes and anybody reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::udp::{Received, Sent};
 pub struct Stats {
     /// The peers of the present NetMap that a tunnel was ever opened to.
     pub peers: BTreeMap<NodeId, PeerStats>,
+    /// The peers whose tunnels have a preshared key.
+    pub post_quantum: BTreeSet<NodeId>,
     /// Packets refused and dropped since the start, by the label of the reason; reasons never met are 0.
     pub drops: BTreeMap<&'static str, u64>,
     /// What each lane did.

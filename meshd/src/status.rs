@@ -237,6 +237,7 @@ fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
             rtt_ms: seen.rtt.map(|rtt| rtt.as_micros() as f64 / 1000.0),
             rtt_count: seen.rtt_count,
             last_handshake_s: seen.last_handshake.map(|age| age.as_secs()),
+            post_quantum: stats.post_quantum.contains(&peer.id),
             rx_bytes: seen.rx_bytes,
             tx_bytes: seen.tx_bytes,
         }

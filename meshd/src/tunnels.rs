@@ -15,14 +15,18 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use mesh_proto::id::TunnelKey;
 
+use crate::agreement::Preshared;
+
 /// Bytes that sealing adds to a packet.
 pub(crate) const OVERHEAD: usize = 32;
 /// Bytes of an initiation, the longest of the handshake's messages.
 pub(crate) const INITIATION: usize = 148;
 /// Most packets that wait in a tunnel for its session; boringtun's own bound.
 pub(crate) const MAX_WAITING: u64 = 256;
-/// Tunnels that one lane can number: boringtun keeps 8 of 32 bits for itself.
-pub(crate) const MAX_TUNNELS: u32 = 1 << 24;
+/// Tunnels that one lane can number: boringtun keeps 8 of 32 bits for itself, and half of the rest are for agreements.
+pub(crate) const MAX_TUNNELS: u32 = 1 << 23;
+/// The number of the first tunnel between agreement keys.
+pub(crate) const FIRST_AGREEMENT: u32 = MAX_TUNNELS;
 /// Bytes of a cookie reply.
 const COOKIE: usize = 64;
 
@@ -107,15 +111,16 @@ impl Door {
         Some(TunnelKey(half.peer_static_public))
     }
 
-    /// Makes a tunnel to a peer's key; `None` for a key that no secret leads to (a point of low order, with
+    /// Makes a tunnel to a peer's key, with a preshared key where the two have one; `None` for a key that no secret leads to (a point of low order, with
     /// which anybody could compute the session's keys). Costs two Diffie-Hellmans.
-    pub(crate) fn tunnel(&self, peer: TunnelKey, number: u32) -> Option<Tunnel> {
+    pub(crate) fn tunnel(&self, peer: TunnelKey, number: u32, preshared: Option<&Preshared>) -> Option<Tunnel> {
         let key = PublicKey::from(peer.0);
-        if number >= MAX_TUNNELS || !self.secret.diffie_hellman(&key).was_contributory() {
+        if number >= 2 * MAX_TUNNELS || !self.secret.diffie_hellman(&key).was_contributory() {
             return None;
         }
         let limiter = Some(Arc::clone(&self.inner));
-        Some(Tunnel(Tunn::new(self.secret.clone(), key, None, None, number, limiter)))
+        let preshared = preshared.map(|key| *key.bytes());
+        Some(Tunnel(Tunn::new(self.secret.clone(), key, preshared, None, number, limiter)))
     }
 }
 
@@ -139,6 +144,15 @@ pub(crate) enum Made {
     Initiation,
     /// Nothing, for it gave up: no answer for 90 s, or no session for 9 minutes.
     Expired,
+}
+
+/// Why a message of the handshake is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bad {
+    /// It belongs to our handshake and does not open: forged, or the other side has another preshared key.
+    Undecryptable,
+    /// It is forged, repeated, or belongs to no handshake of ours.
+    Other,
 }
 
 /// What was in a data message.
@@ -182,13 +196,19 @@ impl Tunnel {
         }
     }
 
-    /// Takes a message of the handshake and writes what is to be sent in return; `None` if it is not genuine.
-    pub(crate) fn handshake(&mut self, source: IpAddr, datagram: &[u8], into: &mut [u8]) -> Option<Made> {
+    /// Takes a message of the handshake and writes what is to be sent in return.
+    pub(crate) fn handshake(&mut self, source: IpAddr, datagram: &[u8], into: &mut [u8]) -> Result<Made, Bad> {
         if into.len() < INITIATION {
-            return None;
+            return Err(Bad::Other);
         }
-        let result = self.0.decapsulate(Some(source), datagram, into);
-        (!matches!(result, TunnResult::Err(_))).then(|| made(result))
+        match self.0.decapsulate(Some(source), datagram, into) {
+            TunnResult::Err(WireGuardError::InvalidAeadTag) => Err(Bad::Undecryptable),
+            TunnResult::Err(_) => Err(Bad::Other),
+            result @ (TunnResult::Done
+            | TunnResult::WriteToNetwork(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..)) => Ok(made(result)),
+        }
     }
 
     /// Writes an initiation, also while an earlier one has no answer.
@@ -234,16 +254,16 @@ mod tests {
     fn a_key_of_low_order_makes_no_tunnel() {
         let door = Door::new(&StaticSecret::from([7; 32]));
         let one = std::array::from_fn(|i| u8::from(i == 0));
-        assert!(door.tunnel(TunnelKey([0; 32]), 1).is_none());
-        assert!(door.tunnel(TunnelKey(one), 1).is_none());
-        assert!(door.tunnel(TunnelKey(PublicKey::from(&StaticSecret::from([8; 32])).to_bytes()), 1).is_some());
+        assert!(door.tunnel(TunnelKey([0; 32]), 1, None).is_none());
+        assert!(door.tunnel(TunnelKey(one), 1, None).is_none());
+        assert!(door.tunnel(TunnelKey(PublicKey::from(&StaticSecret::from([8; 32])).to_bytes()), 1, None).is_some());
     }
 
     #[test]
     fn short_buffers_are_refused_and_do_not_panic() {
         let door = Door::new(&StaticSecret::from([7; 32]));
         let peer = TunnelKey(PublicKey::from(&StaticSecret::from([8; 32])).to_bytes());
-        let mut tunnel = door.tunnel(peer, 1).expect("a good key");
+        let mut tunnel = door.tunnel(peer, 1, None).expect("a good key");
         let source = IpAddr::from([127, 0, 0, 1]);
         let mut data = vec![0; 1000];
         data[0] = 4;
@@ -252,7 +272,7 @@ mod tests {
         assert_eq!(tunnel.seal(&[0; 10], &mut [0; 147]), None);
         assert_eq!(tunnel.open(source, &data, &mut [0; 999]), Opened::Malformed);
         assert_eq!(tunnel.open(source, &data, &mut [0; 1000]), Opened::UnknownSession);
-        assert_eq!(tunnel.handshake(source, &data, &mut [0; 147]), None);
+        assert_eq!(tunnel.handshake(source, &data, &mut [0; 147]), Err(Bad::Other));
         assert_eq!(tunnel.flush(&mut [0; 100]), Made::Nothing);
         assert_eq!(door.check(source, &data, &mut [0; 63]), Credentials::None);
     }

@@ -182,6 +182,7 @@ fn a_port_in_use_is_said_to_be() {
         mtu: MTU,
         keys: keys(1),
         flow_file: None,
+        vault: None,
         view: Arc::clone(&view),
         locals: Arc::from([]),
         active: Vec::new(),

@@ -39,7 +39,7 @@ use crate::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
 use fragments::Fragments;
 use refuse::Replies;
 
-pub use probe::{BenchPacket, PROBE_PORT, SMALLEST_BENCH};
+pub use probe::{BenchPacket, PROBE_PORT, RESERVED, SMALLEST_BENCH, read_reserved, write_reserved};
 
 /// Most flow entries remembered as changed between two calls of `drain_dirty`; further changes are
 /// written at their flow's next change.

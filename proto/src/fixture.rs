@@ -40,6 +40,7 @@ pub(crate) fn netmap(rules: &[RuleAt<'_>]) -> NetMap {
     let peer = Peer {
         previous: Vec::new(),
         countersigned: None,
+        agreement: vec![TunnelKey([3; 32])],
         proof: None,
         id: B,
         site: "s2".parse().unwrap(),

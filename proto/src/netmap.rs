@@ -138,6 +138,9 @@ pub struct Peer {
     /// Its lanes with the keys that it had before, while it changes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<LaneInfo>,
+    /// The keys at which it agrees on preshared keys, the present one first; none for one that speaks plain WireGuard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agreement: Vec<TunnelKey>,
     /// What shows that all this is true; none for a static node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,

@@ -161,6 +161,9 @@ pub struct Peer {
     pub rtt_count: u64,
     /// Seconds since the last handshake.
     pub last_handshake_s: Option<u64>,
+    /// Whether packets to it are sealed with a preshared key that the two made by ML-KEM-768.
+    #[serde(default)]
+    pub post_quantum: bool,
     /// Bytes received through the tunnel.
     pub rx_bytes: u64,
     /// Bytes sent through the tunnel.

@@ -272,7 +272,7 @@ fn check(peer: &Peer, known: Option<&Known>, verify: Verify) -> Result<u64, Stri
     let Some(proof) = &peer.proof else {
         return match before {
             Some(_) => Err("its signature is missing".into()),
-            None if peer.lanes.len() == 1 && peer.blocks.is_empty() && peer.previous.is_empty() => Ok(0),
+            None if is_plain(peer) => Ok(0),
             None => Err("it is not signed; upgrade its meshd".into()),
         };
     };
@@ -295,10 +295,15 @@ fn check(peer: &Peer, known: Option<&Known>, verify: Verify) -> Result<u64, Stri
     agrees(peer, &proof.pods, &facts).map(|()| facts.sequence)
 }
 
+/// Says whether a peer is what a static node can be, which signs nothing.
+fn is_plain(peer: &Peer) -> bool {
+    peer.lanes.len() == 1 && peer.blocks.is_empty() && peer.previous.is_empty() && peer.agreement.is_empty()
+}
+
 /// Says whether the map repeats what the node signed.
 fn agrees(peer: &Peer, pods: &[Ipv4Net], facts: &NodeFacts) -> Result<(), String> {
     let differs = |what: &str| Err(format!("its {what} are not what it signed"));
-    if peer.lanes != facts.lanes || peer.previous != facts.previous {
+    if peer.lanes != facts.lanes || peer.previous != facts.previous || peer.agreement != facts.agreement {
         return differs("tunnel keys");
     }
     if peer.mtu != facts.mtu || peer.guarded != facts.guarded {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::{BlockMap, Flat};
 use crate::allocate::Pool;
 pub use crate::clock::UnixTime;
-use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName};
+use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
 use crate::lock::{Member, Subject};
 use crate::netmap::{LaneInfo, Mesh};
 use crate::record::{Epoch, Signature, SignedRecord};
@@ -199,6 +199,10 @@ pub struct NodeFacts {
     /// Its lanes with the keys that it had before, while it changes them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<LaneInfo>,
+    /// The keys at which it agrees on preshared keys with its peers, on lane 0's port: the present one first, while
+    /// they change the former as well; none if it does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agreement: Vec<TunnelKey>,
     /// All of this as the node signed it, for its peers to check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed: Option<SignedRecord>,

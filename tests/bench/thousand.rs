@@ -146,6 +146,7 @@ fn crowded(map: &NetMap) -> NetMap {
             address: Flat(Ipv4Addr::new(241, 1, 128 + high, low)),
             blocks: pod.iter().map(|_| Ipv4Net::new_assert(Ipv4Addr::new(241, 100 + high, low, 0), 24)).collect(),
             lanes: (0..model.lanes.len()).map(lane).collect(),
+            agreement: Vec::new(),
             endpoints: vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::new(172, 31, 1, 200)), PORT)],
             ..model.clone()
         };

@@ -19,6 +19,8 @@ use super::renewal::tunnel_keys;
 
 /// The smallest MTU that a node may have: what every IPv4 host must take (RFC 791).
 const MIN_MTU: u16 = 576;
+/// The most agreement keys: the present and the former.
+const MAX_AGREEMENT: usize = 2;
 /// Longest text of a version.
 const MAX_SOFTWARE: usize = 128;
 /// Most blocks of one node in use and in quarantine, so that a node that claims and drops blocks in turn
@@ -32,6 +34,7 @@ pub(super) fn limits(facts: &NodeFacts) -> Result<(), Refused> {
     let counts = [
         ("lanes", facts.lanes.len(), MAX_LANES),
         ("former lanes", facts.previous.len(), MAX_LANES),
+        ("agreement keys", facts.agreement.len(), MAX_AGREEMENT),
         ("endpoints", facts.endpoints.len(), MAX_ENDPOINTS),
         ("pod blocks", facts.pods.len(), MAX_BLOCKS),
         ("serve offers", facts.serve.len(), MAX_OFFERS),
@@ -63,7 +66,10 @@ pub(super) fn limits(facts: &NodeFacts) -> Result<(), Refused> {
 pub(super) fn lanes(world: &World, name: &NodeName, facts: &NodeFacts) -> Result<(), String> {
     let keys = tunnel_keys(facts);
     let others = world.nodes.iter().filter(|(other, _)| *other != name);
-    let of = |node: &NodeRecord| node.facts.lanes.iter().chain(&node.facts.previous).any(|l| keys.contains(&l.key));
+    let of = |node: &NodeRecord| {
+        let of_lanes = node.facts.lanes.iter().chain(&node.facts.previous).any(|lane| keys.contains(&lane.key));
+        of_lanes || node.facts.agreement.iter().any(|key| keys.contains(key))
+    };
     let mut taken = others.filter(|(_, node)| of(node));
     match taken.next() {
         None => Ok(()),

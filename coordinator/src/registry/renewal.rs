@@ -45,5 +45,5 @@ impl State {
 
 /// Returns all tunnel keys that a node answers to.
 pub(super) fn tunnel_keys(facts: &NodeFacts) -> BTreeSet<TunnelKey> {
-    facts.lanes.iter().chain(&facts.previous).map(|lane| lane.key).collect()
+    facts.lanes.iter().chain(&facts.previous).map(|lane| lane.key).chain(facts.agreement.iter().copied()).collect()
 }

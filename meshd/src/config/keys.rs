@@ -1,4 +1,4 @@
-//! `[keys]`: how long a tunnel key lives.
+//! `[keys]`: how long a tunnel key lives, and whether tunnels have preshared keys.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::{Reader, Value};
 
 /// The keys of `[keys]`.
-const KEYS: [&str; 2] = ["rotate", "overlap"];
+const KEYS: [&str; 3] = ["rotate", "overlap", "preshared"];
 
 /// `[keys]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +17,13 @@ pub struct Keys {
     pub rotate: Duration,
     /// `overlap`: how long the former one is answered once, for peers that are out of touch, the coordinator knows the new one.
     pub overlap: Duration,
+    /// `preshared`: whether tunnels have preshared keys, made with each peer that does the same.
+    pub preshared: bool,
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { rotate: Duration::from_secs(30 * 86_400), overlap: Duration::from_secs(86_400) }
+        Self { rotate: Duration::from_secs(30 * 86_400), overlap: Duration::from_secs(86_400), preshared: true }
     }
 }
 
@@ -31,6 +33,13 @@ impl Reader<'_> {
             return self.mistake(value.span(), "`keys` is a table: write `[keys]`".into());
         };
         self.known(table, &KEYS, " in [keys]");
+        if let Some(value) = table.get("preshared") {
+            match value.get_ref().as_str() {
+                Some("auto") => keys.preshared = true,
+                Some("off") => keys.preshared = false,
+                Some(_) | None => self.mistake(value.span(), "`preshared` is \"auto\" or \"off\"".into()),
+            }
+        }
         for (key, least, least_text, into) in
             [("rotate", 3600, "1h", &mut keys.rotate), ("overlap", 4, "4s", &mut keys.overlap)]
         {

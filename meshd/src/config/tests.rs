@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::Duration;
+
 use super::*;
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -33,6 +35,10 @@ fn every_key_is_read() {
         [offload]
         tun = "off"
         udp = "auto"
+        [keys]
+        rotate = "12h"
+        overlap = "10s"
+        preshared = "off"
     "#;
     let config = Config::parse("m.toml", text).unwrap();
     assert_eq!(config.name.as_str(), "pc-vm-1");
@@ -43,6 +49,9 @@ fn every_key_is_read() {
     assert!(!config.dns.enabled);
     assert_eq!(config.dns.upstreams, ["192.0.2.53:53".parse().unwrap()]);
     assert_eq!(config.offload, Offload { tun: false, udp: true });
+    let (rotate, overlap) = (Duration::from_secs(43_200), Duration::from_secs(10));
+    assert_eq!(config.keys, Keys { rotate, overlap, preshared: false });
+    assert!(Config::default().keys.preshared);
     let off = Config::parse("m.toml", "metrics = \"off\"").unwrap();
     assert_eq!(off.metrics, None);
 }
@@ -70,6 +79,12 @@ fn an_offload_is_auto_or_off() {
     assert_eq!(found[1], "m.toml:3:7: `udp` is \"auto\" or \"off\"");
     assert!(found[2].starts_with("m.toml:4:1: unknown key `tap` in [offload]"), "{found:?}");
     assert!(mistakes("offload = \"off\"")[0].contains("write `[offload]`"));
+}
+
+#[test]
+fn preshared_keys_are_auto_or_off() {
+    assert_eq!(mistakes("[keys]\npreshared = true\n"), ["m.toml:2:13: `preshared` is \"auto\" or \"off\""]);
+    assert!(Config::parse("m.toml", "[keys]\npreshared = \"auto\"").unwrap().keys.preshared);
 }
 
 #[test]

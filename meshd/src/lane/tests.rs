@@ -58,6 +58,7 @@ fn netmap(own: usize, allowed: bool) -> NetMap {
     let peer = Peer {
         previous: Vec::new(),
         countersigned: None,
+        agreement: Vec::new(),
         proof: None,
         id: NodeId(other as u32 + 1),
         site: "s".parse().unwrap(),
@@ -101,7 +102,7 @@ impl Node {
     fn new(own: usize, allowed: bool) -> Self {
         let view = Arc::new(View::compile(VerifiedMap::by_hand(netmap(own, allowed))));
         let keys = keys(own);
-        let peers = Arc::new(Peers::compile(view.netmap(), &keys.publics(), None));
+        let peers = Arc::new(Peers::compile(view.netmap(), &keys.publics(), None, None));
         let counters = [Arc::<Counters>::default(), Arc::default()];
         let flows = Arc::new(FlowTable::new(1 << 10));
         let handover = Arc::new(Handover::new());

@@ -118,6 +118,7 @@ fn peer(id: u32, address: [u8; 4], keys: &Keys) -> Peer {
     let signature = keys.sign(&SignedRecord::message(&text));
     let record = SignedRecord { text: text.into(), signature };
     Peer {
+        agreement: Vec::new(),
         id: NodeId(id),
         site: "c2".parse().unwrap(),
         address: mesh_proto::addr::Flat(address.into()),

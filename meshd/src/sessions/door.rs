@@ -6,7 +6,7 @@ use mesh_proto::verdict::Drop;
 
 use super::{Received, Sessions, timers};
 use crate::datagrams::{Endpoint, Outbox};
-use crate::tunnels::{Credentials, Made};
+use crate::tunnels::{Bad, Credentials, Made};
 
 impl Sessions {
     /// Somebody wants a session: cheap checks first, a bounded number of costly ones per turn.
@@ -22,9 +22,9 @@ impl Sessions {
         }
         let source = from.remote.ip();
         // While keys change, whoever does not know the present one may know the former.
-        let doors = std::iter::once(&self.door).chain(&self.former);
-        let mut known = doors.map(|door| (door, door.check(source, datagram, outbox.space())));
-        let Some((door, credentials)) = known.find(|(_, credentials)| *credentials != Credentials::None) else {
+        let doors = std::iter::once(&self.door).chain(&self.former).chain(self.talks.doors());
+        let known = doors.map(|door| (door, door.check(source, datagram, outbox.space())));
+        let Some((door, credentials)) = { known }.find(|(_, credentials)| *credentials != Credentials::None) else {
             return Received::Dropped(Drop::Unauthenticated);
         };
         let (cookie, demand) = match credentials {
@@ -45,14 +45,25 @@ impl Sessions {
         let Some(key) = initiator else {
             return Received::Dropped(Drop::Unauthenticated);
         };
-        let Some((id, lane)) = self.peers.by_key(key).map(|(peer, lane)| (peer.id, lane)) else {
+        let agrees = self.talks.doors().any(|door| door.key() == own);
+        let known = match agrees {
+            true => self.peers.by_agreement(key).map(|peer| (peer.id, 0)),
+            false => self.peers.by_key(key).map(|(peer, lane)| (peer.id, lane)),
+        };
+        let Some((id, lane)) = known else {
             return Received::Dropped(Drop::UnknownPeer);
         };
         if !self.limiter.admit_peer(id, now) {
             return Received::Dropped(Drop::HandshakeLimited);
         }
+        if agrees {
+            return self.talk_begins((own, key), id, from, datagram, outbox, now);
+        }
+        self.drop_stale(id);
         let Some(number) = self.tunnel_between(own, id, lane, key) else {
-            return Received::Dropped(Drop::UnknownPeer);
+            // The peer has a key that we lost, or has none of its own and does not know yet that it needs one.
+            self.agree(id, Some(from), outbox, now);
+            return Received::Dropped(Drop::NoTunnel);
         };
         self.wake(number, outbox, now);
         let Some(session) = self.slab[number as usize].as_mut() else {
@@ -60,7 +71,7 @@ impl Sessions {
         };
         // The answer goes to where the question came from, but that is not yet the peer's endpoint: a captured
         // initiation can be sent from anywhere. What the peer then sends under the new session proves it.
-        let Some(Made::Message(len)) = session.tunnel.handshake(source, datagram, outbox.space()) else {
+        let Ok(Made::Message(len)) = session.tunnel.handshake(source, datagram, outbox.space()) else {
             return Received::Dropped(Drop::Unauthenticated);
         };
         outbox.commit(len, from);
@@ -82,13 +93,20 @@ impl Sessions {
         now: Timestamp,
     ) -> Received<'a> {
         let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) else {
-            return Received::Dropped(Drop::UnknownSession);
+            return self.talk_response(number, from, datagram, outbox, now);
         };
         match session.tunnel.handshake(from.remote.ip(), datagram, outbox.space()) {
-            Some(Made::Message(len)) => outbox.commit(len, from),
+            Ok(Made::Message(len)) => outbox.commit(len, from),
             // A cookie: the next initiation, sent by the timers, shows it. It proves nothing about the sender.
-            Some(Made::Nothing | Made::Initiation | Made::Expired) => return Received::Handled,
-            None => return Received::Dropped(Drop::Unauthenticated),
+            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return Received::Handled,
+            Err(bad) => {
+                let peer = session.peer.id;
+                // One that has a session has the same key, whatever somebody sends in the peer's name.
+                if bad == Bad::Undecryptable && !session.ready {
+                    self.doubt(peer, outbox, now);
+                }
+                return Received::Dropped(Drop::Unauthenticated);
+            }
         }
         session.backoff = timers::FIRST_BACKOFF;
         session.peer.cell.set_handshake(now);
@@ -134,7 +152,11 @@ impl Sessions {
         let number = known.or_else(|| {
             let (peer, lane) = self.peers.by_address(from.remote)?;
             let id = peer.id;
-            self.tunnel_to(id, lane)
+            let number = self.tunnel_to(id, lane);
+            if number.is_none() {
+                self.agree(id, None, outbox, now);
+            }
+            number
         });
         let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
         let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < timers::NUDGE_INTERVAL);

@@ -23,6 +23,8 @@ impl Sessions {
             }
         }
         self.renew();
+        self.talks.set_keys(keys);
+        self.review_talks();
     }
 
     /// Shakes hands anew with peers whose tunnels use a former key, while those still carry everything.

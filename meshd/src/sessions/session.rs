@@ -17,6 +17,8 @@ pub(super) struct Session {
     pub(super) key: TunnelKey,
     /// Our own key, of the door that it was made at.
     pub(super) own: TunnelKey,
+    /// The number of its preshared key; 0 for none.
+    pub(super) preshared: u64,
     /// How many of the two keys are present ones, not former ones.
     pub(super) fresh: u8,
     pub(super) peer: Arc<Peer>,
@@ -65,6 +67,7 @@ impl Session {
             tunnel,
             key,
             own,
+            preshared: 0,
             fresh: 0,
             peer,
             peer_lane,

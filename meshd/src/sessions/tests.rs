@@ -15,6 +15,7 @@ use crate::peers::test_peers;
 
 mod hostile;
 mod order;
+mod preshared;
 mod rotate;
 
 /// Some packet of IPv4, told apart by its last byte.

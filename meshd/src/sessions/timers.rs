@@ -23,7 +23,7 @@ pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// How long the first initiations wait for an answer; boringtun itself repeats one after 5 s, which a peer
 /// that is just starting, or one lost datagram, would make every first call wait for.
-const REPEATS: [Duration; 4] =
+pub(super) const REPEATS: [Duration; 4] =
     [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1200), Duration::from_millis(1600)];
 /// A peer heard within this time is called again after giving up, even if nothing is to be sent.
 const RECENT: Duration = Duration::from_secs(600);
@@ -47,6 +47,7 @@ impl Sessions {
     pub(crate) fn handle_timeout(&mut self, outbox: &mut Outbox, now: Timestamp) {
         self.flush(outbox, now);
         self.race(outbox, now);
+        self.tend_talks(outbox, now);
         for _ in 0..GREETINGS_PER_TURN {
             let Some(peer) = self.greeting.pop() else { break };
             self.greet_now(peer, outbox, now);
@@ -72,7 +73,7 @@ impl Sessions {
         let tick = if self.ticking.is_empty() { None } else { Some(self.next_tick.unwrap_or(now)) };
         let greeting = (!self.greeting.is_empty()).then(|| now + GREETING);
         let flushing = (!self.flushing.is_empty()).then_some(now);
-        races.chain(tick).chain(greeting).chain(flushing).min()
+        races.chain(tick).chain(greeting).chain(flushing).chain(self.talks.poll_timeout()).min()
     }
 
     /// Makes sure that a tunnel's timers run, and that its clock is right before it is used.
@@ -152,7 +153,12 @@ impl Sessions {
 
     fn greet_now(&mut self, peer: NodeId, outbox: &mut Outbox, now: Timestamp) {
         let Some(lanes) = self.peers.get(peer).map(|peer| peer.lanes.len()) else { return };
-        let Some(number) = self.tunnel_to(peer, self.lane % lanes) else { return };
+        let Some(number) = self.tunnel_to(peer, self.lane % lanes) else {
+            if self.lane == 0 {
+                self.agree(peer, None, outbox, now);
+            }
+            return;
+        };
         let ready = self.slab[number as usize].as_ref().is_some_and(|s| s.ready);
         if !ready {
             self.shake_hands(number, outbox, now);

@@ -87,6 +87,7 @@ pub(crate) fn peer(id: u8, lanes: usize, endpoints: Vec<SocketAddr>) -> Peer {
     Peer {
         previous: Vec::new(),
         countersigned: None,
+        agreement: Vec::new(),
         proof: None,
         id: NodeId(id.into()),
         site: "s".parse().unwrap(),
@@ -138,6 +139,7 @@ pub(crate) fn setup(own: u8, map: NetMap, options: Options) -> Setup {
         mtu: options.mtu,
         keys: keys(own),
         flow_file: options.flow_file,
+        vault: None,
         view: Arc::new(View::compile(VerifiedMap::by_hand(map))),
         locals: Arc::from([outer(own)]),
         active: options.active,

@@ -50,6 +50,7 @@ pub(crate) fn netmap(size: Size) -> NetMap {
         let peer = Peer {
             previous: Vec::new(),
             countersigned: None,
+            agreement: Vec::new(),
             proof: None,
             id: NodeId(PEER.0 + u32::from(i)),
             site: site("far"),

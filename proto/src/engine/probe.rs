@@ -5,6 +5,7 @@
 //! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
 //!                                                         1, 2    2 zero bytes │ the asker's clock, u64
 //!                                                         3, 4    see `bench`
+//!                                                         5       agreements: in tunnels of their own, not here
 //! ```
 
 use std::net::Ipv4Addr;
@@ -15,7 +16,7 @@ use crate::addr::Flat;
 use crate::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
 use crate::clock::Timestamp;
 use crate::id::NodeId;
-use crate::packet::{FiveTuple, Header, UDP};
+use crate::packet::{FiveTuple, Header, Kind, UDP};
 use crate::verdict::{Drop, Verdict};
 
 /// The reserved UDP port.
@@ -23,6 +24,8 @@ pub const PROBE_PORT: u16 = 51999;
 
 /// Bytes of the headers before a body.
 const HEADERS: usize = 28;
+/// Bytes before what follows the kind.
+pub const RESERVED: usize = HEADERS + 6;
 /// Bytes of a probe.
 const PROBE: usize = HEADERS + 16;
 const ASK: u8 = 1;
@@ -152,6 +155,28 @@ fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64) 
     out[33] = kind;
     out[36..44].copy_from_slice(&clock.to_be_bytes());
     PROBE
+}
+
+/// Writes a packet of the reserved port that says nothing but its kind; `out` is as long as the packet is to be.
+/// Says whether it is long enough.
+pub fn write_reserved(out: &mut [u8], source: Flat, destination: Flat, kind: u8) -> bool {
+    if out.len() < RESERVED || out.len() > usize::from(u16::MAX) {
+        return false;
+    }
+    headers(out, source, destination);
+    out[HEADERS..HEADERS + 4].copy_from_slice(&MAGIC);
+    out[HEADERS + 4] = VERSION;
+    out[HEADERS + 5] = kind;
+    true
+}
+
+/// Reads a packet of the reserved port: its kind, and what follows; `None` if it is none.
+pub fn read_reserved(packet: &[u8]) -> Option<(u8, &[u8])> {
+    let header = Header::parse(packet).ok()?;
+    let ours = header.kind == Kind::Udp && !header.first_fragment && header.tuple.destination_port == PROBE_PORT;
+    let body = packet.get(header.header_len + 8..header.total_len).filter(|_| ours)?;
+    let (start, rest) = body.split_first_chunk::<6>()?;
+    (start[..4] == MAGIC && start[4] == VERSION).then_some((start[5], rest))
 }
 
 /// Writes the IPv4 and UDP headers of a packet between two nodes, as long as `out`, which must hold `HEADERS`.

@@ -91,6 +91,7 @@ fn peer(range: MeshRange, record: &NodeRecord) -> Peer {
         guarded: record.facts.guarded,
         previous: record.facts.previous.clone(),
         countersigned: record.countersigned,
+        agreement: record.facts.agreement.clone(),
         proof: record.identity.zip(record.facts.signed.clone()).map(|(identity, signed)| Proof {
             identity,
             record: signed,

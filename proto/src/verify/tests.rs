@@ -33,6 +33,7 @@ fn facts(peer: &Peer, sequence: u64) -> NodeFacts {
         mtu: peer.mtu,
         guarded: peer.guarded,
         previous: peer.previous.clone(),
+        agreement: peer.agreement.clone(),
         sequence,
         ..NodeFacts::default()
     }
@@ -118,6 +119,8 @@ fn an_altered_or_older_record_is_refused_and_the_last_good_one_stays() {
     let bad = [
         ("another key", altered(|peer| peer.lanes = vec![key])),
         ("a former key", altered(|peer| peer.previous = vec![key])),
+        ("another agreement key", altered(|peer| peer.agreement = vec![key.key])),
+        ("no agreement key", altered(|peer| peer.agreement.clear())),
         ("an mtu", altered(|peer| peer.mtu = 9000)),
         ("guarded", altered(|peer| peer.guarded = !peer.guarded)),
         ("other endpoints", altered(|peer| peer.endpoints = vec![endpoint(1), endpoint(2)])),
@@ -275,12 +278,15 @@ fn a_backend_is_granted_to_its_node_and_has_its_address() {
 fn a_static_node_needs_no_signature_and_cannot_take_a_members_place() {
     let bare = |id: u32| {
         altered(|peer| {
-            (peer.proof, peer.blocks) = (None, Vec::new());
+            (peer.proof, peer.blocks, peer.agreement) = (None, Vec::new(), Vec::new());
             peer.id = NodeId(id);
             peer.lanes.truncate(1);
         })
     };
     assert!(admit(&mut fresh(verify), bare(9)).map.peers.contains_key(&name()));
+    let mut agreeing = bare(9);
+    b(&mut agreeing).agreement = vec![TunnelKey([66; 32])];
+    assert!(!admit(&mut fresh(verify), agreeing).map.peers.contains_key(&name()), "nobody signed that key");
     let mut verifier = fresh(verify);
     admit(&mut verifier, map());
     let admitted = admit(&mut verifier, bare(2));

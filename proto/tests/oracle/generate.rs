@@ -280,6 +280,7 @@ fn peer(node: &Node) -> Peer {
     Peer {
         previous: Vec::new(),
         countersigned: None,
+        agreement: Vec::new(),
         proof: None,
         id: node.id,
         site: site_name(node.site),

@@ -3,6 +3,7 @@
 
 mod killed;
 mod lock;
+mod preshared;
 mod probe;
 mod revoke;
 mod rotate;
@@ -27,6 +28,12 @@ const LOCK: &[Fact<Pair>] = &[
     ("a_node_that_waits_is_reached_once_it_is_signed_for", lock::signed),
     ("a_coordinator_without_the_key_adds_nobody_to_a_locked_mesh", lock::stolen),
 ];
+const PRESHARED: &[Fact<Pair>] = &[
+    ("two_nodes_that_never_met_make_a_key_without_the_coordinator", preshared::first_call),
+    ("later_starts_use_it_at_once", preshared::after_a_restart),
+    ("a_node_that_lost_its_keys_makes_new_ones", preshared::after_a_loss),
+    ("a_node_may_speak_plain_wireguard", preshared::off_and_on),
+];
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
@@ -38,6 +45,7 @@ fn main() -> ExitCode {
     run.scene("revoke", || set_up(&binaries, "rv"), REVOKE);
     run.scene("rotate", || with_keys(set_up(&binaries, "rt")?), ROTATE);
     run.scene("lock", || set_up(&binaries, "lk"), LOCK);
+    run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
     run.finish()
 }

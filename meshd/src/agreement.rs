@@ -1,0 +1,56 @@
+//! How two nodes make the preshared key of their tunnels: by ML-KEM-768, in a WireGuard tunnel between their agreement
+//! keys that carries nothing else. Whoever records all of it and one day breaks X25519 still lacks that key, and no
+//! coordinator ever has it.
+//!
+//! ```text
+//!   proposer                                        answerer
+//!      │ ── Offer: a fresh encapsulation key ──────────▶ │ encapsulates
+//!      │ ◀────────── Answer: ciphertext, proof ───────── │
+//!   has the key │ ── Confirm: proof ───────────────────▶ │ has the key
+//!      │ ◀──────────────────────────────────── Done ──── │
+//! ```
+//! Each step is repeated until the next one comes. The key is bound to both nodes, both agreement keys and every byte of
+//! Offer and Answer. Of two offers that cross, the one of the lesser node goes on.
+
+mod exchange;
+mod frame;
+mod kem;
+
+use std::fmt;
+
+use zeroize::Zeroize;
+
+pub(crate) use exchange::{Exchange, Progress};
+pub(crate) use frame::{Frame, MAX_PACKET};
+pub(crate) use kem::Pair;
+
+/// A preshared key of two nodes. It is wiped when dropped and never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Preshared([u8; 32]);
+
+impl Preshared {
+    /// Takes a key's bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Returns its bytes.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl Drop for Preshared {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for Preshared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Preshared([redacted])")
+    }
+}
+
+#[cfg(test)]
+mod tests;

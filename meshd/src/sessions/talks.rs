@@ -1,0 +1,360 @@
+//! Lane 0's agreements on preshared keys, and the packets that wait for them.
+//!
+//! ```text
+//!   a packet for a peer without a key ─▶ held ─┐
+//!   an initiation that asks for a lost key ────┼─▶ Talk ─▶ key ─▶ vault ─▶ tunnels of older keys go, what is held leaves
+//!   a handshake that does not open ────────────┘    ▲
+//!                                     the peer's own call at our agreement key
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::clock::Timestamp;
+use mesh_proto::id::{NodeId, TunnelKey};
+use mesh_proto::verdict::Drop;
+
+use super::talk::{Talk, Told, agreed};
+use super::{Received, Sealed, Sessions, Traffic, Way, random};
+use crate::agreement::Preshared;
+use crate::datagrams::{Endpoint, Outbox};
+use crate::lane_keys::LaneKey;
+use crate::peers::Peer;
+use crate::tunnels::{Door, FIRST_AGREEMENT, MAX_WAITING};
+
+/// Most agreements at the same time; for others packets wait until there is a place.
+const MAX_TALKS: usize = 1024;
+/// How long after an agreement a handshake that does not open is no sign of another key: it may be an older one's.
+const TRUST: Duration = Duration::from_secs(2);
+/// Bytes of outbox that one talk may need: a few frames.
+const TALK_ROOM: usize = 16 << 10;
+/// Pause before a talk goes on that found no room.
+const NO_ROOM: Duration = Duration::from_millis(1);
+
+/// The agreements of lane 0.
+#[derive(Debug)]
+pub(super) struct Talks {
+    /// The doors of the agreement key, and of the one before.
+    door: Option<Door>,
+    former: Option<Door>,
+    slab: Vec<Option<Talk>>,
+    held: HashMap<NodeId, Vec<Vec<u8>>>,
+    /// Whether a talk found no room in the outbox.
+    crowded: Option<Timestamp>,
+}
+
+impl Talks {
+    pub(super) fn new(keys: &LaneKey) -> Self {
+        let mut talks = Self { door: None, former: None, slab: Vec::new(), held: HashMap::new(), crowded: None };
+        talks.set_keys(keys);
+        talks
+    }
+
+    pub(super) fn set_keys(&mut self, keys: &LaneKey) {
+        self.door = keys.agreement.as_ref().map(Door::new);
+        self.former = keys.former_agreement.as_ref().map(Door::new);
+    }
+
+    /// Returns the doors, the present one first.
+    pub(super) fn doors(&self) -> impl Iterator<Item = &Door> {
+        self.door.iter().chain(&self.former)
+    }
+
+    /// Returns when `tend_talks` has something to do; `None` if nothing will be due.
+    pub(super) fn poll_timeout(&self) -> Option<Timestamp> {
+        if self.slab.is_empty() {
+            return None;
+        }
+        self.slab.iter().flatten().map(Talk::poll_timeout).chain(self.crowded).min()
+    }
+
+    fn find(&self, peer: NodeId, keys: (TunnelKey, TunnelKey)) -> Option<usize> {
+        self.slab.iter().position(|talk| talk.as_ref().is_some_and(|talk| talk.peer.id == peer && talk.keys == keys))
+    }
+
+    /// Takes talks out that are over, and gives back the slab's end.
+    fn sweep(&mut self, over: impl Fn(&Talk) -> bool) {
+        for talk in &mut self.slab {
+            talk.take_if(|talk| over(talk));
+        }
+        let used = self.slab.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.slab.truncate(used);
+    }
+}
+
+impl Sessions {
+    /// Returns the preshared key of a peer's tunnels and its number; `Some(None)` for one that has none and needs none,
+    /// `None` for one that needs one.
+    #[expect(clippy::option_option, reason = "no key, and none wanted, are two things")]
+    pub(super) fn preshared(&self, peer: &Peer) -> Option<Option<(u64, Preshared)>> {
+        if peer.is_plain() {
+            return Some(None);
+        }
+        if peer.cell.preshared() == 0 {
+            return None;
+        }
+        self.peers.vault()?.get(peer.id).map(Some)
+    }
+
+    /// Says what is the way to a peer that has no tunnel: none but for one whose key is still to be made.
+    pub(super) fn keyless(&self, id: NodeId, now: Timestamp) -> Way {
+        let Some(peer) = self.peers.get(id).filter(|peer| !peer.is_plain() && !peer.is_post_quantum()) else {
+            return Way::None;
+        };
+        match self.lane {
+            0 => Way::Keyless(id),
+            _ if peer.cell.is_full(now) => Way::None,
+            _ => Way::Elsewhere,
+        }
+    }
+
+    /// Lets a packet wait for a peer's key.
+    pub(super) fn hold_for_key(&mut self, id: NodeId, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        let Some(peer) = self.peers.get(id) else { return Sealed::Dropped(Drop::NoTunnel) };
+        if peer.candidates(0, peer.cell.endpoint()).is_empty() {
+            return Sealed::Dropped(Drop::NoEndpoint);
+        }
+        let held = self.talks.held.entry(id).or_default();
+        if held.len() as u64 >= MAX_WAITING {
+            peer.cell.set_full(now);
+            return Sealed::Dropped(Drop::NoTunnel);
+        }
+        held.push(packet.to_vec());
+        peer.cell.set_holds(now, true);
+        self.agree(id, None, outbox, now);
+        Sealed::Done
+    }
+
+    /// Makes a preshared key with a peer that needs one and has none. `from` is where it was just seen.
+    pub(super) fn agree(&mut self, id: NodeId, from: Option<Endpoint>, outbox: &mut Outbox, now: Timestamp) {
+        let needs = |peer: &&Arc<Peer>| !peer.is_plain() && !peer.is_post_quantum();
+        if self.peers.get(id).is_some_and(|peer| needs(&peer)) {
+            self.talk_to(id, from, outbox, now);
+        }
+    }
+
+    /// A handshake with a peer does not open: if it has a preshared key, the peer has another.
+    pub(super) fn doubt(&mut self, id: NodeId, outbox: &mut Outbox, now: Timestamp) {
+        let doubted = |peer: &&Arc<Peer>| peer.is_post_quantum() && !peer.cell.agreed_within(TRUST, now);
+        if self.peers.get(id).is_some_and(|peer| doubted(&peer)) {
+            self.talk_to(id, None, outbox, now);
+        }
+    }
+
+    fn talk_to(&mut self, id: NodeId, from: Option<Endpoint>, outbox: &mut Outbox, now: Timestamp) {
+        if self.lane > 0 {
+            // Other lanes are told, and lane 0 does it.
+            return self.met.push(id);
+        }
+        let former = self.talks.former.as_ref().filter(|_| self.calls_by_former);
+        let own = former.or(self.talks.door.as_ref()).map(Door::key);
+        let key = self.peers.get(id).and_then(|peer| peer.agreement.first().copied());
+        let Some(at) = own.zip(key).and_then(|keys| self.talk_between(keys, id, now)) else { return };
+        let Some(talk) = self.talks.slab[at].as_mut().filter(|talk| !talk.wants) else { return };
+        talk.want(now);
+        talk.initiate(from, now);
+        self.tend_talk(at, outbox, now);
+    }
+
+    /// Returns the talk between two agreement keys, and makes it if need be and there is a place.
+    fn talk_between(&mut self, keys: (TunnelKey, TunnelKey), id: NodeId, now: Timestamp) -> Option<usize> {
+        if let Some(at) = self.talks.find(id, keys) {
+            return Some(at);
+        }
+        let peer = self.peers.get(id)?;
+        let free = self.talks.slab.iter().position(Option::is_none).unwrap_or(self.talks.slab.len());
+        let door = self.talks.doors().find(|door| door.key() == keys.0).filter(|_| free < MAX_TALKS)?;
+        let talk = Talk::new(door, keys.1, FIRST_AGREEMENT + free as u32, peer, &self.peers, now)?;
+        match self.talks.slab.get_mut(free) {
+            Some(place) => *place = Some(talk),
+            None => self.talks.slab.push(Some(talk)),
+        }
+        Some(free)
+    }
+
+    /// A peer calls at our agreement key.
+    pub(super) fn talk_begins<'a>(
+        &mut self,
+        keys: (TunnelKey, TunnelKey),
+        id: NodeId,
+        from: Endpoint,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        let at = self.talk_between(keys, id, now);
+        let talk = at.and_then(|at| self.talks.slab[at].as_mut());
+        match talk.map(|talk| talk.handshake(from, datagram, outbox, now)) {
+            Some(Told::Heard(_)) => {
+                // As for other tunnels, what the peer says next shows that it is there.
+                self.limiter.charge_peer(id, now);
+                Received::Handled
+            }
+            Some(Told::Nothing) => Received::Dropped(Drop::Unauthenticated),
+            None => Received::Dropped(Drop::NoTunnel),
+        }
+    }
+
+    /// A response for a tunnel that is none of the lanes'.
+    pub(super) fn talk_response<'a>(
+        &mut self,
+        number: u32,
+        from: Endpoint,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        let Some((at, talk)) = self.talk_of(number) else { return Received::Dropped(Drop::UnknownSession) };
+        match talk.handshake(from, datagram, outbox, now) {
+            Told::Heard(_) => {
+                talk.found(from, now);
+                self.tend_talk(at, outbox, now);
+                Received::Handled
+            }
+            Told::Nothing => Received::Dropped(Drop::Unauthenticated),
+        }
+    }
+
+    /// A data message for a tunnel that is none of the lanes'.
+    pub(super) fn strange<'a>(
+        &mut self,
+        number: u32,
+        from: Endpoint,
+        datagram: &[u8],
+        into: &mut [u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        let Some((at, talk)) = self.talk_of(number) else {
+            self.nudge(from, outbox, now);
+            return Received::Dropped(Drop::UnknownSession);
+        };
+        match talk.open(from.remote.ip(), datagram, into, now) {
+            Told::Heard(progress) => {
+                talk.found(from, now);
+                let (key, peer) = (agreed(progress), Arc::clone(&talk.peer));
+                let wanted = key.is_some() && talk.settle(now);
+                // The peer hears that there is a key before it gets anything that was sealed with it.
+                self.tend_talk(at, outbox, now);
+                if let Some(key) = key {
+                    self.take_key(&peer, key, wanted, outbox, now);
+                }
+                Received::Handled
+            }
+            Told::Nothing => Received::Dropped(Drop::Unauthenticated),
+        }
+    }
+
+    fn talk_of(&mut self, number: u32) -> Option<(usize, &mut Talk)> {
+        let at = number.checked_sub(FIRST_AGREEMENT)? as usize;
+        Some((at, self.talks.slab.get_mut(at)?.as_mut()?))
+    }
+
+    /// Two nodes have a new key: it is kept, tunnels of an older one go, and what waited for it leaves.
+    fn take_key(&mut self, peer: &Peer, key: Preshared, wanted: bool, outbox: &mut Outbox, now: Timestamp) {
+        let Some(vault) = self.peers.vault() else { return };
+        peer.cell.set_preshared(vault.put(peer.id, key));
+        peer.cell.set_agreed(now);
+        tracing::info!(peer = %peer.id, "agreed on a preshared key");
+        let had_tunnels = self.drop_stale(peer.id);
+        if wanted || had_tunnels {
+            self.greet(peer.id);
+        }
+        for packet in self.talks.held.remove(&peer.id).unwrap_or_default() {
+            if let Sealed::Dropped(reason) = self.seal(peer.id, &packet, Traffic::Payload, outbox, now) {
+                self.counters.count_dropped(reason);
+            }
+        }
+    }
+
+    /// Closes a peer's tunnels with an older preshared key than the newest. Says whether there were any.
+    pub(super) fn drop_stale(&mut self, id: NodeId) -> bool {
+        let Some(newest) = self.peers.get(id).map(|peer| if peer.is_plain() { 0 } else { peer.cell.preshared() })
+        else {
+            return false;
+        };
+        let numbers = self.by_peer.get(&id).into_iter().flatten().copied();
+        let is_stale = |&n: &u32| self.slab[n as usize].as_ref().is_some_and(|s| s.preshared != newest);
+        let stale: Vec<u32> = numbers.filter(is_stale).collect();
+        stale.iter().for_each(|&number| self.remove(number));
+        !stale.is_empty()
+    }
+
+    /// Does what is due in all talks.
+    pub(super) fn tend_talks(&mut self, outbox: &mut Outbox, now: Timestamp) {
+        if self.talks.slab.is_empty() {
+            return;
+        }
+        self.talks.crowded = None;
+        for at in 0..self.talks.slab.len() {
+            if self.talks.slab[at].as_ref().is_none_or(|talk| talk.poll_timeout() > now) {
+                continue;
+            }
+            if outbox.room() < TALK_ROOM {
+                self.talks.crowded = Some(now + NO_ROOM);
+                return;
+            }
+            self.tend_talk(at, outbox, now);
+        }
+        let over = self.talks.slab.iter().flatten().filter(|talk| talk.is_over(now));
+        let over: Vec<(NodeId, bool)> = over.map(|talk| (talk.peer.id, talk.wants)).collect();
+        if over.is_empty() {
+            return;
+        }
+        self.talks.sweep(|talk| talk.is_over(now));
+        over.into_iter().filter(|(_, wants)| *wants).for_each(|(peer, _)| self.drop_held(peer));
+        // There is a place for whom there was none.
+        self.greet_held();
+    }
+
+    /// Sends what a talk has to say, and its initiation.
+    fn tend_talk(&mut self, at: usize, outbox: &mut Outbox, now: Timestamp) {
+        let Self { talks, peers, counters, .. } = self;
+        let Some(talk) = talks.slab.get_mut(at).and_then(Option::as_mut) else { return };
+        talk.handle_timeout(now);
+        talk.initiate(None, now);
+        while let Some((to, initiation)) = talk.path.poll(now) {
+            if outbox.push(initiation, to) {
+                counters.initiations.add(1);
+            }
+        }
+        talk.speak(random(), peers, outbox, now);
+    }
+
+    /// Ends talks with nodes that left the map or changed their keys, and drops what waits for them.
+    pub(super) fn review_talks(&mut self) {
+        if self.talks.slab.is_empty() && self.talks.held.is_empty() {
+            return;
+        }
+        let peers = Arc::clone(&self.peers);
+        let own: Vec<TunnelKey> = self.talks.doors().map(Door::key).collect();
+        self.talks.sweep(|talk| {
+            let known = peers.get(talk.peer.id).is_some_and(|peer| peer.agreement.contains(&talk.keys.1));
+            !known || !own.contains(&talk.keys.0)
+        });
+        for talk in self.talks.slab.iter_mut().flatten() {
+            if let Some(peer) = peers.get(talk.peer.id) {
+                talk.peer = Arc::clone(peer);
+            }
+        }
+        let gone = |id: &&NodeId| peers.get(**id).is_none_or(|peer| peer.is_plain());
+        let gone: Vec<NodeId> = self.talks.held.keys().filter(gone).copied().collect();
+        gone.into_iter().for_each(|id| self.drop_held(id));
+        self.greet_held();
+    }
+
+    /// Begins again with peers for which packets wait, where the talk ended.
+    fn greet_held(&mut self) {
+        let waiting: Vec<NodeId> = self.talks.held.keys().copied().collect();
+        waiting.into_iter().for_each(|id| self.greet(id));
+    }
+
+    fn drop_held(&mut self, id: NodeId) {
+        let held = self.talks.held.remove(&id).unwrap_or_default();
+        self.counters.count_dropped_many(Drop::NoTunnel, held.len() as u64);
+        if let Some(peer) = self.peers.get(id).filter(|_| !held.is_empty()) {
+            peer.cell.forget_holds();
+        }
+    }
+}
