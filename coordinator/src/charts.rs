@@ -170,7 +170,10 @@ impl Hub {
     /// Draws the newest world, and rings those whom it concerns. Says whether there was nothing to draw.
     fn draw(&self) -> bool {
         let charts = &self.charts;
-        let is_drawn = || charts.newest().world().plans_like(&self.world());
+        let is_drawn = || {
+            let newest = charts.newest();
+            newest.world().plans_like(&self.world()) && newest.revision() >= self.due()
+        };
         if is_drawn() {
             charts.drawing.store(false, Ordering::Release);
             // Who published meanwhile either saw that nobody draws, or is seen here.
@@ -181,6 +184,13 @@ impl Hub {
         let concerned = charts.put(Arc::new(Chart::new(world)));
         self.wake(concerned.as_ref(), revision);
         false
+    }
+
+    /// Returns the newest revision that a chart is known to be right for. Maps are sent as of that one, since a node
+    /// may have followed another coordinator as far, and follows none back.
+    pub(crate) fn right_until(&self, chart: &Chart) -> Revision {
+        let world = self.world();
+        if chart.world().plans_like(&world) { world.revision.max(chart.revision()) } else { chart.revision() }
     }
 
     /// Waits for the chart of the newest world that is news to any node.

@@ -187,7 +187,8 @@ fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
 fn welcome(hub: &Hub, chart: &Chart, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
     let world = chart.world();
     let record = world.nodes.get(&node)?;
-    let netmap = chart.netmap(&node)?;
+    let mut netmap = chart.netmap(&node)?;
+    netmap.revision = hub.right_until(chart);
     let told = hub.told();
     Some(JoinResponse {
         version: wire::VERSION,

@@ -37,6 +37,8 @@ pub(crate) struct Feed {
     node: NodeName,
     stop: Stop,
     guard: WatchGuard,
+    /// The least revision that a map is sent of. The node may have followed another coordinator as far.
+    least: Revision,
     progress: Progress,
     /// The rest of the line that was begun.
     rest: Option<Bytes>,
@@ -70,6 +72,7 @@ impl Feed {
         held: Option<Revision>,
         stop: Stop,
     ) -> Self {
+        let least = hub.world().revision;
         let guard = hub.open_watch(node.clone()).await;
         // Another coordinator may be of another version, so that only a snapshot is sure to fit what the node has.
         let known = match held.filter(|held| *held > hub.first && !hub.is_shared()) {
@@ -79,7 +82,7 @@ impl Feed {
         let known = known.filter(|world| world.member(&identity) == Some(&node));
         let held = held.zip(known.and_then(|world| hub.charts.like(&world)));
         let held = held.map(|(revision, settled)| Held { revision, settled });
-        Self { hub, identity, node, stop, guard, progress: Progress::Opened(held), rest: None }
+        Self { hub, identity, node, stop, guard, least, progress: Progress::Opened(held), rest: None }
     }
 
     /// Turns the watch into the lines of an NDJSON body.
@@ -98,7 +101,7 @@ impl Feed {
         match std::mem::replace(&mut self.progress, Progress::Over) {
             Progress::Over => None,
             Progress::Opened(held) => {
-                let chart = self.hub.chart().await;
+                let chart = self.chart().await;
                 if !self.is_member(chart.world()) {
                     return None;
                 }
@@ -108,6 +111,16 @@ impl Feed {
                 }
             }
             Progress::At(held) => self.change(held).await,
+        }
+    }
+
+    /// Waits for a chart that is right up to the least revision: one that is drawn or due by then, if it was news.
+    async fn chart(&self) -> Arc<Chart> {
+        loop {
+            let chart = self.hub.chart().await;
+            if self.hub.right_until(&chart) >= self.least {
+                return chart;
+            }
         }
     }
 
@@ -146,6 +159,11 @@ impl Feed {
         if !self.is_member(newest.world()) {
             return None;
         }
+        if newest.revision() < held.revision {
+            // What came since is not drawn yet, or was no news.
+            self.holds(held);
+            return Some(None);
+        }
         let way = self.hub.charts.way(held.settled);
         let told = way.as_ref().and_then(|way| way.get()).and_then(|way| Some((way.to(), way.rest(&self.node)?)));
         let Some((to, rest)) = told else {
@@ -165,8 +183,9 @@ impl Feed {
     }
 
     fn snapshot(&mut self, chart: &Chart) -> Option<Bytes> {
-        let netmap = Box::new(chart.netmap(&self.node)?);
-        self.holds(Held { revision: chart.revision(), settled: chart.revision() });
+        let mut netmap = Box::new(chart.netmap(&self.node)?);
+        netmap.revision = self.hub.right_until(chart);
+        self.holds(Held { revision: netmap.revision, settled: chart.revision() });
         line(&WatchEvent::Snapshot { netmap })
     }
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use mesh_proto::world::World;
 use tokio::sync::watch;
 
 use super::{OpenError, Refused, Registry, records};
@@ -91,7 +92,8 @@ impl Registry {
     }
 
     fn reload(&mut self) -> Result<bool, OpenError> {
-        let state = records::read(&self.store.load()?, &self.setup)?;
+        let mut state = records::read(&self.store.load()?, &self.setup)?;
+        keep_alike(Arc::make_mut(&mut state.world), &self.state.world);
         if state.world.revision == self.state.world.revision {
             return Ok(false);
         }
@@ -100,6 +102,22 @@ impl Registry {
         self.state = state;
         Ok(true)
     }
+}
+
+/// Keeps of an older world what is alike, so that nobody takes it for news.
+fn keep_alike(world: &mut World, old: &World) {
+    fn keep<T: PartialEq + ?Sized>(new: &mut Arc<T>, old: &Arc<T>) {
+        if *new == *old {
+            *new = Arc::clone(old);
+        }
+    }
+    keep(&mut world.services, &old.services);
+    keep(&mut world.file, &old.file);
+    keep(&mut world.vips, &old.vips);
+    for (name, record) in Arc::make_mut(&mut world.nodes) {
+        old.nodes.get(name).into_iter().for_each(|known| keep(record, known));
+    }
+    keep(&mut world.nodes, &old.nodes);
 }
 
 impl From<StoreError> for Refused {

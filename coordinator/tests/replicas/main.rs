@@ -223,6 +223,31 @@ async fn tokens_answers_and_maps_name_all_coordinators_until_one_is_forgotten() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_led_back_by_no_coordinator_after_changes_that_alter_no_map() {
+    let Some(etcd) = Cluster::start(1) else { return };
+    let mut one = Replica::start(&etcd, SERVICES).await;
+    let two = Replica::start(&etcd, SERVICES).await;
+    let (mut node, _) = one.join("n1").await;
+    for _ in 0..3 {
+        // No news to any node: who was there draws no new map, who starts now draws one.
+        two.token().await;
+        one.kill();
+        one.run().await;
+        let mut seen = Revision(0);
+        for replica in [&one, &two] {
+            replica.takes(&mut node).await;
+            let mut channel = node.connect().await;
+            let mut lines = channel.watch((seen.0 > 0).then_some(seen.0)).await.unwrap();
+            let mut map = None;
+            map_that(&mut lines, &mut map, |_| true).await;
+            let revision = map.unwrap().revision;
+            assert!(revision >= seen, "the node followed to {seen}, and is sent {revision}");
+            seen = revision;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_starts_with_another_file_does_not_undo_what_is_in_force() {
     let Some(etcd) = Cluster::start(1) else { return };
     let newer = SERVICES.replace("weight = 80", "weight = 33");
