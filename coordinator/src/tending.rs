@@ -6,30 +6,35 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::hub::Hub;
-use crate::registry::{Actor, Change};
+use crate::hub::{Hub, now};
+use crate::registry::{Actor, Change, Sightings};
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_secs(20);
 
 /// Runs until the task is dropped.
 pub(crate) async fn tend(hub: Arc<Hub>) {
+    let mut sightings = Sightings::default();
     loop {
         sleep(EVERY).await;
         let world = hub.world();
         let mut connected = BTreeSet::new();
-        let mut any = false;
         for (name, _) in world.nodes.iter().filter(|(_, node)| node.contact.is_some()) {
-            any = true;
             if hub.is_watching(name) {
                 connected.insert(name.clone());
             }
         }
+        let seen = sightings.look(&world, now());
         drop(world);
-        if !any {
+        if hub.store_error().is_some() {
+            sightings.interrupt();
             continue;
         }
-        if let Err(refused) = hub.apply(Change::Tend { connected }, Actor::Coordinator).await {
+        if seen.is_empty() {
+            continue;
+        }
+        if let Err(refused) = hub.apply(Change::Tend { connected, seen }, Actor::Coordinator).await {
+            sightings.interrupt();
             tracing::warn!(%refused, "ephemeral nodes are not tended; trying again");
         }
     }

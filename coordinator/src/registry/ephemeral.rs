@@ -1,13 +1,19 @@
 //! Ephemeral nodes: members that vanish when nobody heard of them for a while.
 //!
-//! When a coordinator last heard of one is stored every minute, so that neither a restart nor another
-//! coordinator of the same store takes a node that is there for one that is gone.
+//! ```text
+//!   connected here ─▶ its contact is stored anew every minute ─▶ others that share the store see that it is new
+//!   not connected ──▶ no new contact for 11 minutes by this coordinator's own clock ─▶ it vanishes
+//! ```
+//! A contact is a sign, not a time to judge by: another coordinator's clock may be wrong, and nobody wrote one while
+//! no coordinator ran or the store was silent. Each coordinator counts from when it saw the sign itself, and
+//! anew after any break in its looking.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::id::NodeName;
-use mesh_proto::world::{NodeRecord, UnixTime};
+use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::state::State;
 
@@ -15,33 +21,74 @@ use super::state::State;
 pub(super) const GONE: Duration = Duration::from_secs(600);
 /// How old the stored contact of a connected one may become.
 const NOTED: Duration = Duration::from_secs(60);
+/// How long may be between two looks of one run: three times as long as there should be.
+const BREAK: Duration = Duration::from_secs(60);
 
-impl State {
-    /// Notes which ephemeral nodes are connected, and takes those out that were not for `GONE`, or
-    /// up to `NOTED` longer. Returns what vanished.
-    pub(super) fn tend(&mut self, connected: &BTreeSet<NodeName>, now: UnixTime) -> Vec<NodeName> {
-        let ephemeral = self.world.nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.contact?)));
-        let mut vanished = Vec::new();
-        for (name, contact) in ephemeral.collect::<Vec<_>>() {
-            let is_old = |span| now >= contact + span;
-            if connected.contains(&name) {
-                if is_old(NOTED) {
-                    self.touch(&name, now);
-                }
-            } else if is_old(GONE + NOTED) {
-                self.remove(&name, now);
-                vanished.push(name);
-            }
+/// What one coordinator has seen of ephemeral nodes, in a run of looks without a break. Never larger than the mesh.
+#[derive(Debug, Default)]
+pub struct Sightings {
+    seen: BTreeMap<NodeName, Sighting>,
+    looked: Option<UnixTime>,
+}
+
+/// A contact, and since when it is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sighting {
+    /// As it is stored, by the clock of whoever stored it.
+    contact: UnixTime,
+    /// By our own clock; the beginning of the run at the earliest.
+    since: UnixTime,
+}
+
+impl Sightings {
+    /// Looks at the stored contacts, and returns since when each is the newest.
+    pub fn look(&mut self, world: &World, now: UnixTime) -> BTreeMap<NodeName, Sighting> {
+        if self.looked.is_none_or(|looked| now < looked || now >= looked + BREAK) {
+            self.seen.clear();
         }
-        vanished
+        self.looked = Some(now);
+        let contacts = world.nodes.iter().filter_map(|(name, node)| Some((name, node.contact?)));
+        let sighted = contacts.map(|(name, contact)| {
+            let known = self.seen.get(name).filter(|known| known.contact == contact);
+            (name.clone(), known.copied().unwrap_or(Sighting { contact, since: now }))
+        });
+        self.seen = sighted.collect();
+        self.seen.clone()
     }
 
-    /// Notes that an ephemeral node was heard of.
-    pub(super) fn touch(&mut self, name: &NodeName, now: UnixTime) {
-        let Some(known) = self.world.nodes.get(name).filter(|node| node.contact.is_some_and(|at| at < now)) else {
+    /// Begins a new run: what would have been a sign could not be stored.
+    pub fn interrupt(&mut self) {
+        self.looked = None;
+    }
+}
+
+impl State {
+    /// Notes which ephemeral nodes are connected, and takes those out that gave no sign for `GONE`, or
+    /// up to `NOTED` longer.
+    pub(super) fn tend(&mut self, connected: &BTreeSet<NodeName>, seen: &BTreeMap<NodeName, Sighting>, now: UnixTime) {
+        for (name, sighting) in seen {
+            let contact = self.world.nodes.get(name).and_then(|node| node.contact);
+            // Another contact was stored meanwhile.
+            if contact != Some(sighting.contact) {
+                continue;
+            }
+            let is_old = |span| now >= sighting.since + span;
+            if connected.contains(name) {
+                if is_old(NOTED) {
+                    self.touch(name, now);
+                }
+            } else if is_old(GONE + NOTED) {
+                self.remove(name, now);
+            }
+        }
+    }
+
+    /// Notes that an ephemeral node was heard of, in place of what another clock said.
+    fn touch(&mut self, name: &NodeName, now: UnixTime) {
+        let Some(known) = self.world.nodes.get(name) else {
             return;
         };
         let record = NodeRecord { contact: Some(now), ..NodeRecord::clone(known) };
-        std::sync::Arc::make_mut(&mut self.world).insert_node(name.clone(), record);
+        Arc::make_mut(&mut self.world).insert_node(name.clone(), record);
     }
 }

@@ -31,7 +31,7 @@ mod tests;
 mod tokens;
 pub(crate) mod vouch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -46,6 +46,7 @@ use crate::store::{Store, StoreError};
 pub use coordinators::CoordinatorRecord;
 pub use deed::Actor;
 use deed::Refusals;
+pub use ephemeral::{Sighting, Sightings};
 use history::History;
 pub use live::{Live, LiveNode};
 pub use lock::LockStep;
@@ -115,6 +116,8 @@ pub enum Change {
     Tend {
         /// The nodes that are connected.
         connected: BTreeSet<NodeName>,
+        /// What was seen of ephemeral nodes.
+        seen: BTreeMap<NodeName, Sighting>,
     },
     /// Expels a member for good: its identity is never admitted again.
     Revoke {
@@ -423,9 +426,7 @@ impl Registry {
                 applied.node = Some(node);
                 applied.refused = refused;
             }
-            Change::Tend { connected } => {
-                state.tend(&connected, now);
-            }
+            Change::Tend { connected, seen } => state.tend(&connected, &seen, now),
             Change::Revoke { node } => {
                 state.revoke(&node, now)?;
                 applied.node = Some(node);
