@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! opened ─▶ Snapshot, or Alive / Delta if the node's revision is still known
-//!        ─▶ Delta on each change of this node's map · Alive after 5 s without one
+//!        ─▶ Delta on each change of this node's map · Alive every 5 s
 //!        ─▶ Fenced when the node watches anew elsewhere; Leaving when we stop; the end when it is revoked
 //! ```
 //! The next line is made when the connection has room for it, so nothing queues for a slow node: it skips
@@ -19,13 +19,13 @@ use mesh_proto::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::Chart;
 use mesh_proto::wire::WatchEvent;
 use mesh_proto::world::World;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until};
 
 use crate::charts;
 use crate::hub::{Hub, WatchGuard};
 use crate::server::{Stop, stopped};
 
-/// How long a watch may be silent.
+/// How often a node is told that all is well.
 const ALIVE: Duration = Duration::from_secs(5);
 /// From how many bytes on the part of a line that nodes share is not copied for each of them.
 const SHARED: usize = 4096;
@@ -42,6 +42,8 @@ pub(crate) struct Feed {
     progress: Progress,
     /// The rest of the line that was begun.
     rest: Option<Bytes>,
+    /// When the node was last told that all is well.
+    alive: Instant,
 }
 
 /// What the node holds.
@@ -82,7 +84,17 @@ impl Feed {
         let known = known.filter(|world| world.member(&identity) == Some(&node));
         let held = held.zip(known.and_then(|world| hub.charts.like(&world)));
         let held = held.map(|(revision, settled)| Held { revision, settled });
-        Self { hub, identity, node, stop, guard, least, progress: Progress::Opened(held), rest: None }
+        Self {
+            hub,
+            identity,
+            node,
+            stop,
+            guard,
+            least,
+            progress: Progress::Opened(held),
+            rest: None,
+            alive: Instant::now(),
+        }
     }
 
     /// Turns the watch into the lines of an NDJSON body.
@@ -107,7 +119,7 @@ impl Feed {
                 }
                 match held {
                     None => self.snapshot(&chart),
-                    Some(held) => self.news(held)?.or_else(|| line(&alive(held))),
+                    Some(held) => self.news(held)?.or_else(|| self.alive(held)),
                 }
             }
             Progress::At(held) => self.change(held).await,
@@ -126,7 +138,7 @@ impl Feed {
 
     /// Waits for the next line. A change that leaves the node's map as it is, is none to it.
     async fn change(&mut self, mut held: Held) -> Option<Bytes> {
-        let silence = sleep(ALIVE);
+        let silence = sleep_until(self.alive + ALIVE);
         tokio::pin!(silence);
         loop {
             tokio::select! {
@@ -145,7 +157,7 @@ impl Feed {
                 }
                 () = &mut silence => {
                     self.progress = Progress::At(held);
-                    return line(&alive(held));
+                    return self.alive(held);
                 }
             }
         }
@@ -195,13 +207,15 @@ impl Feed {
         self.progress = Progress::At(held);
     }
 
+    /// Says that all is well, and what the last entry of the log is: every 5 s, whatever else there is to tell.
+    fn alive(&mut self, held: Held) -> Option<Bytes> {
+        self.alive = Instant::now();
+        line(&WatchEvent::Alive { revision: held.revision, log: Some(self.hub.world().told()) })
+    }
+
     fn is_member(&self, world: &World) -> bool {
         world.member(&self.identity) == Some(&self.node)
     }
-}
-
-fn alive(held: Held) -> WatchEvent {
-    WatchEvent::Alive { revision: held.revision }
 }
 
 fn line(event: &WatchEvent) -> Option<Bytes> {

@@ -43,3 +43,4 @@ pub mod tls;
 mod trust;
 pub mod verbs;
 mod watch;
+mod witness;

@@ -25,7 +25,7 @@ use crate::feed::Feed;
 use crate::hub::{Hub, now};
 use crate::registry::{Actor, Change, Refused};
 use crate::server::{Peer, Stop};
-use crate::{locking, signed};
+use crate::{locking, signed, witness};
 
 /// How long a node may take to send a body.
 const BODY: Duration = Duration::from_secs(10);
@@ -86,6 +86,8 @@ pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
         .route("/v1/watch", get(watch))
         .route("/v1/report", post(report))
         .route("/v1/about", get(about::about))
+        .route("/v1/log", get(witness::log))
+        .route("/v1/roll", get(witness::roll))
         .route("/v1/lock", get(locking::standing).post(locking::countersign))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)

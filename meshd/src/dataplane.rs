@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mesh_proto::chain::Told;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::view::View;
@@ -245,6 +246,20 @@ impl DataPlane {
         for mailbox in self.mailboxes.iter() {
             mailbox.set_locals(Arc::clone(&locals));
         }
+    }
+
+    /// Says what peers are told of the log of operations, with the next probe of each.
+    pub fn set_told(&self, told: Told) {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.set_told(told);
+        }
+    }
+
+    /// Returns what peers said last of the log of operations.
+    pub fn heard(&self) -> Vec<(NodeName, Told)> {
+        let (view, peers) = self.current();
+        let heard = peers.iter().filter_map(|peer| Some((view.peer_name(peer.id)?.clone(), peer.cell.last_heard()?)));
+        heard.collect()
     }
 
     /// Returns what the data path did so far. It reads the whole flow table: not for a loop.

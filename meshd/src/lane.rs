@@ -14,6 +14,7 @@ mod train;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use mesh_proto::chain::Told;
 use mesh_proto::clock::Timestamp;
 use mesh_proto::engine::Engine;
 use mesh_proto::flow::{FlowTable, Seen};
@@ -110,6 +111,11 @@ impl Lane {
         self.engine.set_locals(locals);
     }
 
+    /// Says what peers are told of the log of operations.
+    pub(crate) fn set_told(&mut self, told: Told) {
+        self.engine.set_told(Some(told));
+    }
+
     /// Asks for a handshake with a peer as soon as possible.
     pub(crate) fn greet(&mut self, peer: NodeId) {
         self.sessions.greet(peer);
@@ -192,7 +198,14 @@ impl Lane {
     fn arrive(&mut self, train: Train, out: &mut Out, now: Timestamp) {
         let Train { peer, tunnel, first, len, count, run } = train;
         let packet = &mut out.tun.space()[..first];
-        match self.engine.inbound(peer, packet, now) {
+        let verdict = self.engine.inbound(peer, packet, now);
+        if matches!(verdict, Verdict::Reply | Verdict::RoundTrip(_))
+            && let Some(told) = self.engine.take_heard()
+            && let Some(peer) = self.peers.get(peer)
+        {
+            peer.cell.heard(told);
+        }
+        match verdict {
             Verdict::Deliver => {
                 self.sessions.delivered(tunnel, now);
                 let Some(mut run) = run.filter(|_| count > 1) else {

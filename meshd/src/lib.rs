@@ -20,6 +20,7 @@ mod detour;
 pub mod dns;
 pub mod facts;
 mod handover;
+mod heard;
 pub mod join;
 pub mod kernel;
 pub mod keys;

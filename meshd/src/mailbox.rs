@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mesh_proto::chain::Told;
 use mesh_proto::id::NodeId;
 use mesh_proto::view::View;
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,6 +29,7 @@ pub(crate) struct Mailbox {
     stop: AtomicBool,
     view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
+    told: Mutex<Option<Told>>,
     key: Mutex<Option<LaneKey>>,
     pings: Mutex<Vec<NodeId>>,
     greets: Mutex<Vec<NodeId>>,
@@ -40,6 +42,7 @@ pub(crate) struct Mailbox {
 pub(crate) struct Mail {
     pub(crate) view: Option<(Arc<View>, Arc<Peers>)>,
     pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
+    pub(crate) told: Option<Told>,
     pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
     pub(crate) greets: Vec<NodeId>,
@@ -54,6 +57,7 @@ impl Mailbox {
             stop: AtomicBool::new(false),
             view: Mutex::new(None),
             locals: Mutex::new(None),
+            told: Mutex::new(None),
             key: Mutex::new(None),
             pings: Mutex::new(Vec::new()),
             greets: Mutex::new(Vec::new()),
@@ -68,6 +72,11 @@ impl Mailbox {
 
     pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
         *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
+        self.ring();
+    }
+
+    pub(crate) fn set_told(&self, told: Told) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
         self.ring();
     }
 
@@ -107,6 +116,7 @@ impl Mailbox {
         Some(Mail {
             view: take(&self.view),
             locals: take(&self.locals),
+            told: take(&self.told),
             key: take(&self.key),
             pings: take(&self.pings),
             greets: take(&self.greets),

@@ -20,6 +20,7 @@ use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
+use crate::link::auditor::Auditor;
 use crate::link::{self, Dial, Guard, Link, LinkState};
 use crate::records::Author;
 use crate::rotation::{self, Rotation, Step};
@@ -164,6 +165,7 @@ impl<'d> Member<'d> {
             member.rotation = Some(Rotation::begun(member.sequence));
         }
         member.tasks.spawn(link.run());
+        member.tasks.spawn(Auditor::new(state.clone(), Arc::clone(board)).run());
         member.splice();
         let node = &member.enrolment.node;
         tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %map.revision, "forwarding");

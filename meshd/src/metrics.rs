@@ -58,6 +58,9 @@ pub fn text(status: &Status) -> String {
     let refused = Counter::<u64>::default();
     refused.inc_by(status.coordinator.records_refused);
     registry.register("records_refused", "Records of peers that failed this node's checks", refused);
+    let alarms = Counter::<u64>::default();
+    alarms.inc_by(status.coordinator.log_alarms);
+    registry.register("log_alarms", "Times that the coordinator's log was not what it should be", alarms);
     services(&mut registry, status);
     peers(&mut registry, status);
     lanes(&mut registry, status);

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_proto::addr::Flat;
+use mesh_proto::chain::Told;
 use mesh_proto::clock::Timestamp;
 use mesh_proto::id::{NodeId, TunnelKey};
 use mesh_proto::netmap::{LaneInfo, NetMap};
 
+use crate::heard::Heard;
 use crate::lane_keys::{MAX_AGREEMENT, MAX_LANES};
 use crate::sessions::{MOMENT, PATIENCE};
 use crate::stats::PeerStats;
@@ -195,6 +197,8 @@ pub(crate) struct Cell {
     preshared: AtomicU64,
     /// When it was agreed on, in microseconds.
     agreed: AtomicU64,
+    /// What it said last of the log.
+    heard: Heard,
 }
 
 impl Cell {
@@ -271,6 +275,16 @@ impl Cell {
         let released = self.released.load(Ordering::Acquire);
         let (since, most) = if released < held { (held, PATIENCE) } else { (released, MOMENT) };
         now.since(Timestamp::from_micros(since)) < most
+    }
+
+    /// Takes note of what the peer says of the log.
+    pub(crate) fn heard(&self, told: Told) {
+        self.heard.put(told);
+    }
+
+    /// Returns what the peer said last of the log.
+    pub(crate) fn last_heard(&self) -> Option<Told> {
+        self.heard.get()
     }
 
     /// Takes note that lane 0 has no room for one more packet to wait.

@@ -12,6 +12,7 @@
 //!   trial               how often in a row it did (resume.rs)
 //!   mark.json           how far the coordinator was followed, and the lock, with a checksum (link/guard.rs)
 //!   lock.key            the lock's key, where an operator put it (locking.rs)
+//!   roll.json           how far the log was followed, and who was admitted (link/auditor.rs)
 //!   record.json         what the node last signed of itself (records.rs)
 //! ```
 //! Every file is replaced as a whole: written beside, synced, renamed, and the directory synced.
@@ -241,6 +242,7 @@ impl State {
             crate::resume::TRIAL,
             crate::link::guard::FILE,
             crate::vault::FILE,
+            crate::link::auditor::FILE,
         ]
         .into_iter()
         .try_for_each(|name| self.remove(name))?;

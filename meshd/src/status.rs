@@ -181,6 +181,7 @@ fn grave(board: &Board) -> Vec<String> {
     if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {
         list.push(format!("no control channel: {error}"));
     }
+    list.extend(link.alarms.iter().cloned());
     list.extend(link.refused.iter().cloned());
     list.extend(link.rejected.iter().cloned());
     list.extend(board.notes());
@@ -223,6 +224,8 @@ fn coordinator(board: &Board, view: Option<&View>) -> doc::Coordinator {
         error: link.error.clone(),
         records_refused: link.records_refused,
         lock: link.lock,
+        log: link.log,
+        log_alarms: link.alarms.len() as u64,
     }
 }
 

@@ -194,6 +194,9 @@ impl Worker {
         if let Some((view, peers)) = mail.view {
             lane.set_view(view, peers);
         }
+        if let Some(told) = mail.told {
+            lane.set_told(told);
+        }
         if let Some(locals) = mail.locals {
             lane.set_locals(locals);
         }

@@ -29,6 +29,7 @@ use std::sync::Arc;
 use crate::access::Question;
 use crate::addr::{Flat, Real, is_forbidden};
 use crate::bench::{Report, Runs};
+use crate::chain::Told;
 use crate::clock::Timestamp;
 use crate::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
 use crate::id::NodeId;
@@ -60,6 +61,9 @@ pub struct Engine {
     /// What peers measure.
     runs: Runs,
     reported: Report,
+    /// The end of the log of operations, as peers are told of it with each probe, and what a peer told last.
+    told: Option<Told>,
+    heard: Option<Told>,
     /// The flow of the packet that was allowed to pass last.
     last: Option<Key>,
 }
@@ -85,6 +89,8 @@ impl Engine {
             dirty: Vec::with_capacity(MAX_DIRTY),
             runs: Runs::default(),
             reported: Report::default(),
+            told: None,
+            heard: None,
             last: None,
         }
     }
@@ -98,6 +104,16 @@ impl Engine {
     /// ClusterIP, say) leave as the node's address.
     pub fn set_locals(&mut self, locals: Arc<[Ipv4Addr]>) {
         self.locals = locals;
+    }
+
+    /// Says what peers are told of the log of operations.
+    pub fn set_told(&mut self, told: Option<Told>) {
+        self.told = told;
+    }
+
+    /// Takes out what the peer said of the log whose probe or answer `inbound` just took.
+    pub fn take_heard(&mut self) -> Option<Told> {
+        self.heard.take()
     }
 
     /// Sets the largest packet that this node's interface takes, in bytes.

@@ -26,6 +26,7 @@ pub mod sealed;
 pub mod segment;
 // Layer 1: what is true.
 pub mod allocate;
+pub mod chain;
 pub mod lock;
 pub mod mark;
 pub mod netmap;

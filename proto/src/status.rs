@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
+use crate::chain::Told;
 use crate::id::{IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
 use crate::lock::Member;
 use crate::netmap::Transport;
@@ -124,6 +125,12 @@ pub struct Coordinator {
     /// The key that has to have signed for every peer, if this node ever saw the mesh locked.
     #[serde(default)]
     pub lock: Option<IdentityKey>,
+    /// The last entry of the coordinator's log of operations that this node was told of.
+    #[serde(default)]
+    pub log: Option<Told>,
+    /// How often the log was not what it should be, since the start: see `warnings`.
+    #[serde(default)]
+    pub log_alarms: u64,
 }
 
 /// How the mesh is locked: `GET /v1/lock`.

@@ -5,6 +5,8 @@
 //! GET  /v1/watch?revision=N                ─▶  one `WatchEvent` per line, for as long as the node listens
 //! POST /v1/report   Report                 ─▶  ReportResponse
 //! GET  /v1/about?name=NODE                 ─▶  About
+//! GET  /v1/log?after=N                     ─▶  LogPage
+//! GET  /v1/roll                            ─▶  Roll
 //! GET  /v1/lock                            ─▶  LockStanding
 //! POST /v1/lock     Countersign            ─▶  LockStanding
 //! any failure                              ─▶  ErrorBody with status 4xx or 5xx
@@ -17,6 +19,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat, MeshRange};
+use crate::chain::Told;
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
 use crate::lock::{Lock, Member};
 use crate::netmap::{Delta, NetMap};
@@ -38,6 +41,8 @@ pub const MAX_ENDPOINTS: usize = 16;
 pub const MAX_LANES: usize = 16;
 /// Most pod blocks a node may claim.
 pub const MAX_BLOCKS: usize = 256;
+/// The largest answer to a node's question about the log, in bytes.
+pub const MAX_LOG: usize = 4 * 1024 * 1024;
 /// Most nodes that are told to wait for a signature.
 pub const MAX_WAITING: usize = 256;
 /// Most serve offers a node may make.
@@ -112,6 +117,9 @@ pub enum WatchEvent {
     Alive {
         /// The revision in force.
         revision: Revision,
+        /// The last entry of the log of operations; none from an older coordinator.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        log: Option<Told>,
     },
     /// A newer connection of the same node took over; this one ends.
     Fenced,
@@ -205,7 +213,8 @@ mod tests {
         for event in [
             WatchEvent::Snapshot { netmap },
             WatchEvent::Delta { delta },
-            WatchEvent::Alive { revision: Revision(u64::MAX) },
+            WatchEvent::Alive { revision: Revision(u64::MAX), log: None },
+            WatchEvent::Alive { revision: Revision(7), log: Some(Told::default()) },
             WatchEvent::Fenced,
             WatchEvent::Leaving,
         ] {
@@ -219,7 +228,7 @@ mod tests {
         assert_eq!(event(r#"{"type":"invented_later","x":1}"#).unwrap(), WatchEvent::Unknown);
         assert_eq!(
             event(r#"{"type":"alive","revision":7,"mood":"fine"}"#).unwrap(),
-            WatchEvent::Alive { revision: Revision(7) }
+            WatchEvent::Alive { revision: Revision(7), log: None }
         );
         assert!(event(r#"{"type":"alive"}"#).is_err());
     }

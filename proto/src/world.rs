@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{BlockMap, Flat};
 use crate::allocate::Pool;
+use crate::chain::{LogHead, Roll, Told};
 pub use crate::clock::UnixTime;
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
 use crate::lock::{Member, Subject};
@@ -38,6 +39,8 @@ pub struct World {
     pub file: Arc<str>,
     /// The number of the history that the revision counts in: each restore begins another.
     pub epoch: Epoch,
+    /// The last entry of the log of operations.
+    pub head: LogHead,
     /// The members, and the static nodes of the file.
     pub nodes: Arc<BTreeMap<NodeName, Arc<NodeRecord>>>,
     /// The number and address of every service of the file.
@@ -110,6 +113,7 @@ impl World {
         Self {
             revision: Revision::default(),
             epoch: Epoch::default(),
+            head: LogHead::default(),
             mesh,
             services: Arc::new(services),
             file: "".into(),
@@ -123,6 +127,16 @@ impl World {
     /// Returns the name of the member with this identity.
     pub fn member(&self, identity: &IdentityKey) -> Option<&NodeName> {
         self.members.get(identity)
+    }
+
+    /// Returns the last entry of the log, as nodes are told of it.
+    pub fn told(&self) -> Told {
+        Told { epoch: self.epoch.number, head: self.head }
+    }
+
+    /// Returns who belongs to the mesh at this place in the log.
+    pub fn roll(&self) -> Roll {
+        Roll { told: self.told(), revision: self.revision, members: self.members.keys().copied().collect() }
     }
 
     /// Returns a site of the file.

@@ -158,8 +158,9 @@ impl Deed {
                 gone => format!("let ephemeral nodes vanish, not heard of for 10 minutes: {}", gone.join(", ")),
             };
         }
+        let identity = self.identity.filter(|_| kind == "join");
         let kind = kind.to_owned();
-        Entry::new(now, by.to_string(), kind, text, node, self.token)
+        Entry { identity, ..Entry::new(now, by.to_string(), kind, text, node, self.token) }
     }
 
     /// Returns the token that somebody wanted to join with.

@@ -25,8 +25,10 @@ impl Draft {
         let internal = |error| Refused::new("internal", error);
         entry.from = self.state.world.revision;
         entry.to = Revision(entry.from.0 + 1);
-        Arc::make_mut(&mut next.world).revision = entry.to;
+        let to = entry.to;
         let logged = next.log.append(entry).map_err(internal)?;
+        let world = Arc::make_mut(&mut next.world);
+        (world.revision, world.head) = (to, next.log.head);
         self.writes.extend(writes);
         self.writes.push(logged);
         self.state = next;

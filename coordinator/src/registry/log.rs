@@ -9,11 +9,9 @@
 //! above, the oldest `STEP` go, and the anchor keeps number and hash of the last that went, from where
 //! the rest still verifies.
 
-use std::fmt::{self, Display};
-
 use aws_lc_rs::digest::{Context, SHA256};
-use data_encoding::HEXLOWER;
-use mesh_proto::id::{NodeName, Revision};
+use mesh_proto::chain::RawEntry;
+use mesh_proto::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
@@ -29,46 +27,7 @@ pub(super) const PAGE: usize = 1000;
 /// Longest sentence of an entry, in bytes.
 const MAX_TEXT: usize = 1024;
 
-/// The SHA-256 of an entry and all before it.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LogHash(pub [u8; 32]);
-
-impl Display for LogHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for LogHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Display::fmt(self, f)
-    }
-}
-
-impl From<LogHash> for String {
-    fn from(hash: LogHash) -> Self {
-        hash.to_string()
-    }
-}
-
-impl TryFrom<String> for LogHash {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let bytes = HEXLOWER.decode(text.as_bytes()).ok();
-        bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or("a hash has 64 hexadecimal digits")
-    }
-}
-
-/// A place in the log: an entry's number and its hash. The log begins at number 0 with a hash of zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct LogHead {
-    /// The number of the entry, from 1; 0 before the first.
-    pub seq: u64,
-    /// Its hash.
-    pub hash: LogHash,
-}
+pub use mesh_proto::chain::{LogHash, LogHead};
 
 /// What is stored of the log apart from its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -98,6 +57,9 @@ pub struct Entry {
     /// The public half of the join token that it concerns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// The identity that it admits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<IdentityKey>,
     /// The revision that it was decided on.
     pub from: Revision,
     /// The revision that it led to.
@@ -124,7 +86,7 @@ impl Entry {
         node: Option<NodeName>,
         token: Option<String>,
     ) -> Self {
-        Self { seq: 0, at, who, kind, text, node, token, from: Revision(0), to: Revision(0) }
+        Self { seq: 0, at, who, kind, text, node, token, identity: None, from: Revision(0), to: Revision(0) }
     }
 }
 
@@ -197,6 +159,16 @@ pub(super) fn page(store: &dyn Store, from: u64) -> Result<Vec<Logged>, StoreErr
     let entry = |(_, value): &(String, Vec<u8>)| {
         let (hash, body) = split(value)?;
         Some(Logged { entry: serde_json::from_slice(body).ok()?, hash })
+    };
+    Ok(page.iter().filter_map(entry).collect())
+}
+
+/// Reads entries from a number on as they are hashed, at most `PAGE`.
+pub(super) fn raw_page(store: &dyn Store, from: u64) -> Result<Vec<RawEntry>, StoreError> {
+    let page = store.scan(Table::Log, &key(from), PAGE)?;
+    let entry = |(_, value): &(String, Vec<u8>)| {
+        let (hash, body) = split(value)?;
+        Some(RawEntry { hash, body: String::from_utf8(body.to_vec()).ok()? })
     };
     Ok(page.iter().filter_map(entry).collect())
 }

@@ -35,6 +35,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_proto::chain::RawEntry;
 use mesh_proto::id::{IdentityKey, MeshName, NodeName, Revision};
 use mesh_proto::record::Epoch;
 use mesh_proto::services::Services;
@@ -382,6 +383,14 @@ impl Registry {
     /// If the store cannot be read.
     pub fn log(&self, from: u64) -> Result<Vec<Logged>, StoreError> {
         log::page(&*self.store, from)
+    }
+
+    /// Returns entries of the log from a number on as they are hashed, at most 1000.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn raw_log(&self, from: u64) -> Result<Vec<RawEntry>, StoreError> {
+        log::raw_page(&*self.store, from)
     }
 
     /// Returns what is known of connected nodes and not stored.

@@ -47,6 +47,8 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
     }
     world.vips = Arc::new(table(records, Table::Vips)?);
     world.pool = Arc::new(single(records, Table::Meta, "pool")?.unwrap_or_default());
+    let log: Ends = single(records, Table::Meta, "log")?.unwrap_or_default();
+    world.head = log.head;
     let mut state = State {
         world: Arc::new(world),
         tokens: Arc::new(table(records, Table::Tokens)?),
@@ -56,7 +58,7 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         pushed: Arc::new(table(records, Table::Trust)?),
         spent: Arc::new(table(records, Table::Spent)?),
         coordinators: Arc::new(table(records, Table::Coordinators)?),
-        log: single(records, Table::Meta, "log")?.unwrap_or_default(),
+        log,
         epoch,
     };
     state.tell_coordinators();

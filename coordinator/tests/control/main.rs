@@ -13,4 +13,5 @@ mod kills;
 mod locking;
 mod restoring;
 mod verbs;
+mod witness;
 mod workload;

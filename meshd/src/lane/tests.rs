@@ -18,6 +18,7 @@ use super::*;
 use crate::datagrams::Endpoint;
 
 mod bench;
+mod told;
 
 use crate::lane_keys::LaneKeys;
 use crate::packets::Taken;

@@ -10,11 +10,12 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_proto::chain::{LogPage, Roll};
 use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::mark::WentBack;
 use mesh_proto::netmap::Mesh;
 use mesh_proto::wire::{
-    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, Report, ReportResponse,
+    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Report, ReportResponse,
     WatchEvent,
 };
 use rustls::pki_types::ServerName;
@@ -252,9 +253,29 @@ impl Channel {
         self.post("/v1/lock", signed, MAX_ANSWER).await
     }
 
+    /// Asks for the entries of the log after one.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn log(&mut self, after: u64) -> Result<LogPage, LinkError> {
+        self.get_within(&format!("/v1/log?after={after}"), MAX_LOG).await
+    }
+
+    /// Asks who belongs to the mesh.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn roll(&mut self) -> Result<Roll, LinkError> {
+        self.get_within("/v1/roll", MAX_LOG).await
+    }
+
     async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, LinkError> {
+        self.get_within(path, MAX_ANSWER).await
+    }
+
+    async fn get_within<A: DeserializeOwned>(&mut self, path: &str, most: usize) -> Result<A, LinkError> {
         let body = self.send(Method::GET, path, Bytes::new()).await?;
-        let bytes = collect(body, MAX_ANSWER).await?;
+        let bytes = collect(body, most).await?;
         serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
     }
 

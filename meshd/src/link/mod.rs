@@ -7,6 +7,7 @@
 //! ```
 //! Nothing in the data path waits for this: a coordinator that is dead for days costs nothing but news.
 
+pub(crate) mod auditor;
 mod channel;
 pub(crate) mod guard;
 mod lock;
@@ -15,6 +16,7 @@ mod tls;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_proto::chain::Told;
 use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::netmap::NetMap;
 use mesh_proto::verify::VerifiedMap;
@@ -58,6 +60,10 @@ pub struct LinkState {
     pub records_refused: u64,
     /// The key that has to have signed for every peer, if the mesh is locked.
     pub lock: Option<IdentityKey>,
+    /// The last entry of the log of operations, as the coordinator tells it.
+    pub log: Option<Told>,
+    /// What is wrong with the log, in sentences; they stay until a restart.
+    pub alarms: Vec<String>,
 }
 
 /// Asks the coordinators, in turn, about a node that this one is not told of; none if nobody knows it, or answers.
@@ -248,7 +254,11 @@ impl Link {
                     }
                 }
             }
-            WatchEvent::Alive { revision } => return self.guard.hears(revision).map_err(LinkError::WentBack),
+            WatchEvent::Alive { revision, log } => {
+                self.guard.hears(revision).map_err(LinkError::WentBack)?;
+                self.state.send_modify(|s| s.log = log);
+                return Ok(());
+            }
             WatchEvent::Unknown => return Ok(()),
             WatchEvent::Fenced => return Err(LinkError::Fenced),
             WatchEvent::Leaving => return Err(LinkError::Leaving),

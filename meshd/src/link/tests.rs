@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod auditing;
 mod failover;
 
 use std::sync::Mutex;
@@ -100,7 +101,7 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     let second = NetMap { warnings: vec!["changed".into()], ..netmap(2) };
     let lines = [
         WatchEvent::Snapshot { netmap: Box::new(netmap(1)) },
-        WatchEvent::Alive { revision: Revision(1) },
+        WatchEvent::Alive { revision: Revision(1), log: None },
         WatchEvent::Delta { delta: Box::new(Delta::between(&netmap(1), &second)) },
     ];
     let body: String = lines.iter().map(|l| serde_json::to_string(l).unwrap() + "\n").collect();
@@ -138,7 +139,7 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
     };
     let snapshot = WatchEvent::Snapshot { netmap: Box::new(netmap(1)) };
     let (first, second) =
-        (lines(&[snapshot, WatchEvent::Leaving]), lines(&[WatchEvent::Alive { revision: Revision(1) }]));
+        (lines(&[snapshot, WatchEvent::Leaving]), lines(&[WatchEvent::Alive { revision: Revision(1), log: None }]));
     let leaving = Server::start(move |_| Response::new(Full::new(Bytes::from(first.clone())))).await;
     let staying = Server::start(move |_| open(second.clone())).await;
     let mut dial = leaving.dial(&[leaving.key, staying.key]);

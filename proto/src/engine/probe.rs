@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
-//!                                                         1, 2    2 zero bytes │ the asker's clock, u64
+//!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end
 //!                                                         3, 4    see `bench`
 //!                                                         5       agreements: in tunnels of their own, not here
 //! ```
@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::Engine;
 use crate::addr::Flat;
 use crate::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
+use crate::chain::Told;
 use crate::clock::Timestamp;
 use crate::id::NodeId;
 use crate::packet::{FiveTuple, Header, Kind, UDP};
@@ -27,7 +28,7 @@ const HEADERS: usize = 28;
 /// Bytes before what follows the kind.
 pub const RESERVED: usize = HEADERS + 6;
 /// Bytes of a probe.
-const PROBE: usize = HEADERS + 16;
+const PROBE: usize = HEADERS + 16 + Told::BYTES;
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 /// An answer that took longer than this is of no use.
@@ -41,7 +42,8 @@ impl Engine {
         let Some(peer) = self.view.peer(to).map(|peer| peer.address) else {
             return false;
         };
-        self.replies.make(now, |out| build(out, own, peer, ASK, now.as_micros()))
+        let told = self.told;
+        self.replies.make(now, |out| build(out, own, peer, ASK, now.as_micros(), told))
     }
 
     /// Says whether a packet belongs to the reserved port between nodes.
@@ -111,10 +113,19 @@ impl Engine {
             return bad;
         };
         let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
+        // A node of an older version says nothing of the log.
+        let said = whole.and_then(|body| Told::read(body[16..].first_chunk()?));
+        let told = self.told;
         match body[5] {
-            ASK if self.replies.make(now, |out| build(out, own, peer, ANSWER, clock)) => Verdict::Reply,
+            ASK if self.replies.make(now, |out| build(out, own, peer, ANSWER, clock, told)) => {
+                self.heard = said;
+                Verdict::Reply
+            }
             ANSWER => match now.as_micros().checked_sub(clock) {
-                Some(micros) if micros <= LATEST_MICROS => Verdict::RoundTrip(micros as u32),
+                Some(micros) if micros <= LATEST_MICROS => {
+                    self.heard = said;
+                    Verdict::RoundTrip(micros as u32)
+                }
                 Some(_) | None => bad,
             },
             _ => bad,
@@ -144,7 +155,7 @@ impl BenchPacket {
     }
 }
 
-fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64) -> usize {
+fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<Told>) -> usize {
     let Some(out) = out.get_mut(..PROBE) else {
         return 0;
     };
@@ -154,6 +165,9 @@ fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64) 
     out[32] = VERSION;
     out[33] = kind;
     out[36..44].copy_from_slice(&clock.to_be_bytes());
+    if let Some((told, out)) = told.zip(out[44..].first_chunk_mut()) {
+        told.write(out);
+    }
     PROBE
 }
 

@@ -1,6 +1,7 @@
 //! Trust, with the real binaries in namespaces: what is revoked is cut off, and a killed node loses nothing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod fork;
 mod killed;
 mod lock;
 mod preshared;
@@ -34,6 +35,7 @@ const PRESHARED: &[Fact<Pair>] = &[
     ("a_node_that_lost_its_keys_makes_new_ones", preshared::after_a_loss),
     ("a_node_may_speak_plain_wireguard", preshared::off_and_on),
 ];
+const FORK: &[Fact<Pair>] = &[("a_forked_log_warns_on_both_sides", fork::on_both_sides)];
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     run.scene("rotate", || with_keys(set_up(&binaries, "rt")?), ROTATE);
     run.scene("lock", || set_up(&binaries, "lk"), LOCK);
     run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
+    run.scene("fork", || set_up(&binaries, "fk"), FORK);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
     run.finish()
 }

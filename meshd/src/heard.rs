@@ -1,0 +1,85 @@
+//! One value that several lanes write and others read, without a lock: whoever reads gets a whole one or none.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use mesh_proto::chain::Told;
+
+/// Its words.
+const WORDS: usize = Told::BYTES / 8;
+
+/// What a peer said last of the log of operations.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    /// Odd while somebody writes; 0 before the first.
+    version: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+impl Heard {
+    /// Writes a value, unless another lane does so at this moment: the peer says it again soon.
+    pub(crate) fn put(&self, told: Told) {
+        let version = self.version.load(Ordering::Relaxed);
+        let claimed = version.is_multiple_of(2)
+            && self.version.compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        if !claimed {
+            return;
+        }
+        fence(Ordering::Release);
+        let mut bytes = [0; Told::BYTES];
+        told.write(&mut bytes);
+        for (word, bytes) in self.words.iter().zip(bytes.as_chunks().0) {
+            word.store(u64::from_be_bytes(*bytes), Ordering::Relaxed);
+        }
+        self.version.store(version + 2, Ordering::Release);
+    }
+
+    /// Reads the value; none before the first, or while it is written.
+    pub(crate) fn get(&self) -> Option<Told> {
+        let before = self.version.load(Ordering::Acquire);
+        let mut bytes = [0; Told::BYTES];
+        for (word, bytes) in self.words.iter().zip(bytes.as_chunks_mut().0) {
+            *bytes = word.load(Ordering::Relaxed).to_be_bytes();
+        }
+        fence(Ordering::Acquire);
+        let whole = before != 0 && before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before;
+        Told::read(&bytes).filter(|_| whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::sync::Arc;
+
+    use mesh_proto::chain::{LogHash, LogHead};
+
+    use super::*;
+
+    fn told(n: u64) -> Told {
+        let mut hash = LogHash::default();
+        hash.0.as_chunks_mut().0.iter_mut().for_each(|word| *word = n.to_be_bytes());
+        Told { epoch: n, head: LogHead { seq: n, hash } }
+    }
+
+    #[test]
+    fn who_reads_gets_a_whole_value_or_none() {
+        let heard = Arc::new(Heard::default());
+        assert_eq!(heard.get(), None);
+        let writers: Vec<_> = (1..=2)
+            .map(|writer| {
+                let heard = Arc::clone(&heard);
+                std::thread::spawn(move || (0..50_000).for_each(|n| heard.put(told(n * 2 + writer))))
+            })
+            .collect();
+        let mut seen = 0;
+        while writers.iter().any(|writer| !writer.is_finished()) {
+            if let Some(got) = heard.get() {
+                assert_eq!(got, told(got.epoch), "torn");
+                seen += 1;
+            }
+        }
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        assert!(seen > 0 && heard.get().is_some());
+    }
+}

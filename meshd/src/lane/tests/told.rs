@@ -1,0 +1,27 @@
+//! What nodes tell each other of the log of operations.
+
+use mesh_proto::chain::{LogHash, LogHead, Told};
+
+use super::*;
+
+fn told(n: u8) -> Told {
+    Told { epoch: 0, head: LogHead { seq: u64::from(n), hash: LogHash([n; 32]) } }
+}
+
+#[test]
+fn the_logs_end_travels_with_probes_both_ways_and_reaches_no_kernel() {
+    let mut pair = Pair::new(false);
+    for (node, n) in [(0, 1), (1, 2)] {
+        pair.nodes[node].lanes.iter_mut().for_each(|lane| lane.set_told(told(n)));
+    }
+    pair.with(0, 0, |lane, _, _| lane.ping(NodeId(2)));
+    for _ in 0..100 {
+        pair.now = pair.now + Duration::from_millis(1);
+        for node in 0..2 {
+            pair.with(node, 0, |lane, out, now| lane.handle_timeout(out, now));
+        }
+    }
+    let heard = |node: usize, peer: u32| pair.nodes[node].peers.get(NodeId(peer)).unwrap().cell.last_heard();
+    assert_eq!((heard(0, 2), heard(1, 1)), (Some(told(2)), Some(told(1))));
+    assert!(pair.nodes.iter().all(|node| node.delivered.is_empty() && node.count("bad_probe") == 0));
+}

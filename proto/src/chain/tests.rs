@@ -1,0 +1,193 @@
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+
+/// A stand-in for SHA-256.
+fn link(before: &LogHash, body: &[u8]) -> LogHash {
+    let start = before.0.iter().fold(7u64, |sum, &b| sum.wrapping_mul(0x100_0000_01b3) ^ u64::from(b));
+    let sum = body.iter().fold(start, |sum, &b| sum.wrapping_mul(0x100_0000_01b3) ^ u64::from(b));
+    let mut hash = LogHash::default();
+    hash.0[..8].copy_from_slice(&sum.to_le_bytes());
+    hash
+}
+
+const fn key(n: u8) -> IdentityKey {
+    IdentityKey([n; 32])
+}
+
+fn name(word: &str) -> NodeName {
+    word.parse().unwrap()
+}
+
+fn at(seconds: u64) -> Timestamp {
+    Timestamp::from_micros(seconds * 1_000_000 + 1)
+}
+
+/// A coordinator's log; entry n leads to revision n.
+#[derive(Clone, Default)]
+struct Log(Vec<RawEntry>);
+
+impl Log {
+    fn add(&mut self, admits: Option<IdentityKey>) {
+        let seq = self.0.len() as u64 + 1;
+        let identity = admits.map(|key| format!(r#","identity":"{key}""#)).unwrap_or_default();
+        let body = format!(r#"{{"seq":{seq},"to":{seq},"text":"x"{identity}}}"#);
+        let before = self.0.last().map(|entry| entry.hash).unwrap_or_default();
+        self.0.push(RawEntry { hash: link(&before, body.as_bytes()), body });
+    }
+
+    fn of(count: usize) -> Self {
+        let mut log = Self::default();
+        (0..count).for_each(|_| log.add(None));
+        log
+    }
+
+    fn told(&self) -> Told {
+        let hash = self.0.last().map(|entry| entry.hash).unwrap_or_default();
+        Told { epoch: 1, head: LogHead { seq: self.0.len() as u64, hash } }
+    }
+
+    fn after(&self, seq: u64) -> LogPage {
+        LogPage { told: self.told(), entries: self.0[seq as usize..].to_vec() }
+    }
+
+    fn roll(&self, members: &[IdentityKey]) -> Roll {
+        let told = self.told();
+        Roll { told, revision: Revision(told.head.seq), members: members.iter().copied().collect() }
+    }
+}
+
+/// Follows as far as the coordinator tells.
+fn follow(witness: &mut Witness, log: &Log) {
+    let mut next = witness.coordinator_says(log.told(), at(0));
+    while let Next::Read(after) = next {
+        next = witness.read(&log.after(after), link);
+    }
+}
+
+fn explain(witness: &mut Witness, identity: IdentityKey, revision: u64, now: u64) {
+    let node = name("n");
+    witness.explain([(&node, identity)].into_iter(), (1, Revision(revision)), at(now));
+}
+
+#[test]
+fn a_forked_log_warns_on_both_sides() {
+    let common = Log::of(5);
+    let (mut one, mut two) = (common.clone(), common.clone());
+    one.add(Some(key(1)));
+    one.add(None);
+    two.add(Some(key(2)));
+    for (own, other) in [(&one, &two), (&two, &one)] {
+        let mut witness = Witness::new(Some(common.roll(&[])));
+        follow(&mut witness, own);
+        assert_eq!(witness.alarms(), <[String; 0]>::default());
+        witness.peer_says(&name("b"), other.told());
+        let is_ahead = other.told().head.seq > own.told().head.seq;
+        witness.coordinator_says(own.told(), at(0));
+        witness.coordinator_says(own.told(), at(59));
+        assert_eq!(witness.alarms().is_empty(), is_ahead, "{:?}", witness.alarms());
+        witness.coordinator_says(own.told(), at(61));
+        let alarms = witness.alarms().to_vec();
+        assert!(alarms[0].contains(if is_ahead { "no more" } else { "two histories" }), "{alarms:?}");
+
+        // One that is ahead is compared when this node comes there.
+        let mut grown = own.clone();
+        (0..3).for_each(|_| grown.add(None));
+        witness.peer_says(&name("c"), {
+            let mut grown = other.clone();
+            (0..2).for_each(|_| grown.add(None));
+            grown.told()
+        });
+        follow(&mut witness, &grown);
+        assert!(witness.alarms().iter().any(|a| a.contains("two histories") && a.contains("`c`")), "{alarms:?}");
+    }
+}
+
+#[test]
+fn nodes_that_are_told_at_different_times_do_not_warn() {
+    let mut log = Log::of(3);
+    let [mut one, mut two] = [(); 2].map(|()| Witness::new(Some(log.roll(&[]))));
+    for turn in 0..200 {
+        log.add(None);
+        let behind = if turn % 2 == 0 { &mut one } else { &mut two };
+        follow(behind, &log);
+        let heads = [&one, &two].map(|w| w.roll().unwrap().told);
+        one.peer_says(&name("two"), heads[1]);
+        two.peer_says(&name("one"), heads[0]);
+        if turn % 50 == 0 {
+            one.coordinator_says(log.told(), at(turn * 60));
+        }
+    }
+    assert!(one.alarms().is_empty() && two.alarms().is_empty(), "{:?} {:?}", one.alarms(), two.alarms());
+}
+
+#[test]
+fn an_admission_that_is_not_in_the_log_warns() {
+    let mut log = Log::of(4);
+    let mut witness = Witness::new(Some(log.roll(&[key(1)])));
+    log.add(Some(key(2)));
+    explain(&mut witness, key(1), 9, 0);
+    explain(&mut witness, key(2), 5, 100);
+    explain(&mut witness, key(2), 5, 200);
+    assert!(witness.alarms().is_empty(), "the entry may not be read yet");
+    follow(&mut witness, &log);
+    explain(&mut witness, key(2), 5, 300);
+    explain(&mut witness, key(2), 5, 400);
+    assert!(witness.alarms().is_empty(), "{:?}", witness.alarms());
+
+    explain(&mut witness, key(66), 5, 500);
+    assert!(witness.alarms().is_empty(), "it may have been expelled a moment ago");
+    explain(&mut witness, key(66), 5, 510);
+    explain(&mut witness, key(66), 5, 520);
+    let alarms = witness.alarms();
+    assert!(alarms.len() == 1 && alarms[0].contains("no entry of the log admits"), "{alarms:?}");
+}
+
+#[test]
+fn an_altered_entry_is_noticed_and_nothing_after_it_is_believed() {
+    let mut log = Log::of(4);
+    let known = log.roll(&[]);
+    log.add(None);
+    log.add(None);
+    let mut forged = log.clone();
+    forged.0[4].body = forged.0[4].body.replace("\"text\":\"x\"", &format!(r#""identity":"{}""#, key(66)));
+    let mut witness = Witness::new(Some(known));
+    follow(&mut witness, &forged);
+    assert!(witness.alarms()[0].contains("entry 5"), "{:?}", witness.alarms());
+    assert!(!witness.roll().unwrap().members.contains(&key(66)));
+    assert_eq!(witness.roll().unwrap().told.head.seq, 4);
+
+    // A whole chain made anew does not end where nodes have seen it end.
+    let mut anew = Log::of(2);
+    anew.add(Some(key(66)));
+    (0..3).for_each(|_| anew.add(None));
+    let mut witness = Witness::new(Some(log.roll(&[])));
+    follow(&mut witness, &anew);
+    assert!(witness.alarms()[0].contains("two histories"), "{:?}", witness.alarms());
+}
+
+#[test]
+fn what_the_log_does_not_reach_back_to_is_said_and_not_guessed() {
+    let mut log = Log::of(4);
+    let mut witness = Witness::new(Some(log.roll(&[key(1)])));
+    (0..10).for_each(|_| log.add(None));
+    assert_eq!(witness.coordinator_says(log.told(), at(0)), Next::Read(4));
+    // Entries up to 8 are gone.
+    assert_eq!(witness.read(&log.after(8), link), Next::Begin);
+    witness.begin(log.roll(&[key(1)]));
+    assert!(witness.alarms().is_empty());
+    witness.begin(log.roll(&[key(1), key(2)]));
+    assert!(witness.alarms()[0].contains("1 nodes were admitted"), "{:?}", witness.alarms());
+    // A restore.
+    let restored = Told { epoch: 2, ..log.told() };
+    assert_eq!(witness.coordinator_says(restored, at(0)), Next::Begin);
+}
+
+#[test]
+fn a_head_survives_the_tunnel_and_nothing_is_no_head() {
+    let told = Log::of(7).told();
+    let mut bytes = [0; Told::BYTES];
+    assert_eq!(Told::read(&bytes), None);
+    told.write(&mut bytes);
+    assert_eq!(Told::read(&bytes), Some(told));
+}
