@@ -34,7 +34,7 @@ use crate::registry::{Actor, Change, TokenSpec, names};
 use crate::report;
 use crate::server::{Stop, stopped};
 use crate::session::{Failure, no_such_path, read, wrong_method};
-use crate::{api, audit, export, locking, sharing, trust};
+use crate::{api, audit, export, locking, rotating, sharing, trust};
 
 /// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
@@ -146,6 +146,7 @@ fn routes(hub: Arc<Hub>) -> Router {
         .route("/v1/backup", post(backup))
         .route("/v1/log", get(audit::log))
         .route("/v1/export", get(export::export))
+        .route("/v1/rotate-key", post(rotating::rotate))
         .route("/v1/lock", get(locking::show).post(locking::step))
         .merge(trust::routes())
         .fallback(no_such_path)

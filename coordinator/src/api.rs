@@ -412,6 +412,15 @@ pub struct Lock {
     pub waiting: Vec<Member>,
 }
 
+/// Asks for another identity key of the coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateKey {
+    /// Whether to go on with the key that was announced, and not to announce one.
+    pub commit: bool,
+    /// Whether to do so although some nodes may not know it.
+    pub force: bool,
+}
+
 /// Something was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {

@@ -98,6 +98,15 @@ pub enum Verb {
         #[arg(long, value_name = "PATH", default_value = config::CONFIG)]
         config: PathBuf,
     },
+    /// Give this coordinator another identity key: announce it, and go on with it once all nodes know it
+    RotateKey {
+        /// Go on with the key that was announced, from the next start on
+        #[arg(long)]
+        commit: bool,
+        /// Although some nodes do not know it: these have to `meshd leave` and join again
+        #[arg(long, requires = "commit")]
+        force: bool,
+    },
     /// Print all that is stored as JSON, without secrets
     Export,
     /// Let a key that no coordinator holds sign for every node

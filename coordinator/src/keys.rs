@@ -13,6 +13,10 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
 const FILE: &str = "identity.key";
+/// The key that takes its place, once all nodes know it.
+const NEXT: &str = "identity.next";
+/// The key before.
+const FORMER: &str = "identity.former";
 /// A PKCS#8 Ed25519 key takes 48 or 83 bytes; more is no such key.
 const MAX_FILE: u64 = 512;
 
@@ -132,6 +136,39 @@ impl Identity {
         write_new(path, &self.pkcs8).map_err(|source| io_error(path, source))
     }
 
+    /// Reads the next key of a state directory, or makes one.
+    ///
+    /// # Errors
+    /// `KeyError` if it cannot be written, or the present one not be read.
+    pub fn next(state_dir: &Path) -> Result<Self, KeyError> {
+        let path = state_dir.join(NEXT);
+        let found = Self::load_file(&path);
+        if !matches!(found, Err(KeyError::NoFile(_))) {
+            return found;
+        }
+        let fresh = Self::generate()?;
+        fresh.save_new(&path)?;
+        sync(state_dir)?;
+        Ok(fresh)
+    }
+
+    /// Puts the next key of a state directory in the place of the present one, which is kept as the former.
+    ///
+    /// # Errors
+    /// `KeyError` if the next one is not there or another one, or a file cannot be renamed; the present one is then in
+    /// its place.
+    pub fn commit_next(state_dir: &Path, expected: &IdentityKey) -> Result<(), KeyError> {
+        let [present, next, former] = [FILE, NEXT, FORMER].map(|name| state_dir.join(name));
+        if Self::load_file(&next)?.public() != *expected {
+            return Err(KeyError::Damaged(next));
+        }
+        let _ = fs::remove_file(&former);
+        // There is a key under its name at every moment: a coordinator does not start without one.
+        fs::hard_link(&present, &former).map_err(|source| io_error(&former, source))?;
+        fs::rename(&next, &present).map_err(|source| io_error(&present, source))?;
+        sync(state_dir)
+    }
+
     /// Makes a key that lies nowhere yet.
     ///
     /// # Errors
@@ -191,6 +228,10 @@ fn prepare(dir: &Path) -> Result<(), KeyError> {
         return Err(KeyError::Shared(dir.to_owned()));
     }
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(at)
+}
+
+fn sync(dir: &Path) -> Result<(), KeyError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| io_error(dir, source))
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {

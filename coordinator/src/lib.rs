@@ -33,6 +33,7 @@ pub mod registry;
 pub mod render;
 mod report;
 pub mod restore;
+mod rotating;
 mod server;
 mod session;
 mod sharing;

@@ -119,7 +119,7 @@ pub(crate) async fn replicas(hub: &Arc<Hub>) -> Vec<api::Replica> {
             }
             None => None,
         };
-        let CoordinatorRecord { addresses, software, since } = record;
+        let CoordinatorRecord { addresses, software, since, next: _ } = record;
         api::Replica { key, addresses, software, since: since.0, here, answers }
     });
     futures_util::future::join_all(tried).await
@@ -141,6 +141,8 @@ impl Hub {
         let others = world.mesh.coordinators.iter().filter(|other| other.key != self.key);
         let mut told = Told { addresses: self.config.public.clone(), pins: vec![self.key] };
         told.pins.extend(others.clone().map(|other| other.key));
+        // Those that will be needed soon: a node may join with a token of before.
+        told.pins.extend(world.mesh.coordinators.iter().filter_map(|one| one.next).map(|next| next.key));
         let most = others.clone().map(|other| other.addresses.len()).max().unwrap_or(0);
         for turn in 0..most {
             told.addresses.extend(others.clone().filter_map(|other| other.addresses.get(turn).cloned()));

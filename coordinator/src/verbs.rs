@@ -84,6 +84,9 @@ pub async fn perform(cli: &Cli) -> Outcome {
             let log = audit::read(&cli.socket, *since, node.as_ref()).await;
             log.map(|log| Outcome::ok(printed(cli.output, &log, audit::render)))
         }
+        &Verb::RotateKey { commit, force } => {
+            done(cli, Method::POST, "/v1/rotate-key", Some(&api::RotateKey { commit, force })).await
+        }
         Verb::Lock(words) => locking::perform(cli, words).await,
         Verb::Backup { file } => {
             let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());

@@ -18,7 +18,7 @@ use crate::id::{
 use crate::lenient;
 use crate::lock::{Lock, Member, Subject};
 use crate::policy::Rule;
-use crate::record::{Epoch, Signature, SignedRecord};
+use crate::record::{Epoch, NextKey, Signature, SignedRecord};
 
 /// Everything one node needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,9 @@ pub struct Coordinator {
     pub key: IdentityKey,
     /// Where it is reached, as `host:port`.
     pub addresses: Vec<String>,
+    /// The key that it will go on with, while it changes keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextKey>,
 }
 
 /// The node that a map is for.

@@ -17,6 +17,8 @@ use crate::id::IdentityKey;
 pub const MAX_TEXT: usize = 64 * 1024;
 /// Stands before a node's record.
 const RECORD: &str = "mesh node record 1\n";
+/// Stands before a coordinator's next key.
+const NEXT: &str = "mesh next coordinator key 1\n";
 /// Stands before the number of an epoch.
 const EPOCH: &str = "mesh epoch 1\n";
 
@@ -72,6 +74,27 @@ impl SignedRecord {
     /// Says whether a node with this identity signed it.
     pub fn is_by(&self, identity: &IdentityKey, verify: Verify) -> bool {
         self.text.len() <= MAX_TEXT && verify(identity, &Self::message(&self.text), &self.signature)
+    }
+}
+
+/// The key that a coordinator will go on with, as its present one signed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextKey {
+    /// The next key.
+    pub key: IdentityKey,
+    /// Over the label and both keys.
+    pub signature: Signature,
+}
+
+impl NextKey {
+    /// Returns the bytes that are signed for a next key.
+    pub fn message(present: &IdentityKey, next: &IdentityKey) -> Vec<u8> {
+        format!("{NEXT}{present}\n{next}").into_bytes()
+    }
+
+    /// Says whether the present key signed it.
+    pub fn is_by(&self, present: &IdentityKey, verify: Verify) -> bool {
+        verify(present, &Self::message(present, &self.key), &self.signature)
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mesh_proto::id::IdentityKey;
 use mesh_proto::netmap::Coordinator;
+use mesh_proto::record::NextKey;
 use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,9 @@ pub struct CoordinatorRecord {
     pub software: String,
     /// When it first served the mesh.
     pub since: UnixTime,
+    /// The key that it will go on with, which it announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextKey>,
 }
 
 impl State {
@@ -37,6 +41,9 @@ impl State {
         is_alone: bool,
         now: UnixTime,
     ) -> Result<(), Refused> {
+        // Its former self.
+        let is_former = |record: &CoordinatorRecord| record.next.is_some_and(|next| next.key == key);
+        Arc::make_mut(&mut self.coordinators).retain(|other, record| *other == key || !is_former(record));
         let known = self.coordinators.get(&key);
         if known.is_none() && !is_alone && self.coordinators.len() >= MAX_COORDINATORS {
             let text = format!(
@@ -45,11 +52,26 @@ impl State {
             return Err(Refused::new("busy", text));
         }
         let since = known.map_or(now, |known| known.since);
+        let next = known.and_then(|known| known.next);
         let coordinators = Arc::make_mut(&mut self.coordinators);
         if is_alone {
             coordinators.retain(|other, _| *other == key);
         }
-        coordinators.insert(key, CoordinatorRecord { addresses, software, since });
+        coordinators.insert(key, CoordinatorRecord { addresses, software, since, next });
+        self.tell_coordinators();
+        Ok(())
+    }
+
+    /// Lets nodes trust the key that a coordinator will go on with, too.
+    pub(super) fn announce_key(&mut self, key: &IdentityKey, next: NextKey) -> Result<(), Refused> {
+        let coordinators = Arc::make_mut(&mut self.coordinators);
+        let Some(record) = coordinators.get_mut(key).filter(|_| next.is_by(key, crate::keys::verify)) else {
+            return Err(Refused::new(
+                "internal",
+                "this coordinator did not sign for its next key; restart it, and try again",
+            ));
+        };
+        record.next = Some(next);
         self.tell_coordinators();
         Ok(())
     }
@@ -67,7 +89,9 @@ impl State {
     /// Puts the coordinators into what nodes are told.
     pub(super) fn tell_coordinators(&mut self) {
         let told = self.coordinators.iter();
-        let told = told.map(|(&key, record)| Coordinator { key, addresses: record.addresses.clone() }).collect();
+        let told = told
+            .map(|(&key, record)| Coordinator { key, addresses: record.addresses.clone(), next: record.next })
+            .collect();
         if self.world.mesh.coordinators != told {
             Arc::make_mut(&mut self.world).mesh.coordinators = told;
         }

@@ -115,6 +115,10 @@ impl Deed {
                 deed.text = step.text();
                 deed.node = step.node().cloned();
             }
+            Change::CoordinatorNext { key, next } => {
+                deed.kind = "coordinator_next";
+                deed.text = format!("coordinator {key} will go on with the key {}", next.key);
+            }
             Change::CoordinatorForget { key } => {
                 deed.kind = "coordinator_forget";
                 deed.text = format!("forgot coordinator {key}");

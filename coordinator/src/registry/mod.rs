@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use mesh_proto::chain::RawEntry;
 use mesh_proto::id::{IdentityKey, MeshName, NodeName, Revision};
-use mesh_proto::record::Epoch;
+use mesh_proto::record::{Epoch, NextKey};
 use mesh_proto::services::Services;
 use mesh_proto::token::TokenSecret;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
@@ -147,6 +147,13 @@ pub enum Change {
     },
     /// Begins, changes or ends lock mode, or admits a node under it.
     Lock(LockStep),
+    /// A coordinator will go on with another key.
+    CoordinatorNext {
+        /// Its present key.
+        key: IdentityKey,
+        /// The next one, signed by the present.
+        next: NextKey,
+    },
     /// A coordinator does not serve the mesh any more.
     CoordinatorForget {
         /// Its key.
@@ -166,6 +173,7 @@ impl Change {
             | Self::TrustPush { .. }
             | Self::Facts { .. }
             | Self::Coordinator { .. }
+            | Self::CoordinatorNext { .. }
             | Self::Restored { .. }
             | Self::Lock(_)
             | Self::Tend { .. } => false,
@@ -445,6 +453,7 @@ impl Registry {
                 state.enter_coordinator(key, addresses, software, is_alone, now)?;
             }
             Change::Lock(step) => applied.node = state.take_lock_step(step)?,
+            Change::CoordinatorNext { key, next } => state.announce_key(&key, next)?,
             Change::CoordinatorForget { key } => state.forget_coordinator(&key)?,
         }
         Ok((state, applied))

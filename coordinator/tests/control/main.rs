@@ -12,6 +12,7 @@ mod issuer;
 mod kills;
 mod locking;
 mod restoring;
+mod rotating;
 mod verbs;
 mod witness;
 mod workload;

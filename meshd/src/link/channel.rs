@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::tls::{client_config, identity_of};
-use crate::keys::Keys;
+use crate::keys::{Keys, verify};
 
 /// How long a connection may take to be set up, from the name to HTTP/2.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -147,6 +147,10 @@ pub fn adopt(mesh: &Mesh, coordinators: &mut Vec<String>, pins: &mut Vec<Identit
         return;
     }
     *pins = mesh.coordinators.iter().map(|coordinator| coordinator.key).collect();
+    // A coordinator's next key is as good as its present one, if that one says so.
+    for coordinator in &mesh.coordinators {
+        pins.extend(coordinator.next.filter(|next| next.is_by(&coordinator.key, verify)).map(|next| next.key));
+    }
     let mut addresses: Vec<String> = Vec::new();
     for address in mesh.coordinators.iter().flat_map(|coordinator| &coordinator.addresses) {
         if !addresses.contains(address) {

@@ -1,6 +1,7 @@
 //! From one coordinator to another: whom a map names, and how soon the next is tried.
 
-use mesh_proto::netmap::Coordinator;
+use mesh_proto::netmap::{Coordinator, Mesh};
+use mesh_proto::record::NextKey;
 
 use super::*;
 
@@ -26,11 +27,11 @@ fn link(dial: Dial) -> Link {
 #[tokio::test]
 async fn a_node_goes_on_to_a_coordinator_that_only_its_map_names() {
     let other = Server::start(|_| naming(2, &[])).await;
-    let named = Coordinator { key: other.key, addresses: vec![other.address.clone()] };
+    let named = Coordinator { key: other.key, addresses: vec![other.address.clone()], next: None };
     let own = Arc::new(Mutex::new(None));
     let told = Arc::clone(&own);
     let first = Server::start(move |_| naming(1, &[told.lock().unwrap().clone().unwrap(), named.clone()])).await;
-    *own.lock().unwrap() = Some(Coordinator { key: first.key, addresses: vec![first.address.clone()] });
+    *own.lock().unwrap() = Some(Coordinator { key: first.key, addresses: vec![first.address.clone()], next: None });
     let running = tokio::spawn(link(first.dial(&[first.key])).run());
 
     let began = Instant::now();
@@ -45,7 +46,7 @@ async fn a_node_goes_on_to_a_coordinator_that_only_its_map_names() {
 #[tokio::test]
 async fn a_coordinator_that_the_map_does_not_name_any_more_is_left_and_not_trusted() {
     let other = Server::start(|_| naming(2, &[])).await;
-    let named = Coordinator { key: other.key, addresses: vec![other.address.clone()] };
+    let named = Coordinator { key: other.key, addresses: vec![other.address.clone()], next: None };
     let first = Server::start(move |_| naming(1, std::slice::from_ref(&named))).await;
     let running = tokio::spawn(link(first.dial(&[first.key])).run());
 
@@ -76,4 +77,21 @@ async fn a_dead_coordinator_costs_a_second_and_a_busy_one_no_more() {
     dial.coordinators[2].clone_from(&joined.address);
     dial.pins.push(joined.key);
     assert!(join(&dial, &request()).await.is_ok(), "a busy coordinator is no refusal while there is another");
+}
+
+#[tokio::test]
+async fn a_next_key_is_trusted_if_the_present_one_signed_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let present = Keys::load_or_make(&State::open(&dir.path().join("present")).unwrap()).unwrap();
+    let [good, forged] = [IdentityKey([7; 32]), IdentityKey([8; 32])];
+    let signature = present.sign(&NextKey::message(&present.identity(), &good));
+    for (next, trusted) in [(good, true), (forged, false)] {
+        let next = Some(NextKey { key: next, signature });
+        let named = Coordinator { key: present.identity(), addresses: vec!["c:1".into()], next };
+        let mesh = Mesh { coordinators: vec![named], ..netmap(1).mesh };
+        let (mut addresses, mut pins) = (Vec::new(), vec![IdentityKey([1; 32])]);
+        adopt(&mesh, &mut addresses, &mut pins);
+        let expected = if trusted { vec![present.identity(), good] } else { vec![present.identity()] };
+        assert_eq!(pins, expected);
+    }
 }
