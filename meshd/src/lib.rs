@@ -18,6 +18,8 @@ pub mod datagrams;
 pub mod dataplane;
 mod detour;
 pub mod dns;
+#[cfg(test)]
+mod evil;
 pub mod facts;
 mod handover;
 mod heard;

@@ -62,6 +62,8 @@ pub struct Verifier {
     lock: Option<IdentityKey>,
     /// The pod blocks that this node claims.
     pods: Vec<Ipv4Net>,
+    /// What came of the last map: who has an address or a block keeps it from those who come later.
+    last: Option<Arc<NetMap>>,
 }
 
 /// What is known of a peer.
@@ -93,7 +95,7 @@ pub struct Admitted {
 impl Verifier {
     /// Knows nobody yet. Signatures are checked by `verify`.
     pub fn new(verify: Verify) -> Self {
-        Self { verify, known: BTreeMap::new(), refused: 0, lock: None, pods: Vec::new() }
+        Self { verify, known: BTreeMap::new(), refused: 0, lock: None, pods: Vec::new(), last: None }
     }
 
     /// Holds to a lock from the start: the one of former maps.
@@ -123,7 +125,8 @@ impl Verifier {
         let mut changes = BTreeMap::new();
         let mut addresses = BTreeSet::from([map.node.address]);
         let mut numbers = BTreeSet::from([map.node.id]);
-        for (name, peer) in &map.peers {
+        let last = self.last.take();
+        for (name, peer) in by_seniority(&map, last.as_deref()) {
             // Or the one would have the other's name, and what that name may call.
             if !numbers.insert(peer.id) {
                 refused.push(format!("node `{name}` is left out: its number is another's; look at the coordinator"));
@@ -163,13 +166,14 @@ impl Verifier {
             };
         }
         drop_own_blocks(&mut changed, &self.pods, &mut refused);
-        drop_blocks(&mut changed, &mut refused);
+        drop_blocks(&mut changed, last.as_deref(), &mut refused);
         drop_backends(&mut changed, &mut refused);
         if refused.len() > MAX_SENTENCES {
             let more = refused.len() - (MAX_SENTENCES - 1);
             refused.truncate(MAX_SENTENCES - 1);
             refused.push(format!("{more} more parts of the map are refused; see the coordinator's log"));
         }
+        self.last = Some(Arc::clone(&changed));
         Admitted { map: VerifiedMap(changed), refused }
     }
 
@@ -343,12 +347,22 @@ fn drop_own_blocks(map: &mut Arc<NetMap>, claims: &[Ipv4Net], refused: &mut Vec<
     }
 }
 
+/// Returns the peers, those first that have what they had in the last map.
+fn by_seniority<'a>(map: &'a NetMap, last: Option<&NetMap>) -> impl Iterator<Item = (&'a NodeName, &'a Peer)> {
+    let had = |name: &NodeName, peer: &Peer| {
+        let before = last.and_then(|last| last.peers.get(name));
+        before.is_some_and(|b| (b.id, b.address, &b.blocks) == (peer.id, peer.address, &peer.blocks))
+    };
+    let (old, new): (Vec<_>, Vec<_>) = map.peers.iter().partition(|(name, peer)| had(name, peer));
+    old.into_iter().chain(new)
+}
+
 /// Takes out pod blocks that nobody may have, and those that somebody else has.
-fn drop_blocks(map: &mut Arc<NetMap>, refused: &mut Vec<String>) {
+fn drop_blocks(map: &mut Arc<NetMap>, last: Option<&NetMap>, refused: &mut Vec<String>) {
     let mut taken: BTreeMap<Ipv4Addr, Ipv4Net> = BTreeMap::new();
     taken.extend(map.node.blocks.iter().map(|block| (block.flat.network(), block.flat)));
     let mut drops: BTreeMap<NodeName, Vec<usize>> = BTreeMap::new();
-    for (name, peer) in &map.peers {
+    for (name, peer) in by_seniority(map, last) {
         let pods = peer.proof.as_ref().map_or(&[][..], |proof| &proof.pods);
         let within = map.sites.get(&peer.site).map_or(&[][..], Vec::as_slice);
         for (place, (&flat, &real)) in peer.blocks.iter().zip(pods).enumerate() {
