@@ -197,7 +197,7 @@ fn services_toml(data: &[u8]) {
         Err(refused) => {
             assert!(refused.has_errors());
             // Drawing takes most of the time.
-            if data.len() % 4 == 0 {
+            if data.len().is_multiple_of(4) {
                 assert!(!refused.render(true).is_empty() && !refused.lines().is_empty());
                 refused.to_json();
             }
