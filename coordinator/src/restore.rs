@@ -79,6 +79,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     let place = state.join(STORE);
     let old = refuse_running(&config, &place)?;
     let old_epoch = old.as_ref().map_or(0, Registry::epoch);
+    let lock = old.as_ref().and_then(Registry::lock);
     let mut since = old.map(|old| old.withdrawn());
     let (source, revision, stored) = match file {
         Some(file) => {
@@ -103,6 +104,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     let change = Change::Restored { epoch, source: source.clone(), since };
     let applied = registry.apply(change, operator(), now())?;
     let gone = nodes - registry.world().nodes.len();
+    let lock = lock.filter(|lock| registry.lock() != Some(*lock));
     drop(registry);
 
     // Noted first: a restore that is repeated never comes to the same epoch.
@@ -127,6 +129,11 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
         let until = until.map_or_else(|| "the backup".into(), |at| audit::time(at.0));
         said.push(format!(
             "warning: nothing here tells what was revoked after {until}: nodes and tokens that you revoked since are good again; repeat mesh-coordinator revoke and mesh-coordinator token revoke at once"
+        ));
+    }
+    if let Some(lock) = lock {
+        said.push(format!(
+            "warning: nodes hold to the lock {lock}, of which the backup does not know; when the coordinator runs, run mesh-coordinator lock init --key FILE (or lock replace) with that key"
         ));
     }
     said.push("next: start the coordinator (systemctl start mesh-coordinator)".into());

@@ -163,6 +163,8 @@ pub struct Witness {
     /// Peers without an entry, and since when.
     unexplained: BTreeMap<IdentityKey, Timestamp>,
     alarms: Vec<String>,
+    /// What was warned of: a member that lies leaves room for others.
+    topics: BTreeSet<String>,
 }
 
 impl Witness {
@@ -200,7 +202,7 @@ impl Witness {
             *since = if hidden { Some(since.unwrap_or(now)) } else { None };
             if since.is_some_and(|since| now.since(since) > AHEAD) {
                 let (there, here) = (claim.head.seq, told.head.seq);
-                self.alarm(format!(
+                self.alarm(format!("ahead {name}"), format!(
                     "node `{name}` was told of entry {there} of the log, and this node of {here} and no more: the coordinator may show nodes different meshes; compare `mesh-coordinator log` with `meshd status` on both"
                 ));
             }
@@ -225,7 +227,7 @@ impl Witness {
         if let Some(before) = &self.roll {
             let strangers = roll.members.difference(&before.members).count();
             if strangers > 0 {
-                self.alarm(format!(
+                self.alarm(format!("roll {}", roll.told.epoch), format!(
                     "{strangers} nodes were admitted in a part of the log that this node cannot check any more, because of a restore or a long absence; look at `mesh-coordinator log`"
                 ));
             }
@@ -251,7 +253,7 @@ impl Witness {
                 break;
             }
             if link(&at.hash, body.as_bytes()) != *hash {
-                self.alarm(format!(
+                self.alarm("altered".into(), format!(
                     "entry {} of the log does not follow from what this node has seen before it: the coordinator's log was altered; compare `mesh-coordinator log` with a backup",
                     entry.seq
                 ));
@@ -284,7 +286,7 @@ impl Witness {
         for (name, identity) in strangers.into_iter().filter(|_| is_read) {
             let since = *self.unexplained.entry(identity).or_insert(now);
             if now.since(since) >= UNEXPLAINED {
-                self.alarm(format!(
+                self.alarm(format!("unexplained {identity}"), format!(
                     "node `{name}` is in the map, but no entry of the log admits its identity {identity}: somebody added it without a trace; run `mesh-coordinator revoke {name}`, and look who has the coordinator"
                 ));
             }
@@ -314,14 +316,15 @@ impl Witness {
         let here = self.hashes.get(&told.head.seq).copied();
         if let Some(here) = here.filter(|here| *here != told.head.hash) {
             let (seq, there) = (told.head.seq, told.head.hash);
-            self.alarm(format!(
+            self.alarm(format!("fork {who}"), format!(
                 "the log has two histories: entry {seq} is {here} here, and {there} by {who}. Somebody shows nodes different meshes; compare `mesh-coordinator log` with both, and with a backup"
             ));
         }
     }
 
-    fn alarm(&mut self, sentence: String) {
-        if self.alarms.len() < MAX_ALARMS && !self.alarms.contains(&sentence) {
+    /// Warns of something once.
+    fn alarm(&mut self, topic: String, sentence: String) {
+        if self.alarms.len() < MAX_ALARMS && self.topics.insert(topic) {
             self.alarms.push(sentence);
         }
     }

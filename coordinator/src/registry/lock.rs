@@ -10,8 +10,8 @@ use mesh_proto::record::Signature;
 use mesh_proto::world::NodeRecord;
 use serde::{Deserialize, Serialize};
 
-use super::Refused;
 use super::state::State;
+use super::{Refused, Registry};
 use crate::keys::verify;
 
 /// Signatures by the names of the nodes that they admit.
@@ -79,6 +79,13 @@ impl LockStep {
             Self::Admit { node, .. } => Some(node),
             Self::Begin { .. } | Self::Change { .. } | Self::Abandon => None,
         }
+    }
+}
+
+impl Registry {
+    /// Returns the key that has to sign for every node, if the mesh is locked.
+    pub fn lock(&self) -> Option<IdentityKey> {
+        self.state.locked_by()
     }
 }
 

@@ -134,3 +134,30 @@ async fn who_joins_a_locked_mesh_is_sent_to_nobody_before_the_key_signs_on_delta
     let again = verb(&coordinator, &["lock", "init", "--key", path]).await;
     assert!(again.code == 1 && again.err.contains("before") && file.exists(), "{again:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_from_before_the_lock_is_locked_again_by_the_same_key() {
+    let coordinator = Coordinator::start().await;
+    let (node, _) = coordinator.join("n1").await;
+    let (backup, file) = (coordinator.dir.path().join("backup"), coordinator.dir.path().join("lock.key"));
+    let [backup, file] = [&backup, &file].map(|path| path.to_str().unwrap().to_owned());
+    assert_eq!(verb(&coordinator, &["backup", &backup]).await.code, 0);
+    assert_eq!(verb(&coordinator, &["lock", "init", "--key", &file]).await.code, 0);
+    let Coordinator { dir, running } = coordinator;
+    running.stop().await;
+    let config = dir.path().join("coordinator.toml");
+    std::fs::write(
+        &config,
+        "state_dir = \"state\"\nservices = \"services.toml\"\nadmin_socket = \"state/admin.sock\"\n",
+    )
+    .unwrap();
+    let said = coordinator::restore::restore(&config, Some(backup.as_ref())).unwrap();
+    assert!(said.iter().any(|line| line.contains("lock init --key FILE")), "{said:?}");
+
+    let coordinator = Coordinator::start_in(dir).await;
+    let again = verb(&coordinator, &["lock", "init", "--key", &file]).await;
+    assert_eq!(again.code, 0, "{again:?}");
+    let map = snapshot(&Node { address: coordinator.address(), ..node }).await;
+    let key = Identity::load_file(file.as_ref()).unwrap().public();
+    assert_eq!(map.mesh.lock.unwrap().key, Some(key));
+}

@@ -191,3 +191,20 @@ fn a_head_survives_the_tunnel_and_nothing_is_no_head() {
     told.write(&mut bytes);
     assert_eq!(Told::read(&bytes), Some(told));
 }
+
+#[test]
+fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
+    let log = Log::of(60);
+    let mut witness = Witness::new(Some(Log::default().roll(&[])));
+    follow(&mut witness, &log);
+    for seq in 1..=60 {
+        let lie = Told { epoch: 1, head: LogHead { seq, hash: LogHash([66; 32]) } };
+        witness.peer_says(&name("liar"), lie);
+        witness.peer_says(&name("liar"), Told { head: LogHead { seq: seq + 1000, ..lie.head }, ..lie });
+        [0, 61].map(|later| witness.coordinator_says(log.told(), at(seq * 100 + later)));
+    }
+    assert!(witness.alarms().len() == 2 && witness.alarms().iter().all(|alarm| alarm.contains("`liar`")));
+    explain(&mut witness, key(66), 60, 0);
+    explain(&mut witness, key(66), 60, 10);
+    assert_eq!(witness.alarms().len(), 3);
+}
