@@ -98,6 +98,9 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
     let most = if is_member { wire::MAX_REQUEST } else { MAX_BODY };
     let mut request: JoinRequest = read(request, most).await.map_err(Denial::Malformed)?;
     request.facts = signed::facts(&peer.identity, &request.facts)?;
+    if is_member && !hub.may_alter(peer.identity, &request.facts, peer.observed) {
+        return Err(busy("this node changes too often; try again in 10 seconds").into());
+    }
     // Keys may have to be fetched, so that this comes before anybody's turn.
     let verified = match request.oidc.take() {
         Some(token) => {

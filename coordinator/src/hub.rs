@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mesh_proto::clock::Timestamp;
 use mesh_proto::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::{UnixTime, World};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
@@ -211,6 +212,15 @@ impl Hub {
         let mut reports = lock(&self.reports);
         reports.retain(world.nodes.len(), |identity| world.member(identity).is_some());
         reports.take(member, self.clock())
+    }
+
+    /// Says whether a member may report this now: what alters the mesh costs everybody something.
+    pub(crate) fn may_alter(&self, member: IdentityKey, facts: &NodeFacts, observed: IpAddr) -> bool {
+        let world = self.world();
+        let known = world.member(&member).and_then(|name| world.nodes.get(name));
+        let is_known = known
+            .is_some_and(|known| known.facts.signed == facts.signed && known.observed == Some(observed.to_canonical()));
+        is_known || lock(&self.reports).take_news(member, self.clock())
     }
 
     fn clock(&self) -> Timestamp {

@@ -18,6 +18,10 @@ pub(crate) const BLOCK: Duration = Duration::from_secs(60);
 const MAX_ADDRESSES: usize = 4096;
 /// How often a member may report.
 pub(crate) const REPORTS: Rate = Rate { per_second: 2, burst: 10 };
+/// How often a member may report what alters something, in times of `SLOWER`.
+pub(crate) const NEWS: Rate = Rate { per_second: 1, burst: 10 };
+/// How much slower time passes for such reports: ten at once, then one in ten seconds.
+const SLOWER: u64 = 10;
 
 /// Returns what stands for an address in every limit: of IPv6 the /64, for a host has all of that.
 pub(crate) fn household(address: IpAddr) -> IpAddr {
@@ -84,12 +88,29 @@ impl Failures {
 
 /// What members have left of their reports. Never larger than the mesh, as long as only members are asked about.
 #[derive(Debug, Default)]
-pub(crate) struct Reports(BTreeMap<IdentityKey, Bucket>);
+pub(crate) struct Reports(BTreeMap<IdentityKey, Account>);
+
+/// What one member has left.
+#[derive(Debug)]
+struct Account {
+    all: Bucket,
+    news: Bucket,
+}
 
 impl Reports {
     /// Says whether a member may report once more.
     pub(crate) fn take(&mut self, member: IdentityKey, now: Timestamp) -> bool {
-        self.0.entry(member).or_insert_with(|| Bucket::full(REPORTS, now)).take(REPORTS, now)
+        self.account(member, now).all.take(REPORTS, now)
+    }
+
+    /// Says whether a member may report something that alters the mesh.
+    pub(crate) fn take_news(&mut self, member: IdentityKey, now: Timestamp) -> bool {
+        self.account(member, now).news.take(NEWS, slower(now))
+    }
+
+    fn account(&mut self, member: IdentityKey, now: Timestamp) -> &mut Account {
+        let full = || Account { all: Bucket::full(REPORTS, now), news: Bucket::full(NEWS, slower(now)) };
+        self.0.entry(member).or_insert_with(full)
     }
 
     /// Forgets who is no member any more, once there are more entries than that many members.
@@ -98,6 +119,10 @@ impl Reports {
             self.0.retain(|identity, _| is_member(identity));
         }
     }
+}
+
+fn slower(now: Timestamp) -> Timestamp {
+    Timestamp::from_micros(now.as_micros() / SLOWER)
 }
 
 #[cfg(test)]
@@ -158,6 +183,15 @@ mod tests {
         assert!(failures.is_blocked(at("198.51.100.1"), second(2)));
         failures.count(address(30_000), second(200));
         assert_eq!(failures.0.len(), 1, "what is over makes room");
+    }
+
+    #[test]
+    fn a_member_alters_the_mesh_ten_times_at_once_then_once_in_ten_seconds() {
+        let mut reports = Reports::default();
+        let one = IdentityKey([1; 32]);
+        let mut taken = |seconds| (0..100).filter(|_| reports.take_news(one, second(seconds))).count();
+        assert_eq!((taken(1), taken(9), taken(11), taken(31), taken(1000)), (10, 0, 1, 2, 10));
+        assert!(reports.take(one, second(1000)), "another account");
     }
 
     #[test]

@@ -151,6 +151,11 @@ async fn report(
     }
     let Report { facts, applied, warnings } = read(request, wire::MAX_REQUEST).await?;
     let facts = signed::facts(&peer.identity, &facts)?;
+    if !hub.may_alter(peer.identity, &facts, peer.observed) {
+        let message =
+            "this node changes too often; its newest report is taken when it tries again, in 10 seconds at the latest";
+        return Err(Refused { word: "busy", message: message.into() }.into());
+    }
     let change = Change::Facts { identity: peer.identity, facts, observed: peer.observed };
     let outcome = hub.ask(change, Actor::Node(node.clone())).await?;
     let warnings = shortened(warnings);

@@ -163,13 +163,25 @@ impl World {
     }
 
     /// Says whether this world and another one, made from it or the other way round, lead to the same maps but for
-    /// their revision: the parts that are planned from are shared. Cheap; may say no of worlds that are alike.
+    /// their revision: the parts that are planned from are shared, or differ only in when nodes were heard of. Cheap;
+    /// may say no of worlds that are alike.
     pub fn plans_like(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.nodes, &other.nodes)
-            && Arc::ptr_eq(&self.vips, &other.vips)
+        Arc::ptr_eq(&self.vips, &other.vips)
             && Arc::ptr_eq(&self.services, &other.services)
             && Arc::ptr_eq(&self.file, &other.file)
             && self.mesh == other.mesh
+            && self.has_nodes_like(other)
+    }
+
+    fn has_nodes_like(&self, other: &Self) -> bool {
+        let alike = |a: &Arc<NodeRecord>, b: &Arc<NodeRecord>| {
+            // Only a contact makes it worth comparing what is not shared.
+            let is_touch = a.contact.is_some() && a.contact != b.contact;
+            Arc::ptr_eq(a, b) || is_touch && NodeRecord { contact: b.contact, ..NodeRecord::clone(a) } == **b
+        };
+        Arc::ptr_eq(&self.nodes, &other.nodes)
+            || self.nodes.len() == other.nodes.len()
+                && self.nodes.iter().zip(&*other.nodes).all(|(a, b)| a.0 == b.0 && alike(a.1, b.1))
     }
 
     /// Says whether a node waits for the lock's signature: nobody else is told of it until then.

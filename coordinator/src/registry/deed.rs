@@ -1,5 +1,6 @@
 //! What the log says of a change: who made it, and what it did, in a word and a sentence.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 
@@ -137,8 +138,8 @@ impl Deed {
         self.kind == "join"
     }
 
-    /// Makes the entry of a change that altered something.
-    pub(super) fn done(self, by: &Actor, applied: &Applied, old: &World, new: &World, now: UnixTime) -> Entry {
+    /// Makes the entry of a change that altered something; none if that was only when a node was heard of.
+    pub(super) fn done(self, by: &Actor, applied: &Applied, old: &World, new: &World, now: UnixTime) -> Option<Entry> {
         let node = applied.node.clone().or(self.node);
         let (mut kind, mut text) = (self.kind, self.text);
         if let Some(name) = &node
@@ -157,14 +158,14 @@ impl Deed {
         if kind == "tend" {
             let gone: Vec<_> =
                 old.nodes.keys().filter(|name| !new.nodes.contains_key(*name)).map(|n| n.as_str()).collect();
-            text = match &*gone {
-                [] => "noted which ephemeral nodes are there".into(),
-                gone => format!("let ephemeral nodes vanish, not heard of for 10 minutes: {}", gone.join(", ")),
-            };
+            if gone.is_empty() {
+                return None;
+            }
+            text = format!("let ephemeral nodes vanish, not heard of for 10 minutes: {}", gone.join(", "));
         }
         let identity = self.identity.filter(|_| kind == "join");
         let kind = kind.to_owned();
-        Entry { identity, ..Entry::new(now, by.to_string(), kind, text, node, self.token) }
+        Some(Entry { identity, ..Entry::new(now, by.to_string(), kind, text, node, self.token) })
     }
 
     /// Returns the token that somebody wanted to join with.
@@ -209,30 +210,60 @@ fn changed(old: &NodeRecord, new: &NodeRecord) -> Vec<&'static str> {
     found
 }
 
-/// How long a window of refusals is, in seconds.
-const WINDOW: u64 = 600;
-/// Most lines on refusals in a window: strangers alone need a month to turn over a full log.
-const MOST: u32 = 10;
+/// Most lines on refusals in 10 minutes: strangers alone need a month to turn over a full log.
+const REFUSALS: (u64, u32) = (600, 10);
+/// Most lines on one node's reports in an hour: a member alone needs half a year.
+const REPORTS: (u64, u32) = (3600, 10);
 
-/// Counts refusals, so that strangers cannot fill the log.
+/// Counts lines in a window of seconds, so that nobody fills the log.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
+struct Room {
     since: UnixTime,
     lines: u32,
     untold: u64,
 }
 
-impl Refusals {
+impl Room {
     /// Returns how many went untold, if there is room for a line.
-    pub(super) fn room(&mut self, now: UnixTime) -> Option<u64> {
-        if now.0.abs_diff(self.since.0) >= WINDOW {
+    fn take(&mut self, (window, most): (u64, u32), now: UnixTime) -> Option<u64> {
+        if now.0.abs_diff(self.since.0) >= window {
             (self.since, self.lines) = (now, 0);
         }
-        if self.lines >= MOST {
+        if self.lines >= most {
             self.untold += 1;
             return None;
         }
         self.lines += 1;
         Some(std::mem::take(&mut self.untold))
+    }
+}
+
+/// What was told of late by whom others could be made to lose the log: strangers as a whole, and each member.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    refusals: Room,
+    /// Never more than one for each member, and one.
+    reports: BTreeMap<NodeName, Room>,
+}
+
+impl Told {
+    /// Returns how many refusals went untold, if there is room for a line.
+    pub(super) fn refusal(&mut self, now: UnixTime) -> Option<u64> {
+        self.refusals.take(REFUSALS, now)
+    }
+
+    /// Lets an entry pass if there is room for it, with the count of those before it that did not.
+    pub(super) fn admit(&mut self, mut entry: Entry, world: &World) -> Option<Entry> {
+        let Some(name) = entry.node.as_ref().filter(|_| matches!(&*entry.kind, "report" | "rejoin")) else {
+            return Some(entry);
+        };
+        if self.reports.len() > world.nodes.len() {
+            self.reports.retain(|name, _| world.nodes.contains_key(name));
+        }
+        let more = self.reports.entry(name.clone()).or_default().take(REPORTS, entry.at)?;
+        if more > 0 {
+            entry.text.push_str(&format!("; {more} changes before it are counted here only"));
+        }
+        Some(entry)
     }
 }

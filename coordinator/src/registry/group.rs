@@ -20,17 +20,17 @@ struct Draft {
 }
 
 impl Draft {
-    /// Adds a state, the writes that lead to it, and the log entry that tells of it.
-    fn add(&mut self, mut next: State, writes: Vec<Write>, mut entry: Entry) -> Result<(), Refused> {
+    /// Adds a state, the writes that lead to it, and the log entry that tells of it, if it is worth one.
+    fn add(&mut self, mut next: State, writes: Vec<Write>, entry: Option<Entry>) -> Result<(), Refused> {
         let internal = |error| Refused::new("internal", error);
-        entry.from = self.state.world.revision;
-        entry.to = Revision(entry.from.0 + 1);
-        let to = entry.to;
-        let logged = next.log.append(entry).map_err(internal)?;
+        let from = self.state.world.revision;
+        let to = Revision(from.0 + 1);
+        self.writes.extend(writes);
+        if let Some(entry) = entry {
+            self.writes.push(next.log.append(Entry { from, to, ..entry }).map_err(internal)?);
+        }
         let world = Arc::make_mut(&mut next.world);
         (world.revision, world.head) = (to, next.log.head);
-        self.writes.extend(writes);
-        self.writes.push(logged);
         self.state = next;
         Ok(())
     }
@@ -83,12 +83,13 @@ impl Registry {
         Ok(results)
     }
 
-    fn decide_on(&self, draft: &mut Draft, change: &Change, by: &Actor, now: UnixTime) -> Result<Applied, Refused> {
+    fn decide_on(&mut self, draft: &mut Draft, change: &Change, by: &Actor, now: UnixTime) -> Result<Applied, Refused> {
         let (next, mut applied) = self.decide(&draft.state, change.clone(), now)?;
         let writes = records::differences(&draft.state, &next).map_err(|error| Refused::new("internal", error))?;
         applied.altered = !writes.is_empty();
         if applied.altered {
             let entry = Deed::of(change).done(by, &applied, &draft.state.world, &next.world, now);
+            let entry = entry.and_then(|entry| self.told.admit(entry, &next.world));
             draft.add(next, writes, entry)?;
         }
         applied.revision = draft.state.world.revision;
@@ -135,13 +136,13 @@ impl Registry {
     }
 
     fn note(&mut self, deed: Deed, by: &Actor, why: &str, now: UnixTime) {
-        let Some(more) = self.refusals.room(now) else {
+        let Some(more) = self.told.refusal(now) else {
             return;
         };
         let entry = deed.refused(by, why, more, now);
         let noted = self.persist(|registry| {
             let mut draft = registry.draft();
-            draft.add(registry.state.clone(), Vec::new(), entry.clone())?;
+            draft.add(registry.state.clone(), Vec::new(), Some(entry.clone()))?;
             registry.commit(draft)
         });
         if let Err(Failed::Stored(error)) = noted {

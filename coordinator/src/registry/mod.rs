@@ -46,7 +46,7 @@ use mesh_proto::world::{UnixTime, World};
 use crate::store::{Store, StoreError};
 pub use coordinators::CoordinatorRecord;
 pub use deed::Actor;
-use deed::Refusals;
+use deed::Told;
 pub use ephemeral::{Sighting, Sightings};
 use history::History;
 pub use live::{Live, LiveNode};
@@ -269,7 +269,7 @@ pub struct Registry {
     state: State,
     history: History,
     live: Live,
-    refusals: Refusals,
+    told: Told,
     failure: Option<String>,
 }
 
@@ -282,7 +282,7 @@ impl Registry {
         let state = records::read(&store.load()?, &setup)?;
         state.log.verify(&*store)?;
         let history = History::new(Arc::clone(&state.world));
-        Ok(Self { store, setup, state, history, live: Live::default(), refusals: Refusals::default(), failure: None })
+        Ok(Self { store, setup, state, history, live: Live::default(), told: Told::default(), failure: None })
     }
 
     /// Decides about a change that somebody makes, and makes it durable together with its entry in the log;

@@ -133,3 +133,24 @@ fn a_store_from_before_the_log_is_taken_over() {
     assert_eq!(registry.log_head().seq, 1);
     Registry::open(Box::new(store), setup()).unwrap();
 }
+
+#[test]
+fn a_member_gets_a_bounded_number_of_lines_an_hour() {
+    let mut registry = registry();
+    join(&mut registry, 1, "n1", "c1", &[]).unwrap();
+    join(&mut registry, 2, "n2", "c1", &[]).unwrap();
+    let before = texts(&registry).len();
+    let report = |registry: &mut Registry, number: u8, mtu: u16, at: u64| {
+        assert!(report_at(registry, number, NodeFacts { mtu, ..facts(number, &[]) }, later(at)).unwrap().altered);
+    };
+    (0..100).for_each(|n| report(&mut registry, 1, 1000 + n, u64::from(n)));
+    report(&mut registry, 2, 1000, 100);
+    let told = texts(&registry);
+    assert_eq!(told.len(), before + 11, "{told:#?}");
+    report(&mut registry, 1, 1300, 3600);
+    let told = texts(&registry);
+    assert!(
+        told.last().unwrap().ends_with("changed its facts; 90 changes before it are counted here only"),
+        "{told:?}"
+    );
+}
