@@ -92,7 +92,7 @@ pub enum Verb {
     },
     /// Put a backup in the place of the store, while the coordinator is stopped
     Restore {
-        /// The backup [default: the newest, and what the journal tells since]
+        /// The backup [default: the newest, and what the journal tells since; with etcd: what etcd holds]
         file: Option<PathBuf>,
         /// The configuration
         #[arg(long, value_name = "PATH", default_value = config::CONFIG)]

@@ -26,7 +26,7 @@ use crate::store::journal::Journaled;
 use crate::store::{Embedded, Etcd, RESERVE, Store, StoreError};
 use crate::tending::tend;
 use crate::watch::{begin, follow, load};
-use crate::{backups, metrics, tls};
+use crate::{backups, metrics, restore, tls};
 
 /// The store's file inside the state directory.
 pub const STORE: &str = "store.redb";
@@ -90,11 +90,16 @@ pub struct Running {
 /// `StartError` if anything is missing that the mesh needs.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let identity = Identity::load(&config.state_dir)?;
-    let name = name(&config.state_dir);
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
-    let (mut registry, store) = open(&config, &name, identity.public(), setup).await?;
-    let signed = identity.epoch(registry.epoch());
+    let (mut registry, store) = open(&config, identity.public(), setup).await?;
+    let epoch = registry.epoch();
+    if restore::noted(&config.state_dir) < epoch
+        && let Err(error) = restore::note(&config.state_dir, epoch)
+    {
+        tracing::warn!(%error, "the epoch is noted in the store alone");
+    }
+    let signed = identity.epoch(epoch);
     registry.set_epoch(signed);
     let acceptor = TlsAcceptor::from(tls::server(&identity)?);
     let mut listeners = Vec::new();
@@ -137,29 +142,29 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 }
 
 /// Opens the registry on the store that the configuration names, and says where that is.
-async fn open(
-    config: &Config,
-    name: &MeshName,
-    key: IdentityKey,
-    setup: Setup,
-) -> Result<(Registry, PathBuf), StartError> {
+async fn open(config: &Config, key: IdentityKey, setup: Setup) -> Result<(Registry, PathBuf), StartError> {
     let file = config.state_dir.join(STORE);
-    let Some(etcd) = config.etcd.clone() else {
+    if config.etcd.is_none() {
         let store = Journaled::open(Embedded::open(&file)?, &config.state_dir.join(JOURNAL))?;
         let store = store.with_reserve(&config.state_dir.join(RESERVED), RESERVE)?;
         return Ok((Registry::open(Box::new(store), setup)?, file));
-    };
-    let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{name}"));
-    let shown = PathBuf::from(etcd.shown(&prefix));
-    // Etcd is waited for, which only blocking threads may do.
-    let opening = tokio::task::spawn_blocking(move || {
-        let store: Box<dyn Store> = Box::new(Etcd::open(&etcd, &prefix, &key.to_string())?);
-        Ok(Registry::open(store, setup)?)
-    });
+    }
+    let config = config.clone();
+    let opening = tokio::task::spawn_blocking(move || open_etcd(&config, key));
     match opening.await {
-        Ok(opened) => opened.map(|registry| (registry, shown)),
+        Ok(opened) => Ok(opened?),
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
+}
+
+/// Opens the registry on the etcd that the configuration names, and says where that is. It is waited for, which only
+/// blocking threads may do.
+pub(crate) fn open_etcd(config: &Config, key: IdentityKey) -> Result<(Registry, PathBuf), OpenError> {
+    let etcd = config.etcd.clone().unwrap_or_default();
+    let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{}", name(&config.state_dir)));
+    let shown = PathBuf::from(etcd.shown(&prefix));
+    let store: Box<dyn Store> = Box::new(Etcd::open(&etcd, &prefix, &key.to_string())?);
+    Ok((Registry::open(store, setup(config))?, shown))
 }
 
 impl Running {

@@ -3,6 +3,7 @@
 //! ```text
 //!   restore FILE   the backup, and nothing later
 //!   restore        the newest good backup, and what the journal tells of the time since
+//!                  with etcd: what etcd holds after it was restored by its own means, in a new epoch
 //! ```
 //! What the old store, or the journal where it is spoilt, knows of revocations and used tokens is carried over.
 //! The new store is made beside the old one, read as a coordinator reads it, and raised to the next epoch:
@@ -20,6 +21,7 @@ use mesh_proto::id::Revision;
 use crate::config::{Config, ConfigError};
 use crate::daemon::{self, EPOCH, JOURNAL, STORE};
 use crate::hub::now;
+use crate::keys::{Identity, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, Table, Write, journal};
 use crate::{audit, backups};
@@ -48,8 +50,16 @@ pub enum RestoreError {
     #[error("a coordinator uses {0}; stop it first (systemctl stop mesh-coordinator)")]
     Running(PathBuf),
     /// The mesh is not kept here.
-    #[error("the mesh is kept in etcd; restore etcd with `etcdctl snapshot restore`")]
+    #[error(
+        "the mesh is kept in etcd, which takes no file of ours: restore etcd with `etcdctl snapshot restore`, then run mesh-coordinator restore without a file, which begins a new epoch"
+    )]
     Etcd,
+    /// What etcd holds cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// There is no usable identity key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// There is nothing to restore.
     #[error("there is no good backup in {0}; name a file that mesh-coordinator backup wrote")]
     None(PathBuf),
@@ -73,11 +83,12 @@ type Stored = BTreeMap<(Table, String), Vec<u8>>;
 pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, RestoreError> {
     let config = Config::load(config)?;
     if config.etcd.is_some() {
-        return Err(RestoreError::Etcd);
+        return if file.is_some() { Err(RestoreError::Etcd) } else { renew(&config) };
     }
     let state = &config.state_dir;
     let place = state.join(STORE);
-    let old = refuse_running(&config, &place)?;
+    refuse_running(&config)?;
+    let old = present(&config, &place)?;
     let old_epoch = old.as_ref().map_or(0, Registry::epoch);
     let lock = old.as_ref().and_then(Registry::lock);
     let mut since = old.map(|old| old.withdrawn());
@@ -108,7 +119,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     drop(registry);
 
     // Noted first: a restore that is repeated never comes to the same epoch.
-    write(&state.join(EPOCH), &format!("{epoch}\n"))?;
+    note(state, epoch)?;
     let mut said = Vec::new();
     for (name, keep_until_replaced) in [(JOURNAL, false), (STORE, true)] {
         let path = state.join(name);
@@ -140,11 +151,34 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     Ok(said)
 }
 
-/// Refuses while a coordinator runs. Returns the present store, if it can be read.
-fn refuse_running(config: &Config, place: &Path) -> Result<Option<Registry>, RestoreError> {
-    if UnixStream::connect(&config.admin_socket).is_ok() {
-        return Err(RestoreError::Running(config.admin_socket.clone()));
+/// Begins a new epoch on what etcd holds: nodes follow into it although its revision went back.
+fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
+    refuse_running(config)?;
+    let key = Identity::load(&config.state_dir)?.public();
+    let (mut registry, at) = daemon::open_etcd(config, key)?;
+    let epoch = registry.epoch().max(noted(&config.state_dir)) + 1;
+    let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| audit::time(at.0));
+    let change = Change::Restored { epoch, source: "etcd by its own means".into(), since: None };
+    note(&config.state_dir, epoch)?;
+    let applied = registry.apply(change, operator(), now())?;
+    let others = registry.coordinators().filter(|(other, _)| **other != key).count();
+    Ok(vec![
+        format!("took what {} holds, as of {until}: revision {}, epoch {epoch}", at.display(), applied.revision),
+        "warning: if etcd went back, repeat what was revoked since: mesh-coordinator revoke, mesh-coordinator token revoke".into(),
+        format!("next: start this coordinator (systemctl start mesh-coordinator), and restart the other {others} that use this etcd"),
+    ])
+}
+
+/// Refuses while a coordinator runs here.
+fn refuse_running(config: &Config) -> Result<(), RestoreError> {
+    match UnixStream::connect(&config.admin_socket) {
+        Ok(_) => Err(RestoreError::Running(config.admin_socket.clone())),
+        Err(_) => Ok(()),
     }
+}
+
+/// Returns the present store, if it can be read.
+fn present(config: &Config, place: &Path) -> Result<Option<Registry>, RestoreError> {
     if !place.exists() {
         return Ok(None);
     }
@@ -173,8 +207,13 @@ fn build(draft: &Path, revision: Revision, stored: Stored, config: &Config) -> R
     open(draft, config).map_err(|source| RestoreError::Backup { file: draft.to_owned(), source })
 }
 
+/// Notes an epoch beside the store, so that none is begun twice whatever the store goes back to.
+pub(crate) fn note(state: &Path, epoch: u64) -> Result<(), RestoreError> {
+    write(&state.join(EPOCH), &format!("{epoch}\n"))
+}
+
 /// Returns the last epoch that was noted beside the store, or 0.
-fn noted(state: &Path) -> u64 {
+pub(crate) fn noted(state: &Path) -> u64 {
     let noted = fs::read_to_string(state.join(EPOCH)).ok();
     noted.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }

@@ -1,6 +1,6 @@
 //! The verbs: what each asks, prints and exits with.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
 use hyper::Method;
@@ -74,7 +74,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
         },
         Verb::Plan { file } => plan(cli, file).await,
         Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
-        Verb::Restore { file, config } => Ok(match restore::restore(config, file.as_deref()) {
+        Verb::Restore { file, config } => Ok(match restored(config.clone(), file.clone()).await {
             Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
             Err(error) => Outcome::failed(&error.to_string()),
         }),
@@ -94,6 +94,14 @@ pub async fn perform(cli: &Cli) -> Outcome {
         }
     };
     done.unwrap_or_else(Outcome::from)
+}
+
+/// Restores on a thread of its own, because etcd is waited for.
+async fn restored(config: PathBuf, file: Option<PathBuf>) -> Result<Vec<String>, restore::RestoreError> {
+    match tokio::task::spawn_blocking(move || restore::restore(&config, file.as_deref())).await {
+        Ok(restored) => restored,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }
 
 pub(crate) async fn show<A: serde::de::DeserializeOwned + Serialize>(

@@ -23,7 +23,7 @@ pub struct Mark {
 pub enum WentBack {
     /// The revision is an older one.
     #[error(
-        "the coordinator went back to revision {at}, this node has followed it to {seen}: it runs on old data; this node keeps what it has. Start the coordinator on its newest data, or, if that is lost, bring the backup in with `mesh-coordinator restore`, which begins a new epoch"
+        "the coordinator went back to revision {at}, this node has followed it to {seen}: it runs on old data; this node keeps what it has. Start the coordinator on its newest data, or, if that is lost, bring the backup in with `mesh-coordinator restore`, which begins a new epoch; for one of etcd, run that without a file after `etcdctl snapshot restore`"
     )]
     Revision {
         /// What it is at.

@@ -248,6 +248,36 @@ async fn a_node_is_led_back_by_no_coordinator_after_changes_that_alter_no_map() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_a_restored_etcd_a_new_epoch_is_begun_and_no_number_given_twice() {
+    let Some(etcd) = Cluster::start(1) else { return };
+    let mut one = Replica::start(&etcd, SERVICES).await;
+    let (node, joined) = one.join("n1").await;
+    let config = one.dir.path().join("coordinator.toml");
+    let restore = |file: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"));
+        let output = command.args(["restore", "--config"]).arg(&config).args(file).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    assert!(restore(None).contains("stop it first"));
+    one.kill();
+    let refused = restore(Some("backup.redb"));
+    assert!(refused.contains("etcdctl snapshot restore") && refused.contains("without a file"), "{refused}");
+    for epoch in [2, 3] {
+        let said = restore(None);
+        assert!(said.contains(&format!("epoch {epoch}")) && said.contains("next: start"), "{said}");
+    }
+    one.run().await;
+    let mut channel = node.connect().await;
+    let mut lines = channel.watch(Some(joined.netmap.revision.0)).await.unwrap();
+    let mut map = None;
+    map_that(&mut lines, &mut map, |_| true).await;
+    let map = map.unwrap();
+    assert!(map.epoch.number == 3 && map.epoch.is_by(&[node.pin], coordinator::keys::verify), "{:?}", map.epoch);
+    let (_, second) = one.join("n2").await;
+    assert!(second.id.0 > joined.id.0 + (1 << 20), "{:?}", second.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_starts_with_another_file_does_not_undo_what_is_in_force() {
     let Some(etcd) = Cluster::start(1) else { return };
     let newer = SERVICES.replace("weight = 80", "weight = 33");
