@@ -35,6 +35,9 @@ pub mod member;
 pub mod metrics;
 pub mod names;
 pub mod offers;
+#[cfg(feature = "virtual-time")]
+#[path = "../../tests/outage/simulation.rs"]
+pub mod outage;
 pub mod packets;
 mod path;
 mod peers;
