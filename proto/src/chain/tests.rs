@@ -201,7 +201,9 @@ fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
         let lie = Told { epoch: 1, head: LogHead { seq, hash: LogHash([66; 32]) } };
         witness.peer_says(&name("liar"), lie);
         witness.peer_says(&name("liar"), Told { head: LogHead { seq: seq + 1000, ..lie.head }, ..lie });
-        [0, 61].map(|later| witness.coordinator_says(log.told(), at(seq * 100 + later)));
+        for later in [0, 61] {
+            witness.coordinator_says(log.told(), at(seq * 100 + later));
+        }
     }
     assert!(witness.alarms().len() == 2 && witness.alarms().iter().all(|alarm| alarm.contains("`liar`")));
     explain(&mut witness, key(66), 60, 0);
