@@ -147,7 +147,8 @@ fn the_crates_know_only_what_they_may() {
             }
         }
     }
-    for manifest in ["Cargo.toml", "proto/Cargo.toml", "meshd/Cargo.toml", "coordinator/Cargo.toml", "tests/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "proto/Cargo.toml", "meshd/Cargo.toml", "coordinator/Cargo.toml", "tests/Cargo.toml"]
+    {
         if read(manifest).contains("mock-instant") {
             wrong.push(format!("{manifest} gives WireGuard a mock clock; that is for tests/outage alone"));
         }
