@@ -198,13 +198,15 @@ impl Witness {
         let ahead: Vec<_> = self.claims.keys().cloned().collect();
         for name in ahead {
             let Some((claim, since)) = self.claims.get_mut(&name) else { continue };
-            let hidden = claim.epoch == told.epoch && claim.head.seq > told.head.seq;
+            let hidden = (claim.epoch, claim.head.seq) > (told.epoch, told.head.seq);
             *since = if hidden { Some(since.unwrap_or(now)) } else { None };
             if since.is_some_and(|since| now.since(since) > AHEAD) {
                 let (there, here) = (claim.head.seq, told.head.seq);
-                self.alarm(format!("ahead {name}"), format!(
-                    "node `{name}` was told of entry {there} of the log, and this node of {here} and no more: the coordinator may show nodes different meshes; compare `mesh-coordinator log` with `meshd status` on both"
-                ));
+                let sentence = format!(
+                    "node `{name}` was told of entry {there} of the log in epoch {}, and this node of {here} in epoch {} and no more: the coordinator may show nodes different meshes; compare `mesh-coordinator log` with `meshd status` on both",
+                    claim.epoch, told.epoch
+                );
+                self.alarm(format!("ahead {name}"), sentence);
             }
         }
         if told.head.seq > at.head.seq { Next::Read(at.head.seq) } else { Next::Nothing }
@@ -212,8 +214,9 @@ impl Witness {
 
     /// Takes note of what a peer says is the newest entry.
     pub fn peer_says(&mut self, peer: &NodeName, told: Told) {
-        let Some(at) = self.roll.as_ref().map(|roll| roll.told).filter(|at| at.epoch == told.epoch) else { return };
-        if told.head.seq <= at.head.seq || self.hashes.contains_key(&told.head.seq) {
+        let Some(at) = self.roll.as_ref().map(|roll| roll.told).filter(|at| at.epoch <= told.epoch) else { return };
+        let is_known = told.head.seq <= at.head.seq || self.hashes.contains_key(&told.head.seq);
+        if told.epoch == at.epoch && is_known {
             self.claims.remove(peer);
             self.compare(told, &format!("node `{peer}`"));
         } else if self.claims.contains_key(peer) || self.claims.len() < MAX_CLAIMS {

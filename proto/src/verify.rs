@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 
 use crate::addr::{BlockMap, Flat, overlap, overlaps_forbidden};
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
-use crate::lock::{self, Member};
+use crate::lock::{self, Lock, Member};
 use crate::netmap::{Backend, Grant, NetMap, Peer, Service};
 use crate::record::{Signature, SignedRecord, Verify};
 use crate::world::NodeFacts;
@@ -165,6 +165,10 @@ impl Verifier {
                 None => peers.remove(&name),
             };
         }
+        // What is cached names the lock that is held to, for who reads it without the mark.
+        if changed.mesh.lock.as_ref().and_then(|lock| lock.key) != self.lock {
+            Arc::make_mut(&mut changed).mesh.lock = self.lock.map(|key| Lock { key: Some(key), changes: Vec::new() });
+        }
         drop_own_blocks(&mut changed, &self.pods, &mut refused);
         drop_blocks(&mut changed, last.as_deref(), &mut refused);
         drop_backends(&mut changed, &mut refused);
@@ -185,6 +189,8 @@ impl Verifier {
                 self.lock = key;
                 for known in self.known.values_mut() {
                     (known.said, known.admitted) = (None, None);
+                    // Nobody stays for having been good under no lock or another one.
+                    known.good = known.good.take().filter(|_| key.is_none());
                 }
             }
             Err(mismatch) => refused.push(mismatch.to_string()),

@@ -40,12 +40,12 @@ const AT_ONCE: usize = 24;
 const SPARE: usize = 200;
 
 /// What is promised of ten thousand nodes.
-const LATENCY: Duration = Duration::from_secs(1);
+const LATENCY: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
 const MEMORY_KB: usize = 1024 * 1024;
 const JOINING: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_reaches_a_thousand_nodes_within_a_second() {
+async fn a_change_reaches_a_thousand_nodes_and_nobody_whom_it_does_not_concern() {
     measure(1000, 100).await;
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use mesh_proto::clock::Timestamp;
+use mesh_proto::limiter::{Bucket, Rate};
 
 use super::Preshared;
 use super::frame::{Frame, Parts, Step};
@@ -16,6 +17,8 @@ const LONGEST: Duration = Duration::from_secs(1);
 const SENDS: u32 = 5;
 /// Exchanges of the peer's that are answered at the same time: a late part of an older one does not end a newer.
 const ANSWERED: usize = 2;
+/// How often the peer may offer anew: each costs an encapsulation.
+const OFFERS: Rate = Rate { per_second: 1, burst: 8 };
 /// How long an exchange of the peer's keeps us from proposing one: as long as it repeats.
 const UNDER_WAY: Duration = Duration::from_secs(4);
 
@@ -25,6 +28,8 @@ pub(crate) struct Exchange {
     mine: Option<Mine>,
     /// The newest last.
     theirs: Vec<Theirs>,
+    /// What bounds their number; none before the first.
+    offers: Option<Bucket>,
     out: VecDeque<Frame>,
 }
 
@@ -75,7 +80,7 @@ impl std::fmt::Debug for Exchange {
 
 impl Exchange {
     pub(crate) fn new(pair: Pair) -> Self {
-        Self { pair, mine: None, theirs: Vec::new(), out: VecDeque::new() }
+        Self { pair, mine: None, theirs: Vec::new(), offers: None, out: VecDeque::new() }
     }
 
     /// Proposes a key under a number that strangers cannot guess, unless an exchange is under way.
@@ -143,6 +148,10 @@ impl Exchange {
             return;
         }
         if !self.theirs.iter().any(|theirs| theirs.id == frame.id) {
+            // A peer that offers without end costs no more than this.
+            if !self.offers.get_or_insert_with(|| Bucket::full(OFFERS, now)).take(OFFERS, now) {
+                return;
+            }
             if self.theirs.len() >= ANSWERED {
                 self.theirs.remove(0);
             }

@@ -278,3 +278,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_peer_that_offers_without_end_is_answered_now_and_then() {
+    let mut net = Net::new();
+    let offer = kem::Offer::make().unwrap();
+    for id in 0..1_000 {
+        for frame in Frame::all(Step::Offer, id, &offer.bytes) {
+            net.deliver(0, &frame);
+        }
+        net.now = net.now + Duration::from_millis(5);
+    }
+    let answers = net.flying.iter().filter(|(_, frame)| frame.step == Step::Answer && frame.part == 0).count();
+    assert!((8..=14).contains(&answers), "{answers} in 5 s");
+}

@@ -46,6 +46,8 @@ pub(super) struct Talk {
 pub(super) enum Told {
     /// It was genuine, and this came of it.
     Heard(Progress),
+    /// It was taken in, but does not show who sent it: a cookie.
+    Unproven,
     /// It was not.
     Nothing,
 }
@@ -116,7 +118,7 @@ impl Talk {
     pub(super) fn handshake(&mut self, from: Endpoint, datagram: &[u8], outbox: &mut Outbox, now: Timestamp) -> Told {
         match self.tunnel.handshake(from.remote.ip(), datagram, outbox.space()) {
             Ok(Made::Message(len)) => outbox.commit(len, from),
-            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return Told::Heard(Progress::None),
+            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return Told::Unproven,
             Err(_) => return Told::Nothing,
         }
         self.heard = now;

@@ -191,6 +191,7 @@ impl Sessions {
                 self.limiter.charge_peer(id, now);
                 Received::Handled
             }
+            Some(Told::Unproven) => Received::Handled,
             Some(Told::Nothing) => Received::Dropped(Drop::Unauthenticated),
             None => Received::Dropped(Drop::NoTunnel),
         }
@@ -212,6 +213,7 @@ impl Sessions {
                 self.tend_talk(at, outbox, now);
                 Received::Handled
             }
+            Told::Unproven => Received::Handled,
             Told::Nothing => Received::Dropped(Drop::Unauthenticated),
         }
     }
@@ -242,6 +244,7 @@ impl Sessions {
                 }
                 Received::Handled
             }
+            Told::Unproven => Received::Handled,
             Told::Nothing => Received::Dropped(Drop::Unauthenticated),
         }
     }
@@ -256,7 +259,7 @@ impl Sessions {
         let Some(vault) = self.peers.vault() else { return };
         peer.cell.set_preshared(vault.put(peer.id, key));
         peer.cell.set_agreed(now);
-        tracing::info!(peer = %peer.id, "agreed on a preshared key");
+        tracing::debug!(peer = %peer.id, "agreed on a preshared key");
         let had_tunnels = self.drop_stale(peer.id);
         if wanted || had_tunnels {
             self.greet(peer.id);

@@ -104,6 +104,28 @@ fn a_forked_log_warns_on_both_sides() {
 }
 
 #[test]
+fn another_epoch_hides_no_fork() {
+    let log = Log::of(5);
+    let mut witness = Witness::new(Some(log.roll(&[])));
+    let elsewhere = |epoch| Told { epoch, ..log.told() };
+    witness.peer_says(&name("b"), elsewhere(0));
+    witness.peer_says(&name("c"), elsewhere(2));
+    witness.coordinator_says(log.told(), at(0));
+    witness.coordinator_says(log.told(), at(61));
+    let alarms = witness.alarms().to_vec();
+    assert!(alarms.len() == 1 && alarms[0].contains("`c`") && alarms[0].contains("epoch 2"), "{alarms:?}");
+
+    // After a restore all come to the new epoch, one after the other.
+    let mut witness = Witness::new(Some(log.roll(&[])));
+    witness.peer_says(&name("c"), elsewhere(2));
+    witness.coordinator_says(log.told(), at(0));
+    assert_eq!(witness.coordinator_says(elsewhere(2), at(50)), Next::Begin);
+    witness.begin(Roll { told: elsewhere(2), ..log.roll(&[]) });
+    witness.coordinator_says(elsewhere(2), at(100));
+    assert_eq!(witness.alarms(), <[String; 0]>::default());
+}
+
+#[test]
 fn nodes_that_are_told_at_different_times_do_not_warn() {
     let mut log = Log::of(3);
     let [mut one, mut two] = [(); 2].map(|()| Witness::new(Some(log.roll(&[]))));

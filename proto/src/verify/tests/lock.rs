@@ -148,3 +148,29 @@ fn the_locks_own_word_ends_it_and_all_are_judged_anew() {
     assert_eq!((admitted.map.peers.len(), admitted.refused), (2, Vec::new()));
     assert_eq!(verifier.held(), None);
 }
+
+#[test]
+fn who_was_good_before_the_lock_is_not_good_for_that() {
+    let evil: NodeName = "evil".parse().unwrap();
+    let mut verifier = fresh(verify);
+    let mut open = with_newcomer(|_| {});
+    open.mesh.lock = None;
+    assert!(admit(&mut verifier, open).map.peers.contains_key(&evil));
+
+    let admitted = admit(&mut verifier, with_newcomer(|_| {}));
+
+    assert!(!admitted.map.peers.contains_key(&evil), "{:?}", admitted.refused);
+    assert!(admitted.map.peers.contains_key(&name()));
+}
+
+#[test]
+fn what_is_cached_names_the_lock_that_is_held() {
+    let mut verifier = fresh(verify);
+    admit(&mut verifier, locked());
+    for lock in [None, Some(Lock { key: Some(THIEF), changes: Vec::new() })] {
+        let mut told = locked();
+        told.mesh.lock = lock;
+        let cached = admit(&mut verifier, told).map;
+        assert_eq!(cached.mesh.lock.as_ref().and_then(|lock| lock.key), Some(LOCK));
+    }
+}
