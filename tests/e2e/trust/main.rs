@@ -4,6 +4,7 @@
 mod fork;
 mod killed;
 mod lock;
+mod outage;
 mod preshared;
 mod probe;
 mod revoke;
@@ -36,6 +37,11 @@ const PRESHARED: &[Fact<Pair>] = &[
     ("a_node_may_speak_plain_wireguard", preshared::off_and_on),
 ];
 const FORK: &[Fact<Pair>] = &[("a_forked_log_warns_on_both_sides", fork::on_both_sides)];
+const OUTAGE: &[Fact<Pair>] = &[
+    ("the_first_tunnel_of_all_needs_no_coordinator", outage::first_tunnel),
+    ("without_a_coordinator_no_request_is_lost", outage::nothing_lost),
+    ("without_a_coordinator_a_node_starts_within_a_second", outage::restarts),
+];
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
@@ -49,6 +55,7 @@ fn main() -> ExitCode {
     run.scene("lock", || set_up(&binaries, "lk"), LOCK);
     run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
     run.scene("fork", || set_up(&binaries, "fk"), FORK);
+    run.scene("outage", || set_up(&binaries, "ou"), OUTAGE);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
     run.finish()
 }
