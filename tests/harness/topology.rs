@@ -440,7 +440,9 @@ fn place(network: &Network, machine: &Machine, cidrs: PodCidrs, lanes: u16, bina
     let folder = network.folder.join(name);
     std::fs::create_dir_all(&folder)?;
     let node = Arc::new(Daemon::meshd(name, &home, &folder, binaries));
-    write_node(&node, pods, lanes, "")?;
+    // The attacker speaks WireGuard by itself, and makes no preshared keys.
+    let keys = if name == "evil" { "\n[keys]\npreshared = \"off\"\n" } else { "" };
+    write_node(&node, pods, lanes, keys)?;
     Ok(Placed { name, node, programs, masquerade })
 }
 
