@@ -270,16 +270,21 @@ fn is_data(message: &[u8]) -> bool {
     message.len() >= 32 && message[..4] == [4, 0, 0, 0]
 }
 
+/// Messages of one session have numbers that go on; a session may take another's place in the middle.
 fn are_data(payload: &[u8], size: usize) -> bool {
-    let mut counters = payload.chunks(size).map(|message| {
-        let fits = is_data(message) && message[4..8] == payload[4..8];
-        let counter = message.get(8..16)?.try_into().ok().map(u64::from_le_bytes);
-        counter.filter(|_| fits)
-    });
-    let Some(Some(first)) = counters.next() else {
-        return false;
-    };
-    counters.zip(first + 1..).all(|(counter, expected)| counter == Some(expected))
+    let mut sessions: Vec<(&[u8], u64)> = Vec::new();
+    payload.chunks(size).all(|message| {
+        let counter = message.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        let Some(counter) = counter.filter(|_| is_data(message)) else { return false };
+        let receiver = &message[4..8];
+        match sessions.iter_mut().find(|(known, _)| *known == receiver) {
+            Some((_, last)) => std::mem::replace(last, counter).checked_add(1) == Some(counter),
+            None => {
+                sessions.push((receiver, counter));
+                true
+            }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -349,6 +354,15 @@ mod tests {
         let mut c = classifier();
         let train = [data(5, 1452), data(6, 1452), data(7, 400)].concat();
         assert_eq!(c.classify(&udp((51820, 51820), &train)), Class::Tunnel);
+        // A new session takes over in the middle.
+        let mut newer = data(0, 1452);
+        newer[4] = 7;
+        let change = [data(5, 1452), newer.clone(), data(1, 1452)].concat();
+        assert_eq!(c.classify(&udp((51820, 51820), &change)), Class::Leak, "a number that goes back");
+        let mut next = data(1, 400);
+        next[4] = 7;
+        let change = [data(5, 1452), newer, next].concat();
+        assert_eq!(c.classify(&udp((51820, 51820), &change)), Class::Tunnel);
         let mut spoilt = train;
         spoilt[1452] = b'G';
         assert_eq!(c.classify(&udp((51820, 51820), &spoilt)), Class::Leak);

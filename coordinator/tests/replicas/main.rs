@@ -359,6 +359,15 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     for writer in writers {
         writer.await.unwrap();
     }
+    // What one has acknowledged the others hear of a moment later.
+    until("all coordinators are at one revision", || async {
+        let mut at = BTreeSet::new();
+        for replica in &replicas {
+            at.insert(replica.status().await.revision);
+        }
+        at.len() == 1
+    })
+    .await;
     let ledger = std::mem::take(&mut *ledger.lock().unwrap());
     let mut revisions = Vec::new();
     for replica in &replicas {

@@ -128,7 +128,12 @@ pub(crate) fn begin(state: &State, map: &NetMap) -> Result<(), crate::state::Sta
 /// If the mark cannot be written.
 pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, crate::state::StateError> {
     let Some(stored) = read(state).filter(|stored| stored.lock.is_some()) else { return Ok(None) };
-    // The cached map names the lock still, and may have been refused in parts: a snapshot is asked for.
+    // The cached map names the lock that was held to, and would bring it back.
+    if let Some(mut map) = state.netmap() {
+        map.mesh.lock = None;
+        state.save_netmap(&map)?;
+    }
+    // It may have been refused in parts: a snapshot is asked for.
     save(state, Stored { lock: None, partial: true, ..stored })?;
     Ok(stored.lock)
 }
