@@ -8,10 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use mesh_proto::addr::overlaps_forbidden;
 use mesh_proto::id::NodeName;
+use mesh_proto::services::duration;
 use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -19,7 +21,7 @@ use toml::de::{DeTable, DeValue};
 pub use keys::Keys;
 
 /// The keys of the file.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "name",
     "state_dir",
     "runtime_dir",
@@ -34,11 +36,14 @@ const KEYS: [&str; 14] = [
     "dns",
     "offload",
     "keys",
+    "max_offline",
 ];
 /// The keys of `[dns]`.
 const DNS_KEYS: [&str; 2] = ["enabled", "upstreams"];
 /// The keys of `[offload]`.
 const OFFLOAD_KEYS: [&str; 2] = ["tun", "udp"];
+/// The shortest `max_offline`: a coordinator's restart takes no longer.
+const LEAST_OFFLINE: Duration = Duration::from_secs(10);
 /// Most upstream name servers.
 const MAX_UPSTREAMS: usize = 3;
 
@@ -73,6 +78,8 @@ pub struct Config {
     pub offload: Offload,
     /// `[keys]`.
     pub keys: Keys,
+    /// `max_offline`: how long without a coordinator new peers are spoken to; `None` for "never" an end.
+    pub max_offline: Option<Duration>,
 }
 
 /// `[dns]`.
@@ -117,6 +124,7 @@ impl Default for Config {
             dns: Dns { enabled: true, upstreams: Vec::new() },
             offload: Offload::default(),
             keys: Keys::default(),
+            max_offline: Some(Duration::from_secs(7 * 86_400)),
         }
     }
 }
@@ -269,6 +277,18 @@ impl Reader<'_> {
         }
         if let Some(value) = get("keys") {
             self.keys(value, &mut config.keys);
+        }
+        if let Some(value) = get("max_offline") {
+            match value.get_ref().as_str().map(|text| (text, duration(text))) {
+                Some(("never", _)) => config.max_offline = None,
+                Some((_, Some(span))) if span >= LEAST_OFFLINE => config.max_offline = Some(span),
+                Some(_) | None => {
+                    self.mistake(
+                        value.span(),
+                        "`max_offline` is a time of 10s or more, such as \"7d\", or \"never\"".into(),
+                    );
+                }
+            }
         }
         config
     }

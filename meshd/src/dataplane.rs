@@ -6,7 +6,7 @@
 //!                ◀──── counters, peer cells (atomics) ──── …
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,6 +38,8 @@ use crate::worker::{Worker, now};
 
 /// Entries of the flow table, two per flow: some 5 MiB.
 const FLOW_SLOTS: usize = 1 << 16;
+/// How long a tunnel is good after its handshake: Reject-After-Time (WireGuard, section 6.1).
+const SESSION: Duration = Duration::from_secs(180);
 /// How long a peer counts as active after its last packet.
 const ACTIVE: Duration = Duration::from_secs(600);
 
@@ -286,6 +288,14 @@ impl DataPlane {
             Some(Activity { peer: name, endpoint: peer.cell.endpoint()? })
         });
         named.collect()
+    }
+
+    /// Returns the peers with a tunnel that can carry packets.
+    pub fn talking(&self) -> BTreeSet<NodeName> {
+        let now = now();
+        let (view, peers) = self.current();
+        let open = peers.iter().filter(|peer| peer.cell.shook_hands_within(SESSION, now));
+        open.filter_map(|peer| view.peer_name(peer.id).cloned()).collect()
     }
 
     /// Measures the round trip to a peer now; the figure and its count are in `stats`.

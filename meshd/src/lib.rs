@@ -28,6 +28,7 @@ pub mod kernel;
 pub mod keys;
 mod lane;
 pub mod lane_keys;
+mod lease;
 pub mod link;
 pub mod locking;
 mod mailbox;

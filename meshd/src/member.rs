@@ -3,8 +3,9 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use mesh_proto::lease::Lease;
 use mesh_proto::netmap::NetMap;
 use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
@@ -13,13 +14,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use crate::board::{Board, Order};
+use crate::board::{self, Board, Order};
 use crate::config::Config;
 use crate::daemon::{DaemonError, patient};
 use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
+use crate::lease::LastHeard;
 use crate::link::auditor::Auditor;
 use crate::link::{self, Dial, Guard, Link, LinkState};
 use crate::records::Author;
@@ -35,6 +37,8 @@ const ACTIVITY: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_secs(1);
 /// The topic of what is to be said of the cached map.
 const CACHE: &str = "cache";
+/// The topic of a map that nobody stands by any more.
+const LEASE: &str = "lease";
 /// How long each part may take to stop.
 const STOP: Duration = Duration::from_millis(400);
 
@@ -53,6 +57,10 @@ pub(crate) struct Member<'d> {
     rotation: Option<Rotation>,
     /// When the cached map is no danger to the node; none once that is known.
     trial: Option<Instant>,
+    /// The newest map; less of it is in force once no coordinator was heard for too long.
+    map: VerifiedMap,
+    lease: Lease,
+    last_heard: LastHeard,
     host: HostFacts,
     enrolment: Enrolment,
     shape: Shape,
@@ -91,8 +99,10 @@ impl<'d> Member<'d> {
         let mut guard = Guard::new(Some(state.clone())).claiming(config.pods.clone());
         let resume::Start { map, current, note, on_trial } = resume::start(state, &enrolment, &mut guard);
         board.note(CACHE, note);
+        let last_heard = LastHeard::new(state);
+        let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), board::now());
         let active = state.activity();
-        let view = Arc::new(View::compile(map.clone()));
+        let view = Arc::new(View::compile(believed(&map, &lease)));
         let open = || {
             DataPlane::start(Setup {
                 interface: config.interface.clone(),
@@ -140,6 +150,9 @@ impl<'d> Member<'d> {
             author: Author::new(state),
             rotation: None,
             trial: on_trial.then(|| Instant::now() + resume::WELL),
+            map,
+            lease,
+            last_heard,
             host,
             shape,
             keeper,
@@ -154,6 +167,7 @@ impl<'d> Member<'d> {
             tasks,
             enrolment,
         };
+        member.say_lease();
         member.report();
         let dial =
             Dial { coordinators: member.enrolment.coordinators.clone(), pins: member.enrolment.pins.clone(), keys };
@@ -168,7 +182,7 @@ impl<'d> Member<'d> {
         member.tasks.spawn(Auditor::new(state.clone(), Arc::clone(board)).run());
         member.splice();
         let node = &member.enrolment.node;
-        tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %map.revision, "forwarding");
+        tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %member.map.revision, "forwarding");
         Ok(member)
     }
 
@@ -200,11 +214,15 @@ impl<'d> Member<'d> {
                     self.report();
                 }
                 Ok(()) = upkeep.changed() => self.report(),
-                Ok(()) = link.changed(), if self.trial.is_some() => self.try_cache(&link.borrow_and_update().clone()),
+                Ok(()) = link.changed(), if self.trial.is_some() || self.lease.left().is_some() => {
+                    self.try_cache(&link.borrow_and_update().clone());
+                    self.look_at_lease();
+                }
                 Some(()) = self.addresses.recv() => self.refresh_host().await,
                 () = self.board.rotate.notified() => self.rotate(),
                 _ = turn.tick() => {
                     self.try_cache(&LinkState::default());
+                    self.look_at_lease();
                     self.turn();
                 }
                 _ = tick.tick() => self.save_activity(),
@@ -233,20 +251,56 @@ impl<'d> Member<'d> {
             tracing::warn!(node = %map.node.name, "a map for another node is ignored");
             return;
         }
-        let before = self.board.view.borrow().clone();
-        let view = Arc::new(match &before {
-            Some(before) => View::compile_after(map.clone(), before),
-            None => View::compile(map.clone()),
-        });
-        self.board.with_plane(|plane| plane.set_view(Arc::clone(&view)));
-        self.view.send_replace(Arc::clone(&view));
-        self.board.view.send_replace(Some(view));
+        self.map = map.clone();
+        self.put_in_force();
         self.board.note(CACHE, None);
         tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
         self.enrol(&map).await;
         self.store.send_replace(Some(Arc::clone(map.netmap())));
         self.splice();
         self.report();
+    }
+
+    /// Gives the data path and the names what is believed of the map.
+    fn put_in_force(&self) {
+        let map = believed(&self.map, &self.lease);
+        let before = self.board.view.borrow().clone();
+        let view = Arc::new(match &before {
+            Some(before) => View::compile_after(map, before),
+            None => View::compile(map),
+        });
+        self.board.with_plane(|plane| plane.set_view(Arc::clone(&view)));
+        self.view.send_replace(Arc::clone(&view));
+        self.board.view.send_replace(Some(view));
+    }
+
+    /// Believes less of the map once no coordinator was heard for too long, and all of it when one is.
+    fn look_at_lease(&mut self) {
+        let now = board::now();
+        let changed = if self.board.link.borrow().connected {
+            self.last_heard.note(SystemTime::now(), now);
+            self.lease.hears(now)
+        } else {
+            let board = self.board;
+            self.lease.look(|| board.with_plane(DataPlane::talking).unwrap_or_default(), now)
+        };
+        if changed {
+            self.put_in_force();
+            self.say_lease();
+            self.splice();
+        }
+    }
+
+    fn say_lease(&self) {
+        let sentence = self.lease.left().map(|left| {
+            format!(
+                "no coordinator was heard for longer than `max_offline`: of {} peers, only the {} stay that this node is speaking to; see that a coordinator can be reached",
+                self.map.peers.len(),
+                left.len()
+            )
+        });
+        sentence.iter().for_each(|sentence| tracing::error!("{sentence}"));
+        self.board.note(LEASE, sentence);
     }
 
     /// Follows a change of the node's own address or blocks, or of the coordinators.
@@ -393,6 +447,11 @@ impl<'d> Member<'d> {
         }
         self.active = active;
     }
+}
+
+/// Returns what of a map may be acted on.
+pub(crate) fn believed(map: &VerifiedMap, lease: &Lease) -> VerifiedMap {
+    lease.left().map_or_else(|| map.clone(), |left| map.only(left))
 }
 
 fn activity(active: &Active) -> Activity {

@@ -246,6 +246,12 @@ impl Cell {
         self.handshake.fetch_max(now.as_micros(), Ordering::Relaxed);
     }
 
+    /// Says whether a lane had a handshake with the peer in the last `span`.
+    pub(crate) fn shook_hands_within(&self, span: Duration, now: Timestamp) -> bool {
+        let at = self.handshake.load(Ordering::Relaxed);
+        at != 0 && now.since(Timestamp::from_micros(at)) <= span
+    }
+
     pub(crate) fn set_active(&self, at: Timestamp) {
         self.active.fetch_max(at.as_micros(), Ordering::Relaxed);
     }

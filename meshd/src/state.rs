@@ -13,6 +13,7 @@
 //!   mark.json           how far the coordinator was followed, and the lock, with a checksum (link/guard.rs)
 //!   lock.key            the lock's key, where an operator put it (locking.rs)
 //!   roll.json           how far the log was followed, and who was admitted (link/auditor.rs)
+//!   heard               when a coordinator was last heard, with a checksum (lease.rs)
 //!   record.json         what the node last signed of itself (records.rs)
 //! ```
 //! Every file is replaced as a whole: written beside, synced, renamed, and the directory synced.
@@ -22,6 +23,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use mesh_proto::addr::{BlockMap, Flat, MeshRange};
@@ -243,6 +245,7 @@ impl State {
             crate::link::guard::FILE,
             crate::vault::FILE,
             crate::link::auditor::FILE,
+            crate::lease::FILE,
         ]
         .into_iter()
         .try_for_each(|name| self.remove(name))?;
@@ -289,6 +292,11 @@ impl State {
         }
         fs::rename(&beside, &current).map_err(|error| failed("rename", &beside, error))?;
         self.sync()
+    }
+
+    /// Says when the cached map was written, by the clock of then.
+    pub(crate) fn netmap_written(&self) -> Option<SystemTime> {
+        fs::metadata(self.path(NETMAP)).and_then(|found| found.modified()).ok()
     }
 
     /// Says whether there is a map, good or bad.

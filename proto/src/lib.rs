@@ -40,6 +40,7 @@ pub mod access;
 pub mod bench;
 pub mod flow;
 pub mod jwt;
+pub mod lease;
 pub mod plan;
 pub mod token;
 pub mod translate;

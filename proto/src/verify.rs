@@ -43,6 +43,17 @@ impl VerifiedMap {
     pub fn netmap(&self) -> &Arc<NetMap> {
         &self.0
     }
+
+    /// Returns the map without all peers but some, and without the backends at the others.
+    #[must_use]
+    pub fn only(&self, left: &BTreeSet<NodeName>) -> Self {
+        let mut map = NetMap::clone(&self.0);
+        map.peers.retain(|name, _| left.contains(name));
+        for service in map.services.values_mut() {
+            service.backends.retain(|backend| backend.node == map.node.name || left.contains(&backend.node));
+        }
+        Self(Arc::new(map))
+    }
 }
 
 impl std::ops::Deref for VerifiedMap {

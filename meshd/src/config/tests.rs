@@ -29,6 +29,7 @@ fn every_key_is_read() {
         socket = "/r/m.sock"
         metrics = "127.0.0.1:1"
         lanes = 2
+        max_offline = "12h"
         [dns]
         enabled = false
         upstreams = "192.0.2.53"
@@ -54,6 +55,10 @@ fn every_key_is_read() {
     assert!(Config::default().keys.preshared);
     let off = Config::parse("m.toml", "metrics = \"off\"").unwrap();
     assert_eq!(off.metrics, None);
+    assert_eq!(config.max_offline, Some(Duration::from_secs(43_200)));
+    assert_eq!(Config::default().max_offline, Some(Duration::from_secs(7 * 86_400)));
+    assert_eq!(Config::parse("m.toml", "max_offline = \"never\"").unwrap().max_offline, None);
+    assert!(mistakes("max_offline = \"9s\"")[0].contains("10s or more"));
 }
 
 #[test]

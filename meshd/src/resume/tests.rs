@@ -9,6 +9,7 @@ use mesh_proto::clock::Timestamp;
 use mesh_proto::engine::Engine;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::{NodeId, ServiceId, TunnelKey};
+use mesh_proto::lease::Lease;
 use mesh_proto::netmap::{LaneInfo, Peer, Proof, Service, ServicePort, Transport};
 use mesh_proto::packet::{Checksum, Header, complete};
 use mesh_proto::policy::Rule;
@@ -23,14 +24,16 @@ use crate::board::Board;
 use crate::daemon::DaemonError;
 use crate::keys::Keys;
 use crate::link::LinkState;
+use crate::member::believed;
 use crate::state::StateError;
 use crate::state::tests::{enrolment, netmap};
 use crate::{kernel, status};
 
 /// What may be missing or broken, what the node does then, and what shows it.
-const TABLE: [(&str, &str, fn()); 8] = [
+const TABLE: [(&str, &str, fn()); 9] = [
     ("no policy was ever received", "deny all new flows, answer names by itself", nothing_received),
     ("the coordinator is gone", "enforce the cached policy, and warn", coordinator_gone),
+    ("no coordinator for longer than max_offline", "speak to nobody new", lease_over),
     ("the cached state is damaged", "the generation before, else deny and fetch", cache_damaged),
     ("the trust root is missing", "no tunnels, exit 78", trust_root_missing),
     (
@@ -201,6 +204,23 @@ fn coordinator_gone() {
     board.link.send_replace(LinkState { error: Some("nobody answers".into()), ..LinkState::default() });
     let warnings = status::warnings(&board, None);
     assert!(warnings[0].contains("no control channel: nobody answers"), "{warnings:?}");
+}
+
+fn lease_over() {
+    let home = Home::new();
+    home.state.save_netmap(&home.map(5)).unwrap();
+    let started = home.start();
+    let after = |before, friend: Option<&str>| {
+        let mut lease = Lease::new(Some(Duration::from_secs(60)), before, NOW);
+        let talking = || friend.iter().map(|name| name.parse().unwrap()).collect();
+        lease.look(talking, NOW + Duration::from_secs(60));
+        verdicts(&believed(&started.map, &lease))
+    };
+    let friend = [ENFORCED[0], CLOSED[1], ENFORCED[2], ENFORCED[3]];
+    assert_eq!(after(Duration::ZERO, Some("friend")), friend, "whoever is spoken to stays");
+    let closed = [CLOSED[0], CLOSED[1], CLOSED[2], ENFORCED[3]];
+    assert_eq!(after(Duration::ZERO, None), closed);
+    assert_eq!(after(Duration::from_secs(60), Some("friend")), closed, "a restart after the lease is over");
 }
 
 fn cache_damaged() {

@@ -3,6 +3,7 @@
 
 mod fork;
 mod killed;
+mod lease;
 mod lock;
 mod outage;
 mod preshared;
@@ -42,6 +43,7 @@ const OUTAGE: &[Fact<Pair>] = &[
     ("without_a_coordinator_no_request_is_lost", outage::nothing_lost),
     ("without_a_coordinator_a_node_starts_within_a_second", outage::restarts),
 ];
+const LEASE: &[Fact<Pair>] = &[("without_a_coordinator_for_too_long_nobody_new_is_spoken_to", lease::runs_out)];
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
     run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
     run.scene("fork", || set_up(&binaries, "fk"), FORK);
     run.scene("outage", || set_up(&binaries, "ou"), OUTAGE);
+    run.scene("lease", || set_up(&binaries, "le"), LEASE);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
     run.finish()
 }
