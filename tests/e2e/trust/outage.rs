@@ -11,6 +11,8 @@ use crate::probe::{Probe, said};
 /// How long it is gone, in seconds: `MESH_OUTAGE=600` for the ten minutes that are promised.
 const SECONDS: &str = "MESH_OUTAGE";
 const SHORT: u64 = 10;
+/// Pause between two questions of a flow: a long run is to leave the machine to others.
+const PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(50)];
 /// The promises.
 const FIRST: Duration = Duration::from_secs(2);
 const RESTART: Duration = Duration::from_secs(1);
@@ -31,12 +33,13 @@ pub(crate) fn nothing_lost(pair: &Pair) {
     let (web, back) = (pair.vip("web"), pair.vip("back"));
     assert!(wait_until(FIRST, || traffic::connect(&pair.b.pod, (back, 80)).is_ok()));
     // Of several ports, so that flows of both lanes are among them.
+    let pause = PAUSES[usize::from(seconds > 60)];
     let from = |side: &mesh_tests::pair::Side, vip| {
-        (0..4).map(|_| Probe::udp(&side.pod, (vip, 7)).unwrap()).collect::<Vec<_>>()
+        (0..4).map(|_| Probe::udp_every(pause, &side.pod, (vip, 7)).unwrap()).collect::<Vec<_>>()
     };
     let probes = from(&pair.a, web).into_iter().chain(from(&pair.b, back));
     let probes: Vec<Probe> = probes.collect();
-    let stream = Probe::tcp(&pair.a.pod, (web, 80)).unwrap();
+    let stream = Probe::tcp_every(pause, &pair.a.pod, (web, 80)).unwrap();
     std::thread::sleep(Duration::from_secs(seconds));
     let counts: Vec<(u64, u64)> = probes.into_iter().chain([stream]).map(Probe::finish).collect();
     let asked: u64 = counts.iter().map(|(asked, _)| asked).sum();

@@ -52,6 +52,11 @@ impl Shared {
 impl Probe {
     /// Sends a byte at a time over one connection to an echoing server.
     pub(crate) fn tcp(from: &Namespace, to: (Ipv4Addr, u16)) -> io::Result<Self> {
+        Self::tcp_every(EVERY, from, to)
+    }
+
+    /// The same with another pause.
+    pub(crate) fn tcp_every(pause: Duration, from: &Namespace, to: (Ipv4Addr, u16)) -> io::Result<Self> {
         let mut stream = traffic::connect(from, to)?;
         traffic::greeting(&mut stream)?;
         stream.set_nodelay(true)?;
@@ -59,6 +64,7 @@ impl Probe {
         stream.set_write_timeout(Some(WAIT))?;
         let (reader, writer) = (stream.try_clone()?, stream);
         Ok(Self::start(
+            pause,
             move |shared| {
                 let mut writer: &TcpStream = &writer;
                 if writer.write(&[7]).is_ok_and(|n| n == 1) {
@@ -79,6 +85,11 @@ impl Probe {
 
     /// Sends numbered datagrams from one port to an echoing server.
     pub(crate) fn udp(from: &Namespace, to: (Ipv4Addr, u16)) -> io::Result<Self> {
+        Self::udp_every(EVERY, from, to)
+    }
+
+    /// The same with another pause.
+    pub(crate) fn udp_every(pause: Duration, from: &Namespace, to: (Ipv4Addr, u16)) -> io::Result<Self> {
         let socket = from.run(move || {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.connect(to)?;
@@ -87,6 +98,7 @@ impl Probe {
         socket.set_read_timeout(Some(WAIT))?;
         let reader = socket.try_clone()?;
         Ok(Self::start(
+            pause,
             move |shared| {
                 let number = shared.asked.fetch_add(1, Ordering::Relaxed);
                 let _ = socket.send(&number.to_be_bytes());
@@ -99,13 +111,13 @@ impl Probe {
         ))
     }
 
-    fn start(ask: impl Fn(&Shared) + Send + 'static, hear: impl Fn(&Shared) + Send + 'static) -> Self {
+    fn start(pause: Duration, ask: impl Fn(&Shared) + Send + 'static, hear: impl Fn(&Shared) + Send + 'static) -> Self {
         let shared: Arc<Shared> = Arc::default();
         let (asking, hearing) = (Arc::clone(&shared), Arc::clone(&shared));
         let asks = std::thread::spawn(move || {
             while asking.goes_on() && !asking.enough.load(Ordering::Relaxed) {
                 ask(&asking);
-                std::thread::sleep(EVERY);
+                std::thread::sleep(pause);
             }
         });
         let hears = std::thread::spawn(move || {
