@@ -144,23 +144,11 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::fixture::{sign, verify};
 
     const A: IdentityKey = IdentityKey([1; 32]);
     const B: IdentityKey = IdentityKey([2; 32]);
     const THIEF: IdentityKey = IdentityKey([66; 32]);
-
-    /// A stand-in that only whoever has the key can make here: the key, and a sum of the message.
-    fn sign(key: &IdentityKey, message: &[u8]) -> Signature {
-        let sum = message.iter().fold(7u64, |sum, &b| sum.wrapping_mul(0x100_0000_01b3) ^ u64::from(b));
-        let mut bytes = [0; 64];
-        bytes[..32].copy_from_slice(&key.0);
-        bytes[32..40].copy_from_slice(&sum.to_le_bytes());
-        Signature(bytes)
-    }
-
-    fn verify(key: &IdentityKey, message: &[u8], signature: &Signature) -> bool {
-        sign(key, message) == *signature
-    }
 
     fn mesh() -> MeshName {
         "m".parse().unwrap()
