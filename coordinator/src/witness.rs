@@ -48,13 +48,14 @@ pub(crate) async fn log(
     Ok(Json(LogPage { told, entries: fits.collect() }))
 }
 
-/// Answers a member with the keys of all members.
+/// Answers a member with the keys of all members, and of those who were expelled.
 pub(crate) async fn roll(
     State(Context { hub, .. }): State<Context>,
     Extension(peer): Extension<Peer>,
 ) -> Result<Json<Roll>, Failure> {
     may_ask(&hub, &peer).await?;
-    Ok(Json(hub.world().roll()))
+    let expelled = hub.with(|registry| registry.expelled()).await;
+    Ok(Json(expelled.roll()))
 }
 
 async fn may_ask(hub: &Arc<Hub>, peer: &Peer) -> Result<(), Failure> {

@@ -2,12 +2,13 @@
 //!
 //! Posting never waits for a reader. What is read is a consistent value per part, not over all parts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use mesh_proto::clock::Timestamp;
+use mesh_proto::id::IdentityKey;
 use mesh_proto::services::ServeSpec;
 use mesh_proto::view::View;
 use tokio::sync::{Notify, watch};
@@ -41,6 +42,8 @@ pub struct Board {
     pub view: watch::Sender<Option<Arc<View>>>,
     /// The control channel.
     pub link: watch::Sender<LinkState>,
+    /// Identities that the log expelled for good, as far as this node has read it.
+    pub expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
     /// What is needed to ask a coordinator something.
     pub dial: watch::Sender<Option<Dial>>,
     /// The kernel set-up.
@@ -78,6 +81,7 @@ impl Board {
             enrolment: watch::Sender::new(None),
             view: watch::Sender::new(None),
             link: watch::Sender::new(LinkState::default()),
+            expelled: watch::Sender::default(),
             dial: watch::Sender::new(None),
             upkeep: watch::Sender::new(Upkeep::default()),
             offers: watch::Sender::new(Offers { path: services, ..Offers::default() }),

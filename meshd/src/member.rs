@@ -173,7 +173,8 @@ impl<'d> Member<'d> {
             Dial { coordinators: member.enrolment.coordinators.clone(), pins: member.enrolment.pins.clone(), keys };
         let dial = dial.spread(link::random());
         member.board.dial.send_replace(Some(dial.clone()));
-        let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe() };
+        let expelled = board.expelled.subscribe();
+        let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe(), expelled };
         let mut member = member;
         if !member.lanes.former_publics().is_empty() {
             member.rotation = Some(Rotation::begun(member.sequence));

@@ -5,7 +5,8 @@
 //!               ◀─ entries after N ───── Witness: each links to the one before, and admits whom the map shows
 //! ```
 //! Whoever has the coordinator can add to the log, but not alter what nodes have seen of it, show different nodes
-//! different logs, or add a node without an entry, unseen.
+//! different logs, or add a node without an entry, unseen. An identity that an entry expels stays so at every node that
+//! read it, whatever later entries, rolls and epochs say: a machine that may come back gets a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
@@ -21,6 +22,8 @@ use crate::id::{IdentityKey, NodeName, Revision};
 const KEPT: usize = 4096;
 /// Most peers whose heads are remembered because they lie ahead of ours.
 const MAX_CLAIMS: usize = 1024;
+/// Most revoked identities in a roll, and that a node remembers.
+pub const MAX_EXPELLED: usize = 16_384;
 /// Most warnings that are kept.
 const MAX_ALARMS: usize = 32;
 /// How long a peer may know more of the log than the coordinator tells us.
@@ -129,6 +132,25 @@ pub struct Roll {
     pub revision: Revision,
     /// All members' keys.
     pub members: BTreeSet<IdentityKey>,
+    /// Keys of those who were expelled for good; at most `MAX_EXPELLED`, of a coordinator the newest.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub expelled: BTreeSet<IdentityKey>,
+}
+
+impl Roll {
+    /// Takes keys out for good. Says whether there was room to remember all: those who are known stay so.
+    fn expel(&mut self, keys: impl IntoIterator<Item = IdentityKey>) -> bool {
+        let mut has_room = true;
+        for key in keys {
+            self.members.remove(&key);
+            let fits = self.expelled.len() < MAX_EXPELLED || self.expelled.contains(&key);
+            if fits {
+                self.expelled.insert(key);
+            }
+            has_room &= fits;
+        }
+        has_room
+    }
 }
 
 /// What a node has to do to follow the log.
@@ -149,6 +171,8 @@ struct Body {
     to: Revision,
     #[serde(default)]
     identity: Option<IdentityKey>,
+    #[serde(default)]
+    expels: Vec<IdentityKey>,
 }
 
 /// Follows the log, and warns when it is not what it should be.
@@ -226,8 +250,22 @@ impl Witness {
     }
 
     /// Begins at a roll: the first one, one after a restore, or one beyond what the log still holds.
-    pub fn begin(&mut self, roll: Roll) {
-        if let Some(before) = &self.roll {
+    pub fn begin(&mut self, mut roll: Roll) {
+        let told = std::mem::take(&mut roll.expelled);
+        let before = self.roll.take();
+        if let Some(before) = &before {
+            roll.expelled.clone_from(&before.expelled);
+        }
+        let all = roll.members.len();
+        roll.members.retain(|key| !roll.expelled.contains(key));
+        let back = all - roll.members.len();
+        self.expel(&mut roll, told);
+        if back > 0 {
+            self.alarm("back in the roll".into(), format!(
+                "{back} nodes are members again that were revoked, because of a restore, or somebody has the coordinator: this node does not talk to them; revoke them again (mesh-coordinator nodes, mesh-coordinator revoke NODE), and let whoever may come back run `meshd leave` and join anew"
+            ));
+        }
+        if let Some(before) = before {
             let strangers = roll.members.difference(&before.members).count();
             if strangers > 0 {
                 self.alarm(format!("roll {}", roll.told.epoch), format!(
@@ -264,7 +302,14 @@ impl Witness {
             }
             roll.told.head = LogHead { seq: entry.seq, hash: *hash };
             roll.revision = roll.revision.max(entry.to);
-            roll.members.extend(entry.identity);
+            match entry.identity.filter(|key| roll.expelled.contains(key)) {
+                Some(key) => self.alarm("back in the log".into(), format!(
+                    "entry {} of the log admits the identity {key}, which was revoked before: no coordinator in order does that, and this node does not talk to it; look who has the coordinator, revoke that node again, and if it may come back, run `meshd leave` there and join anew",
+                    entry.seq
+                )),
+                None => roll.members.extend(entry.identity),
+            }
+            self.expel(&mut roll, entry.expels);
             self.compare(Told { head: roll.told.head, ..page.told }, "the coordinator");
             self.knows(roll.told.head);
             next = if entry.seq < page.told.head.seq { Next::Read(entry.seq) } else { Next::Nothing };
@@ -284,15 +329,29 @@ impl Witness {
     ) {
         let Some(roll) = &self.roll else { return };
         let is_read = roll.told.epoch == epoch && roll.revision >= revision;
-        let strangers: Vec<_> = peers.filter(|(_, identity)| !roll.members.contains(identity)).collect();
-        self.unexplained.retain(|known, _| strangers.iter().any(|(_, identity)| identity == known));
-        for (name, identity) in strangers.into_iter().filter(|_| is_read) {
+        let strangers = peers.filter(|(_, identity)| !roll.members.contains(identity));
+        let strangers: Vec<_> = strangers.map(|(name, key)| (name, key, roll.expelled.contains(&key))).collect();
+        self.unexplained.retain(|known, _| strangers.iter().any(|(_, identity, _)| identity == known));
+        for (name, identity, is_expelled) in strangers.into_iter().filter(|_| is_read) {
             let since = *self.unexplained.entry(identity).or_insert(now);
             if now.since(since) >= UNEXPLAINED {
+                let what = match is_expelled {
+                    true => "was revoked: somebody brought it back",
+                    false => "is not admitted by any entry of the log: somebody added it without a trace",
+                };
                 self.alarm(format!("unexplained {identity}"), format!(
-                    "node `{name}` is in the map, but no entry of the log admits its identity {identity}: somebody added it without a trace; run `mesh-coordinator revoke {name}`, and look who has the coordinator"
+                    "node `{name}` is in the map, but its identity {identity} {what}; run `mesh-coordinator revoke {name}`, and look who has the coordinator"
                 ));
             }
+        }
+    }
+
+    /// Takes keys out of a roll for good, as many as there is room for.
+    fn expel(&mut self, roll: &mut Roll, keys: impl IntoIterator<Item = IdentityKey>) {
+        if !roll.expel(keys) {
+            self.alarm("full".into(), format!(
+                "more than {MAX_EXPELLED} identities were revoked: this node remembers that many and takes the coordinator's word for the rest; `meshd leave` and joining again begins with the newest"
+            ));
         }
     }
 

@@ -7,7 +7,10 @@
 //! A peer is believed if its record is signed by the identity it always had, is no older than the last one, and says
 //! what the map says. A peer whose record is refused keeps its last good one. A pod block must lie in its site's
 //! prefixes and nowhere else, a backend must be granted to its node and have an address of that node. Once a map named a
-//! lock, a peer needs its signature too, whatever later maps say (`lock`).
+//! lock, a peer needs its signature too, whatever later maps say (`lock`). Who was expelled is left out for good, and has
+//! no last record that stays.
+
+mod expelled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -71,6 +74,8 @@ pub struct Verifier {
     refused: u64,
     /// The lock that this node holds to.
     lock: Option<IdentityKey>,
+    /// Identities that never come back.
+    expelled: Arc<BTreeSet<IdentityKey>>,
     /// The pod blocks that this node claims.
     pods: Vec<Ipv4Net>,
     /// What came of the last map: who has an address or a block keeps it from those who come later.
@@ -106,7 +111,8 @@ pub struct Admitted {
 impl Verifier {
     /// Knows nobody yet. Signatures are checked by `verify`.
     pub fn new(verify: Verify) -> Self {
-        Self { verify, known: BTreeMap::new(), refused: 0, lock: None, pods: Vec::new(), last: None }
+        let expelled = Arc::default();
+        Self { verify, known: BTreeMap::new(), refused: 0, lock: None, expelled, pods: Vec::new(), last: None }
     }
 
     /// Holds to a lock from the start: the one of former maps.
@@ -161,9 +167,14 @@ impl Verifier {
                     Some(_) => "its last good record stays in force",
                     None => "it is left out",
                 };
-                refused.push(format!(
-                    "the record of node `{name}` is refused: {why}; {rest}. Look at that node with `meshd status`, and at the coordinator"
-                ));
+                refused.push(match self.revoked(peer) {
+                    Some(identity) => format!(
+                        "node `{name}` was revoked (its identity {identity}), and the coordinator shows it again; {rest}. Look who has the coordinator, and run mesh-coordinator revoke {name}; if that machine may come back, run `meshd leave` there and join anew"
+                    ),
+                    None => format!(
+                        "the record of node `{name}` is refused: {why}; {rest}. Look at that node with `meshd status`, and at the coordinator"
+                    ),
+                });
                 changes.insert(name.clone(), good);
             }
         }
@@ -217,7 +228,10 @@ impl Verifier {
             return known.verdict.clone();
         }
         let lock = self.lock.as_ref();
-        let admitted = check_lock(mesh, name, peer, known, lock, self.verify);
+        let admitted = match self.revoked(peer) {
+            Some(_) => Err("it was revoked".to_owned()),
+            None => check_lock(mesh, name, peer, known, lock, self.verify),
+        };
         match admitted.and_then(|admitted| Ok((admitted, check(peer, known, self.verify)?))) {
             Ok((admitted, sequence)) => {
                 let known = Known {

@@ -134,9 +134,10 @@ impl World {
         Told { epoch: self.epoch.number, head: self.head }
     }
 
-    /// Returns who belongs to the mesh at this place in the log.
+    /// Returns who belongs to the mesh at this place in the log; not who was expelled.
     pub fn roll(&self) -> Roll {
-        Roll { told: self.told(), revision: self.revision, members: self.members.keys().copied().collect() }
+        let members = self.members.keys().copied().collect();
+        Roll { told: self.told(), revision: self.revision, members, ..Roll::default() }
     }
 
     /// Returns a site of the file.

@@ -90,6 +90,7 @@ impl Registry {
         if applied.altered {
             let entry = Deed::of(change).done(by, &applied, &draft.state.world, &next.world, now);
             let entry = entry.and_then(|entry| self.told.admit(entry, &next.world));
+            let entry = entry.map(|entry| Entry { expels: next.expels(&draft.state), ..entry });
             draft.add(next, writes, entry)?;
         }
         applied.revision = draft.state.world.revision;

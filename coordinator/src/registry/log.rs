@@ -60,6 +60,9 @@ pub struct Entry {
     /// The identity that it admits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<IdentityKey>,
+    /// The identities that it expels for good; at most 1024, the rest is told by the roll of the epoch that begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expels: Vec<IdentityKey>,
     /// The revision that it was decided on.
     pub from: Revision,
     /// The revision that it led to.
@@ -86,7 +89,8 @@ impl Entry {
         node: Option<NodeName>,
         token: Option<String>,
     ) -> Self {
-        Self { seq: 0, at, who, kind, text, node, token, identity: None, from: Revision(0), to: Revision(0) }
+        let (from, to) = (Revision(0), Revision(0));
+        Self { seq: 0, at, who, kind, text, node, token, identity: None, expels: Vec::new(), from, to }
     }
 }
 

@@ -76,3 +76,27 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
     let log: coordinator::api::Log = client::fetch(&coordinator.socket(), "/v1/log").await.unwrap();
     assert_eq!(log.head, told.head);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_is_in_the_log_and_in_the_roll_of_who_joins_later() {
+    let coordinator = Coordinator::start().await;
+    let (node, _) = coordinator.join("n1").await;
+    let (gone, _) = coordinator.join("n2").await;
+    let mut channel = node.connect().await;
+    let roll: Roll = get(&mut channel, "/v1/roll").await;
+    assert!(roll.expelled.is_empty() && roll.members.contains(&gone.identity.public()));
+    let path = "/v1/nodes/n2";
+    let _: coordinator::api::Done =
+        client::ask(&coordinator.socket(), Method::DELETE, path, None::<&()>).await.unwrap();
+
+    let page: LogPage = get(&mut channel, &format!("/v1/log?after={}", roll.told.head.seq)).await;
+    let mut witness = Witness::new(Some(roll));
+    assert_eq!(witness.read(&page, link), Next::Nothing);
+    let expelled = [gone.identity.public()].into();
+    assert_eq!(witness.roll().unwrap().expelled, expelled);
+    let (later, _) = coordinator.join("n3").await;
+    let roll: Roll = get(&mut later.connect().await, "/v1/roll").await;
+    assert_eq!(roll.expelled, expelled);
+    assert!(!roll.members.contains(&gone.identity.public()));
+    assert_eq!(witness.alarms(), <[String; 0]>::default());
+}

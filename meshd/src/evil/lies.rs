@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use mesh_proto::addr::{BlockMap, Flat};
-use mesh_proto::id::{NodeId, ServiceKey, TunnelKey};
+use mesh_proto::id::{NodeId, NodeName, ServiceKey, TunnelKey};
 use mesh_proto::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Service};
 use mesh_proto::verify::Verifier;
 use mesh_proto::wire::{NodeFacts, ServeOffer};
 use std::net::Ipv4Addr;
 
-use super::{Dice, EVIL, FRONT, HONEST, VICTIM, World, address, facts, home, key, name, outer, peer, pod};
+use super::{Dice, EVIL, FRONT, HONEST, VICTIM, World, address, facts, home, key, name, outer, peer, pod, proof};
 use crate::keys::verify;
 
 /// How many maps have a lie in them.
@@ -165,6 +165,34 @@ fn believed(world: &World, admitted: &NetMap) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+#[test]
+fn no_lie_brings_a_revoked_node_back() {
+    let world = World::new();
+    let mut dice = Dice(6);
+    let mut accepted = Vec::new();
+    for case in 0..LIES / 4 {
+        let mut verifier = Verifier::new(verify).claiming(vec![home(VICTIM)]);
+        if dice.below(2) == 0 {
+            verifier.admit(Arc::new(world.map.clone()));
+        }
+        verifier.expel(Arc::new([world.evil.identity()].into()));
+        let mut lie = if dice.below(8) == 0 { world.map.clone() } else { lie(&world, &mut dice) };
+        if dice.below(2) == 0
+            && let Some(evil) = lie.peers.get_mut(&name(EVIL))
+        {
+            evil.id = NodeId(dice.of(&[EVIL.into(), 40]));
+            let newer = NodeFacts { sequence: 1_000, software: dice.roll().to_string(), ..facts(EVIL) };
+            evil.proof = Some(proof(&world.evil, &newer));
+        }
+        let admitted = verifier.admit(Arc::new(lie));
+        let known = facts(EVIL).lanes;
+        let is_back = |(known_as, peer): (&NodeName, &Peer)| *known_as == name(EVIL) || peer.lanes == known;
+        accepted.extend(admitted.map.peers.iter().any(is_back).then_some(case));
+        assert!(!admitted.refused.is_empty(), "case {case} is no lie");
+    }
+    assert_eq!(accepted.len(), 0, "of {} lies; the first: {:?}", LIES / 4, accepted.first());
 }
 
 #[test]

@@ -4,8 +4,12 @@
 //! ```text
 //!   coordinator ─ Alive: head ─▶ Auditor ─ set_told ─▶ probes ─▶ peers     (only while there is traffic)
 //!               ◀─ log after N ──┤   ▲──── heard ◀──── probes ◀─┘
-//!                                └─▶ status: warnings that stay until a restart
+//!                                ├─▶ status: warnings that stay until a restart
+//!                                └─▶ guard: who was expelled, and never comes back whatever the coordinator says
 //! ```
+//! The log is read when there is something new, but 30 to 60 s after the last time, unless a peer is in the map that
+//! nobody admitted, or one left it: a revocation is to be remembered soon. All nodes see either at one moment, so each
+//! waits for a random part of a span that grows with the mesh, 30 s in one of 10,000: some 330 a second come to ask.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +17,14 @@ use std::time::Duration;
 use aws_lc_rs::digest::{Context, SHA256};
 use mesh_proto::chain::{LogHash, LogPage, Next, Roll, Told, Witness};
 use mesh_proto::clock::Timestamp;
+use mesh_proto::id::NodeName;
+use mesh_proto::netmap::{NetMap, Peer};
 use mesh_proto::view::View;
 use tokio::time::sleep;
 
 use super::{Channel, Dial, LinkError, random};
 use crate::board::{Board, now};
-use crate::state::State;
+use crate::state::{State, StateError, seal, unseal};
 
 /// The roll inside the state directory.
 const ROLL: &str = "roll.json";
@@ -26,8 +32,10 @@ const ROLL: &str = "roll.json";
 pub(crate) const FILE: &str = ROLL;
 /// How often it is looked at what peers and the coordinator say.
 const TURN: Duration = Duration::from_secs(5);
-/// How often the log is read while nobody new is in the map; half of it and more, at random.
+/// How often the log is read while nobody comes or goes; half of it and more, at random.
 const READ: Duration = Duration::from_secs(60);
+/// The share of each member in the time over which nodes come that hear of something at once; half of `READ` at most.
+const SHARE: Duration = Duration::from_millis(3);
 /// How long after the start the log is read first, at most.
 const FIRST: Duration = Duration::from_secs(10);
 /// Most pages that are read at a time.
@@ -43,25 +51,60 @@ pub(crate) fn link(before: &LogHash, body: &[u8]) -> LogHash {
     hash
 }
 
+/// Stores how far the log was followed.
+pub(crate) fn write(state: &State, roll: &[u8]) -> Result<(), StateError> {
+    state.replace(ROLL, &seal(roll))
+}
+
+/// Returns a random number from 0 to 1.
+fn share() -> f64 {
+    f64::from(random()) / f64::from(u32::MAX)
+}
+
 /// Follows one mesh's log.
 pub(crate) struct Auditor {
     state: State,
     board: Arc<Board>,
     witness: Witness,
-    /// When the log is read next, if nobody waits for an explanation.
+    /// When the log is read next, if there is something new.
     due: Timestamp,
+    /// Whether there was at the last look.
+    has_news: bool,
+    /// Whether somebody came or went since the log was read.
+    is_hurried: bool,
     /// What peers were told last.
     told: Option<Told>,
+    /// The map that was looked at last.
+    seen: Option<Arc<NetMap>>,
+}
+
+/// Returns how far the log was followed; none if it was not, or that is damaged.
+pub(crate) fn read(state: &State) -> Option<Roll> {
+    let bytes = state.secret(ROLL).unwrap_or_else(|error| {
+        tracing::warn!(%error, "what is known of the log is not read; it begins anew with what the coordinator says");
+        None
+    })?;
+    // One of an older version is not sealed.
+    let body = if bytes.starts_with(b"{") { Some(&bytes[..]) } else { unseal(&bytes) };
+    let roll = body.and_then(|body| serde_json::from_slice(body).ok());
+    if roll.is_none() {
+        tracing::warn!(
+            "what is known of the log is damaged; it begins anew with what the coordinator says, of revocations too"
+        );
+    }
+    roll
 }
 
 impl Auditor {
     /// Goes on from the roll of the state directory.
     pub(crate) fn new(state: State, board: Arc<Board>) -> Self {
-        let roll = state.secret(ROLL).ok().flatten();
-        let roll: Option<Roll> = roll.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let roll = read(&state);
+        let expelled = roll.as_ref().map(|roll| roll.expelled.clone()).unwrap_or_default();
+        board.expelled.send_replace(Arc::new(expelled));
         // After a coordinator's restart, or a roll-out, not all nodes at once.
-        let due = now() + FIRST.mul_f64(f64::from(random()) / f64::from(u32::MAX));
-        Self { state, board, witness: Witness::new(roll), due, told: None }
+        let due = now() + FIRST.mul_f64(share());
+        let witness = Witness::new(roll);
+        Self { state, board, witness, due, has_news: false, is_hurried: false, told: None, seen: None }
     }
 
     /// Runs until the task is dropped.
@@ -83,6 +126,9 @@ impl Auditor {
             (link.connected, link.log)
         };
         let view = self.board.view.borrow().clone();
+        if view.as_deref().is_some_and(|view| self.misses(view)) {
+            self.hurry(now);
+        }
         let dial = self.board.dial.borrow().clone();
         let is_new = told != self.told;
         // What was told last holds while nobody tells more, but is no sign then that anything is hidden.
@@ -92,11 +138,17 @@ impl Auditor {
             self.board.with_plane(|plane| plane.set_told(told));
         }
         let next = self.witness.coordinator_says(told, now);
-        let waits = view.as_deref().is_some_and(|view| self.explain(view, now));
-        if connected && next != Next::Nothing && (waits || now >= self.due) {
+        let had_news = std::mem::replace(&mut self.has_news, next != Next::Nothing);
+        if self.has_news && !had_news {
+            self.due = self.due.max(now + self.wait());
+        }
+        if view.as_deref().is_some_and(|view| self.explain(view, now)) {
+            self.hurry(now);
+        }
+        if connected && self.has_news && now >= self.due {
             // All nodes hear of an entry at once.
-            let share = f64::from(random()) / f64::from(u32::MAX);
-            self.due = now + READ.mul_f64(0.5 + share / 2.0);
+            self.due = now + READ / 2 + (READ / 2).mul_f64(share());
+            self.is_hurried = false;
             if let Err(error) = self.follow(&dial, next).await {
                 tracing::debug!(%error, "the log is not read now");
             }
@@ -105,6 +157,29 @@ impl Auditor {
             }
         }
         self.post();
+    }
+
+    /// Says whether a peer left the map in force since the last look: it may have been revoked.
+    fn misses(&mut self, view: &View) -> bool {
+        let map = view.netmap();
+        let Some(before) = self.seen.replace(Arc::clone(map)) else { return false };
+        let identity = |peer: &Peer| peer.proof.as_ref().map(|proof| proof.identity);
+        let is_gone = |(name, peer): (&NodeName, &Peer)| identity(peer) != map.peers.get(name).and_then(identity);
+        !Arc::ptr_eq(&before, map) && before.peers.iter().any(is_gone)
+    }
+
+    /// Reads the log sooner, once between two times.
+    fn hurry(&mut self, now: Timestamp) {
+        if !std::mem::replace(&mut self.is_hurried, true) {
+            self.due = self.due.min(now + self.wait());
+        }
+    }
+
+    /// Returns how long this node holds back after what all of them hear of at once, beside the time to its turn.
+    fn wait(&self) -> Duration {
+        let members = self.witness.roll().map_or(0, |roll| roll.members.len());
+        let span = (READ / 2).min(SHARE * u32::try_from(members).unwrap_or(u32::MAX));
+        span.saturating_sub(TURN).mul_f64(share())
     }
 
     /// Looks at the peers of the map in force. Says whether somebody is in it whom we know no entry of.
@@ -138,15 +213,24 @@ impl Auditor {
             };
         }
         if self.witness.roll().map(|roll| roll.told) != before {
+            self.expel();
             self.store().await;
         }
         Ok(())
     }
 
+    /// Tells the guard of those who were expelled since, who are only ever more.
+    fn expel(&self) {
+        let Some(roll) = self.witness.roll() else { return };
+        if roll.expelled.len() != self.board.expelled.borrow().len() {
+            self.board.expelled.send_replace(Arc::new(roll.expelled.clone()));
+        }
+    }
+
     async fn store(&self) {
         let Some(Ok(bytes)) = self.witness.roll().map(serde_json::to_vec) else { return };
         let state = self.state.clone();
-        let stored = tokio::task::spawn_blocking(move || state.replace(ROLL, &bytes)).await;
+        let stored = tokio::task::spawn_blocking(move || write(&state, &bytes)).await;
         if let Ok(Err(error)) = stored {
             tracing::warn!(%error, "how far the log was followed is not stored; a restart begins with what the coordinator says");
         }

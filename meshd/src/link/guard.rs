@@ -1,6 +1,7 @@
-//! What stands between the coordinator's words and the data path: the high-water mark, the lock, and the check of
-//! every part.
+//! What stands between the coordinator's words and the data path: the high-water mark, the lock, who was expelled, and
+//! the check of every part.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
@@ -10,6 +11,7 @@ use mesh_proto::netmap::NetMap;
 use mesh_proto::verify::{Admitted, Verifier};
 use serde::{Deserialize, Serialize};
 
+use super::auditor;
 use crate::keys::verify;
 use crate::state::{State, seal, unseal};
 
@@ -44,10 +46,14 @@ impl Stored {
 }
 
 impl Guard {
-    /// Takes up the mark of a state directory; without one it lasts as long as the process.
+    /// Takes up the mark of a state directory, and who was expelled; without one they last as long as the process.
     pub fn new(state: Option<State>) -> Self {
         let stored = state.as_ref().and_then(read).unwrap_or_default();
-        Self { verifier: Verifier::new(verify).held_to(stored.lock), stored, state }
+        let mut verifier = Verifier::new(verify).held_to(stored.lock);
+        if let Some(roll) = state.as_ref().and_then(auditor::read) {
+            verifier.expel(Arc::new(roll.expelled));
+        }
+        Self { verifier, stored, state }
     }
 
     /// Holds maps to the pod blocks that this node claims.
@@ -78,6 +84,22 @@ impl Guard {
         let lock = self.verifier.held();
         self.store(Stored { mark, partial: !admitted.refused.is_empty(), lock }).await;
         Ok(admitted)
+    }
+
+    /// Holds maps to those who were expelled. Judges the map in force again if one of them is in it: as the coordinator
+    /// sent it, where that is known.
+    pub async fn expel(
+        &mut self,
+        expelled: Arc<BTreeSet<IdentityKey>>,
+        current: Option<&Arc<NetMap>>,
+    ) -> Option<Admitted> {
+        if !self.verifier.expel(expelled) {
+            return None;
+        }
+        let map = current.cloned().or_else(|| self.verifier.last())?;
+        let admitted = self.verifier.admit(map);
+        self.store(Stored { partial: true, ..self.stored }).await;
+        Some(admitted)
     }
 
     /// Takes note of a revision that brought nothing new.

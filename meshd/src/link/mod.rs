@@ -13,13 +13,14 @@ pub(crate) mod guard;
 mod lock;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::chain::Told;
 use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::netmap::NetMap;
-use mesh_proto::verify::VerifiedMap;
+use mesh_proto::verify::{Admitted, VerifiedMap};
 use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -124,6 +125,8 @@ pub struct Link {
     pub state: watch::Sender<LinkState>,
     /// What is reported; `None` until the first facts are known.
     pub report: watch::Receiver<Option<Report>>,
+    /// Identities that never come back.
+    pub expelled: watch::Receiver<Arc<BTreeSet<IdentityKey>>>,
 }
 
 impl Link {
@@ -183,7 +186,11 @@ impl Link {
                 continue;
             }
             let waited = if patient { HARD } else { down_since.elapsed() };
-            sleep(delay(attempt, waited, random())).await;
+            tokio::select! {
+                () = sleep(delay(attempt, waited, random())) => {}
+                // It ends the wait, which is no harm: nobody is expelled often.
+                Ok(()) = self.expelled.changed() => self.judge_again().await,
+            }
         }
     }
 
@@ -222,6 +229,10 @@ impl Link {
             let event = tokio::select! {
                 event = watch.next() => event?,
                 error = &mut reports => return Err(error),
+                Ok(()) = self.expelled.changed() => {
+                    self.judge_again().await;
+                    continue;
+                }
             };
             self.event(event).await?;
             // Not before: who says what this node does not follow is not the coordinator it is connected to.
@@ -271,6 +282,20 @@ impl Link {
         // Not before: who went back names no coordinators.
         self.dial.adopt(&map.mesh);
         self.current = Some(map);
+        self.pass(admitted);
+        Ok(())
+    }
+
+    /// Takes those who were expelled out of the map in force.
+    async fn judge_again(&mut self) {
+        let expelled = Arc::clone(&self.expelled.borrow_and_update());
+        if let Some(admitted) = self.guard.expel(expelled, self.current.as_ref()).await {
+            self.pass(admitted);
+        }
+    }
+
+    /// Passes on what came of a map.
+    fn pass(&self, admitted: Admitted) {
         for sentence in &admitted.refused {
             tracing::warn!("{sentence}");
         }
@@ -280,7 +305,6 @@ impl Link {
             s.lock = self.guard.lock();
         });
         self.maps.send_replace(Some(admitted.map));
-        Ok(())
     }
 }
 

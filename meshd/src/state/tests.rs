@@ -94,8 +94,10 @@ fn a_torn_map_falls_back_to_the_one_before() {
 #[test]
 fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     use crate::keys::{Keys, verify};
+    use crate::link::auditor;
     use crate::link::guard::{self, Guard};
     use crate::records::Author;
+    use mesh_proto::chain::Roll;
     use mesh_proto::mark::WentBack;
     use mesh_proto::wire::NodeFacts;
 
@@ -112,10 +114,12 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     let record = Author::new(&state).sealed(&keys, facts.clone(), 0);
     let active = Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() };
     state.save_activity(&[active]).unwrap();
+    let roll = Roll { members: [keys.identity()].into(), expelled: [IdentityKey([3; 32])].into(), ..Roll::default() };
+    auditor::write(&state, &json(&roll)).unwrap();
     let told = |keys: &Keys| (keys.tunnel().to_bytes(), keys.lanes(2).former_publics(), keys.identity());
     let known = told(&keys);
     let (mut noticed, mut flips) = (0, 0);
-    let files = [NETMAP, PREVIOUS, ENROLMENT, guard::FILE, "record.json", ACTIVITY];
+    let files = [NETMAP, PREVIOUS, ENROLMENT, guard::FILE, auditor::FILE, "record.json", ACTIVITY];
     for name in files.into_iter().chain(["tunnel.key", "tunnel.former", "tunnel.first", "identity.key"]) {
         let whole = fs::read(state.path(name)).unwrap();
         // A record that is noticed is signed anew, and that is written to the disk.
@@ -141,6 +145,10 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
                     let back = guard.hears(Revision(1));
                     let is_held = back == Err(WentBack::Revision { at: Revision(1), seen: Revision(2) });
                     (is_held && guard.hears(Revision(3)).is_ok(), false)
+                }
+                auditor::FILE => {
+                    let read = auditor::read(&state);
+                    (read.as_ref() == Some(&roll), read.is_none())
                 }
                 "record.json" => {
                     let again = Author::new(&state).sealed(&keys, facts.clone(), record.sequence);

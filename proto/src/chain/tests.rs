@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod expelling;
+
 use super::*;
 
 /// A stand-in for SHA-256.
@@ -29,9 +31,16 @@ struct Log(Vec<RawEntry>);
 
 impl Log {
     fn add(&mut self, admits: Option<IdentityKey>) {
+        self.push(&admits.map(|key| format!(r#","identity":"{key}""#)).unwrap_or_default());
+    }
+
+    fn expel(&mut self, keys: &[IdentityKey]) {
+        self.push(&format!(r#","expels":{}"#, serde_json::to_string(keys).unwrap()));
+    }
+
+    fn push(&mut self, more: &str) {
         let seq = self.0.len() as u64 + 1;
-        let identity = admits.map(|key| format!(r#","identity":"{key}""#)).unwrap_or_default();
-        let body = format!(r#"{{"seq":{seq},"to":{seq},"text":"x"{identity}}}"#);
+        let body = format!(r#"{{"seq":{seq},"to":{seq},"text":"x"{more}}}"#);
         let before = self.0.last().map(|entry| entry.hash).unwrap_or_default();
         self.0.push(RawEntry { hash: link(&before, body.as_bytes()), body });
     }
@@ -53,7 +62,8 @@ impl Log {
 
     fn roll(&self, members: &[IdentityKey]) -> Roll {
         let told = self.told();
-        Roll { told, revision: Revision(told.head.seq), members: members.iter().copied().collect() }
+        let members = members.iter().copied().collect();
+        Roll { told, revision: Revision(told.head.seq), members, expelled: BTreeSet::new() }
     }
 }
 
@@ -162,7 +172,7 @@ fn an_admission_that_is_not_in_the_log_warns() {
     explain(&mut witness, key(66), 5, 510);
     explain(&mut witness, key(66), 5, 520);
     let alarms = witness.alarms();
-    assert!(alarms.len() == 1 && alarms[0].contains("no entry of the log admits"), "{alarms:?}");
+    assert!(alarms.len() == 1 && alarms[0].contains("not admitted by any entry"), "{alarms:?}");
 }
 
 #[test]

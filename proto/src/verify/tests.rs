@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod lock;
+mod revoked;
 
 use super::*;
 use crate::fixture::{self, sign, verify};

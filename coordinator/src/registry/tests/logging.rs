@@ -34,6 +34,8 @@ fn every_alteration_has_one_entry_that_says_who_and_what() {
     assert_eq!(told[4], "operator:0 revoke expelled node n1");
     let all = registry.log(0).unwrap();
     assert_eq!(all[2].entry.token, Some(id));
+    let expels: Vec<_> = all.iter().map(|logged| logged.entry.expels.clone()).collect();
+    assert_eq!(expels, [vec![], vec![], vec![], vec![], vec![identity(1)]]);
     for (place, logged) in (1..).zip(&all) {
         let entry = &logged.entry;
         assert_eq!((entry.seq, entry.from, entry.to), (place, Revision(place - 1), Revision(place)));

@@ -42,6 +42,12 @@ fn what_was_revoked_or_used_since_a_backup_does_not_come_back() {
     assert_eq!(uses(&restored), [(id(1), 0), (id(2), 0), (id(4), 4), (id(5), 0)]);
     assert_refused(ask(&mut restored, 8, request(5, "n8", facts(8, &[]))), "token", &[]);
 
+    // Nodes are told of all that it expels, whether they read its entries or begin anew.
+    assert_eq!(restored.expelled().roll().expelled, [identity(1), identity(7)].into());
+    let entries = restored.log(0).unwrap();
+    let entry = &entries.iter().find(|logged| logged.entry.kind == "restore").unwrap().entry;
+    assert_eq!(entry.expels.iter().collect::<BTreeSet<_>>(), [&identity(1), &identity(7)].into());
+
     // A store that is older than the backup, or was made anew, takes no token away.
     let mut restored = back_at(&backup);
     restore(&mut restored, 2, Some(self::registry().withdrawn()));

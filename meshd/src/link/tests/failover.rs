@@ -21,6 +21,7 @@ fn link(dial: Dial) -> Link {
         maps: watch::Sender::new(None),
         state: watch::Sender::default(),
         report: watch::Sender::new(None).subscribe(),
+        expelled: watch::Sender::default().subscribe(),
     }
 }
 
