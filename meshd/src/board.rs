@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use crate::dataplane::DataPlane;
 use crate::kernel::Upkeep;
 use crate::link::{Dial, LinkState};
+use crate::stance::Stance;
 use crate::state::Enrolment;
 
 /// The node's own services.toml, as it was read last.
@@ -50,6 +51,8 @@ pub struct Board {
     pub upkeep: watch::Sender<Upkeep>,
     /// The node's own services.toml.
     pub offers: watch::Sender<Offers>,
+    /// How this node stands to preshared keys, and what the operator may wonder about.
+    pub preshared: watch::Sender<(Stance, Option<String>)>,
     /// Asks for services.toml to be read again.
     pub reload: Notify,
     /// Asks for another tunnel key.
@@ -85,6 +88,7 @@ impl Board {
             dial: watch::Sender::new(None),
             upkeep: watch::Sender::new(Upkeep::default()),
             offers: watch::Sender::new(Offers { path: services, ..Offers::default() }),
+            preshared: watch::Sender::new((Stance::Plain, None)),
             reload: Notify::new(),
             rotate: Notify::new(),
             order: watch::Sender::new(Order::Run),

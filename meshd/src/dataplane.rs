@@ -29,6 +29,7 @@ use crate::lane::{Lane, Parts};
 pub use crate::lane_keys::{LaneKeys, MAX_LANES};
 use crate::mailbox::Mailbox;
 use crate::peers::Peers;
+use crate::stance::Stance;
 use crate::stats::Counters;
 pub use crate::stats::{LaneStats, Offloads, PeerStats, Stats};
 use crate::tun::{self, Queue, TunError};
@@ -233,6 +234,14 @@ impl DataPlane {
         for mailbox in self.mailboxes.iter() {
             mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
         }
+    }
+
+    /// Stands so to preshared keys from now on.
+    pub fn set_stance(&self, stance: Stance) {
+        let Some(vault) = &self.vault else { return };
+        vault.set_stance(stance);
+        let (view, _) = self.current();
+        self.set_view(view);
     }
 
     /// Gives all lanes other keys of our own: tunnels of keys that are gone are closed, all others go on.

@@ -19,6 +19,7 @@ use crate::keys::Keys;
 use crate::link::{self, Dial, LinkError};
 use crate::offers;
 use crate::records::Author;
+use crate::stance;
 use crate::state::{Enrolment, State, StateError};
 
 /// Longest token file that is read, in bytes.
@@ -201,6 +202,9 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
     warnings.extend(waits(&response, Keys::load_or_make(&state)?.identity()));
     link::guard::begin(&state, &response.netmap)?;
     state.save_netmap(&response.netmap)?;
+    if config.keys.preshared {
+        stance::joined(&state);
+    }
     // The enrolment goes last: a waiting daemon starts when it appears.
     state.save_enrolment(&enrolment)?;
     Ok(Joined { enrolment, before: false, warnings })

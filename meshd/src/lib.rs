@@ -48,6 +48,7 @@ mod resume;
 mod rotation;
 mod sessions;
 pub mod splice;
+pub mod stance;
 pub mod state;
 pub mod stats;
 pub mod status;

@@ -27,6 +27,7 @@ use crate::link::{self, Dial, Guard, Link, LinkState};
 use crate::records::Author;
 use crate::rotation::{self, Rotation, Step};
 use crate::splice::{self, Splices};
+use crate::stance::Switch;
 use crate::state::{Active, Enrolment, State, StateError};
 use crate::vault::Vault;
 use crate::{dns, facts, join, resume};
@@ -51,6 +52,7 @@ pub(crate) struct Member<'d> {
     lanes: LaneKeys,
     /// The preshared keys; none for plain WireGuard.
     vault: Option<Arc<Vault>>,
+    switch: Switch,
     /// The number of the record that was reported last.
     sequence: u64,
     author: Author,
@@ -91,7 +93,7 @@ impl<'d> Member<'d> {
     ) -> Result<Self, DaemonError> {
         let keys = Arc::new(Keys::load(state)?);
         let lanes = keys.lanes(config.lanes);
-        let vault = config.keys.preshared.then(|| Arc::new(Vault::load(state)));
+        let (switch, vault) = Switch::start(state, config.keys.preshared, board);
         let host = kernel::host_facts().await?;
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = kernel::close_range(&shape).await?;
@@ -146,6 +148,7 @@ impl<'d> Member<'d> {
             keys: Arc::clone(&keys),
             lanes,
             vault,
+            switch,
             sequence: 0,
             author: Author::new(state),
             rotation: None,
@@ -225,6 +228,7 @@ impl<'d> Member<'d> {
                     self.try_cache(&LinkState::default());
                     self.look_at_lease();
                     self.turn();
+                    self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
                 }
                 _ = tick.tick() => self.save_activity(),
             }
@@ -260,6 +264,7 @@ impl<'d> Member<'d> {
         self.store.send_replace(Some(Arc::clone(map.netmap())));
         self.splice();
         self.report();
+        self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
     }
 
     /// Gives the data path and the names what is believed of the map.
@@ -362,6 +367,7 @@ impl<'d> Member<'d> {
         let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
         let facts = self.author.sealed(&self.keys, facts, known);
         self.sequence = facts.sequence;
+        self.switch.reported(facts.sequence);
         let report = Report {
             facts,
             applied: applied.unwrap_or_default(),

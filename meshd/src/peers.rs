@@ -16,6 +16,7 @@ use mesh_proto::netmap::{LaneInfo, NetMap};
 use crate::heard::Heard;
 use crate::lane_keys::{MAX_AGREEMENT, MAX_LANES};
 use crate::sessions::{MOMENT, PATIENCE};
+use crate::stance::Stance;
 use crate::stats::PeerStats;
 use crate::vault::Vault;
 
@@ -35,6 +36,8 @@ pub(crate) struct Peers {
     own: (NodeId, Option<Flat>),
     /// The preshared keys; none if this node speaks plain WireGuard with everybody.
     vault: Option<Arc<Vault>>,
+    /// Whether this node calls for such by itself.
+    calls: bool,
 }
 
 /// A peer that a tunnel can be made to.
@@ -47,6 +50,8 @@ pub(crate) struct Peer {
     pub(crate) former: Vec<LaneInfo>,
     /// Its keys for agreements, the present one first; none if it is spoken to without a preshared key.
     pub(crate) agreement: Vec<TunnelKey>,
+    /// Whether it is spoken to without a preshared key for as long as there is none.
+    pub(crate) lenient: bool,
     pub(crate) address: Option<Flat>,
     endpoints: Vec<SocketAddr>,
     pub(crate) cell: Arc<Cell>,
@@ -61,7 +66,9 @@ impl Peers {
         vault: Option<&Arc<Vault>>,
     ) -> Self {
         let node = &netmap.node;
-        let mut peers = Self { own: (node.id, Some(node.address)), vault: vault.map(Arc::clone), ..Self::default() };
+        let stance = vault.map_or(Stance::Plain, |vault| vault.stance());
+        let vault = vault.filter(|_| stance != Stance::Plain).map(Arc::clone);
+        let mut peers = Self { own: (node.id, Some(node.address)), vault, calls: stance.calls(), ..Self::default() };
         for (name, peer) in &netmap.peers {
             let lanes: Vec<LaneInfo> = peer.lanes.iter().copied().take(MAX_LANES).collect();
             let is_new = |key: &TunnelKey| {
@@ -85,7 +92,8 @@ impl Peers {
                 cell.set_preshared(vault.number(peer.id));
             }
             let address = Some(peer.address);
-            peers.add(Peer { id: peer.id, lanes, former, agreement, address, endpoints, cell });
+            let lenient = stance.is_lenient();
+            peers.add(Peer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell });
         }
         peers
     }
@@ -98,6 +106,11 @@ impl Peers {
     /// Returns the preshared keys, if this node uses such.
     pub(crate) fn vault(&self) -> Option<&Arc<Vault>> {
         self.vault.as_ref()
+    }
+
+    /// Says whether this node calls for preshared keys by itself.
+    pub(crate) fn calls(&self) -> bool {
+        self.calls
     }
 
     fn add(&mut self, peer: Peer) {
@@ -153,6 +166,25 @@ impl Peer {
     /// Says whether its tunnels have a preshared key.
     pub(crate) fn is_post_quantum(&self) -> bool {
         !self.is_plain() && self.cell.preshared() > 0
+    }
+
+    /// Says whether it has no preshared key yet, and is to have one.
+    pub(crate) fn lacks_key(&self) -> bool {
+        !self.is_plain() && !self.is_post_quantum()
+    }
+
+    /// Says whether it is spoken to without a preshared key until there is one.
+    pub(crate) fn is_plain_meanwhile(&self) -> bool {
+        self.lenient && self.lacks_key()
+    }
+
+    /// Says whether its tunnels are to have the preshared key of that number; 0 is none.
+    pub(crate) fn admits(&self, preshared: u64) -> bool {
+        if self.is_plain() || self.is_plain_meanwhile() {
+            preshared == 0
+        } else {
+            preshared > 0 && preshared == self.cell.preshared()
+        }
     }
 
     /// Returns where a lane may be, in the order to be tried: where lane 0 answered last, then what the map says.
@@ -349,8 +381,11 @@ pub(crate) fn test_peer(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>,
 #[cfg(test)]
 pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Peer>) -> Peers {
     let address = Flat(std::net::Ipv4Addr::new(241, 1, 0, own.0 as u8));
-    let mut peers = Peers { own: (own, Some(address)), vault, ..Peers::default() };
+    let stance = vault.as_ref().map_or(Stance::Plain, |vault| vault.stance());
+    let vault = vault.filter(|_| stance != Stance::Plain);
+    let mut peers = Peers { own: (own, Some(address)), vault, calls: stance.calls(), ..Peers::default() };
     for mut peer in list {
+        peer.lenient = stance.is_lenient();
         match &peers.vault {
             Some(vault) => peer.cell.set_preshared(vault.number(peer.id)),
             None => peer.agreement.clear(),
@@ -364,5 +399,5 @@ pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Pe
 #[cfg(test)]
 pub(crate) fn test_one(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peer {
     let address = Some(Flat(std::net::Ipv4Addr::new(241, 1, 0, id.0 as u8)));
-    Peer { id, lanes, former, agreement: Vec::new(), address, endpoints, cell: Arc::default() }
+    Peer { id, lanes, former, agreement: Vec::new(), lenient: false, address, endpoints, cell: Arc::default() }
 }

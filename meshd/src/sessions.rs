@@ -17,6 +17,7 @@
 mod door;
 mod keys;
 mod session;
+mod switch;
 mod talk;
 mod talks;
 mod timers;
@@ -167,26 +168,6 @@ impl Sessions {
         }
     }
 
-    /// Puts the peers of another map in force; tunnels to keys that are gone are closed.
-    pub(crate) fn set_peers(&mut self, peers: Arc<Peers>) {
-        self.peers = peers;
-        self.limiter.retain_peers(|id| self.peers.get(id).is_some());
-        for index in 0..self.slab.len() {
-            let Some(session) = &mut self.slab[index] else { continue };
-            let owner = self.peers.by_key(session.key);
-            match owner.filter(|(peer, lane)| peer.id == session.peer.id && *lane == session.peer_lane) {
-                // One that began to use preshared keys, or ceased to, needs another tunnel.
-                Some((peer, _)) if peer.is_plain() == (session.preshared == 0) => {
-                    session.peer = Arc::clone(peer);
-                    session.set_fresh(self.door.key());
-                }
-                Some(_) | None => self.remove(index as u32),
-            }
-        }
-        self.renew();
-        self.review_talks();
-    }
-
     /// Asks for a handshake with a peer as soon as possible.
     pub(crate) fn greet(&mut self, peer: NodeId) {
         if self.peers.get(peer).is_none() {
@@ -262,6 +243,9 @@ impl Sessions {
         let Some(session) = self.slab[index as usize].as_mut() else {
             return Sealed::Dropped(Drop::NoTunnel);
         };
+        if !session.ready && session.peer.is_plain_meanwhile() {
+            return self.hold_in_doubt(index, packet, outbox, now);
+        }
         if !session.ready {
             return self.hold(index, packet, outbox, now);
         }
@@ -350,7 +334,7 @@ impl Sessions {
         if let Some(numbers) = self.by_peer.get(&peer) {
             let at = |number: &u32| self.slab[*number as usize].as_ref();
             let hears = |number: &&u32| at(number).is_some_and(|s| s.hears(now));
-            let fresh = |number: &u32| at(number).map_or(0, |s| s.fresh);
+            let fresh = |number: &u32| at(number).map_or(0, Session::rank);
             let freshest = numbers.iter().filter(hears).map(fresh).max();
             let good = || numbers.iter().filter(|number| freshest.is_none_or(|most| fresh(number) == most));
             let pair = |number: &&u32| at(number).is_some_and(|s| s.peer_lane == lane % s.peer.lanes.len());
@@ -373,12 +357,12 @@ impl Sessions {
     /// Returns the tunnel between a key of ours and one of a peer's lane; `None` as well without a preshared key where
     /// one is needed.
     fn tunnel_between(&mut self, own: TunnelKey, id: NodeId, peer_lane: usize, key: TunnelKey) -> Option<u32> {
+        let peer = Arc::clone(self.peers.get(id)?);
         let known = self.by_peer.get(&id).into_iter().flatten();
-        let same = |n: &&u32| self.slab[**n as usize].as_ref().is_some_and(|s| s.own == own && s.key == key);
-        if let Some(&number) = { known }.find(same) {
+        let fits = |s: &Session| s.own == own && s.key == key && !s.stale && peer.admits(s.preshared);
+        if let Some(&number) = { known }.find(|n| self.slab[**n as usize].as_ref().is_some_and(fits)) {
             return Some(number);
         }
-        let peer = Arc::clone(self.peers.get(id)?);
         let (generation, preshared) = self.preshared(&peer)?.unzip();
         let number = self.free.last().copied().unwrap_or(self.slab.len() as u32);
         let door = self.former.as_ref().filter(|door| door.key() == own).unwrap_or(&self.door);
@@ -455,9 +439,9 @@ impl Sessions {
         }
     }
 
-    /// Makes an initiation and offers it.
+    /// Makes an initiation and offers it; none for a tunnel that is on its way out.
     fn initiate(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
-        let Some(session) = self.slab[number as usize].as_mut() else { return };
+        let Some(session) = self.slab[number as usize].as_mut().filter(|session| !session.stale) else { return };
         let Some(scratch) = self.scratch.first_chunk_mut::<INITIATION>() else { return };
         if session.tunnel.initiate(scratch) {
             self.offer_scratch(number, outbox, now);
@@ -467,7 +451,7 @@ impl Sessions {
     /// Offers the initiation that stands at the start of the scratch buffer to the peer's addresses.
     fn offer_scratch(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
         let Some(initiation) = self.scratch.first_chunk::<INITIATION>() else { return };
-        let Some(session) = self.slab[number as usize].as_mut() else { return };
+        let Some(session) = self.slab[number as usize].as_mut().filter(|session| !session.stale) else { return };
         let candidates = session.peer.candidates(session.peer_lane, session.peer.cell.endpoint());
         session.initiated = true;
         session.initiated_at = Some(now);

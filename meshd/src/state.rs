@@ -244,6 +244,7 @@ impl State {
             crate::resume::TRIAL,
             crate::link::guard::FILE,
             crate::vault::FILE,
+            crate::stance::FILE,
             crate::link::auditor::FILE,
             crate::lease::FILE,
         ]

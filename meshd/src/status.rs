@@ -18,6 +18,7 @@ use crate::board::{Board, now};
 use crate::dataplane::{LaneStats, Stats};
 use crate::names::{self, NameError};
 use crate::render;
+use crate::stance::Stance;
 
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
@@ -162,6 +163,7 @@ pub fn warnings(board: &Board, view: Option<&View>) -> Vec<String> {
     }
     let mut list = grave(board);
     list.extend(board.offers.borrow().warnings.iter().cloned());
+    list.extend(board.preshared.borrow().1.clone());
     list.extend(view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));
     let mut seen = BTreeSet::new();
     list.retain(|sentence| seen.insert(sentence.clone()));
@@ -211,6 +213,12 @@ fn node(board: &Board, view: Option<&View>) -> Option<doc::Node> {
         blocks: own.map_or(enrolment.blocks, |n| n.blocks),
         dns: range.dns(),
         guarded: board.upkeep.borrow().guards.masquerade,
+        preshared: match board.preshared.borrow().0 {
+            Stance::Plain => doc::Preshared::Off,
+            Stance::Waits => doc::Preshared::Waits,
+            Stance::Overlaps => doc::Preshared::Begins,
+            Stance::Strict => doc::Preshared::On,
+        },
     })
 }
 

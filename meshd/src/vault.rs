@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::agreement::Preshared;
 use crate::keys::sum;
+use crate::stance::Stance;
 use crate::state::{State, StateError};
 
 /// The file.
@@ -40,6 +41,7 @@ struct Keys {
     newest: u64,
     /// Whether the file says something else.
     unsaved: bool,
+    stance: Stance,
 }
 
 impl Vault {
@@ -67,6 +69,19 @@ impl Vault {
         vault
     }
 
+    /// Returns how this node stands to preshared keys.
+    pub(crate) fn stance(&self) -> Stance {
+        self.keys().stance
+    }
+
+    /// Says how this node stands from now on. Who speaks plain WireGuard with everybody forgets all keys.
+    pub(crate) fn set_stance(&self, stance: Stance) {
+        self.keys().stance = stance;
+        if stance == Stance::Plain {
+            self.retain(|_| false);
+        }
+    }
+
     /// Returns the key with a peer, and its number.
     pub(crate) fn get(&self, peer: NodeId) -> Option<(u64, Preshared)> {
         self.keys().by_peer.get(&peer).cloned()
@@ -77,9 +92,15 @@ impl Vault {
         self.keys().by_peer.get(&peer).map_or(0, |(number, _)| *number)
     }
 
-    /// Takes a new key with a peer, and returns its number.
+    /// Takes a new key with a peer, and returns its number; 0 if no keys are wanted any more.
     pub(crate) fn put(&self, peer: NodeId, key: Preshared) -> u64 {
-        let number = self.keys().put(peer, key);
+        let number = {
+            let mut keys = self.keys();
+            if keys.stance == Stance::Plain {
+                return 0;
+            }
+            keys.put(peer, key)
+        };
         self.changed.notify_one();
         number
     }

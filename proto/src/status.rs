@@ -104,6 +104,27 @@ pub struct Node {
     pub dns: Flat,
     /// Whether masquerading cannot erase its pods' addresses.
     pub guarded: bool,
+    /// Whether its tunnels have preshared keys.
+    #[serde(default)]
+    pub preshared: Preshared,
+}
+
+/// How a node stands to preshared keys, in a word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preshared {
+    /// It has none with anybody.
+    Off,
+    /// It was switched on or off, and the coordinator does not know yet: it has those that it has.
+    Waits,
+    /// It makes them, and speaks plain WireGuard with peers that may not have heard of it.
+    Begins,
+    /// It has one with every peer that can have one.
+    On,
+    /// A word that this version does not know, or none by a version that did not say.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// The control channel.

@@ -136,8 +136,11 @@ impl Sessions {
             session.ready = true;
             session.quick_probes = timers::QUICK_PROBES;
             session.probe_due = Some(now);
-            self.met.push(session.peer.id);
+            let id = session.peer.id;
+            self.met.push(id);
+            self.opens(number, id, outbox, now);
         }
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
         if session.ready && session.waiting > 0 && !self.flushing.contains(&number) {
             self.flushing.push(number);
             self.flush(outbox, now);

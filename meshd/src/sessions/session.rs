@@ -19,6 +19,10 @@ pub(super) struct Session {
     pub(super) own: TunnelKey,
     /// The number of its preshared key; 0 for none.
     pub(super) preshared: u64,
+    /// Whether that was at some time not the preshared key that tunnels to this peer are to have; and when it goes
+    /// because of that.
+    pub(super) stale: bool,
+    pub(super) retires: Option<Timestamp>,
     /// How many of the two keys are present ones, not former ones.
     pub(super) fresh: u8,
     pub(super) peer: Arc<Peer>,
@@ -68,6 +72,8 @@ impl Session {
             key,
             own,
             preshared: 0,
+            stale: false,
+            retires: None,
             fresh: 0,
             peer,
             peer_lane,
@@ -99,6 +105,11 @@ impl Session {
     pub(super) fn set_fresh(&mut self, own: TunnelKey) {
         let theirs = self.peer.lanes.get(self.peer_lane).is_some_and(|lane| lane.key == self.key);
         self.fresh = u8::from(theirs) + u8::from(self.own == own);
+    }
+
+    /// Returns which of several that hear the peer is the one to use: the greatest.
+    pub(super) fn rank(&self) -> u8 {
+        self.fresh + if self.stale { 0 } else { 3 }
     }
 
     /// Says whether its session hears the peer.

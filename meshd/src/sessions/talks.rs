@@ -16,7 +16,7 @@ use mesh_proto::id::{NodeId, TunnelKey};
 use mesh_proto::verdict::Drop;
 
 use super::talk::{Talk, Told, agreed};
-use super::{Received, Sealed, Sessions, Traffic, Way, random};
+use super::{Received, Sealed, Sessions, Way, random};
 use crate::agreement::Preshared;
 use crate::datagrams::{Endpoint, Outbox};
 use crate::lane_keys::LaneKey;
@@ -61,6 +61,11 @@ impl Talks {
         self.door.iter().chain(&self.former)
     }
 
+    /// Takes out what waits for a peer.
+    pub(super) fn take_held(&mut self, peer: NodeId) -> Vec<Vec<u8>> {
+        self.held.remove(&peer).unwrap_or_default()
+    }
+
     /// Returns when `tend_talks` has something to do; `None` if nothing will be due.
     pub(super) fn poll_timeout(&self) -> Option<Timestamp> {
         if self.slab.is_empty() {
@@ -88,7 +93,7 @@ impl Sessions {
     /// `None` for one that needs one.
     #[expect(clippy::option_option, reason = "no key, and none wanted, are two things")]
     pub(super) fn preshared(&self, peer: &Peer) -> Option<Option<(u64, Preshared)>> {
-        if peer.is_plain() {
+        if peer.is_plain() || peer.is_plain_meanwhile() {
             return Some(None);
         }
         if peer.cell.preshared() == 0 {
@@ -99,7 +104,7 @@ impl Sessions {
 
     /// Says what is the way to a peer that has no tunnel: none but for one whose key is still to be made.
     pub(super) fn keyless(&self, id: NodeId, now: Timestamp) -> Way {
-        let Some(peer) = self.peers.get(id).filter(|peer| !peer.is_plain() && !peer.is_post_quantum()) else {
+        let Some(peer) = self.peers.get(id).filter(|peer| peer.lacks_key()) else {
             return Way::None;
         };
         match self.lane {
@@ -126,17 +131,17 @@ impl Sessions {
         Sealed::Done
     }
 
-    /// Makes a preshared key with a peer that needs one and has none. `from` is where it was just seen.
+    /// Makes a preshared key with a peer that needs one and has none, unless peers are to call first. `from` is where it
+    /// was just seen.
     pub(super) fn agree(&mut self, id: NodeId, from: Option<Endpoint>, outbox: &mut Outbox, now: Timestamp) {
-        let needs = |peer: &&Arc<Peer>| !peer.is_plain() && !peer.is_post_quantum();
-        if self.peers.get(id).is_some_and(|peer| needs(&peer)) {
+        if self.peers.calls() && self.peers.get(id).is_some_and(|peer| peer.lacks_key()) {
             self.talk_to(id, from, outbox, now);
         }
     }
 
-    /// A handshake with a peer does not open: if it has a preshared key, the peer has another.
+    /// A handshake with a peer does not open: the peer has another preshared key, or has one where we have none.
     pub(super) fn doubt(&mut self, id: NodeId, outbox: &mut Outbox, now: Timestamp) {
-        let doubted = |peer: &&Arc<Peer>| peer.is_post_quantum() && !peer.cell.agreed_within(TRUST, now);
+        let doubted = |peer: &&Arc<Peer>| !peer.is_plain() && !peer.cell.agreed_within(TRUST, now);
         if self.peers.get(id).is_some_and(|peer| doubted(&peer)) {
             self.talk_to(id, None, outbox, now);
         }
@@ -264,24 +269,7 @@ impl Sessions {
         if wanted || had_tunnels {
             self.greet(peer.id);
         }
-        for packet in self.talks.held.remove(&peer.id).unwrap_or_default() {
-            if let Sealed::Dropped(reason) = self.seal(peer.id, &packet, Traffic::Payload, outbox, now) {
-                self.counters.count_dropped(reason);
-            }
-        }
-    }
-
-    /// Closes a peer's tunnels with an older preshared key than the newest. Says whether there were any.
-    pub(super) fn drop_stale(&mut self, id: NodeId) -> bool {
-        let Some(newest) = self.peers.get(id).map(|peer| if peer.is_plain() { 0 } else { peer.cell.preshared() })
-        else {
-            return false;
-        };
-        let numbers = self.by_peer.get(&id).into_iter().flatten().copied();
-        let is_stale = |&n: &u32| self.slab[n as usize].as_ref().is_some_and(|s| s.preshared != newest);
-        let stale: Vec<u32> = numbers.filter(is_stale).collect();
-        stale.iter().for_each(|&number| self.remove(number));
-        !stale.is_empty()
+        self.send_held(peer.id, outbox, now);
     }
 
     /// Does what is due in all talks.
@@ -353,7 +341,7 @@ impl Sessions {
         waiting.into_iter().for_each(|id| self.greet(id));
     }
 
-    fn drop_held(&mut self, id: NodeId) {
+    pub(super) fn drop_held(&mut self, id: NodeId) {
         let held = self.talks.held.remove(&id).unwrap_or_default();
         self.counters.count_dropped_many(Drop::NoTunnel, held.len() as u64);
         if let Some(peer) = self.peers.get(id).filter(|_| !held.is_empty()) {

@@ -17,6 +17,7 @@ mod hostile;
 mod order;
 mod preshared;
 mod rotate;
+mod switching;
 
 /// Some packet of IPv4, told apart by its last byte.
 fn packet(tag: u8) -> Vec<u8> {

@@ -153,12 +153,10 @@ impl Sessions {
 
     fn greet_now(&mut self, peer: NodeId, outbox: &mut Outbox, now: Timestamp) {
         let Some(lanes) = self.peers.get(peer).map(|peer| peer.lanes.len()) else { return };
-        let Some(number) = self.tunnel_to(peer, self.lane % lanes) else {
-            if self.lane == 0 {
-                self.agree(peer, None, outbox, now);
-            }
-            return;
-        };
+        if self.lane == 0 {
+            self.agree(peer, None, outbox, now);
+        }
+        let Some(number) = self.tunnel_to(peer, self.lane % lanes) else { return };
         let ready = self.slab[number as usize].as_ref().is_some_and(|s| s.ready);
         if !ready {
             self.shake_hands(number, outbox, now);
@@ -166,16 +164,22 @@ impl Sessions {
     }
 
     fn tick(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        if self.retire(number, now) {
+            return;
+        }
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         let mut message = [0; INITIATION];
         let made = session.tunnel.tick(&mut message);
         let was_ready = std::mem::replace(&mut session.ready, session.tunnel.has_session());
         if session.ready && !was_ready {
-            self.met.push(session.peer.id);
+            let id = session.peer.id;
+            self.met.push(id);
             if session.waiting > 0 && !self.flushing.contains(&number) {
                 self.flushing.push(number);
             }
+            self.opens(number, id, outbox, now);
         }
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
         let silent = session.ready && !session.hears(now) && !session.initiated;
         let waited = session.initiated_at.filter(|_| session.initiated).map(|at| now.since(at));
         let overdue = REPEATS.get(session.repeated).is_some_and(|&most| waited.is_some_and(|waited| waited >= most));
@@ -216,6 +220,7 @@ impl Sessions {
             self.counters.count_dropped_many(Drop::NoTunnel, std::mem::take(&mut session.waiting));
             session.held = None;
             session.peer.cell.forget_holds();
+            let in_doubt = Some(session.peer.id).filter(|_| session.peer.is_plain_meanwhile());
             let recent = |at: Option<_>, span| at.is_some_and(|at| now.since(at) < span);
             // Without an initiation it is the end of a session that nobody used.
             let missed = session.initiated && recent(session.heard, RECENT);
@@ -226,7 +231,11 @@ impl Sessions {
             }
             session.initiated = false;
             session.repeated = 0;
+            if let Some(id) = in_doubt {
+                self.drop_held(id);
+            }
         }
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
         match session.retry {
             Some(due) if due <= now => self.initiate(number, outbox, now),
             Some(_) => {}

@@ -36,6 +36,7 @@ const PRESHARED: &[Fact<Pair>] = &[
     ("later_starts_use_it_at_once", preshared::after_a_restart),
     ("a_node_that_lost_its_keys_makes_new_ones", preshared::after_a_loss),
     ("a_node_may_speak_plain_wireguard", preshared::off_and_on),
+    ("switched_without_a_coordinator_nobody_is_cut_off_and_nothing_is_lost", preshared::switched_meanwhile),
 ];
 const FORK: &[Fact<Pair>] = &[("a_forked_log_warns_on_both_sides", fork::on_both_sides)];
 const OUTAGE: &[Fact<Pair>] = &[

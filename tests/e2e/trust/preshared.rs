@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use mesh_proto::status::Preshared;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::netns::Namespace;
 use mesh_tests::pair::{Pair, STARTING, Side};
@@ -107,5 +108,39 @@ pub(crate) fn off_and_on(pair: &Pair) {
         let told = || [&pair.a, &pair.b].iter().all(|side| is_post_quantum(&side.node) == post_quantum);
         assert!(wait_until(STARTING, told), "post-quantum {post_quantum}");
         calls(&pair.a.pod, pair, "web");
+    }
+}
+
+/// How long a tunnel that another took the place of may stay open.
+const REPLACED: Duration = Duration::from_secs(6);
+
+pub(crate) fn switched_meanwhile(pair: &Pair) {
+    let (a, b) = (&pair.a.node, &pair.b.node);
+    let config = fs::read_to_string(b.config()).unwrap();
+    let off = (config.clone() + OFF, "still uses its preshared keys", false);
+    let on = (config, "waits for the coordinator to know its agreement key", true);
+    for (text, sentence, post_quantum) in [off, on] {
+        pair.coordinator.kill();
+        fs::write(b.config(), text).unwrap();
+        b.kill();
+        b.start().unwrap();
+        let took = calls(&pair.b.pod, pair, "back");
+        calls(&pair.a.pod, pair, "web");
+        assert!(took <= FIRST, "{took:?}");
+        let status = b.status().unwrap();
+        assert!(status.warnings.iter().any(|text| text.contains(sentence)), "{:?}", status.warnings);
+        assert_eq!(status.node.unwrap().preshared, Preshared::Waits);
+        assert!(is_post_quantum(a) != post_quantum && is_post_quantum(b) != post_quantum, "as before");
+
+        let probe = |from, service| Probe::udp(from, (pair.vip(service), 7)).unwrap();
+        let probes = [probe(&pair.a.pod, "web"), probe(&pair.b.pod, "back")];
+        pair.coordinator.start().unwrap();
+        let turned = || [a, b].iter().all(|node| is_post_quantum(node) == post_quantum);
+        assert!(wait_until(STARTING, turned), "post-quantum {post_quantum}");
+        std::thread::sleep(REPLACED);
+        let sums = probes.map(Probe::finish);
+        said(&format!("preshared keys {post_quantum}: {sums:?} asked and answered while the mesh heard of it"));
+        assert!(sums.iter().all(|(asked, answered)| asked == answered), "lost: {sums:?}");
+        assert!(b.status().unwrap().warnings.iter().all(|text| !text.contains(sentence)));
     }
 }

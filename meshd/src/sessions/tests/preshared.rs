@@ -7,15 +7,15 @@ use crate::tunnels::{FIRST_AGREEMENT, Message};
 use crate::vault::Vault;
 
 /// Nodes 1 and 2 that both use preshared keys, and their vaults.
-struct Agreeing {
-    net: Net,
-    vaults: [Arc<Vault>; 2],
+pub(super) struct Agreeing {
+    pub(super) net: Net,
+    pub(super) vaults: [Arc<Vault>; 2],
 }
 
 /// Which nodes use preshared keys.
-const BOTH: [bool; 2] = [true, true];
+pub(super) const BOTH: [bool; 2] = [true, true];
 
-fn peers(own: u8, uses: [bool; 2], vault: Option<Arc<Vault>>) -> Arc<Peers> {
+pub(super) fn peers(own: u8, uses: [bool; 2], vault: Option<Arc<Vault>>) -> Arc<Peers> {
     let other = 3 - own;
     let lanes = keys(other, 2).publics().into_iter().zip(PORT..).map(|(key, port)| LaneInfo { key, port }).collect();
     let mut peer = test_one(NodeId(other.into()), lanes, Vec::new(), Net::known(own, other));
@@ -26,11 +26,11 @@ fn peers(own: u8, uses: [bool; 2], vault: Option<Arc<Vault>>) -> Arc<Peers> {
 }
 
 impl Agreeing {
-    fn new(uses: [bool; 2]) -> Self {
+    pub(super) fn new(uses: [bool; 2]) -> Self {
         Self::with(uses, [Arc::default(), Arc::default()])
     }
 
-    fn with(uses: [bool; 2], vaults: [Arc<Vault>; 2]) -> Self {
+    pub(super) fn with(uses: [bool; 2], vaults: [Arc<Vault>; 2]) -> Self {
         let mut agreeing = Self { net: Net::new(&[2, 2], Net::known), vaults };
         for own in [1, 2] {
             agreeing.start(own, uses);
@@ -39,7 +39,7 @@ impl Agreeing {
     }
 
     /// Starts a node with what its vault has.
-    fn start(&mut self, own: u8, uses: [bool; 2]) {
+    pub(super) fn start(&mut self, own: u8, uses: [bool; 2]) {
         let at = usize::from(own) - 1;
         let peers = peers(own, uses, uses[at].then(|| Arc::clone(&self.vaults[at])));
         let node = self.net.nodes.get_mut(&own).unwrap();
@@ -55,18 +55,18 @@ impl Agreeing {
         self.start(own, BOTH);
     }
 
-    fn keys(&self) -> [Option<Preshared>; 2] {
+    pub(super) fn keys(&self) -> [Option<Preshared>; 2] {
         [(0, 2), (1, 1)].map(|(at, peer): (usize, u32)| self.vaults[at].get(NodeId(peer)).map(|(_, key)| key))
     }
 
-    fn agree(&self) -> bool {
+    pub(super) fn agree(&self) -> bool {
         let [one, other] = self.keys();
         one.is_some() && one == other
     }
 
     /// Delivers everything, and says how many data messages with something in them went by which kind of tunnel: one
     /// of agreements, or one of lanes. Lanes greet whom others met, as the workers have them do.
-    fn settle(&mut self) -> (usize, usize) {
+    pub(super) fn settle(&mut self) -> (usize, usize) {
         let (mut talks, mut lanes) = (0, 0);
         loop {
             while let Some((from, to, datagram)) = (!self.net.flying.is_empty()).then(|| self.net.flying.remove(0)) {
@@ -89,14 +89,14 @@ impl Agreeing {
         }
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.net.now = self.net.now + time;
         self.settle();
     }
 
     /// Says that every tunnel of the lanes has the newest preshared key.
     #[track_caller]
-    fn all_sealed(&mut self) {
+    pub(super) fn all_sealed(&mut self) {
         for (id, lane) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
             let newest = self.vaults[usize::from(id) - 1].number(NodeId(u32::from(3 - id)));
             let sessions = self.net.lane(id, lane);
@@ -306,16 +306,25 @@ fn a_peer_that_begins_or_ceases_to_use_preshared_keys_gets_other_tunnels() {
     assert_eq!(two.net.got(2), [1]);
 
     let vault = Arc::clone(&two.vaults[0]);
-    (0..2).for_each(|lane| two.net.lane(1, lane).set_peers(peers(1, BOTH, Some(Arc::clone(&vault)))));
+    let told = peers(1, BOTH, Some(Arc::clone(&vault)));
+    (0..2).for_each(|lane| two.net.lane(1, lane).set_peers(Arc::clone(&told)));
     two.start(2, BOTH);
+    assert_eq!(two.net.send(1, 0, 2, 9), Sealed::Done, "by the tunnel that node 2 lost");
+    two.settle();
+    two.pass(Duration::from_millis(250));
     two.net.send(1, 0, 2, 2);
     two.settle();
     assert!(two.agree());
     assert_eq!(two.net.got(2), [1, 2]);
+    (0..24).for_each(|_| two.pass(Duration::from_millis(250)));
     two.all_sealed();
 
-    (0..2).for_each(|lane| two.net.lane(1, lane).set_peers(peers(1, [true, false], Some(Arc::clone(&vault)))));
+    let told = peers(1, [true, false], Some(Arc::clone(&vault)));
+    (0..2).for_each(|lane| two.net.lane(1, lane).set_peers(Arc::clone(&told)));
     two.start(2, [true, false]);
+    assert_eq!(two.net.send(1, 0, 2, 9), Sealed::Done, "by the tunnel that node 2 lost");
+    two.settle();
+    (0..24).for_each(|_| two.pass(Duration::from_millis(250)));
     two.net.send(1, 0, 2, 3);
     two.settle();
     assert_eq!(two.net.got(2), [1, 2, 3]);
