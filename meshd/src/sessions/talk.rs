@@ -35,6 +35,8 @@ pub(super) struct Talk {
     ready: bool,
     /// Whether a key is wanted on this side.
     pub(super) wants: bool,
+    /// Whether an initiation of the peer's was answered that nothing has shown yet to be sent by the peer.
+    pub(super) unproven: bool,
     /// Initiations so far, and when the next is due.
     initiations: usize,
     due: Option<Timestamp>,
@@ -78,6 +80,7 @@ impl Talk {
             exchange: Exchange::new(pair),
             ready: false,
             wants: false,
+            unproven: false,
             initiations: 0,
             due: None,
             heard: now,

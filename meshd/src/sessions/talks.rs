@@ -190,15 +190,16 @@ impl Sessions {
     ) -> Received<'a> {
         let at = self.talk_between(keys, id, now);
         let talk = at.and_then(|at| self.talks.slab[at].as_mut());
-        match talk.map(|talk| talk.handshake(from, datagram, outbox, now)) {
-            Some(Told::Heard(_)) => {
-                // As for other tunnels, what the peer says next shows that it is there.
-                self.limiter.charge_peer(id, now);
+        let Some(talk) = talk else { return Received::Dropped(Drop::NoTunnel) };
+        match talk.handshake(from, datagram, outbox, now) {
+            Told::Heard(_) => {
+                // What the peer says next shows that it is there, and costs it what this did: a talk is soon forgotten,
+                // and with it which initiations were seen, so that anybody may send one again.
+                talk.unproven = true;
                 Received::Handled
             }
-            Some(Told::Unproven) => Received::Handled,
-            Some(Told::Nothing) => Received::Dropped(Drop::Unauthenticated),
-            None => Received::Dropped(Drop::NoTunnel),
+            Told::Unproven => Received::Handled,
+            Told::Nothing => Received::Dropped(Drop::Unauthenticated),
         }
     }
 
@@ -240,10 +241,14 @@ impl Sessions {
         match talk.open(from.remote.ip(), datagram, into, now) {
             Told::Heard(progress) => {
                 talk.found(from, now);
+                let initiated = std::mem::take(&mut talk.unproven);
                 let (key, peer) = (agreed(progress), Arc::clone(&talk.peer));
                 let wanted = key.is_some() && talk.settle(now);
                 // The peer hears that there is a key before it gets anything that was sealed with it.
                 self.tend_talk(at, outbox, now);
+                if initiated {
+                    self.limiter.charge_peer(peer.id, now);
+                }
                 if let Some(key) = key {
                     self.take_key(&peer, key, wanted, outbox, now);
                 }

@@ -382,3 +382,26 @@ fn a_change_of_tunnel_keys_keeps_the_preshared_key() {
         assert!(two.agree(), "by the former {by_former}");
     }
 }
+
+#[test]
+fn who_repeats_calls_for_a_key_does_not_shut_the_caller_out() {
+    let mut two = Agreeing::new(BOTH);
+    let mut captured = Vec::new();
+    for _ in 0..60 {
+        two.start(2, BOTH);
+        two.net.send(2, 0, 1, 1);
+        captured.extend(two.net.flying.drain(..).take(1));
+    }
+    // Node 1 has heard none of them, and each is newer than the one before.
+    for (source, (_, to, datagram)) in (10..).zip(&captured) {
+        two.net.deliver(SocketAddr::new(ip(source), PORT), *to, datagram);
+        two.net.flying.clear();
+    }
+    assert_eq!(two.net.nodes[&1].dropped, [], "all of them are new");
+
+    two.start(2, BOTH);
+    two.net.send(2, 0, 1, 2);
+    two.settle();
+    assert_eq!(two.net.got(1), [2], "{:?}", two.net.nodes[&1].dropped);
+    assert!(two.agree());
+}
