@@ -207,6 +207,12 @@ pub struct Node {
     /// Whether it waits for the lock's signature.
     #[serde(default)]
     pub waits: bool,
+    /// Its identity key; none for a static one.
+    #[serde(default)]
+    pub identity: Option<IdentityKey>,
+    /// How often it changed that; the last 16 are counted.
+    #[serde(default)]
+    pub identity_changes: usize,
     /// Its sentences for the operator.
     pub warnings: Vec<String>,
 }

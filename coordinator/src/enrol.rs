@@ -42,7 +42,7 @@ impl Denial {
 
     /// Says whether it may be one of many guesses. A good token with a bad name or site is none.
     fn is_guess(&self) -> bool {
-        ["malformed", "token", "revoked"].contains(&self.word())
+        ["malformed", "token", "revoked", "superseded"].contains(&self.word())
     }
 }
 

@@ -31,6 +31,7 @@ mod locking;
 mod metrics;
 pub mod registry;
 pub mod render;
+mod renewing;
 mod report;
 pub mod restore;
 mod rotating;

@@ -17,6 +17,7 @@ use crate::client::{AskError, fetch};
 use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
 use crate::registry::lock::Signatures;
+use crate::registry::succession::aged;
 use crate::registry::{Actor, Change, LockStep, Refused};
 use crate::render::{shown, table};
 use crate::server::Peer;
@@ -61,7 +62,11 @@ async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
 }
 
 fn stands(world: &World) -> LockStanding {
-    LockStanding { lock: world.mesh.lock.clone(), waiting: members(world, true).take(MAX_WAITING).collect() }
+    LockStanding {
+        lock: world.mesh.lock.clone(),
+        waiting: members(world, true).take(MAX_WAITING).collect(),
+        aged: aged(world).take(MAX_WAITING).collect(),
+    }
 }
 
 fn members(world: &World, waiting: bool) -> impl Iterator<Item = Member> {

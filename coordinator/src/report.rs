@@ -110,6 +110,8 @@ fn node(name: &NodeName, record: &NodeRecord, connected: bool, note: Option<&Liv
         last_seen_s: if connected { Some(0) } else { heard },
         software: record.facts.software.clone(),
         waits: false,
+        identity: record.identity,
+        identity_changes: record.lineage.len(),
         warnings: note.map(|note| note.warnings.clone()).unwrap_or_default(),
     }
 }

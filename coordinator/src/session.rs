@@ -23,9 +23,10 @@ use crate::about;
 use crate::enrol;
 use crate::feed::Feed;
 use crate::hub::{Hub, now};
+use crate::registry::succession::superseded;
 use crate::registry::{Actor, Change, Refused};
 use crate::server::{Peer, Stop};
-use crate::{locking, signed, witness};
+use crate::{locking, renewing, signed, witness};
 
 /// How long a node may take to send a body.
 const BODY: Duration = Duration::from_secs(10);
@@ -55,8 +56,8 @@ impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         let status = match refused.word {
             "token" => StatusCode::UNAUTHORIZED,
-            "unknown_node" | "revoked" => StatusCode::FORBIDDEN,
-            "claim" | "name" | "site" | "services" | "lock" => StatusCode::CONFLICT,
+            "unknown_node" | "revoked" | "superseded" => StatusCode::FORBIDDEN,
+            "claim" | "name" | "site" | "services" | "lock" | "identity" => StatusCode::CONFLICT,
             "malformed" => StatusCode::BAD_REQUEST,
             "busy" => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -85,6 +86,7 @@ pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
         .route("/v1/join", post(enrol::join))
         .route("/v1/watch", get(watch))
         .route("/v1/report", post(report))
+        .route("/v1/identity", post(renewing::renew))
         .route("/v1/about", get(about::about))
         .route("/v1/log", get(witness::log))
         .route("/v1/roll", get(witness::roll))
@@ -184,7 +186,11 @@ pub(crate) async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Fail
         return Ok(node.clone());
     }
     let identity = peer.identity;
-    let refused = if hub.with(move |registry| registry.is_revoked(&identity)).await {
+    let known =
+        hub.with(move |registry| (registry.is_revoked(&identity), registry.successor(&identity).cloned())).await;
+    let refused = if let (_, Some(node)) = known {
+        Refused { word: "superseded", message: superseded(&node) }
+    } else if known.0 {
         Refused {
             word: "revoked",
             message: "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`".into(),

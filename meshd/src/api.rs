@@ -244,6 +244,7 @@ async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes
             node: enrolment.node,
             identity: dial.keys.identity(),
             waiting: standing.waiting,
+            aged: standing.aged,
         }),
         Err(error) => failure(StatusCode::BAD_GATEWAY, "coordinator", error.to_string()),
     }

@@ -107,7 +107,7 @@ fn signed(by: &Keys, text: &str) -> SignedRecord {
 }
 
 fn proof(by: &Keys, facts: &NodeFacts) -> Proof {
-    Proof { identity: by.identity(), record: signed(by, &facts.text()), pods: facts.pods.clone() }
+    Proof { identity: by.identity(), record: signed(by, &facts.text()), pods: facts.pods.clone(), lineage: Vec::new() }
 }
 
 /// The peer that a map makes of such facts.

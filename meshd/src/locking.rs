@@ -46,7 +46,7 @@ pub enum LockError {
     #[error("this mesh is not locked, so that nobody waits for a signature")]
     Unlocked,
     /// The node does not wait.
-    #[error("no node `{0}` waits for a signature; `meshd lock status` lists those that do")]
+    #[error("no node `{0}` needs a signature; `meshd lock status` lists those that do")]
     Nobody(NodeName),
     /// It is somebody else than the operator meant.
     #[error(
@@ -120,7 +120,7 @@ fn signed(key: &Ed25519KeyPair, message: &[u8]) -> [u8; 64] {
 }
 
 fn named<'a>(standing: &'a doc::Lock, node: &NodeName) -> Result<&'a Member, LockError> {
-    let member = standing.waiting.iter().find(|member| member.name == *node);
+    let member = standing.waiting.iter().chain(&standing.aged).find(|member| member.name == *node);
     member.ok_or_else(|| LockError::Nobody(node.clone()))
 }
 
@@ -168,6 +168,11 @@ fn render(lock: &doc::Lock) -> String {
     lines.push(format!("this node is {} with the identity {}", lock.node, lock.identity));
     for Member { name, site, subject, .. } in &lock.waiting {
         lines.push(format!("{name} of site {site} waits, {subject}"));
+    }
+    for Member { name, site, subject, .. } in &lock.aged {
+        lines.push(format!(
+            "{name} of site {site} is admitted, but has to be signed for anew before its identity changes again, {subject}"
+        ));
     }
     lines.join("\n")
 }

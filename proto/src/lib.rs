@@ -34,6 +34,7 @@ pub mod policy;
 pub mod record;
 pub mod services;
 pub mod status;
+pub mod succession;
 pub mod world;
 // Layer 2: what to do.
 pub mod access;

@@ -19,6 +19,7 @@ use crate::lenient;
 use crate::lock::{Lock, Member, Subject};
 use crate::policy::Rule;
 use crate::record::{Epoch, NextKey, Signature, SignedRecord};
+use crate::succession::Succession;
 
 /// Everything one node needs to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +174,9 @@ pub struct Proof {
     /// The pod blocks that the peer's `blocks` are images of, in the same order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<Ipv4Net>,
+    /// How it came from former keys to this one, the oldest first; at most `succession::MAX_LINEAGE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<Succession>,
 }
 
 /// One lane of a node: an independent WireGuard identity on a port of its own.

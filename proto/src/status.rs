@@ -169,6 +169,9 @@ pub struct Lock {
     pub identity: IdentityKey,
     /// Nodes that wait for a signature, as the coordinator tells it.
     pub waiting: Vec<Member>,
+    /// Admitted nodes that need another signature before they may change their identity again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aged: Vec<Member>,
 }
 
 /// Another node.

@@ -4,11 +4,11 @@
 //!   snapshot, delta, cache ─▶ NetMap ─▶ Verifier::admit ─▶ VerifiedMap ─▶ View::compile ─▶ engine, tunnels, names
 //!                                         └─ what is refused is left out, and told in sentences
 //! ```
-//! A peer is believed if its record is signed by the identity it always had, is no older than the last one, and says
-//! what the map says. A peer whose record is refused keeps its last good one. A pod block must lie in its site's
-//! prefixes and nowhere else, a backend must be granted to its node and have an address of that node. Once a map named a
-//! lock, a peer needs its signature too, whatever later maps say (`lock`). Who was expelled is left out for good, and has
-//! no last record that stays.
+//! A peer is believed if its record is signed by the identity it always had, or by one that this one named
+//! (`succession`), is no older than the last one, and says what the map says. A peer whose record is refused keeps its
+//! last good one. A pod block must lie in its site's prefixes and nowhere else, a backend must be granted to its node
+//! and have an address of that node. Once a map named a lock, a peer needs its signature too, whatever later maps say
+//! (`lock`). Who was expelled is left out for good, and has no last record that stays.
 
 mod expelled;
 
@@ -20,9 +20,10 @@ use ipnet::Ipv4Net;
 
 use crate::addr::{BlockMap, Flat, overlap, overlaps_forbidden};
 use crate::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
-use crate::lock::{self, Lock, Member};
+use crate::lock::{self, Lock, Member, Subject};
 use crate::netmap::{Backend, Grant, NetMap, Peer, Service};
 use crate::record::{Signature, SignedRecord, Verify};
+use crate::succession::{ancestors, leads};
 use crate::world::NodeFacts;
 
 /// Peers that left the map and are remembered all the same, lest an older record of theirs comes back.
@@ -297,7 +298,12 @@ fn check_lock(
     if known.is_some_and(|known| known.admitted == admitted) {
         return Ok(admitted);
     }
-    let is_good = admitted.as_ref().is_some_and(|(member, signature)| member.is_by(mesh, lock, signature, verify));
+    // What was signed for a former key holds for the keys that it named.
+    let is_good = admitted.as_ref().is_some_and(|(member, signature)| {
+        let former = peer.proof.iter().flat_map(|proof| ancestors(&proof.lineage, peer.id, proof.identity, verify));
+        let former = former.map(|key| Member { subject: Subject::Identity(key), ..member.clone() });
+        std::iter::once(member.clone()).chain(former).any(|member| member.is_by(mesh, lock, signature, verify))
+    });
     if is_good { Ok(admitted) } else { Err(what("its countersignature is not the lock's")) }
 }
 
@@ -311,8 +317,8 @@ fn check(peer: &Peer, known: Option<&Known>, verify: Verify) -> Result<u64, Stri
             None => Err("it is not signed; upgrade its meshd".into()),
         };
     };
-    if before.is_some_and(|before| before != proof.identity) {
-        return Err("it has another identity key than before".into());
+    if before.is_some_and(|before| !leads(&proof.lineage, peer.id, &before, &proof.identity, verify)) {
+        return Err("it has another identity key than before, which the former one did not name".into());
     }
     let newest = known.and_then(|known| known.record.as_ref());
     if newest != Some(&proof.record) && !proof.record.is_by(&proof.identity, verify) {

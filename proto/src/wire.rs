@@ -4,6 +4,7 @@
 //! POST /v1/join     JoinRequest            ─▶  JoinResponse
 //! GET  /v1/watch?revision=N                ─▶  one `WatchEvent` per line, for as long as the node listens
 //! POST /v1/report   Report                 ─▶  ReportResponse
+//! POST /v1/identity Renewal                ─▶  ReportResponse
 //! GET  /v1/about?name=NODE                 ─▶  About
 //! GET  /v1/log?after=N                     ─▶  LogPage
 //! GET  /v1/roll                            ─▶  Roll
@@ -24,6 +25,7 @@ use crate::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
 use crate::lock::{Lock, Member};
 use crate::netmap::{Delta, NetMap};
 use crate::record::Signature;
+use crate::succession::Succession;
 use crate::token::{OidcToken, TokenSecret};
 pub use crate::world::{NodeFacts, ServeOffer};
 
@@ -142,6 +144,15 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
+/// Goes on with another identity key, over a channel of the former one. Idempotent for the same succession.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// What both keys signed.
+    pub succession: Succession,
+    /// What the node says of itself, signed by the next key under a number above all before.
+    pub facts: NodeFacts,
+}
+
 /// What is known of a node that the asking one is not told of: no rule lets either call the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
@@ -161,6 +172,10 @@ pub struct LockStanding {
     /// Nodes that wait for its signature; at most `MAX_WAITING`.
     #[serde(default)]
     pub waiting: Vec<Member>,
+    /// Admitted nodes that changed their identity so often since that they need another signature before they may do so
+    /// again; at most `MAX_WAITING`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aged: Vec<Member>,
 }
 
 /// Admits a node that waits.
@@ -186,7 +201,7 @@ pub struct ReportResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// A word for programs: `token`, `claim`, `name`, `site`, `services`, `unknown_node`, `revoked`, `lock`,
-    /// `malformed`, `busy`, `internal`.
+    /// `identity`, `superseded`, `malformed`, `busy`, `internal`.
     pub error: String,
     /// A sentence for people that ends with what to do.
     pub message: String,

@@ -25,6 +25,7 @@ use crate::lock::{Member, Subject};
 use crate::netmap::{LaneInfo, Mesh};
 use crate::record::{Epoch, Signature, SignedRecord};
 use crate::services::{Services, Site};
+use crate::succession::Succession;
 
 /// All that is true of the mesh at one revision.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,6 +80,9 @@ pub struct NodeRecord {
     /// The lock's signature that admits it; none while it waits for one, or while there is no lock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub countersigned: Option<Signature>,
+    /// How it came from former identities to this one, the oldest first; at most `succession::MAX_LINEAGE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<Succession>,
 }
 
 /// A service's number and address.

@@ -173,7 +173,7 @@ fn proof(peer: &Peer, pod: Option<Ipv4Net>) -> Option<Proof> {
     let text = facts.text();
     let signature = identity.sign(&SignedRecord::message(&text));
     let record = SignedRecord { text: text.into(), signature };
-    Some(Proof { identity: identity.public(), record, pods: facts.pods })
+    Some(Proof { identity: identity.public(), record, pods: facts.pods, lineage: Vec::new() })
 }
 
 /// Makes a key that nobody has the secret of.

@@ -141,7 +141,7 @@ fn peer(id: u8) -> Peer {
         mtu: facts.mtu,
         guarded: facts.guarded,
         previous: Vec::new(),
-        proof: Some(Proof { identity: IdentityKey([id; 32]), record, pods: Vec::new() }),
+        proof: Some(Proof { identity: IdentityKey([id; 32]), record, pods: Vec::new(), lineage: Vec::new() }),
         countersigned: None,
         agreement: Vec::new(),
     }

@@ -97,6 +97,11 @@ impl Deed {
                 deed.text = format!("took keys of {trust} (sha256 {hash})");
             }
             Change::Facts { .. } => deed.kind = "report",
+            Change::Renew { identity, renewal, .. } => {
+                deed.kind = "identity";
+                deed.text = format!("changed its identity key from {identity} to {}", renewal.succession.to);
+                deed.identity = Some(renewal.succession.to);
+            }
             Change::Restored { epoch, source, since: _ } => {
                 deed.kind = "restore";
                 deed.text = format!("restored {source}; epoch {epoch}");
@@ -155,6 +160,9 @@ impl Deed {
                 text = format!("node {name} {text}");
             }
         }
+        if let Some(name) = node.as_ref().filter(|_| kind == "identity") {
+            text = format!("node {name} {text}");
+        }
         if kind == "tend" {
             let gone: Vec<_> =
                 old.nodes.keys().filter(|name| !new.nodes.contains_key(*name)).map(|n| n.as_str()).collect();
@@ -163,7 +171,7 @@ impl Deed {
             }
             text = format!("let ephemeral nodes vanish, not heard of for 10 minutes: {}", gone.join(", "));
         }
-        let identity = self.identity.filter(|_| kind == "join");
+        let identity = self.identity.filter(|_| matches!(kind, "join" | "identity"));
         let kind = kind.to_owned();
         Some(Entry { identity, ..Entry::new(now, by.to_string(), kind, text, node, self.token) })
     }

@@ -42,14 +42,22 @@ impl State {
         if Arc::ptr_eq(&self.revoked, &before.revoked) {
             return Vec::new();
         }
-        let new = self.revoked.keys().filter(|identity| !before.revoked.contains_key(identity));
-        new.take(MAX_EXPELS).copied().collect()
+        let is_new =
+            |identity: &&IdentityKey| is_expelled(&self.revoked, identity) && !is_expelled(&before.revoked, identity);
+        self.revoked.keys().filter(is_new).take(MAX_EXPELS).copied().collect()
     }
+}
+
+/// Says whether a member was expelled that has, or had, this identity. One that a member only replaced names those
+/// after it, and is in no list of keys that nodes keep out.
+fn is_expelled(revoked: &BTreeMap<IdentityKey, Revoked>, identity: &IdentityKey) -> bool {
+    let chain = std::iter::successors(revoked.get(identity), |entry| revoked.get(&entry.succession?.to));
+    chain.take(revoked.len()).any(|entry| entry.succession.is_none())
 }
 
 /// Returns those that were expelled last.
 fn newest(revoked: &BTreeMap<IdentityKey, Revoked>, most: usize) -> BTreeSet<IdentityKey> {
-    let mut all: Vec<_> = revoked.iter().collect();
+    let mut all: Vec<_> = revoked.iter().filter(|(identity, _)| is_expelled(revoked, identity)).collect();
     if all.len() > most {
         all.select_nth_unstable_by_key(most, |(_, revoked)| Reverse(revoked.at));
         all.truncate(most);
@@ -70,7 +78,10 @@ mod tests {
         let revoked = |n: u64| {
             let mut key = [0; 32];
             key[..8].copy_from_slice(&n.to_le_bytes());
-            (IdentityKey(key), Revoked { name: "n".parse().unwrap(), at: UnixTime(n), tunnels: Vec::new() })
+            (
+                IdentityKey(key),
+                Revoked { name: "n".parse().unwrap(), at: UnixTime(n), tunnels: Vec::new(), succession: None },
+            )
         };
         let all: BTreeMap<_, _> = (0..300).map(revoked).collect();
         assert_eq!(newest(&all, 300).len(), 300);

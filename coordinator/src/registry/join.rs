@@ -88,7 +88,7 @@ impl State {
             return Err(Refused::new("name", text));
         }
         // What was expelled under this name does not come back by a token that anybody could have got.
-        if !is_bound && self.revoked.values().any(|revoked| revoked.name == name) {
+        if !is_bound && self.revoked.values().any(|revoked| revoked.name == name && revoked.succession.is_none()) {
             let text = format!(
                 "a node `{name}` was revoked; only a token for this name admits another: mesh-coordinator token create --site {site} --name {name}; or set another `name` in meshd.toml"
             );
@@ -105,6 +105,7 @@ impl State {
         let record = NodeRecord {
             contact: is_ephemeral.then_some(now),
             countersigned: None,
+            lineage: Vec::new(),
             id: pool.node_id(),
             identity: Some(identity),
             site,
@@ -179,6 +180,7 @@ impl State {
         let Some(revoked) = self.revoked.get(identity) else {
             return Ok(());
         };
+        self.check_superseded(identity)?;
         let text = format!(
             "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave there and join with a new token",
             revoked.name

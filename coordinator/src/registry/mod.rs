@@ -27,6 +27,7 @@ mod restoring;
 mod services;
 mod sharing;
 mod state;
+pub(crate) mod succession;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -41,7 +42,7 @@ use mesh_proto::id::{IdentityKey, MeshName, NodeName, Revision};
 use mesh_proto::record::{Epoch, NextKey};
 use mesh_proto::services::Services;
 use mesh_proto::token::TokenSecret;
-use mesh_proto::wire::{JoinRequest, NodeFacts};
+use mesh_proto::wire::{JoinRequest, NodeFacts, Renewal};
 use mesh_proto::world::{UnixTime, World};
 
 use crate::store::{Store, StoreError};
@@ -115,6 +116,15 @@ pub enum Change {
         /// The address it comes from.
         observed: IpAddr,
     },
+    /// A member goes on with another identity key.
+    Renew {
+        /// The key that the channel proved: the former one.
+        identity: IdentityKey,
+        /// What both keys signed, and what the node says of itself with the next one.
+        renewal: Renewal,
+        /// The address it comes from.
+        observed: IpAddr,
+    },
     /// Notes which nodes are connected, and takes ephemeral ones out that were not heard of for 10 minutes.
     Tend {
         /// The nodes that are connected.
@@ -174,6 +184,7 @@ impl Change {
             | Self::Vouched { .. }
             | Self::TrustPush { .. }
             | Self::Facts { .. }
+            | Self::Renew { .. }
             | Self::Coordinator { .. }
             | Self::CoordinatorNext { .. }
             | Self::Restored { .. }
@@ -442,6 +453,11 @@ impl Registry {
             Change::TrustPush { trust, jwks } => state.push_keys(trust, jwks, now)?,
             Change::Facts { identity, facts, observed } => {
                 let (node, refused) = state.report(identity, facts, observed, underlay, now)?;
+                applied.node = Some(node);
+                applied.refused = refused;
+            }
+            Change::Renew { identity, renewal, observed } => {
+                let (node, refused) = state.renew((identity, observed), renewal, underlay, now)?;
                 applied.node = Some(node);
                 applied.refused = refused;
             }

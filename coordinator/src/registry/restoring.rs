@@ -73,6 +73,7 @@ impl State {
             // Revoked, or forgotten long after its end.
             None => !is_newer,
         });
+        self.follow_successions();
         let nodes = self.world.nodes.iter();
         let expelled = nodes.filter(|(_, node)| node.identity.is_some_and(|key| self.revoked.contains_key(&key)));
         for name in expelled.map(|(name, _)| name.clone()).collect::<Vec<_>>() {

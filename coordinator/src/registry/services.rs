@@ -174,6 +174,7 @@ fn allot_static(world: &mut World, now: UnixTime) -> Result<(), Exhausted> {
             countersigned,
             id,
             identity: None,
+            lineage: Vec::new(),
             site,
             address,
             blocks: Vec::new(),

@@ -8,6 +8,7 @@ use mesh_proto::allocate::Owner;
 use mesh_proto::id::{IdentityKey, MeshName, NodeName, TunnelKey};
 use mesh_proto::netmap::Mesh;
 use mesh_proto::services::Services;
+use mesh_proto::succession::Succession;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +53,7 @@ pub struct Accepted {
     pub text: String,
 }
 
-/// A member that was expelled.
+/// A member that was expelled, or a key that a member replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoked {
     /// The name it had.
@@ -62,6 +63,9 @@ pub struct Revoked {
     /// The tunnel keys it had.
     #[serde(default)]
     pub tunnels: Vec<TunnelKey>,
+    /// How the member went on with another identity; none if it was expelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub succession: Option<Succession>,
 }
 
 impl State {
@@ -76,7 +80,7 @@ impl State {
             return Err(Refused::new("unknown_node", text));
         };
         let tunnels = tunnel_keys(&record.facts).into_iter().collect();
-        let entry = Revoked { name: name.clone(), at: now, tunnels };
+        let entry = Revoked { name: name.clone(), at: now, tunnels, succession: None };
         Arc::make_mut(&mut self.revoked).insert(identity, entry);
         self.remove(name, now);
         Ok(())

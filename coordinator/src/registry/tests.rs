@@ -12,6 +12,7 @@ mod logging;
 mod renewing;
 mod restoring;
 mod storing;
+mod succession;
 mod vouching;
 
 use std::net::SocketAddr;

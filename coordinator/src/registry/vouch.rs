@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use mesh_proto::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::jwt;
+use mesh_proto::succession::Succession;
 use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,15 @@ impl State {
         }
         spent.insert(vouched.mark.clone(), Spent { identity, over: vouched.over });
         Ok(())
+    }
+
+    /// Lets a member use its tokens again that went on with another identity.
+    pub(super) fn pass_tokens_on(&mut self, succession: &Succession) {
+        let is_its_own = |spent: &Spent| spent.identity == succession.from;
+        if self.spent.values().any(is_its_own) {
+            let spent = Arc::make_mut(&mut self.spent).values_mut();
+            spent.filter(|spent| is_its_own(spent)).for_each(|spent| spent.identity = succession.to);
+        }
     }
 
     /// Says whether a token was used by another machine, for the operator.

@@ -131,7 +131,7 @@ fn peer(id: u32, address: [u8; 4], keys: &Keys) -> Peer {
         mtu: facts.mtu,
         guarded: facts.guarded,
         previous: Vec::new(),
-        proof: Some(Proof { identity: keys.identity(), record, pods: Vec::new() }),
+        proof: Some(Proof { identity: keys.identity(), record, pods: Vec::new(), lineage: Vec::new() }),
         countersigned: None,
     }
 }

@@ -96,6 +96,7 @@ fn peer(range: MeshRange, record: &NodeRecord) -> Peer {
             identity,
             record: signed,
             pods: record.blocks.iter().map(|block| block.real).collect(),
+            lineage: record.lineage.clone(),
         }),
     }
 }

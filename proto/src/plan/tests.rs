@@ -85,6 +85,7 @@ fn record(number: u8, site: &str, pods: &[&str]) -> NodeRecord {
     NodeRecord {
         contact: None,
         countersigned: None,
+        lineage: Vec::new(),
         id: NodeId(number.into()),
         identity: Some(IdentityKey([number; 32])),
         site: site.parse().unwrap(),

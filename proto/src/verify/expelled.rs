@@ -13,8 +13,8 @@ impl Verifier {
     pub fn expel(&mut self, expelled: Arc<BTreeSet<IdentityKey>>) -> bool {
         self.expelled = expelled;
         for known in self.known.values_mut() {
-            let said = known.said.as_ref().and_then(|(_, peer)| peer.proof.as_ref()).map(|proof| proof.identity);
-            if known.identity.into_iter().chain(said).any(|identity| self.expelled.contains(&identity)) {
+            let said = known.said.as_ref().and_then(|(_, peer)| revoked(&self.expelled, peer));
+            if said.is_some() || known.identity.is_some_and(|identity| self.expelled.contains(&identity)) {
                 (known.said, known.good) = (None, None);
             }
         }
@@ -26,9 +26,14 @@ impl Verifier {
         self.last.clone()
     }
 
-    /// Returns the identity of a peer that was expelled.
+    /// Returns the identity of a peer that was expelled: its present or a former one, for who was expelled names no next.
     pub(super) fn revoked(&self, peer: &Peer) -> Option<IdentityKey> {
-        let identity = peer.proof.as_ref()?.identity;
-        self.expelled.contains(&identity).then_some(identity)
+        revoked(&self.expelled, peer)
     }
+}
+
+fn revoked(expelled: &BTreeSet<IdentityKey>, peer: &Peer) -> Option<IdentityKey> {
+    let proof = peer.proof.as_ref()?;
+    let mut keys = std::iter::once(proof.identity).chain(proof.lineage.iter().map(|link| link.from));
+    keys.find(|key| expelled.contains(key))
 }

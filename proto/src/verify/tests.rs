@@ -2,6 +2,7 @@
 
 mod lock;
 mod revoked;
+mod succession;
 
 use super::*;
 use crate::fixture::{self, sign, verify};
@@ -30,7 +31,7 @@ fn prove(peer: &mut Peer, by: IdentityKey, facts: &NodeFacts) {
     let text = facts.text();
     let signature = sign(&by, &SignedRecord::message(&text));
     let record = SignedRecord { text: text.into(), signature };
-    peer.proof = Some(Proof { identity: by, record, pods: vec!["10.8.0.0/24".parse().unwrap()] });
+    peer.proof = Some(Proof { identity: by, record, pods: vec!["10.8.0.0/24".parse().unwrap()], lineage: Vec::new() });
 }
 
 /// The fixture's map, in which everything is proven; node b's record has number 7.

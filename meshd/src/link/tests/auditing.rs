@@ -39,7 +39,7 @@ fn view(revision: u64, keys: &[IdentityKey]) -> Arc<View> {
             mtu: 1420,
             guarded: true,
             previous: Vec::new(),
-            proof: Some(Proof { identity, record, pods: Vec::new() }),
+            proof: Some(Proof { identity, record, pods: Vec::new(), lineage: Vec::new() }),
             countersigned: None,
             agreement: Vec::new(),
         };
@@ -176,7 +176,7 @@ fn shown(keys: &Keys) -> NetMap {
             mtu: 1420,
             guarded: true,
             previous: Vec::new(),
-            proof: Some(Proof { identity: keys.identity(), record, pods: Vec::new() }),
+            proof: Some(Proof { identity: keys.identity(), record, pods: Vec::new(), lineage: Vec::new() }),
             countersigned: None,
             agreement: Vec::new(),
         },
