@@ -20,7 +20,7 @@ use mesh_proto::clock::Timestamp;
 use mesh_proto::id::NodeName;
 use mesh_proto::netmap::{NetMap, Peer};
 use mesh_proto::view::View;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Channel, Dial, LinkError, random};
 use crate::board::{Board, now};
@@ -109,9 +109,19 @@ impl Auditor {
 
     /// Runs until the task is dropped.
     pub(crate) async fn run(mut self) {
+        let mut views = self.board.view.subscribe();
+        let mut turn = interval(TURN);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        turn.reset();
         loop {
-            sleep(TURN).await;
-            self.turn(now()).await;
+            tokio::select! {
+                _ = turn.tick() => self.turn(now()).await,
+                // Who came and went between two turns was a member all the same.
+                Ok(()) = views.changed() => {
+                    let view = views.borrow_and_update().clone();
+                    self.compare(view.as_deref(), now());
+                }
+            }
         }
     }
 
@@ -126,9 +136,7 @@ impl Auditor {
             (link.connected, link.log)
         };
         let view = self.board.view.borrow().clone();
-        if view.as_deref().is_some_and(|view| self.misses(view)) {
-            self.hurry(now);
-        }
+        self.compare(view.as_deref(), now);
         let dial = self.board.dial.borrow().clone();
         let is_new = told != self.told;
         // What was told last holds while nobody tells more, but is no sign then that anything is hidden.
@@ -159,13 +167,15 @@ impl Auditor {
         self.post();
     }
 
-    /// Says whether a peer left the map in force since the last look: it may have been revoked.
-    fn misses(&mut self, view: &View) -> bool {
-        let map = view.netmap();
-        let Some(before) = self.seen.replace(Arc::clone(map)) else { return false };
+    /// Looks whether a peer left the map in force since the last look: it may have been revoked.
+    fn compare(&mut self, view: Option<&View>, now: Timestamp) {
+        let Some(map) = view.map(View::netmap) else { return };
+        let Some(before) = self.seen.replace(Arc::clone(map)) else { return };
         let identity = |peer: &Peer| peer.proof.as_ref().map(|proof| proof.identity);
         let is_gone = |(name, peer): (&NodeName, &Peer)| identity(peer) != map.peers.get(name).and_then(identity);
-        !Arc::ptr_eq(&before, map) && before.peers.iter().any(is_gone)
+        if !Arc::ptr_eq(&before, map) && before.peers.iter().any(is_gone) {
+            self.hurry(now);
+        }
     }
 
     /// Reads the log sooner, once between two times.

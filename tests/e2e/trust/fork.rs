@@ -21,11 +21,11 @@ fn told(node: &Daemon) -> Option<Told> {
     node.status().ok()?.coordinator.log
 }
 
-fn is_connected(node: &Daemon) -> bool {
+pub(crate) fn is_connected(node: &Daemon) -> bool {
     node.status().is_ok_and(|status| status.coordinator.connected)
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     let _ = std::fs::remove_dir_all(to);
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }

@@ -10,6 +10,7 @@ mod preshared;
 mod probe;
 mod revoke;
 mod rotate;
+mod stolen;
 
 use std::io;
 use std::process::ExitCode;
@@ -39,6 +40,10 @@ const PRESHARED: &[Fact<Pair>] = &[
     ("switched_without_a_coordinator_nobody_is_cut_off_and_nothing_is_lost", preshared::switched_meanwhile),
 ];
 const FORK: &[Fact<Pair>] = &[("a_forked_log_warns_on_both_sides", fork::on_both_sides)];
+const STOLEN: &[Fact<Pair>] = &[
+    ("a_revoked_machine_comes_back_with_another_identity", stolen::with_another_identity),
+    ("a_coordinator_that_shows_a_revoked_node_again_brings_nobody_back", stolen::brings_nobody_back),
+];
 const OUTAGE: &[Fact<Pair>] = &[
     ("the_first_tunnel_of_all_needs_no_coordinator", outage::first_tunnel),
     ("without_a_coordinator_no_request_is_lost", outage::nothing_lost),
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
     run.scene("lock", || set_up(&binaries, "lk"), LOCK);
     run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
     run.scene("fork", || set_up(&binaries, "fk"), FORK);
+    run.scene("stolen", || set_up(&binaries, "st"), STOLEN);
     run.scene("outage", || set_up(&binaries, "ou"), OUTAGE);
     run.scene("lease", || set_up(&binaries, "le"), LEASE);
     run.scene("killed", || set_up(&binaries, "kl"), KILLED);
