@@ -42,6 +42,8 @@ pub(super) struct Talk {
     due: Option<Timestamp>,
     /// When anything of the peer's was last heard, or it began.
     heard: Timestamp,
+    /// When it is to be looked at, as the queue has it.
+    pub(super) queued: Option<Timestamp>,
 }
 
 /// What became of a datagram.
@@ -84,6 +86,7 @@ impl Talk {
             initiations: 0,
             due: None,
             heard: now,
+            queued: None,
         })
     }
 

@@ -7,7 +7,7 @@
 //!                                     the peer's own call at our agreement key
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,16 +29,23 @@ const MAX_TALKS: usize = 1024;
 const TRUST: Duration = Duration::from_secs(2);
 /// Bytes of outbox that one talk may need: a few frames.
 const TALK_ROOM: usize = 16 << 10;
-/// Pause before a talk goes on that found no room.
-const NO_ROOM: Duration = Duration::from_millis(1);
+/// Pause before a talk goes on that found no room, and between two looks at one.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// The agreements of lane 0.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Talks {
     /// The doors of the agreement key, and of the one before.
     door: Option<Door>,
     former: Option<Door>,
     slab: Vec<Option<Talk>>,
+    /// Numbers in the slab that nobody has.
+    free: Vec<usize>,
+    by_keys: HashMap<(TunnelKey, TunnelKey), usize>,
+    /// Which is to be looked at when, so that a turn costs what is due and not what there is.
+    queue: BTreeSet<(Timestamp, usize)>,
+    /// Whether somebody found no place.
+    starved: bool,
     held: HashMap<NodeId, Vec<Vec<u8>>>,
     /// Whether a talk found no room in the outbox.
     crowded: Option<Timestamp>,
@@ -46,7 +53,7 @@ pub(super) struct Talks {
 
 impl Talks {
     pub(super) fn new(keys: &LaneKey) -> Self {
-        let mut talks = Self { door: None, former: None, slab: Vec::new(), held: HashMap::new(), crowded: None };
+        let mut talks = Self::default();
         talks.set_keys(keys);
         talks
     }
@@ -68,23 +75,54 @@ impl Talks {
 
     /// Returns when `tend_talks` has something to do; `None` if nothing will be due.
     pub(super) fn poll_timeout(&self) -> Option<Timestamp> {
-        if self.slab.is_empty() {
-            return None;
-        }
-        self.slab.iter().flatten().map(Talk::poll_timeout).chain(self.crowded).min()
+        self.crowded.or_else(|| self.queue.first().map(|&(due, _)| due))
     }
 
     fn find(&self, peer: NodeId, keys: (TunnelKey, TunnelKey)) -> Option<usize> {
-        self.slab.iter().position(|talk| talk.as_ref().is_some_and(|talk| talk.peer.id == peer && talk.keys == keys))
+        let at = *self.by_keys.get(&keys)?;
+        self.slab[at].as_ref().is_some_and(|talk| talk.peer.id == peer).then_some(at)
     }
 
-    /// Takes talks out that are over, and gives back the slab's end.
-    fn sweep(&mut self, over: impl Fn(&Talk) -> bool) {
-        for talk in &mut self.slab {
-            talk.take_if(|talk| over(talk));
+    /// Returns the number that the next talk gets; `None` if there are too many.
+    fn place(&mut self) -> Option<usize> {
+        let place = self.free.last().copied().unwrap_or(self.slab.len());
+        self.starved |= place >= MAX_TALKS;
+        (place < MAX_TALKS).then_some(place)
+    }
+
+    fn begin(&mut self, at: usize, talk: Talk) {
+        self.by_keys.insert(talk.keys, at);
+        match self.slab.get_mut(at) {
+            Some(place) => *place = Some(talk),
+            None => self.slab.push(Some(talk)),
         }
-        let used = self.slab.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        self.slab.truncate(used);
+        self.free.pop_if(|free| *free == at);
+    }
+
+    fn end(&mut self, at: usize) {
+        let Some(talk) = self.slab.get_mut(at).and_then(Option::take) else { return };
+        self.by_keys.remove(&talk.keys);
+        talk.queued.map(|due| self.queue.remove(&(due, at)));
+        self.free.push(at);
+        if self.free.len() == self.slab.len() {
+            (self.slab, self.free) = (Vec::new(), Vec::new());
+        }
+    }
+
+    /// Takes note of when a talk is to be looked at next, and that not at once again.
+    fn queue(&mut self, at: usize, now: Timestamp) {
+        let Some(talk) = self.slab.get_mut(at).and_then(Option::as_mut) else { return };
+        let due = talk.poll_timeout().max(now + AGAIN);
+        if let Some(before) = talk.queued.replace(due) {
+            self.queue.remove(&(before, at));
+        }
+        self.queue.insert((due, at));
+    }
+
+    /// Returns the talks of which something holds.
+    fn which(&self, holds: impl Fn(&Talk) -> bool) -> Vec<usize> {
+        let which = |(at, talk): (usize, &Option<Talk>)| talk.as_ref().is_some_and(&holds).then_some(at);
+        self.slab.iter().enumerate().filter_map(which).collect()
     }
 }
 
@@ -168,14 +206,11 @@ impl Sessions {
             return Some(at);
         }
         let peer = self.peers.get(id)?;
-        let free = self.talks.slab.iter().position(Option::is_none).unwrap_or(self.talks.slab.len());
-        let door = self.talks.doors().find(|door| door.key() == keys.0).filter(|_| free < MAX_TALKS)?;
-        let talk = Talk::new(door, keys.1, FIRST_AGREEMENT + free as u32, peer, &self.peers, now)?;
-        match self.talks.slab.get_mut(free) {
-            Some(place) => *place = Some(talk),
-            None => self.talks.slab.push(Some(talk)),
-        }
-        Some(free)
+        let at = self.talks.place()?;
+        let door = self.talks.doors().find(|door| door.key() == keys.0)?;
+        let talk = Talk::new(door, keys.1, FIRST_AGREEMENT + at as u32, peer, &self.peers, now)?;
+        self.talks.begin(at, talk);
+        Some(at)
     }
 
     /// A peer calls at our agreement key.
@@ -188,14 +223,15 @@ impl Sessions {
         outbox: &mut Outbox,
         now: Timestamp,
     ) -> Received<'a> {
-        let at = self.talk_between(keys, id, now);
-        let talk = at.and_then(|at| self.talks.slab[at].as_mut());
-        let Some(talk) = talk else { return Received::Dropped(Drop::NoTunnel) };
-        match talk.handshake(from, datagram, outbox, now) {
+        let Some(at) = self.talk_between(keys, id, now) else { return Received::Dropped(Drop::NoTunnel) };
+        let Some(talk) = self.talks.slab[at].as_mut() else { return Received::Dropped(Drop::NoTunnel) };
+        let told = talk.handshake(from, datagram, outbox, now);
+        talk.unproven |= matches!(told, Told::Heard(_));
+        self.talks.queue(at, now);
+        match told {
             Told::Heard(_) => {
                 // What the peer says next shows that it is there, and costs it what this did: a talk is soon forgotten,
                 // and with it which initiations were seen, so that anybody may send one again.
-                talk.unproven = true;
                 Received::Handled
             }
             Told::Unproven => Received::Handled,
@@ -277,31 +313,30 @@ impl Sessions {
         self.send_held(peer.id, outbox, now);
     }
 
-    /// Does what is due in all talks.
-    pub(super) fn tend_talks(&mut self, outbox: &mut Outbox, now: Timestamp) {
-        if self.talks.slab.is_empty() {
-            return;
-        }
+    /// Does what is due in all talks. Returns how many it looked at.
+    pub(super) fn tend_talks(&mut self, outbox: &mut Outbox, now: Timestamp) -> usize {
+        let (mut looked_at, mut ended) = (0, false);
         self.talks.crowded = None;
-        for at in 0..self.talks.slab.len() {
-            if self.talks.slab[at].as_ref().is_none_or(|talk| talk.poll_timeout() > now) {
-                continue;
-            }
+        while let Some(&(_, at)) = self.talks.queue.first().filter(|(due, _)| *due <= now) {
             if outbox.room() < TALK_ROOM {
-                self.talks.crowded = Some(now + NO_ROOM);
-                return;
+                self.talks.crowded = Some(now + AGAIN);
+                break;
             }
+            looked_at += 1;
             self.tend_talk(at, outbox, now);
+            let Some(talk) = self.talks.slab[at].as_ref().filter(|talk| talk.is_over(now)) else { continue };
+            let (peer, wants) = (talk.peer.id, talk.wants);
+            self.talks.end(at);
+            ended = true;
+            if wants {
+                self.drop_held(peer);
+            }
         }
-        let over = self.talks.slab.iter().flatten().filter(|talk| talk.is_over(now));
-        let over: Vec<(NodeId, bool)> = over.map(|talk| (talk.peer.id, talk.wants)).collect();
-        if over.is_empty() {
-            return;
+        if ended && std::mem::take(&mut self.talks.starved) {
+            // There is a place for whom there was none.
+            self.greet_held();
         }
-        self.talks.sweep(|talk| talk.is_over(now));
-        over.into_iter().filter(|(_, wants)| *wants).for_each(|(peer, _)| self.drop_held(peer));
-        // There is a place for whom there was none.
-        self.greet_held();
+        looked_at
     }
 
     /// Sends what a talk has to say, and its initiation.
@@ -316,6 +351,7 @@ impl Sessions {
             }
         }
         talk.speak(random(), peers, outbox, now);
+        talks.queue(at, now);
     }
 
     /// Ends talks with nodes that left the map or changed their keys, and drops what waits for them.
@@ -325,10 +361,11 @@ impl Sessions {
         }
         let peers = Arc::clone(&self.peers);
         let own: Vec<TunnelKey> = self.talks.doors().map(Door::key).collect();
-        self.talks.sweep(|talk| {
+        let over = self.talks.which(|talk| {
             let known = peers.get(talk.peer.id).is_some_and(|peer| peer.agreement.contains(&talk.keys.1));
             !known || !own.contains(&talk.keys.0)
         });
+        over.into_iter().for_each(|at| self.talks.end(at));
         for talk in self.talks.slab.iter_mut().flatten() {
             if let Some(peer) = peers.get(talk.peer.id) {
                 talk.peer = Arc::clone(peer);

@@ -14,6 +14,7 @@ use crate::lane_keys::LaneKeys;
 use crate::peers::test_peers;
 
 mod hostile;
+mod many;
 mod order;
 mod preshared;
 mod rotate;
