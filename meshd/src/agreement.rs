@@ -10,7 +10,9 @@
 //!      │ ◀──────────────────────────────────── Done ──── │
 //! ```
 //! Each step is repeated until the next one comes. The key is bound to both nodes, both agreement keys and every byte of
-//! Offer and Answer. Of two offers that cross, the one of the lesser node goes on.
+//! Offer and Answer. Of two offers that cross, the one of the lesser node goes on: also where they cross in two tunnels,
+//! while a node that changes its keys has two agreement keys. That depends on nothing of which the two may know different
+//! things.
 
 mod exchange;
 mod frame;

@@ -12,7 +12,8 @@
 //! a data message for a session that we lost, 12 s of silence after we sent, and a failed attempt while the
 //! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
 //!
-//! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`talks`).
+//! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`talks`). While
+//! one of the two does not know that of the other, plain tunnels go on (`switch`).
 
 mod door;
 mod keys;

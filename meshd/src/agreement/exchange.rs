@@ -38,6 +38,8 @@ pub(crate) struct Exchange {
 pub(crate) enum Progress {
     /// Nothing that matters outside.
     None,
+    /// The peer's offer is answered, and ours, if there is one, given up for it.
+    Answered,
     /// Both sides have this key, or can have it.
     Agreed(Preshared),
     /// Our offer was not answered.
@@ -85,9 +87,7 @@ impl Exchange {
 
     /// Proposes a key under a number that strangers cannot guess, unless an exchange is under way.
     pub(crate) fn propose(&mut self, id: u64, now: Timestamp) {
-        let under_way =
-            |t: &Theirs| t.answered.as_ref().is_none_or(|a| a.key.is_some()) && now.since(t.since) < UNDER_WAY;
-        if self.mine.is_some() || self.theirs.iter().any(under_way) {
+        if self.is_under_way(now) {
             return;
         }
         let Some(offer) = Offer::make() else { return };
@@ -99,7 +99,7 @@ impl Exchange {
     /// Takes a frame of the peer's.
     pub(crate) fn handle(&mut self, frame: &Frame, now: Timestamp) -> Progress {
         match frame.step {
-            Step::Offer => self.offered(frame, now),
+            Step::Offer => return self.offered(frame, now),
             Step::Answer => return self.answered(frame, now),
             Step::Confirm => return self.confirmed(frame),
             Step::Done => {
@@ -142,37 +142,67 @@ impl Exchange {
         self.mine.is_some()
     }
 
-    fn offered(&mut self, frame: &Frame, now: Timestamp) {
-        let offering = self.mine.as_ref().is_some_and(|mine| matches!(mine.stage, Stage::Offered(..)));
-        if offering && self.pair.own.0 < self.pair.peer.0 {
-            return;
+    /// Says whether an offer of ours waits for its answer.
+    pub(crate) fn is_offering(&self) -> bool {
+        self.mine.as_ref().is_some_and(|mine| matches!(mine.stage, Stage::Offered(..)))
+    }
+
+    /// Says whether one of the two proposed something that may still give a key.
+    pub(crate) fn is_under_way(&self, now: Timestamp) -> bool {
+        let open = |t: &Theirs| t.answered.as_ref().is_none_or(|a| a.key.is_some()) && now.since(t.since) < UNDER_WAY;
+        self.mine.is_some() || self.theirs.iter().any(open)
+    }
+
+    /// Says whether an offer of the peer's gives way to ours, made here or in another tunnel between the two.
+    pub(crate) fn goes_first(pair: &Pair) -> bool {
+        pair.own.0 < pair.peer.0
+    }
+
+    /// Gives up our offer: the peer's, in another tunnel, is answered.
+    pub(crate) fn withdraw(&mut self) {
+        self.mine.take_if(|mine| matches!(mine.stage, Stage::Offered(..)));
+    }
+
+    /// Gives up all that is under way: another tunnel brought a key, and an older one is not to replace it.
+    pub(crate) fn supersede(&mut self) {
+        self.mine = None;
+        self.theirs.clear();
+    }
+
+    fn offered(&mut self, frame: &Frame, now: Timestamp) -> Progress {
+        let offering = self.is_offering();
+        if offering && Self::goes_first(&self.pair) {
+            return Progress::None;
         }
+        let mut progress = Progress::None;
         if !self.theirs.iter().any(|theirs| theirs.id == frame.id) {
             // A peer that offers without end costs no more than this.
             if !self.offers.get_or_insert_with(|| Bucket::full(OFFERS, now)).take(OFFERS, now) {
-                return;
+                return Progress::None;
             }
             if self.theirs.len() >= ANSWERED {
                 self.theirs.remove(0);
             }
             self.theirs.push(Theirs { id: frame.id, since: now, offer: Parts::of(Step::Offer), answered: None });
         }
-        let Some(theirs) = self.theirs.iter_mut().find(|theirs| theirs.id == frame.id) else { return };
+        let Some(theirs) = self.theirs.iter_mut().find(|theirs| theirs.id == frame.id) else { return Progress::None };
         if theirs.answered.is_none() {
             theirs.offer.take(frame);
-            let Some(offer) = theirs.offer.whole() else { return };
-            let Some((message, key, expected)) = kem::answer(frame.id, self.pair, offer) else { return };
+            let Some(offer) = theirs.offer.whole() else { return Progress::None };
+            let Some((message, key, expected)) = kem::answer(frame.id, self.pair, offer) else { return Progress::None };
             theirs.answered = Some(Answered { message, key: Some(key), expected });
             if offering {
                 self.mine = None;
             }
+            progress = Progress::Answered;
         } else if frame.part > 0 {
             // One answer to a repeated offer, not one to each of its parts.
-            return;
+            return Progress::None;
         }
         if let Some(answered) = &theirs.answered {
             self.out.extend(Frame::all(Step::Answer, frame.id, &answered.message));
         }
+        progress
     }
 
     fn answered(&mut self, frame: &Frame, now: Timestamp) -> Progress {

@@ -70,6 +70,11 @@ impl Frame {
         (0..).zip(parts).map(move |(part, bytes)| Self { step, part, id, bytes: bytes.to_vec() })
     }
 
+    /// Says whether it is part of an offer.
+    pub(crate) fn is_offer(&self) -> bool {
+        self.step == Step::Offer
+    }
+
     /// Writes the packet, which `out` must have room for. Returns its length.
     pub(crate) fn write(&self, own: Flat, peer: Flat, out: &mut [u8; MAX_PACKET]) -> usize {
         let length = HEAD + self.bytes.len().min(PART);

@@ -23,6 +23,9 @@ const LINGER: Duration = Duration::from_secs(10);
 /// How long a proposal of the peer's that comes to nothing holds up our own.
 const STALLED: Duration = Duration::from_secs(4);
 
+/// Pause before it is tried again to propose a key.
+const BLOCKED: Duration = Duration::from_millis(500);
+
 /// A tunnel that carries nothing but an agreement.
 pub(super) struct Talk {
     pub(super) peer: Arc<Peer>,
@@ -30,7 +33,9 @@ pub(super) struct Talk {
     pub(super) keys: (TunnelKey, TunnelKey),
     tunnel: Tunnel,
     pub(super) path: Path,
-    exchange: Exchange,
+    pub(super) exchange: Exchange,
+    /// Whether our offers go before the peer's.
+    goes_first: bool,
     /// Whether there is a session.
     ready: bool,
     /// Whether a key is wanted on this side.
@@ -42,6 +47,8 @@ pub(super) struct Talk {
     due: Option<Timestamp>,
     /// When anything of the peer's was last heard, or it began.
     heard: Timestamp,
+    /// When to try again to propose a key, which something in another tunnel to the same peer forbids.
+    blocked: Option<Timestamp>,
     /// When it is to be looked at, as the queue has it.
     pub(super) queued: Option<Timestamp>,
 }
@@ -79,6 +86,7 @@ impl Talk {
             keys,
             tunnel: door.tunnel(key, number, None)?,
             path: Path::default(),
+            goes_first: Exchange::goes_first(&pair),
             exchange: Exchange::new(pair),
             ready: false,
             wants: false,
@@ -86,6 +94,7 @@ impl Talk {
             initiations: 0,
             due: None,
             heard: now,
+            blocked: None,
             queued: None,
         })
     }
@@ -100,7 +109,7 @@ impl Talk {
 
     /// There is a key. Says whether it was wanted here.
     pub(super) fn settle(&mut self, now: Timestamp) -> bool {
-        (self.due, self.heard) = (None, now);
+        (self.due, self.blocked, self.heard) = (None, None, now);
         std::mem::take(&mut self.wants)
     }
 
@@ -143,10 +152,18 @@ impl Talk {
         self.heard = now;
     }
 
-    /// Takes a data message.
-    pub(super) fn open(&mut self, source: IpAddr, datagram: &[u8], into: &mut [u8], now: Timestamp) -> Told {
+    /// Takes a data message; `elsewhere` says whether an offer of ours is under way in another tunnel to the peer.
+    pub(super) fn open(
+        &mut self,
+        source: IpAddr,
+        datagram: &[u8],
+        into: &mut [u8],
+        elsewhere: bool,
+        now: Timestamp,
+    ) -> Told {
         match self.tunnel.open(source, datagram, into) {
             Opened::Packet(packet) => match Frame::read(packet) {
+                Some(frame) if elsewhere && frame.is_offer() && self.goes_first => Told::Heard(Progress::None),
                 Some(frame) => Told::Heard(self.exchange.handle(&frame, now)),
                 // Whatever else it carries, nobody here wants it.
                 None => Told::Nothing,
@@ -156,11 +173,12 @@ impl Talk {
         }
     }
 
-    /// Proposes a key under this number if one is wanted, and sends what the exchange has to say. The outbox must have
-    /// room for some frames.
-    pub(super) fn speak(&mut self, id: u64, peers: &Peers, outbox: &mut Outbox, now: Timestamp) {
+    /// Proposes a key under this number if one is wanted and nothing is under way `elsewhere`, and sends what the exchange
+    /// has to say. The outbox must have room for some frames.
+    pub(super) fn speak(&mut self, id: u64, elsewhere: bool, peers: &Peers, outbox: &mut Outbox, now: Timestamp) {
         let Some(endpoint) = self.path.endpoint().filter(|_| self.ready) else { return };
-        if self.wants {
+        self.blocked = Some(now + BLOCKED).filter(|_| self.wants && elsewhere);
+        if self.wants && !elsewhere {
             self.exchange.propose(id, now);
         }
         let (Some(own), Some(peer)) = (peers.own().1, self.peer.address) else { return };
@@ -193,7 +211,8 @@ impl Talk {
         let exchange = self.exchange.poll_timeout().filter(|_| self.ready);
         // One that is wanted and ready proposes as soon as the peer's own proposal came to nothing.
         let waits = if self.wants && (self.due.is_some() || exchange.is_some()) { None } else { Some(end) };
-        self.path.poll_timeout().into_iter().chain(self.due).chain(exchange).chain(waits).min().unwrap_or(end)
+        let dues = self.path.poll_timeout().into_iter().chain(self.due).chain(self.blocked).chain(exchange);
+        dues.chain(waits).min().unwrap_or(end)
     }
 
     /// Says whether it is over: the key is there and nothing is repeated any more, or nobody answers.
@@ -207,6 +226,6 @@ impl Talk {
 pub(super) fn agreed(progress: Progress) -> Option<Preshared> {
     match progress {
         Progress::Agreed(key) => Some(key),
-        Progress::None | Progress::Unanswered => None,
+        Progress::None | Progress::Answered | Progress::Unanswered => None,
     }
 }

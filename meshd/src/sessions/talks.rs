@@ -17,7 +17,7 @@ use mesh_proto::verdict::Drop;
 
 use super::talk::{Talk, Told, agreed};
 use super::{Received, Sealed, Sessions, Way, random};
-use crate::agreement::Preshared;
+use crate::agreement::{Preshared, Progress};
 use crate::datagrams::{Endpoint, Outbox};
 use crate::lane_keys::LaneKey;
 use crate::peers::Peer;
@@ -42,6 +42,8 @@ pub(super) struct Talks {
     /// Numbers in the slab that nobody has.
     free: Vec<usize>,
     by_keys: HashMap<(TunnelKey, TunnelKey), usize>,
+    /// Those with each peer: while both change their keys, up to four.
+    by_peer: HashMap<NodeId, Vec<usize>>,
     /// Which is to be looked at when, so that a turn costs what is due and not what there is.
     queue: BTreeSet<(Timestamp, usize)>,
     /// Whether somebody found no place.
@@ -92,6 +94,7 @@ impl Talks {
 
     fn begin(&mut self, at: usize, talk: Talk) {
         self.by_keys.insert(talk.keys, at);
+        self.by_peer.entry(talk.peer.id).or_default().push(at);
         match self.slab.get_mut(at) {
             Some(place) => *place = Some(talk),
             None => self.slab.push(Some(talk)),
@@ -102,6 +105,12 @@ impl Talks {
     fn end(&mut self, at: usize) {
         let Some(talk) = self.slab.get_mut(at).and_then(Option::take) else { return };
         self.by_keys.remove(&talk.keys);
+        if let Some(all) = self.by_peer.get_mut(&talk.peer.id) {
+            all.retain(|&other| other != at);
+            if all.is_empty() {
+                self.by_peer.remove(&talk.peer.id);
+            }
+        }
         talk.queued.map(|due| self.queue.remove(&(due, at)));
         self.free.push(at);
         if self.free.len() == self.slab.len() {
@@ -117,6 +126,34 @@ impl Talks {
             self.queue.remove(&(before, at));
         }
         self.queue.insert((due, at));
+    }
+
+    /// Returns the other talks with the same peer.
+    fn others(&self, at: usize) -> impl Iterator<Item = &Talk> {
+        let peer = self.slab.get(at).and_then(Option::as_ref).map(|talk| talk.peer.id);
+        let all = peer.and_then(|peer| self.by_peer.get(&peer)).into_iter().flatten();
+        all.filter(move |&&other| other != at).filter_map(|&other| self.slab[other].as_ref())
+    }
+
+    /// Tells the other talks with the same peer what came of one of them: of all offers at most one goes on, and of two
+    /// keys both nodes take the newer.
+    fn tell_others(&mut self, at: usize, progress: &Progress, now: Timestamp) -> bool {
+        let peer = self.slab.get(at).and_then(Option::as_ref).map(|talk| talk.peer.id);
+        let all = peer.and_then(|peer| self.by_peer.get(&peer)).cloned().unwrap_or_default();
+        let mut wanted = false;
+        for other in all.into_iter().filter(|&other| other != at) {
+            let Some(talk) = self.slab[other].as_mut() else { continue };
+            match progress {
+                Progress::Answered => talk.exchange.withdraw(),
+                Progress::Agreed(_) => {
+                    talk.exchange.supersede();
+                    wanted |= talk.settle(now);
+                }
+                Progress::None | Progress::Unanswered => {}
+            }
+            self.queue(other, now);
+        }
+        wanted
     }
 
     /// Returns the talks of which something holds.
@@ -270,16 +307,20 @@ impl Sessions {
         outbox: &mut Outbox,
         now: Timestamp,
     ) -> Received<'a> {
-        let Some((at, talk)) = self.talk_of(number) else {
+        let Some((at, _)) = self.talk_of(number) else {
             self.nudge(from, outbox, now);
             return Received::Dropped(Drop::UnknownSession);
         };
-        match talk.open(from.remote.ip(), datagram, into, now) {
+        let elsewhere = self.talks.others(at).any(|talk| talk.exchange.is_offering());
+        let Some(talk) = self.talks.slab[at].as_mut() else { return Received::Dropped(Drop::UnknownSession) };
+        match talk.open(from.remote.ip(), datagram, into, elsewhere, now) {
             Told::Heard(progress) => {
                 talk.found(from, now);
                 let initiated = std::mem::take(&mut talk.unproven);
-                let (key, peer) = (agreed(progress), Arc::clone(&talk.peer));
-                let wanted = key.is_some() && talk.settle(now);
+                let peer = Arc::clone(&talk.peer);
+                let mut wanted = matches!(progress, Progress::Agreed(_)) && talk.settle(now);
+                wanted |= self.talks.tell_others(at, &progress, now);
+                let key = agreed(progress);
                 // The peer hears that there is a key before it gets anything that was sealed with it.
                 self.tend_talk(at, outbox, now);
                 if initiated {
@@ -342,6 +383,7 @@ impl Sessions {
     /// Sends what a talk has to say, and its initiation.
     fn tend_talk(&mut self, at: usize, outbox: &mut Outbox, now: Timestamp) {
         let Self { talks, peers, counters, .. } = self;
+        let elsewhere = talks.others(at).any(|talk| talk.exchange.is_under_way(now));
         let Some(talk) = talks.slab.get_mut(at).and_then(Option::as_mut) else { return };
         talk.handle_timeout(now);
         talk.initiate(None, now);
@@ -350,7 +392,7 @@ impl Sessions {
                 counters.initiations.add(1);
             }
         }
-        talk.speak(random(), peers, outbox, now);
+        talk.speak(random(), elsewhere, peers, outbox, now);
         talks.queue(at, now);
     }
 

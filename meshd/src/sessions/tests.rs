@@ -13,6 +13,7 @@ use crate::datagrams::Outbox;
 use crate::lane_keys::LaneKeys;
 use crate::peers::test_peers;
 
+mod crossing;
 mod hostile;
 mod many;
 mod order;
