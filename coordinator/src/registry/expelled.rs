@@ -69,9 +69,26 @@ fn newest(revoked: &BTreeMap<IdentityKey, Revoked>, most: usize) -> BTreeSet<Ide
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use mesh_proto::wire::MAX_LOG;
     use mesh_proto::world::UnixTime;
 
     use super::*;
+
+    #[test]
+    fn the_roll_of_the_largest_mesh_and_the_longest_entry_fit_an_answer() {
+        let key = |n: usize| {
+            let mut key = [250; 32];
+            key[..8].copy_from_slice(&n.to_le_bytes());
+            IdentityKey(key)
+        };
+        let members = (0..20_000).map(key).collect();
+        let roll = Roll { members, expelled: (0..MAX_EXPELLED).map(key).collect(), ..Roll::default() };
+        let length = serde_json::to_vec(&roll).unwrap().len();
+        assert!(length < MAX_LOG / 2, "{length} bytes");
+        let expels: Vec<_> = (0..MAX_EXPELS).map(key).collect();
+        let length = serde_json::to_vec(&expels).unwrap().len();
+        assert!(length < MAX_LOG / 16, "{length} bytes");
+    }
 
     #[test]
     fn of_too_many_the_newest_are_told() {

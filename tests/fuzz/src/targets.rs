@@ -3,6 +3,11 @@
 //! A target takes bytes. That nothing panics or loops is what the fuzzer watches; what else holds is asserted here. Where a
 //! sum or a signature would keep the fuzzer out, a target takes the bytes twice: as they are, and as what was signed.
 
+#[path = "agreement.rs"]
+mod agreement;
+#[path = "log.rs"]
+mod log;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
@@ -33,13 +38,15 @@ use serde::de::DeserializeOwned;
 pub(crate) type Target = fn(&[u8]);
 
 /// All targets by name; the corpus of each is the directory of that name.
-pub(crate) const TARGETS: [(&str, Target); 6] = [
+pub(crate) const TARGETS: [(&str, Target); 8] = [
     ("control", control),
     ("records", records),
     ("tokens", tokens),
     ("jwt", jwt),
     ("services", services_toml),
     ("cache", cache),
+    ("log", log::log),
+    ("agreement", agreement::agreement),
 ];
 
 const NOW: Timestamp = Timestamp::from_millis(5_000_000);
