@@ -4,7 +4,7 @@
 //! GET  /v1/status  /v1/peers  /v1/services[?name=]  /v1/flows  /v1/resolve?name=  /v1/why?src=&dst=[&udp=1]
 //! GET  /v1/metrics          the metrics as text
 //! POST /v1/bench?node=[&seconds=]   answers when it has measured; whoever hangs up ends it
-//! POST /v1/rotate           another tunnel key
+//! POST /v1/rotate[?identity=1]      another tunnel key, or another identity key: answers when that is confirmed
 //! GET  /v1/lock             who waits for the lock's signature, POST /v1/lock?node=&signature= admits one
 //! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
@@ -26,12 +26,12 @@ use mesh_proto::wire::Countersign;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::bench::{self, BenchError};
 use crate::board::{Board, Order};
 use crate::names::{self, NameError};
-use crate::{link, metrics, status};
+use crate::{identity, link, metrics, status};
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 32;
@@ -120,6 +120,10 @@ async fn connection(stream: UnixStream, board: &Board) {
             failure(StatusCode::FORBIDDEN, "forbidden", hint.into())
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/bench") {
             measure(board, request.uri().query().unwrap_or_default()).await
+        } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/rotate")
+            && parameter(request.uri().query().unwrap_or_default(), "identity").is_some()
+        {
+            renew(board).await
         } else if request.uri().path() == "/v1/lock" {
             lock(board, &request).await
         } else if (request.method(), request.uri().path()) == (&Method::GET, "/v1/why") {
@@ -219,6 +223,31 @@ async fn why(board: &Board, query: &str) -> Response<Full<Bytes>> {
     with_view(board, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
 }
 
+/// Has the identity key changed, and waits for what comes of it.
+async fn renew(board: &Board) -> Response<Full<Bytes>> {
+    if board.enrolment.borrow().is_none() {
+        let message = format!("this node has not joined a mesh; {}", crate::JOIN_HINT);
+        return failure(StatusCode::CONFLICT, "not_joined", message);
+    }
+    if !board.link.borrow().connected {
+        let message = "a coordinator has to confirm another identity key, but there is no control channel; a change that was begun is finished when it is back. See `meshd status`";
+        return failure(StatusCode::CONFLICT, "not_connected", message.into());
+    }
+    let mut renewed = board.renewed.subscribe();
+    renewed.mark_unchanged();
+    board.renew.notify_one();
+    let is_late = timeout(identity::PATIENCE, renewed.changed()).await.is_err();
+    let outcome = renewed.borrow().clone();
+    match outcome.filter(|_| !is_late) {
+        Some(Ok((from, to))) => done(&format!("the identity key is changed from {from} to {to}")),
+        Some(Err(why)) => failure(StatusCode::CONFLICT, "identity", format!("the identity key stays as it is: {why}")),
+        None => {
+            let message = "no coordinator has confirmed the other identity key yet; meshd goes on asking, and the change is finished when `meshd status` does not speak of it any more";
+            failure(StatusCode::GATEWAY_TIMEOUT, "pending", message.into())
+        }
+    }
+}
+
 /// Asks the coordinator who waits for the lock's signature, or brings it one.
 async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (Some(enrolment), Some(dial)) = (board.enrolment.borrow().clone(), board.dial.borrow().clone()) else {
@@ -242,7 +271,7 @@ async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes
             mesh: enrolment.mesh,
             lock: board.link.borrow().lock,
             node: enrolment.node,
-            identity: dial.keys.identity(),
+            identity: dial.keys.borrow().identity(),
             waiting: standing.waiting,
             aged: standing.aged,
         }),

@@ -14,6 +14,7 @@ use mesh_proto::view::View;
 use tokio::sync::{Notify, watch};
 
 use crate::dataplane::DataPlane;
+use crate::identity::Outcome;
 use crate::kernel::Upkeep;
 use crate::link::{Dial, LinkState};
 use crate::stance::Stance;
@@ -57,6 +58,10 @@ pub struct Board {
     pub reload: Notify,
     /// Asks for another tunnel key.
     pub rotate: Notify,
+    /// Asks for another identity key.
+    pub renew: Notify,
+    /// What came of the last such request.
+    pub renewed: watch::Sender<Option<Outcome>>,
     /// What the daemon is asked to do next.
     pub order: watch::Sender<Order>,
     /// Sentences by topic, for what has no place of its own; one per topic.
@@ -91,6 +96,8 @@ impl Board {
             preshared: watch::Sender::new((Stance::Plain, None)),
             reload: Notify::new(),
             rotate: Notify::new(),
+            renew: Notify::new(),
+            renewed: watch::Sender::new(None),
             order: watch::Sender::new(Order::Run),
             notes: Mutex::new(BTreeMap::new()),
             plane: Mutex::new(None),

@@ -131,7 +131,14 @@ pub enum Verb {
     /// Make the running daemon read its services.toml again
     Reload,
     /// Give this node another tunnel key now, without losing a packet
-    Rotate,
+    Rotate {
+        /// Change the identity key instead, by which the coordinators and the peers know this node
+        ///
+        /// The former key names the next one, and is never admitted again. It takes a coordinator. If the former key was
+        /// stolen, that is not enough: revoke the node and let it join anew.
+        #[arg(long)]
+        identity: bool,
+    },
     /// Admit nodes to a mesh that is locked by a key of yours (`mesh-coordinator lock init`)
     #[command(subcommand)]
     Lock(Lock),

@@ -17,6 +17,7 @@ use crate::cli::{CONFIG, Cli, ConfigArg, Output, Verb};
 use crate::client::{Client, ClientError, encode};
 use crate::config::{Config, ConfigError};
 use crate::daemon::{self, DaemonError};
+use crate::identity;
 use crate::join::{self, Credential, JoinError};
 use crate::kernel::{self, KernelError, Obstacle, Shape};
 use crate::locking::{self, LockError};
@@ -176,8 +177,12 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
             finish(json, done.done);
             Ok(0)
         }
-        Verb::Rotate => {
-            let done: doc::Done = ask.client.post("/v1/rotate").await?;
+        Verb::Rotate { identity } => {
+            let (path, patience) = match identity {
+                true => ("/v1/rotate?identity=1", identity::PATIENCE + PATIENCE),
+                false => ("/v1/rotate", PATIENCE),
+            };
+            let done: doc::Done = ask.client.post_within(path, patience).await?;
             finish(json, done.done);
             Ok(0)
         }

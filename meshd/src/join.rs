@@ -10,6 +10,7 @@ use mesh_proto::id::{IdentityKey, MeshName, NodeName, SiteName};
 use mesh_proto::services::ServeSpec;
 use mesh_proto::token::{JoinToken, OidcToken, TokenError, TokenSecret};
 use mesh_proto::wire::{JoinRequest, JoinResponse, VERSION};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::config::Config;
@@ -142,6 +143,7 @@ impl Credential {
             | LinkError::Broken(_)
             | LinkError::Ended
             | LinkError::Leaving
+            | LinkError::Renewed
             | LinkError::Retired(_)
             | LinkError::Silent
             | LinkError::Malformed(_) => true,
@@ -247,7 +249,7 @@ async fn ask(
         facts: Author::new(state).sealed(&keys, facts, 0),
         ephemeral,
     };
-    let keys = Arc::new(keys);
+    let keys = watch::Sender::new(Arc::new(keys)).subscribe();
     let dial = Dial { coordinators: credential.coordinators().to_vec(), pins: credential.pins().to_vec(), keys };
     Ok(link::join(&dial, &request).await?)
 }

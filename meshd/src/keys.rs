@@ -22,6 +22,8 @@ const FORMER: &str = "tunnel.former";
 /// The first one, from which the flow table's seed comes; none while it is the present one.
 const FIRST: &str = "tunnel.first";
 const IDENTITY: &str = "identity.key";
+/// The one that takes its place once the coordinator has confirmed it (identity.rs).
+pub(crate) const NEXT: &str = "identity.next";
 
 /// The node's secrets. Prints as `[redacted]`.
 pub struct Keys {
@@ -57,21 +59,21 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
     pub fn load_or_make(state: &State) -> Result<Self, StateError> {
+        let pkcs8 = match read(state, IDENTITY)? {
+            Some(bytes) => bytes,
+            None => make_identity(state, IDENTITY)?,
+        };
+        Self::with_identity(state, IDENTITY, pkcs8)
+    }
+
+    fn with_identity(state: &State, name: &str, pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, StateError> {
         let tunnel = match secret(state, TUNNEL)? {
             Some(secret) => secret,
             None => make(state)?,
         };
         // A rotation that was killed between its two writes left the same key twice.
         let former = secret(state, FORMER)?.filter(|former| former.to_bytes() != tunnel.to_bytes());
-        let pkcs8 = match read(state, IDENTITY)? {
-            Some(bytes) => bytes,
-            None => {
-                let bytes = identity();
-                write(state, IDENTITY, &bytes)?;
-                bytes
-            }
-        };
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, IDENTITY, &e.to_string()))?;
+        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, name, &e.to_string()))?;
         let public = pair.public_key().as_ref().try_into();
         Ok(Self {
             tunnel,
@@ -79,7 +81,7 @@ impl Keys {
             first: secret(state, FIRST)?,
             pkcs8,
             pair,
-            identity: IdentityKey(public.map_err(|_| damaged(state, IDENTITY, "not Ed25519"))?),
+            identity: IdentityKey(public.map_err(|_| damaged(state, name, "not Ed25519"))?),
         })
     }
 
@@ -88,10 +90,49 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be removed or written.
     pub fn renew(state: &State) -> Result<Self, StateError> {
-        for name in [IDENTITY, TUNNEL, FORMER, FIRST, crate::vault::FILE] {
+        for name in [NEXT, IDENTITY, TUNNEL, FORMER, FIRST, crate::vault::FILE] {
             state.remove(name)?;
         }
         Self::load_or_make(state)
+    }
+
+    /// Reads the keys with the identity that is to be the next; `None` if the present one stays.
+    ///
+    /// # Errors
+    /// `StateError` if the next one cannot be read, is damaged, or may be read by others.
+    pub fn next(state: &State) -> Result<Option<Self>, StateError> {
+        read(state, NEXT)?.map(|pkcs8| Self::with_identity(state, NEXT, pkcs8)).transpose()
+    }
+
+    /// Makes the identity that is to be the next, unless there is one already, and reads the keys with it.
+    ///
+    /// # Errors
+    /// As `next`, and if it cannot be written.
+    pub fn make_next(state: &State) -> Result<Self, StateError> {
+        match Self::next(state)? {
+            Some(keys) => Ok(keys),
+            None => Self::with_identity(state, NEXT, make_identity(state, NEXT)?),
+        }
+    }
+
+    /// Puts the next identity in the place of the present one, which is gone.
+    ///
+    /// # Errors
+    /// `StateError` if its file cannot be renamed; the present one is then in its place.
+    pub fn adopt_next(state: &State) -> Result<(), StateError> {
+        match read(state, NEXT)? {
+            Some(_) => state.rename(NEXT, IDENTITY),
+            // It was renamed, and not synced.
+            None => state.sync(),
+        }
+    }
+
+    /// Forgets the identity that was to be the next.
+    ///
+    /// # Errors
+    /// `StateError` if its file cannot be removed.
+    pub fn drop_next(state: &State) -> Result<(), StateError> {
+        state.remove(NEXT)
     }
 
     /// Makes another tunnel key; the present one becomes the former, and the former is gone.
@@ -169,6 +210,13 @@ fn secret(state: &State, name: &str) -> Result<Option<StaticSecret>, StateError>
 /// Says whether a signature over a message is that of an identity.
 pub fn verify(identity: &IdentityKey, message: &[u8], signature: &Signature) -> bool {
     UnparsedPublicKey::new(&ED25519, identity.0).verify(message, &signature.0).is_ok()
+}
+
+/// Makes an identity.
+fn make_identity(state: &State, name: &str) -> Result<Zeroizing<Vec<u8>>, StateError> {
+    let bytes = identity();
+    write(state, name, &bytes)?;
+    Ok(bytes)
 }
 
 fn identity() -> Zeroizing<Vec<u8>> {

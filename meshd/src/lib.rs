@@ -23,6 +23,7 @@ mod evil;
 pub mod facts;
 mod handover;
 mod heard;
+pub mod identity;
 pub mod join;
 pub mod kernel;
 pub mod keys;

@@ -1,6 +1,8 @@
 //! What a node does while it belongs to a mesh: it forwards from the cached map before it has said a word
 //! to the coordinator, puts every new map in force before it stores it, and reports what changed.
 
+mod changes;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,7 +11,7 @@ use mesh_proto::lease::Lease;
 use mesh_proto::netmap::NetMap;
 use mesh_proto::verify::VerifiedMap;
 use mesh_proto::view::View;
-use mesh_proto::wire::Report;
+use mesh_proto::wire::{NodeFacts, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -18,6 +20,7 @@ use crate::board::{self, Board, Order};
 use crate::config::Config;
 use crate::daemon::{DaemonError, patient};
 use crate::dataplane::{Activity, DataPlane, Setup};
+use crate::identity::Renewer;
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
 use crate::keys::Keys;
 use crate::lane_keys::LaneKeys;
@@ -25,10 +28,10 @@ use crate::lease::LastHeard;
 use crate::link::auditor::Auditor;
 use crate::link::{self, Dial, Guard, Link, LinkState};
 use crate::records::Author;
-use crate::rotation::{self, Rotation, Step};
+use crate::rotation::Rotation;
 use crate::splice::{self, Splices};
 use crate::stance::Switch;
-use crate::state::{Active, Enrolment, State, StateError};
+use crate::state::{Active, Enrolment, State};
 use crate::vault::Vault;
 use crate::{dns, facts, join, resume};
 
@@ -56,6 +59,7 @@ pub(crate) struct Member<'d> {
     /// The number of the record that was reported last.
     sequence: u64,
     author: Author,
+    renewer: Renewer,
     rotation: Option<Rotation>,
     /// When the cached map is no danger to the node; none once that is known.
     trial: Option<Instant>,
@@ -138,6 +142,8 @@ impl<'d> Member<'d> {
             let view = view.subscribe();
             tasks.spawn(names(view, shape.dns(), upstreams, Arc::clone(board)));
         }
+        let author = Author::new(state);
+        let renewer = Renewer::new(state, board, enrolment.id, Arc::clone(&keys));
         let report = watch::Sender::new(None);
         let maps = watch::Sender::new(None);
         let (store, storing) = storing(state.clone());
@@ -145,12 +151,14 @@ impl<'d> Member<'d> {
             config,
             state,
             board,
-            keys: Arc::clone(&keys),
+            keys,
             lanes,
             vault,
             switch,
-            sequence: 0,
-            author: Author::new(state),
+            // The coordinator may have the record that the next key signed.
+            sequence: renewer.next().map_or(0, |next| author.number(&next.identity())),
+            author,
+            renewer,
             rotation: None,
             trial: on_trial.then(|| Instant::now() + resume::WELL),
             map,
@@ -172,8 +180,8 @@ impl<'d> Member<'d> {
         };
         member.say_lease();
         member.report();
-        let dial =
-            Dial { coordinators: member.enrolment.coordinators.clone(), pins: member.enrolment.pins.clone(), keys };
+        let Enrolment { coordinators, pins, .. } = member.enrolment.clone();
+        let dial = Dial { coordinators, pins, keys: member.renewer.keys() };
         let dial = dial.spread(link::random());
         member.board.dial.send_replace(Some(dial.clone()));
         let expelled = board.expelled.subscribe();
@@ -224,10 +232,13 @@ impl<'d> Member<'d> {
                 }
                 Some(()) = self.addresses.recv() => self.refresh_host().await,
                 () = self.board.rotate.notified() => self.rotate(),
+                () = self.board.renew.notified() => self.renew(),
+                Some(answer) = self.renewer.heard() => self.settle(answer),
                 _ = turn.tick() => {
                     self.try_cache(&LinkState::default());
                     self.look_at_lease();
                     self.turn();
+                    self.ask_for_identity();
                     self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
                 }
                 _ = tick.tick() => self.save_activity(),
@@ -357,16 +368,23 @@ impl<'d> Member<'d> {
         self.splices.set(&wanted, self.board);
     }
 
-    fn report(&mut self) {
-        let upkeep = self.board.upkeep.borrow().clone();
+    /// Signs what this node says of itself.
+    fn sealed(&mut self, keys: &Keys) -> NodeFacts {
+        let guarded = self.board.upkeep.borrow().guards.masquerade;
         let serve = self.board.offers.borrow().serve.clone();
-        let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
-        let obstacles = upkeep.obstacles.iter().map(|o| o.sentence.clone());
-        let guarded = upkeep.guards.masquerade;
         let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
         let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
-        let facts = self.author.sealed(&self.keys, facts, known);
+        // Whichever key signed the last one, and whether or not it was heard.
+        let facts = self.author.sealed(keys, facts, known.max(self.sequence));
         self.sequence = facts.sequence;
+        facts
+    }
+
+    fn report(&mut self) {
+        let upkeep = self.board.upkeep.borrow().clone();
+        let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
+        let obstacles = upkeep.obstacles.iter().map(|o| o.sentence.clone());
+        let facts = self.sealed(&Arc::clone(&self.keys));
         self.switch.reported(facts.sequence);
         let report = Report {
             facts,
@@ -388,59 +406,6 @@ impl<'d> Member<'d> {
             self.trial = None;
             resume::pass(self.state);
         }
-    }
-
-    /// Makes another tunnel key, unless a change is under way.
-    fn rotate(&mut self) {
-        if self.rotation.is_some() {
-            tracing::info!("the tunnel key is being changed already");
-            return;
-        }
-        if let Err(error) = Keys::rotate(self.state).and_then(|()| self.reload_keys(true)) {
-            tracing::error!(%error, "the tunnel key is not changed");
-            return;
-        }
-        self.report();
-        self.rotation = Some(Rotation::begun(self.sequence));
-        tracing::info!(key = %self.lanes.public(0), "the tunnel key is changed");
-    }
-
-    /// Goes on with a change of keys, or begins one when it is time.
-    fn turn(&mut self) {
-        let Some(rotation) = &mut self.rotation else {
-            let due = rotation::due(self.config.keys.rotate, &self.lanes.public(0));
-            if Keys::age(self.state).is_some_and(|age| age >= due) && self.board.link.borrow().connected {
-                self.rotate();
-            }
-            return;
-        };
-        // Who is out of touch does not know whether its peers are.
-        if !self.board.link.borrow().connected {
-            return;
-        }
-        let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
-        let done = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
-            Step::Wait => Ok(()),
-            Step::CallByPresent => self.reload_keys(false),
-            Step::Finish => {
-                self.rotation = None;
-                let forgotten = Keys::forget_former(self.state).and_then(|()| self.reload_keys(false));
-                self.report();
-                tracing::info!("the former tunnel key is forgotten");
-                forgotten
-            }
-        };
-        if let Err(error) = done {
-            tracing::error!(%error, "the change of the tunnel key does not go on");
-        }
-    }
-
-    /// Puts the keys of the state directory in force.
-    fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
-        self.keys = Arc::new(Keys::load(self.state)?);
-        self.lanes = self.keys.lanes(self.config.lanes).calling_by_former(calls_by_former);
-        self.board.with_plane(|plane| plane.set_keys(&self.lanes));
-        Ok(())
     }
 
     fn save_activity(&mut self) {

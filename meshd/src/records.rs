@@ -5,6 +5,7 @@
 
 use std::time::SystemTime;
 
+use mesh_proto::id::IdentityKey;
 use mesh_proto::record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 
@@ -25,6 +26,12 @@ impl Author {
     /// Goes on from the record of a state directory.
     pub(crate) fn new(state: &State) -> Self {
         Self { state: state.clone(), last: read(state) }
+    }
+
+    /// Returns the number of the last record, if a key signed it.
+    pub(crate) fn number(&self, identity: &IdentityKey) -> u64 {
+        let last = self.last.as_ref().filter(|last| last.is_by(identity, verify)).and_then(NodeFacts::of);
+        last.map_or(0, |last| last.sequence)
     }
 
     /// Returns facts with their number and the node's signature. `known` is the number of the last one that the
@@ -108,7 +115,7 @@ mod tests {
         let state = State::open(&dir.path().join("s")).unwrap();
         let keys = Keys::load_or_make(&state).unwrap();
         let record = Author::new(&state).sealed(&keys, NodeFacts::default(), 0).signed.unwrap();
-        assert!(!record.is_by(&mesh_proto::id::IdentityKey([9; 32]), verify));
+        assert!(!record.is_by(&IdentityKey([9; 32]), verify));
         for at in (0..record.text.len()).step_by(7) {
             let mut text = record.text.as_bytes().to_vec();
             text[at] ^= 1;

@@ -4,6 +4,7 @@
 //! state_dir/            0700
 //!   tunnel.key          the node's WireGuard secret (keys.rs)
 //!   identity.key        the node's identity on the control channel (keys.rs)
+//!   identity.next       the one that takes its place once the coordinator has confirmed it (identity.rs)
 //!   enrolment.json      which mesh it belongs to
 //!   netmap.json         the last map, with a checksum   ┐ a torn or lost file falls back
 //!   netmap.previous     the map before it               ┘ to the one before
@@ -236,6 +237,7 @@ impl State {
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
         [
+            crate::keys::NEXT,
             ENROLMENT,
             NETMAP,
             PREVIOUS,
@@ -354,6 +356,13 @@ impl State {
         Ok(Some(bytes))
     }
 
+    /// Puts a file in the place of another.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
+        let (from, to) = (self.path(from), self.path(to));
+        fs::rename(&from, &to).map_err(|error| failed("rename", &from, error))?;
+        self.sync()
+    }
+
     /// Replaces a file; readable by its owner only.
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let beside = self.write_beside(name, bytes, true)?;
@@ -382,7 +391,8 @@ impl State {
         Ok(path)
     }
 
-    fn sync(&self) -> Result<(), StateError> {
+    /// Makes sure that what was renamed or removed stays so.
+    pub(crate) fn sync(&self) -> Result<(), StateError> {
         let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
         synced.map_err(|error| failed("sync", &self.dir, error))
     }

@@ -15,13 +15,14 @@ use mesh_proto::id::{IdentityKey, Revision};
 use mesh_proto::mark::WentBack;
 use mesh_proto::netmap::Mesh;
 use mesh_proto::wire::{
-    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Report, ReportResponse,
-    WatchEvent,
+    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Renewal, Report,
+    ReportResponse, WatchEvent,
 };
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -101,6 +102,9 @@ pub enum LinkError {
     /// The mesh does not list this coordinator any more.
     #[error("the coordinator at {0} does not serve this mesh any more; going on to another")]
     Retired(String),
+    /// The node has another identity key now.
+    #[error("the identity key of this node has changed; connecting with the new one")]
+    Renewed,
     /// Another machine uses this node's identity.
     #[error(
         "another meshd with this node's identity took over the channel; if that is a copy of this machine, remove the copy's state directory and join it anew"
@@ -122,8 +126,8 @@ pub struct Dial {
     pub coordinators: Vec<String>,
     /// Their keys.
     pub pins: Vec<IdentityKey>,
-    /// The node's own.
-    pub keys: Arc<Keys>,
+    /// The node's own: those of the moment.
+    pub keys: watch::Receiver<Arc<Keys>>,
 }
 
 impl Dial {
@@ -193,7 +197,8 @@ impl Channel {
         stream.set_nodelay(true).ok();
         keep_alive(&stream).ok();
         let named = |error| LinkError::Tls { address: address.into(), error };
-        let config = client_config(&dial.keys, &dial.pins).map_err(|e| named(io::Error::other(e)))?;
+        let keys = Arc::clone(&dial.keys.borrow());
+        let config = client_config(&keys, &dial.pins).map_err(|e| named(io::Error::other(e)))?;
         let name = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream =
@@ -231,6 +236,14 @@ impl Channel {
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn report(&mut self, report: &Report) -> Result<ReportResponse, LinkError> {
         self.post("/v1/report", report, MAX_ANSWER).await
+    }
+
+    /// Asks to go on with another identity, over a channel of the former one.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn renew(&mut self, renewal: &Renewal) -> Result<ReportResponse, LinkError> {
+        self.post("/v1/identity", renewal, MAX_ANSWER).await
     }
 
     /// Asks about a node that this one is not told of, by its name or address.

@@ -136,7 +136,9 @@ impl Link {
         let mut down_since = Instant::now();
         let mut attempt = 0_usize;
         let mut turn = 0_usize;
+        let mut keys = self.dial.keys.clone();
         loop {
+            keys.mark_unchanged();
             let count = self.dial.coordinators.len().max(1);
             let address = self.dial.coordinators.get(turn % count).cloned();
             let address = address.unwrap_or_default();
@@ -145,6 +147,11 @@ impl Link {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
+            if matches!(error, LinkError::Renewed) {
+                tracing::info!(coordinator = address, "{error}");
+                self.state.send_modify(|s| s.connected = false);
+                continue;
+            }
             let was_up = self.state.borrow().connected;
             if was_up {
                 tracing::warn!(coordinator = address, %error, "control channel lost");
@@ -175,6 +182,7 @@ impl Link {
                 | LinkError::Silent
                 | LinkError::Malformed(_)
                 | LinkError::Leaving
+                | LinkError::Renewed
                 | LinkError::Retired(_) => false,
             };
             let handed_over = matches!(error, LinkError::Leaving) && count > 1;
@@ -190,11 +198,14 @@ impl Link {
                 () = sleep(delay(attempt, waited, random())) => {}
                 // It ends the wait, which is no harm: nobody is expelled often.
                 Ok(()) = self.expelled.changed() => self.judge_again().await,
+                Ok(()) = keys.changed() => {}
             }
         }
     }
 
     async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, LinkError> {
+        let mut keys = self.dial.keys.clone();
+        keys.mark_unchanged();
         let mut channel = Channel::open(&self.dial, address).await?;
         let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
         let epoch = self.current.as_ref().map_or(0, |map| map.epoch.number);
@@ -229,6 +240,7 @@ impl Link {
             let event = tokio::select! {
                 event = watch.next() => event?,
                 error = &mut reports => return Err(error),
+                Ok(()) = keys.changed() => return Err(LinkError::Renewed),
                 Ok(()) = self.expelled.changed() => {
                     self.judge_again().await;
                     continue;

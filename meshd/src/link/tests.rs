@@ -4,6 +4,7 @@
 
 mod auditing;
 mod failover;
+mod renewing;
 
 use std::sync::Mutex;
 
@@ -364,7 +365,11 @@ impl Server {
     }
 
     fn dial(&self, pins: &[IdentityKey]) -> Dial {
-        Dial { coordinators: vec![self.address.clone()], pins: pins.to_vec(), keys: Arc::clone(&self.node) }
+        Dial {
+            coordinators: vec![self.address.clone()],
+            pins: pins.to_vec(),
+            keys: watch::Sender::new(Arc::clone(&self.node)).subscribe(),
+        }
     }
 
     fn asked(&self) -> Vec<Asked> {

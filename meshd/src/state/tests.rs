@@ -66,8 +66,11 @@ fn an_enrolment_is_read_as_it_was_written_and_forgotten() {
     let mode = fs::metadata(state.path(ENROLMENT)).unwrap().mode() & 0o777;
     assert_eq!(mode, 0o600);
 
+    crate::keys::Keys::make_next(&state).unwrap();
+
     state.forget().unwrap();
     assert_eq!(state.enrolment().unwrap(), None);
+    assert!(crate::keys::Keys::next(&state).unwrap().is_none());
     assert_eq!(state.netmap(), None);
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fork;
+mod identity;
 mod killed;
 mod lease;
 mod lock;
@@ -28,6 +29,13 @@ const REVOKE: &[Fact<Pair>] = &[
     ("a_node_that_was_out_of_touch_cuts_it_off_by_a_snapshot", revoke::by_a_snapshot),
 ];
 const ROTATE: &[Fact<Pair>] = &[("keys_change_under_traffic_and_nothing_is_lost", rotate::under_traffic)];
+const IDENTITY: &[Fact<Pair>] = &[
+    ("identities_change_under_traffic_and_nothing_is_lost", identity::under_traffic),
+    ("they_are_known_after_restarts", identity::after_restarts),
+    ("a_node_that_was_killed_half_way_goes_on", identity::killed_half_way),
+    ("a_copy_of_the_former_key_does_not_join", identity::copied),
+    ("the_lock_holds_for_the_next_key", identity::locked),
+];
 const LOCK: &[Fact<Pair>] = &[
     ("a_node_that_waits_is_reached_once_it_is_signed_for", lock::signed),
     ("a_coordinator_without_the_key_adds_nobody_to_a_locked_mesh", lock::stolen),
@@ -60,6 +68,7 @@ fn main() -> ExitCode {
     let binaries = Binaries::build().unwrap();
     run.scene("revoke", || set_up(&binaries, "rv"), REVOKE);
     run.scene("rotate", || with_keys(set_up(&binaries, "rt")?), ROTATE);
+    run.scene("identity", || set_up(&binaries, "id"), IDENTITY);
     run.scene("lock", || set_up(&binaries, "lk"), LOCK);
     run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
     run.scene("fork", || set_up(&binaries, "fk"), FORK);

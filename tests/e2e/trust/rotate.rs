@@ -16,7 +16,7 @@ pub(crate) const KEYS: &str = "\n[keys]\noverlap = \"6s\"\n";
 const DONE: Duration = Duration::from_secs(15);
 
 /// What one node knows of the other.
-fn seen_by(node: &Daemon, other: &str) -> Option<Peer> {
+pub(crate) fn seen_by(node: &Daemon, other: &str) -> Option<Peer> {
     let map = State::open(&node.folder.join("state")).ok()?.netmap()?;
     map.peers.into_iter().find(|(name, _)| name.as_str() == other).map(|(_, peer)| peer)
 }

@@ -30,7 +30,9 @@ use mesh_proto::token::{JoinToken, TokenSecret};
 use mesh_proto::verdict::Verdict;
 use mesh_proto::verify::{Admitted, Verifier};
 use mesh_proto::view::View;
-use mesh_proto::wire::{About, ErrorBody, JoinRequest, JoinResponse, NodeFacts, Report, ReportResponse, WatchEvent};
+use mesh_proto::wire::{
+    About, ErrorBody, JoinRequest, JoinResponse, NodeFacts, Renewal, Report, ReportResponse, WatchEvent,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -56,6 +58,7 @@ fn control(data: &[u8]) {
     again::<JoinRequest>(data);
     again::<JoinResponse>(data);
     again::<Report>(data);
+    again::<Renewal>(data);
     again::<ReportResponse>(data);
     again::<About>(data);
     again::<ErrorBody>(data);
