@@ -61,6 +61,13 @@ fn share() -> f64 {
     f64::from(random()) / f64::from(u32::MAX)
 }
 
+/// Returns how long a node of a mesh of so many holds back after what all of them hear of at once, beside the time to its
+/// turn: a random share of the span.
+pub(super) fn wait(members: usize, share: f64) -> Duration {
+    let span = (READ / 2).min(SHARE * u32::try_from(members).unwrap_or(u32::MAX));
+    span.saturating_sub(TURN).mul_f64(share)
+}
+
 /// Follows one mesh's log.
 pub(crate) struct Auditor {
     state: State,
@@ -185,11 +192,8 @@ impl Auditor {
         }
     }
 
-    /// Returns how long this node holds back after what all of them hear of at once, beside the time to its turn.
     fn wait(&self) -> Duration {
-        let members = self.witness.roll().map_or(0, |roll| roll.members.len());
-        let span = (READ / 2).min(SHARE * u32::try_from(members).unwrap_or(u32::MAX));
-        span.saturating_sub(TURN).mul_f64(share())
+        wait(self.witness.roll().map_or(0, |roll| roll.members.len()), share())
     }
 
     /// Looks at the peers of the map in force. Says whether somebody is in it whom we know no entry of.

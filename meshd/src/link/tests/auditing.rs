@@ -236,3 +236,14 @@ async fn a_guard_takes_up_who_was_expelled_with_the_cache() {
     auditor::write(&state, &serde_json::to_vec(&roll).unwrap()).unwrap();
     assert_eq!(resumed(), 0);
 }
+
+#[test]
+fn few_nodes_read_the_log_at_their_next_turn_and_many_over_half_a_minute() {
+    let seconds = |members, share| auditor::wait(members, share).as_secs();
+    for members in [0, 1, 1000, 1666] {
+        assert_eq!(seconds(members, 1.0), 0, "{members} nodes: turns differ by up to 5 s anyway");
+    }
+    for members in [10_000, 100_000, usize::MAX] {
+        assert_eq!((seconds(members, 0.0), seconds(members, 0.5), seconds(members, 1.0)), (0, 12, 25), "{members}");
+    }
+}
