@@ -250,7 +250,7 @@ impl Sessions {
         Some(at)
     }
 
-    /// A peer calls at our agreement key.
+    /// Somebody calls at our agreement key in a peer's name. What is not genuine leaves nothing behind.
     pub(super) fn talk_begins<'a>(
         &mut self,
         keys: (TunnelKey, TunnelKey),
@@ -260,11 +260,18 @@ impl Sessions {
         outbox: &mut Outbox,
         now: Timestamp,
     ) -> Received<'a> {
+        let is_new = self.talks.find(id, keys).is_none();
         let Some(at) = self.talk_between(keys, id, now) else { return Received::Dropped(Drop::NoTunnel) };
         let Some(talk) = self.talks.slab[at].as_mut() else { return Received::Dropped(Drop::NoTunnel) };
         let told = talk.handshake(from, datagram, outbox, now);
-        talk.unproven |= matches!(told, Told::Heard(_));
-        self.talks.queue(at, now);
+        let genuine = matches!(told, Told::Heard(_));
+        talk.unproven |= genuine;
+        if is_new && !genuine {
+            // Whose key an initiation names costs nothing to claim.
+            self.talks.end(at);
+        } else {
+            self.talks.queue(at, now);
+        }
         match told {
             Told::Heard(_) => {
                 // What the peer says next shows that it is there, and costs it what this did: a talk is soon forgotten,
