@@ -31,6 +31,7 @@ pub(crate) fn agreement(data: &[u8]) {
     let step = [Step::Offer, Step::Answer, Step::Confirm, Step::Done][usize::from(kind) % 4];
     let message: Vec<u8> = rest.iter().copied().chain(0..=255).cycle().take(step.length()).collect();
     let frames: Vec<Frame> = Frame::all(step, u64::from(kind), &message).collect();
+    assert!(frames.iter().all(|frame| frame.is_offer() == (step == Step::Offer)));
     let mut parts = Parts::of(step);
     let mut missing: Vec<usize> = (0..frames.len()).collect();
     let order = rest.iter().take(16).map(|&byte| usize::from(byte) % frames.len());
