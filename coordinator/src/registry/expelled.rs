@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mesh_proto::chain::{MAX_EXPELLED, Roll};
 use mesh_proto::id::IdentityKey;
+use mesh_proto::succession::MAX_LINEAGE;
 use mesh_proto::world::World;
 
 use super::Registry;
@@ -37,38 +38,51 @@ impl Registry {
 }
 
 impl State {
-    /// Returns the identities that were expelled since another state; at most 1024.
+    /// Returns the identities that were expelled since another state, at most 1024: the present ones of those nodes, then
+    /// former ones.
     pub(super) fn expels(&self, before: &Self) -> Vec<IdentityKey> {
         if Arc::ptr_eq(&self.revoked, &before.revoked) {
             return Vec::new();
         }
-        let is_new =
-            |identity: &&IdentityKey| is_expelled(&self.revoked, identity) && !is_expelled(&before.revoked, identity);
-        self.revoked.keys().filter(is_new).take(MAX_EXPELS).copied().collect()
+        let new = self.revoked.iter().filter(|(identity, _)| !before.revoked.contains_key(*identity));
+        let present: Vec<_> = new.filter(|(_, entry)| entry.succession.is_none()).map(|(key, _)| *key).collect();
+        let former = former(&self.revoked, &present);
+        present.into_iter().chain(former).take(MAX_EXPELS).collect()
     }
 }
 
-/// Says whether a member was expelled that has, or had, this identity. One that a member only replaced names those
-/// after it, and is in no list of keys that nodes keep out.
-fn is_expelled(revoked: &BTreeMap<IdentityKey, Revoked>, identity: &IdentityKey) -> bool {
-    let chain = std::iter::successors(revoked.get(identity), |entry| revoked.get(&entry.succession?.to));
-    chain.take(revoked.len()).any(|entry| entry.succession.is_none())
-}
-
-/// Returns those that were expelled last.
+/// Returns those that were expelled last, then former identities of theirs. One that a member only replaced is none.
 fn newest(revoked: &BTreeMap<IdentityKey, Revoked>, most: usize) -> BTreeSet<IdentityKey> {
-    let mut all: Vec<_> = revoked.iter().filter(|(identity, _)| is_expelled(revoked, identity)).collect();
-    if all.len() > most {
-        all.select_nth_unstable_by_key(most, |(_, revoked)| Reverse(revoked.at));
-        all.truncate(most);
+    let mut present: Vec<_> = revoked.iter().filter(|(_, entry)| entry.succession.is_none()).collect();
+    if present.len() > most {
+        present.select_nth_unstable_by_key(most, |(_, revoked)| Reverse(revoked.at));
+        present.truncate(most);
     }
-    all.into_iter().map(|(identity, _)| *identity).collect()
+    let present: Vec<_> = present.into_iter().map(|(identity, _)| *identity).collect();
+    let former = former(revoked, &present);
+    present.into_iter().chain(former).take(most).collect()
+}
+
+/// Returns the identities that led to these, of each at most `MAX_LINEAGE`: nobody believes in a longer lineage.
+fn former(revoked: &BTreeMap<IdentityKey, Revoked>, present: &[IdentityKey]) -> Vec<IdentityKey> {
+    if present.is_empty() {
+        return Vec::new();
+    }
+    let links = revoked.values().filter_map(|entry| entry.succession);
+    let before: BTreeMap<_, _> = links.map(|link| (link.to, link.from)).collect();
+    let of = |key: &IdentityKey| {
+        let chain = std::iter::successors(before.get(key), |former| before.get(*former));
+        chain.take(MAX_LINEAGE).copied().collect::<Vec<_>>()
+    };
+    present.iter().flat_map(of).collect()
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use mesh_proto::record::Signature;
+    use mesh_proto::succession::Succession;
     use mesh_proto::wire::MAX_LOG;
     use mesh_proto::world::UnixTime;
 
@@ -104,5 +118,27 @@ mod tests {
         assert_eq!(newest(&all, 300).len(), 300);
         let told = newest(&all, 100);
         assert_eq!(told, (200..300).map(|n| revoked(n).0).collect());
+    }
+    #[test]
+    fn who_changed_its_identity_often_is_told_of_by_the_present_and_a_few_former_ones() {
+        let key = |n: usize| {
+            // The present one comes last in order.
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&n.to_be_bytes());
+            IdentityKey(key)
+        };
+        let signature = Signature([0; 64]);
+        let link = |n| Succession { from: key(n), to: key(n + 1), signature, accepted: signature };
+        let entry =
+            |succession| Revoked { name: "n".parse().unwrap(), at: UnixTime(1), tunnels: Vec::new(), succession };
+        let most = 20_000;
+        let mut all: BTreeMap<_, _> = (0..most).map(|n| (key(n), entry(Some(link(n))))).collect();
+        assert_eq!(newest(&all, MAX_EXPELLED), BTreeSet::new(), "who only changed is not expelled");
+        all.insert(key(most), entry(None));
+        all.insert(IdentityKey([255; 32]), entry(None));
+        let told = newest(&all, MAX_EXPELLED);
+        let expected = (most - MAX_LINEAGE..=most).map(key).chain([IdentityKey([255; 32])]);
+        assert_eq!(told, expected.collect());
+        assert_eq!(newest(&all, 2), [key(most), IdentityKey([255; 32])].into(), "present ones first");
     }
 }

@@ -22,7 +22,7 @@ use crate::keys::verify;
 
 /// Most changes of one node in so many seconds: each keeps a key for ever, and takes a line of the log that may not be
 /// left out.
-const CHANGES: (u64, usize) = (3600, 10);
+const CHANGES: (u64, usize) = (86_400, 10);
 
 impl Registry {
     /// Returns which member went on from this identity to another, if one did.
@@ -106,7 +106,7 @@ impl State {
             at.is_some_and(|at| now.0.saturating_sub(at.0) < window)
         };
         if known.lineage.iter().filter(is_new).count() >= most {
-            let text = format!("this node changed its identity {most} times within an hour; try again later");
+            let text = format!("this node changed its identity {most} times within a day; try again tomorrow");
             return refuse(&text);
         }
         Ok(())
