@@ -16,7 +16,8 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::id::{IdentityKey, NodeName, Revision};
+use crate::id::{IdentityKey, NodeName, Revision, TunnelKey};
+use crate::lock::Subject;
 
 /// Entries whose hashes are remembered, for peers that are behind.
 const KEPT: usize = 4096;
@@ -130,14 +131,30 @@ pub struct Roll {
     pub told: Told,
     /// The revision that it led to.
     pub revision: Revision,
-    /// All members' keys.
+    /// The keys of all members.
     pub members: BTreeSet<IdentityKey>,
+    /// The tunnel keys of static nodes, which have no other.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub statics: BTreeSet<TunnelKey>,
     /// Keys of those who were expelled for good; at most `MAX_EXPELLED`, of a coordinator the newest.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub expelled: BTreeSet<IdentityKey>,
 }
 
 impl Roll {
+    /// Says whether somebody with this key was admitted.
+    pub fn admits(&self, subject: &Subject) -> bool {
+        match subject {
+            Subject::Identity(key) => self.members.contains(key),
+            Subject::Tunnel(key) => self.statics.contains(key),
+        }
+    }
+
+    /// Returns how many are in it that another one does not know.
+    fn strangers(&self, before: &Self) -> usize {
+        self.members.difference(&before.members).count() + self.statics.difference(&before.statics).count()
+    }
+
     /// Takes keys out for good. Says whether there was room to remember all: those who are known stay so.
     fn expel(&mut self, keys: impl IntoIterator<Item = IdentityKey>) -> bool {
         let mut has_room = true;
@@ -171,6 +188,11 @@ struct Body {
     to: Revision,
     #[serde(default)]
     identity: Option<IdentityKey>,
+    /// The former key of a member that goes on with `identity`.
+    #[serde(default)]
+    replaces: Option<IdentityKey>,
+    #[serde(default)]
+    statics: Vec<TunnelKey>,
     #[serde(default)]
     expels: Vec<IdentityKey>,
 }
@@ -185,7 +207,7 @@ pub struct Witness {
     /// What peers told that lies ahead of us, and since when the coordinator knows less.
     claims: BTreeMap<NodeName, (Told, Option<Timestamp>)>,
     /// Peers without an entry, and since when.
-    unexplained: BTreeMap<IdentityKey, Timestamp>,
+    unexplained: BTreeMap<Subject, Timestamp>,
     alarms: Vec<String>,
     /// What was warned of: a member that lies leaves room for others.
     topics: BTreeSet<String>,
@@ -261,12 +283,12 @@ impl Witness {
         let back = all - roll.members.len();
         self.expel(&mut roll, told);
         if back > 0 {
-            self.alarm("back in the roll".into(), format!(
+            self.alarm(format!("back in the roll {}", roll.told.epoch), format!(
                 "{back} nodes are members again that were revoked, because of a restore, or somebody has the coordinator: this node does not talk to them; revoke them again (mesh-coordinator nodes, mesh-coordinator revoke NODE), and let whoever may come back run `meshd leave` and join anew"
             ));
         }
         if let Some(before) = before {
-            let strangers = roll.members.difference(&before.members).count();
+            let strangers = roll.strangers(&before);
             if strangers > 0 {
                 self.alarm(format!("roll {}", roll.told.epoch), format!(
                     "{strangers} nodes were admitted in a part of the log that this node cannot check any more, because of a restore or a long absence; look at `mesh-coordinator log`"
@@ -303,12 +325,16 @@ impl Witness {
             roll.told.head = LogHead { seq: entry.seq, hash: *hash };
             roll.revision = roll.revision.max(entry.to);
             match entry.identity.filter(|key| roll.expelled.contains(key)) {
-                Some(key) => self.alarm("back in the log".into(), format!(
+                Some(key) => self.alarm(format!("back in the log {key}"), format!(
                     "entry {} of the log admits the identity {key}, which was revoked before: no coordinator in order does that, and this node does not talk to it; look who has the coordinator, revoke that node again, and if it may come back, run `meshd leave` there and join anew",
                     entry.seq
                 )),
                 None => roll.members.extend(entry.identity),
             }
+            if let Some(former) = entry.replaces {
+                roll.members.remove(&former);
+            }
+            roll.statics.extend(entry.statics);
             self.expel(&mut roll, entry.expels);
             self.compare(Told { head: roll.told.head, ..page.told }, "the coordinator");
             self.knows(roll.told.head);
@@ -323,24 +349,25 @@ impl Witness {
     /// Looks whether each of these peers of a map of a revision was admitted by an entry, or before we began.
     pub fn explain<'a>(
         &mut self,
-        peers: impl Iterator<Item = (&'a NodeName, IdentityKey)>,
+        peers: impl Iterator<Item = (&'a NodeName, Subject)>,
         (epoch, revision): (u64, Revision),
         now: Timestamp,
     ) {
         let Some(roll) = &self.roll else { return };
         let is_read = roll.told.epoch == epoch && roll.revision >= revision;
-        let strangers = peers.filter(|(_, identity)| !roll.members.contains(identity));
-        let strangers: Vec<_> = strangers.map(|(name, key)| (name, key, roll.expelled.contains(&key))).collect();
-        self.unexplained.retain(|known, _| strangers.iter().any(|(_, identity, _)| identity == known));
-        for (name, identity, is_expelled) in strangers.into_iter().filter(|_| is_read) {
-            let since = *self.unexplained.entry(identity).or_insert(now);
+        let is_expelled = |subject: &Subject| matches!(subject, Subject::Identity(key) if roll.expelled.contains(key));
+        let strangers = peers.filter(|(_, subject)| !roll.admits(subject));
+        let strangers: Vec<_> = strangers.map(|(name, subject)| (name, subject, is_expelled(&subject))).collect();
+        self.unexplained.retain(|known, _| strangers.iter().any(|(_, subject, _)| subject == known));
+        for (name, subject, is_expelled) in strangers.into_iter().filter(|_| is_read) {
+            let since = *self.unexplained.entry(subject).or_insert(now);
             if now.since(since) >= UNEXPLAINED {
                 let what = match is_expelled {
                     true => "was revoked: somebody brought it back",
                     false => "is not admitted by any entry of the log: somebody added it without a trace",
                 };
-                self.alarm(format!("unexplained {identity}"), format!(
-                    "node `{name}` is in the map, but its identity {identity} {what}; run `mesh-coordinator revoke {name}`, and look who has the coordinator"
+                self.alarm(format!("unexplained {subject}"), format!(
+                    "node `{name}` is in the map, but its {subject} {what}; run `mesh-coordinator revoke {name}`, and look who has the coordinator"
                 ));
             }
         }

@@ -154,12 +154,17 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Returns the key that it is known by; `None` if it has none at all.
+    pub fn subject(&self) -> Option<Subject> {
+        match &self.proof {
+            Some(proof) => Some(Subject::Identity(proof.identity)),
+            None => self.lanes.first().map(|lane| Subject::Tunnel(lane.key)),
+        }
+    }
+
     /// Returns what the lock's key signs of it; `None` if it has no key at all.
     pub fn member(&self, name: &NodeName) -> Option<Member> {
-        let subject = match &self.proof {
-            Some(proof) => Subject::Identity(proof.identity),
-            None => Subject::Tunnel(self.lanes.first()?.key),
-        };
+        let subject = self.subject()?;
         Some(Member { id: self.id, name: name.clone(), site: self.site.clone(), subject })
     }
 }

@@ -318,7 +318,7 @@ fn check(peer: &Peer, known: Option<&Known>, verify: Verify) -> Result<u64, Stri
         };
     };
     if before.is_some_and(|before| !leads(&proof.lineage, peer.id, &before, &proof.identity, verify)) {
-        return Err("it has another identity key than before, which the former one did not name".into());
+        return Err("it has another identity key than before, which the former one did not name; if it changed its identity more than 16 times while this node was away, run `meshd leave` here and join again".into());
     }
     let newest = known.and_then(|known| known.record.as_ref());
     if newest != Some(&proof.record) && !proof.record.is_by(&proof.identity, verify) {

@@ -141,7 +141,14 @@ impl World {
     /// Returns who belongs to the mesh at this place in the log; not who was expelled.
     pub fn roll(&self) -> Roll {
         let members = self.members.keys().copied().collect();
-        Roll { told: self.told(), revision: self.revision, members, ..Roll::default() }
+        let statics = self.statics().collect();
+        Roll { told: self.told(), revision: self.revision, members, statics, ..Roll::default() }
+    }
+
+    /// Returns the tunnel keys of the nodes that have no other key.
+    pub fn statics(&self) -> impl Iterator<Item = TunnelKey> {
+        let statics = self.nodes.values().filter(|node| node.identity.is_none());
+        statics.filter_map(|node| node.facts.lanes.first().map(|lane| lane.key))
     }
 
     /// Returns a site of the file.

@@ -1,17 +1,20 @@
 //! What the log says of a change: who made it, and what it did, in a word and a sentence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::id::{IdentityKey, NodeName, TunnelKey};
 use mesh_proto::token::TokenSecret;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::log::Entry;
 use super::{Applied, Change, Vouched};
+
+/// Most static nodes that one entry admits.
+const MAX_STATICS: usize = 4096;
 
 /// Who makes a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,13 +53,22 @@ pub(super) struct Deed {
     node: Option<NodeName>,
     token: Option<String>,
     identity: Option<IdentityKey>,
+    replaces: Option<IdentityKey>,
     secret: Option<TokenSecret>,
 }
 
 impl Deed {
     /// Tells of a change.
     pub(super) fn of(change: &Change) -> Self {
-        let mut deed = Self { kind: "", text: String::new(), node: None, token: None, identity: None, secret: None };
+        let mut deed = Self {
+            kind: "",
+            text: String::new(),
+            node: None,
+            token: None,
+            identity: None,
+            replaces: None,
+            secret: None,
+        };
         match change {
             Change::Services { file, text, services: _ } => {
                 let hash = HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref());
@@ -101,6 +113,7 @@ impl Deed {
                 deed.kind = "identity";
                 deed.text = format!("changed its identity key from {identity} to {}", renewal.succession.to);
                 deed.identity = Some(renewal.succession.to);
+                deed.replaces = Some(*identity);
             }
             Change::Restored { epoch, source, since: _ } => {
                 deed.kind = "restore";
@@ -135,7 +148,15 @@ impl Deed {
 
     /// Tells of a machine that wanted to join under a name.
     pub(super) fn attempt(name: &NodeName) -> Self {
-        Self { kind: "join", text: String::new(), node: Some(name.clone()), token: None, identity: None, secret: None }
+        Self {
+            kind: "join",
+            text: String::new(),
+            node: Some(name.clone()),
+            token: None,
+            identity: None,
+            replaces: None,
+            secret: None,
+        }
     }
 
     /// Says whether a refusal of this is worth a line.
@@ -172,8 +193,14 @@ impl Deed {
             text = format!("let ephemeral nodes vanish, not heard of for 10 minutes: {}", gone.join(", "));
         }
         let identity = self.identity.filter(|_| matches!(kind, "join" | "identity"));
+        let statics = if kind == "services" { admitted(old, new) } else { Vec::new() };
         let kind = kind.to_owned();
-        Some(Entry { identity, ..Entry::new(now, by.to_string(), kind, text, node, self.token) })
+        Some(Entry {
+            identity,
+            replaces: self.replaces,
+            statics,
+            ..Entry::new(now, by.to_string(), kind, text, node, self.token)
+        })
     }
 
     /// Returns the token that somebody wanted to join with.
@@ -197,6 +224,12 @@ impl Deed {
 fn token_id(text: &str) -> Option<String> {
     let good = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     good.then(|| text.to_owned())
+}
+
+/// Returns the keys of static nodes that one world has and another has not.
+fn admitted(old: &World, new: &World) -> Vec<TunnelKey> {
+    let known: BTreeSet<_> = old.statics().collect();
+    new.statics().filter(|key| !known.contains(key)).take(MAX_STATICS).collect()
 }
 
 /// Names the parts in which two records of a node differ.

@@ -11,7 +11,7 @@
 
 use aws_lc_rs::digest::{Context, SHA256};
 use mesh_proto::chain::RawEntry;
-use mesh_proto::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::id::{IdentityKey, NodeName, Revision, TunnelKey};
 use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,12 @@ pub struct Entry {
     /// The identity that it admits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<IdentityKey>,
+    /// The identity that this one takes the place of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<IdentityKey>,
+    /// The tunnel keys of the static nodes that it admits; at most 4096, and nodes warn of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub statics: Vec<TunnelKey>,
     /// The identities that it expels for good; at most 1024, the rest is told by the roll of the epoch that begins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expels: Vec<IdentityKey>,
@@ -90,7 +96,8 @@ impl Entry {
         token: Option<String>,
     ) -> Self {
         let (from, to) = (Revision(0), Revision(0));
-        Self { seq: 0, at, who, kind, text, node, token, identity: None, expels: Vec::new(), from, to }
+        let (identity, replaces, statics, expels) = (None, None, Vec::new(), Vec::new());
+        Self { seq: 0, at, who, kind, text, node, token, identity, replaces, statics, expels, from, to }
     }
 }
 

@@ -199,13 +199,10 @@ impl Auditor {
     /// Looks at the peers of the map in force. Says whether somebody is in it whom we know no entry of.
     fn explain(&mut self, view: &View, now: Timestamp) -> bool {
         let map = view.netmap();
-        let keys = || {
-            let peers = map.peers.iter();
-            peers.filter_map(|(name, peer)| Some((name, peer.proof.as_ref()?.identity)))
-        };
+        let keys = || map.peers.iter().filter_map(|(name, peer)| Some((name, peer.subject()?)));
         self.witness.explain(keys(), (map.epoch.number, map.revision), now);
         let Some(roll) = self.witness.roll() else { return false };
-        keys().any(|(_, key)| !roll.members.contains(&key))
+        keys().any(|(_, key)| !roll.admits(&key))
     }
 
     /// Reads the log to its end, or as much as may be read at a time.

@@ -63,7 +63,7 @@ impl Log {
     fn roll(&self, members: &[IdentityKey]) -> Roll {
         let told = self.told();
         let members = members.iter().copied().collect();
-        Roll { told, revision: Revision(told.head.seq), members, expelled: BTreeSet::new() }
+        Roll { told, revision: Revision(told.head.seq), members, ..Roll::default() }
     }
 }
 
@@ -76,8 +76,12 @@ fn follow(witness: &mut Witness, log: &Log) {
 }
 
 fn explain(witness: &mut Witness, identity: IdentityKey, revision: u64, now: u64) {
+    explain_subject(witness, Subject::Identity(identity), revision, now);
+}
+
+fn explain_subject(witness: &mut Witness, subject: Subject, revision: u64, now: u64) {
     let node = name("n");
-    witness.explain([(&node, identity)].into_iter(), (1, Revision(revision)), at(now));
+    witness.explain([(&node, subject)].into_iter(), (1, Revision(revision)), at(now));
 }
 
 #[test]
@@ -241,4 +245,42 @@ fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
     explain(&mut witness, key(66), 60, 0);
     explain(&mut witness, key(66), 60, 10);
     assert_eq!(witness.alarms().len(), 3);
+}
+
+#[test]
+fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
+    let tunnel = |n| TunnelKey([n; 32]);
+    let mut log = Log::of(3);
+    let before = Roll { statics: [tunnel(1)].into(), ..log.roll(&[]) };
+    let mut witness = Witness::new(Some(before));
+    log.push(&format!(r#","statics":["{}"]"#, tunnel(2)));
+    follow(&mut witness, &log);
+    for (n, is_known) in [(1, true), (2, true), (3, false)] {
+        for now in [0, 60] {
+            explain_subject(&mut witness, Subject::Tunnel(tunnel(n)), 4, now);
+        }
+        assert_eq!(witness.alarms().is_empty(), is_known, "{n}: {:?}", witness.alarms());
+    }
+    assert!(witness.alarms()[0].contains("its tunnel key"), "{:?}", witness.alarms());
+    // An identity is no tunnel key, whatever its bytes.
+    explain(&mut witness, key(1), 4, 70);
+    explain(&mut witness, key(1), 4, 130);
+    assert_eq!(witness.alarms().len(), 2);
+    let epoch = Roll { told: Told { epoch: 2, ..log.told() }, statics: [tunnel(9)].into(), ..log.roll(&[]) };
+    witness.begin(epoch);
+    assert!(witness.alarms()[2].contains("1 nodes were admitted"), "{:?}", witness.alarms());
+}
+
+#[test]
+fn a_replaced_identity_is_no_members_any_more() {
+    let mut log = Log::of(3);
+    let mut witness = Witness::new(Some(log.roll(&[key(1)])));
+    log.push(&format!(r#","identity":"{}","replaces":"{}""#, key(2), key(1)));
+    follow(&mut witness, &log);
+    explain(&mut witness, key(2), 4, 0);
+    explain(&mut witness, key(2), 4, 60);
+    assert!(witness.alarms().is_empty(), "{:?}", witness.alarms());
+    explain(&mut witness, key(1), 4, 60);
+    explain(&mut witness, key(1), 4, 120);
+    assert!(witness.alarms()[0].contains("not admitted by any entry"), "{:?}", witness.alarms());
 }

@@ -88,6 +88,7 @@ fn a_member_goes_on_with_another_identity_and_keeps_all_that_it_has() {
     assert_eq!(plan(&registry.world(), &name()).unwrap().node.sequence, 2);
     let entry = registry.log(registry.log_head().seq).unwrap().remove(0).entry;
     assert_eq!((entry.kind.as_str(), entry.identity, entry.node), ("identity", Some(b.public()), Some(name())));
+    assert_eq!(entry.replaces, Some(a.public()));
     let keys = [a.public(), b.public()].map(|key| key.to_string());
     assert!(keys.iter().all(|key| entry.text.contains(key)), "{}", entry.text);
     report_by(&mut registry, &b, 3).unwrap();
@@ -182,11 +183,11 @@ fn who_changes_its_identity_again_and_again_has_to_wait() {
     for (n, pair) in (2..).zip(keys.windows(2).take(10)) {
         renew(&mut registry, &pair[0], &pair[1], n).unwrap();
     }
-    assert_refused(renew(&mut registry, &keys[10], &keys[11], 50), "identity", &["10 times", "later"]);
+    assert_refused(renew(&mut registry, &keys[10], &keys[11], 50), "identity", &["10 times", "tomorrow"]);
     let id = node(&registry, "n1").id;
     let renewal = Renewal { succession: succession(id, &keys[10], &keys[11]), facts: said(&keys[11], 50) };
     let change = Change::Renew { identity: keys[10].public(), renewal, observed: observed(1) };
-    registry.apply(change, BY, later(3600)).unwrap();
+    registry.apply(change, BY, later(86_400)).unwrap();
 }
 
 #[test]
@@ -310,7 +311,7 @@ fn the_locks_signature_reaches_as_far_as_the_lineage_and_is_renewed_by_then() {
         let id = node(registry, "n1").id;
         let renewal = Renewal { succession: succession(id, present, &to), facts: said(&to, sequence) };
         let change = Change::Renew { identity: present.public(), renewal, observed: observed(1) };
-        let asked = registry.apply(change, BY, later(1000 * sequence));
+        let asked = registry.apply(change, BY, later(10_000 * sequence));
         if asked.is_ok() {
             *present = to;
         }
