@@ -20,6 +20,7 @@ use std::time::Duration;
 use mesh_proto::chain::Told;
 use mesh_proto::flow::FlowTable;
 use mesh_proto::id::{NodeId, NodeName, TunnelKey};
+use mesh_proto::netmap::NetMap;
 use mesh_proto::view::View;
 
 use crate::bench::Bench;
@@ -227,13 +228,18 @@ impl DataPlane {
         let own = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let peers = Arc::new(Peers::compile(view.netmap(), &own, Some(&current.1), self.vault.as_ref()));
-        if let Some(vault) = &self.vault {
-            vault.retain(|peer| peers.get(peer).is_some());
-        }
         *current = (Arc::clone(&view), Arc::clone(&peers));
         for mailbox in self.mailboxes.iter() {
             mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
         }
+    }
+
+    /// Forgets the preshared keys with nodes that are no peers of a map any more: all of it, and not only what is
+    /// believed of it for now.
+    pub fn retain_keys(&self, map: &NetMap) {
+        let Some(vault) = &self.vault else { return };
+        let peers: BTreeSet<NodeId> = map.peers.values().map(|peer| peer.id).collect();
+        vault.retain(|peer| peers.contains(&peer));
     }
 
     /// Stands so to preshared keys from now on.
@@ -373,4 +379,50 @@ fn restore(mut file: &File, flows: &FlowTable) -> io::Result<usize> {
         taken += entries.filter(|(i, entry)| flows.restore(first + i, entry, now)).count();
     }
     Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use mesh_proto::verify::VerifiedMap;
+
+    use super::*;
+    use crate::agreement::Preshared;
+    use crate::lane::tests::netmap;
+    use crate::state::State;
+
+    #[test]
+    fn a_peer_that_is_not_believed_in_for_now_keeps_its_preshared_key_and_one_that_left_loses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let vault = Arc::new(Vault::load(&state));
+        vault.put(NodeId(2), Preshared::new([5; 32]));
+        let stored = || {
+            vault.save(&state).unwrap();
+            Vault::load(&state).get(NodeId(2)).is_some()
+        };
+        let all = VerifiedMap::by_hand(netmap(0, true));
+        let less = all.only(&BTreeSet::new());
+        let view = |map: &VerifiedMap| Arc::new(View::compile(map.clone()));
+        let plane = DataPlane {
+            flows: Arc::new(FlowTable::new(1 << 10)),
+            own_keys: Mutex::default(),
+            current: Mutex::new((view(&all), Arc::default())),
+            vault: Some(Arc::clone(&vault)),
+            mailboxes: Arc::new([]),
+            lanes: Vec::new(),
+            measures: Arc::default(),
+        };
+        let retain = |shown: &VerifiedMap, full: &VerifiedMap| {
+            plane.set_view(view(shown));
+            plane.retain_keys(full);
+            plane.set_stance(Stance::Strict);
+            stored()
+        };
+        assert!(retain(&all, &all));
+        assert!(retain(&less, &all), "the lease is over");
+        assert!(retain(&all, &all), "the coordinator is back");
+        assert!(!retain(&less, &less), "it left the mesh");
+    }
 }

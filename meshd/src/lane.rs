@@ -377,4 +377,4 @@ fn settle(packet: &mut [u8], vnet: VnetHeader) -> Option<Checksum> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -286,7 +286,10 @@ impl<'d> Member<'d> {
             Some(before) => View::compile_after(map, before),
             None => View::compile(map),
         });
-        self.board.with_plane(|plane| plane.set_view(Arc::clone(&view)));
+        self.board.with_plane(|plane| {
+            plane.set_view(Arc::clone(&view));
+            plane.retain_keys(&self.map);
+        });
         self.view.send_replace(Arc::clone(&view));
         self.board.view.send_replace(Some(view));
     }

@@ -53,7 +53,7 @@ fn address(node: usize) -> Ipv4Addr {
     Ipv4Addr::new(241, 1, 0, node as u8 + 1)
 }
 
-fn netmap(own: usize, allowed: bool) -> NetMap {
+pub(crate) fn netmap(own: usize, allowed: bool) -> NetMap {
     let other = 1 - own;
     let lanes = keys(other).publics().into_iter().zip(PORT..).map(|(key, port)| LaneInfo { key, port });
     let peer = Peer {
