@@ -27,13 +27,16 @@ impl LastHeard {
         Self { state: state.clone(), stored: None }
     }
 
-    /// Returns how long no coordinator had been heard at a start. A node of an older version has just been heard;
-    /// where the file is damaged, the age of the cached map stands in for it.
+    /// Returns how long no coordinator had been heard at a start. Where the file is missing, as after an older version,
+    /// it counts from this start on, over later ones too; where it is damaged, the age of the cached map stands in for it.
     pub(crate) fn before(&self, clock: SystemTime) -> Duration {
         let since = |at: SystemTime| clock.duration_since(at).unwrap_or_default();
         let bytes = match self.state.secret(FILE) {
             Ok(Some(bytes)) => bytes,
-            Ok(None) => return Duration::ZERO,
+            Ok(None) => {
+                self.store(clock);
+                return Duration::ZERO;
+            }
             Err(error) => {
                 tracing::warn!(%error, "not known when a coordinator was last heard");
                 Vec::new()
@@ -53,6 +56,10 @@ impl LastHeard {
             return;
         }
         self.stored = Some(now);
+        self.store(clock);
+    }
+
+    fn store(&self, clock: SystemTime) {
         let seconds = clock.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if let Err(error) = self.state.replace(FILE, &seal(seconds.to_string().as_bytes())) {
             tracing::warn!(%error, "not stored when a coordinator was last heard; a restart may count from earlier");
@@ -75,6 +82,8 @@ mod tests {
         let mut heard = LastHeard::new(&state);
         let clock = SystemTime::now();
         assert_eq!(heard.before(clock), Duration::ZERO, "of an older version");
+        let before = LastHeard::new(&state).before(clock + HOUR);
+        assert!(before >= HOUR && before < HOUR + Duration::from_secs(1), "from the first start on: {before:?}");
         let now = Timestamp::from_millis(5);
         heard.note(clock, now);
         heard.note(clock + HOUR, now + EVERY / 2);
