@@ -60,6 +60,11 @@ impl Author {
     }
 }
 
+/// Says whether the last record names an agreement key.
+pub(crate) fn names_agreement(state: &State) -> bool {
+    read(state).as_ref().and_then(NodeFacts::of).is_some_and(|last| !last.agreement.is_empty())
+}
+
 fn read(state: &State) -> Option<SignedRecord> {
     let bytes = state.secret(RECORD).ok().flatten()?;
     serde_json::from_slice(&bytes).ok()

@@ -34,8 +34,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::board::Board;
+use crate::records;
 use crate::state::State;
-use crate::vault::Vault;
+use crate::vault::{self, Vault};
 
 /// The file.
 pub(crate) const FILE: &str = "preshared.json";
@@ -101,14 +102,15 @@ pub(crate) fn joined(state: &State) {
 }
 
 impl Switch {
-    /// Reads how it stood. A file that is lost or damaged is as if the switch had just been turned.
+    /// Reads how it stood. A file that is lost or damaged is as if the switch had just been turned, unless it is off and
+    /// nothing tells that it ever was on.
     fn load(state: &State, on: bool) -> Self {
         let bytes = state.secret(FILE).ok().flatten();
         let kept: Option<Kept> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let kept = match kept {
             Some(kept) if kept.on == on => Some(kept),
             Some(_) => Some(Kept::new(on)),
-            None => on.then(|| Kept::new(true)),
+            None => (on || was_on(state)).then(|| Kept::new(on)),
         };
         Self { state: state.clone(), on, kept, since: None }
     }
@@ -197,6 +199,12 @@ impl Switch {
     }
 }
 
+/// Says whether peers may know an agreement key of ours: there are keys with some, or our last record names one.
+fn was_on(state: &State) -> bool {
+    let has_keys = std::fs::metadata(state.path(vault::FILE)).is_ok_and(|found| found.len() > 0);
+    has_keys || records::names_agreement(state)
+}
+
 fn store(state: &State, kept: &Kept) {
     let written = serde_json::to_vec(kept).map(|bytes| state.replace(FILE, &bytes));
     if let Ok(Err(error)) = written {
@@ -267,6 +275,39 @@ mod tests {
         assert_eq!((off.stance(), off.sentence()), (Stance::Plain, None));
         assert_eq!(Switch::load(&state, false).stance(), Stance::Plain);
         assert_eq!(Switch::load(&state, true).stance(), Stance::Waits, "on again");
+    }
+
+    #[tokio::test]
+    async fn a_node_with_keys_whose_switch_is_off_and_whose_file_is_lost_waits_for_the_coordinator() {
+        let (_dir, state) = state();
+        let key = || crate::agreement::Preshared::new([5; 32]);
+        let vault = Vault::load(&state);
+        vault.put(mesh_proto::id::NodeId(2), key());
+        vault.save(&state).unwrap();
+
+        let mut off = Switch::load(&state, false);
+        assert_eq!(off.stance(), Stance::Waits, "peers may insist on their keys with it");
+        off.reported(5);
+        let mut off = Switch::load(&state, false);
+        assert!(!off.step(4, true, OVERLAP, Instant::now()));
+        assert!(off.step(5, true, OVERLAP, Instant::now()));
+        vault.set_stance(off.stance());
+        vault.save(&state).unwrap();
+        assert_eq!(Switch::load(&state, false).stance(), Stance::Plain, "and not again");
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_last_record_names_an_agreement_key_waits_for_the_coordinator_without_keys_too() {
+        let (_dir, state) = state();
+        let keys = crate::keys::Keys::load_or_make(&state).unwrap();
+        let sign = |agreement| {
+            let facts = mesh_proto::wire::NodeFacts { agreement, ..Default::default() };
+            records::Author::new(&state).sealed(&keys, facts, 0);
+        };
+        sign(vec![mesh_proto::id::TunnelKey([3; 32])]);
+        assert_eq!(Switch::load(&state, false).stance(), Stance::Waits);
+        sign(Vec::new());
+        assert_eq!(Switch::load(&state, false).stance(), Stance::Plain);
     }
 
     #[tokio::test]
