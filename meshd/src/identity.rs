@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   identity.next stored ─▶ POST /v1/identity with the present key ─┬─ taken ───▶ renamed over identity.key
-//!           ▲                                                       ├─ refused ─▶ removed
+//!           ▲                                                       ├─ refused ─▶ removed, or put aside if in doubt
 //!           └───── at each start, and after each lost answer ◀──────┴─ unknown ─▶ asked again
 //! ```
 //! The coordinator answers the same change as often as it is asked, so that nobody needs to know whether it was taken.
@@ -27,6 +27,9 @@ use crate::state::{State, StateError};
 const NOTE: &str = "identity";
 /// The longest pause between two attempts; the first is a second.
 const PAUSE: Duration = Duration::from_secs(15);
+
+/// Said of a key that was refused and may have been taken before.
+const KEPT: &str = "the key is kept as identity.refused: if no coordinator knows this node any more, stop meshd and put it in the place of identity.key";
 
 /// How long whoever asked for a change waits for what comes of it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -150,12 +153,20 @@ impl Renewer {
         let pause = Duration::from_secs(1) * 2u32.saturating_pow(change.attempts.min(5) - 1);
         change.due = Instant::now() + pause.min(PAUSE);
         let why = match answer {
-            Answer::Taken => match self.adopt() {
-                Ok(keys) => return Some(keys),
-                Err(error) => error.to_string(),
-            },
+            Answer::Taken => {
+                change.in_doubt = true;
+                match self.adopt() {
+                    Ok(keys) => return Some(keys),
+                    Err(error) => error.to_string(),
+                }
+            }
             Answer::Refused { is_final, why } if is_final || !change.in_doubt => {
-                if let Err(error) = Keys::drop_next(&self.state) {
+                // Whoever has the coordinator may take the key and deny it.
+                let (gone, why) = match change.in_doubt {
+                    true => (Keys::set_next_aside(&self.state), format!("{why}; {KEPT}")),
+                    false => (Keys::drop_next(&self.state), why),
+                };
+                if let Err(error) = gone {
                     tracing::error!(%error, "the refused key is not removed; it is offered again at the next start");
                 }
                 self.change = None;

@@ -24,6 +24,8 @@ const FIRST: &str = "tunnel.first";
 const IDENTITY: &str = "identity.key";
 /// The one that takes its place once the coordinator has confirmed it (identity.rs).
 pub(crate) const NEXT: &str = "identity.next";
+/// One that was refused, and may have been taken all the same.
+pub(crate) const REFUSED: &str = "identity.refused";
 
 /// The node's secrets. Prints as `[redacted]`.
 pub struct Keys {
@@ -90,7 +92,7 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be removed or written.
     pub fn renew(state: &State) -> Result<Self, StateError> {
-        for name in [NEXT, IDENTITY, TUNNEL, FORMER, FIRST, crate::vault::FILE] {
+        for name in [NEXT, REFUSED, IDENTITY, TUNNEL, FORMER, FIRST, crate::vault::FILE] {
             state.remove(name)?;
         }
         Self::load_or_make(state)
@@ -133,6 +135,14 @@ impl Keys {
     /// `StateError` if its file cannot be removed.
     pub fn drop_next(state: &State) -> Result<(), StateError> {
         state.remove(NEXT)
+    }
+
+    /// Puts the identity that was to be the next aside, where nobody offers it again.
+    ///
+    /// # Errors
+    /// `StateError` if its file cannot be renamed.
+    pub fn set_next_aside(state: &State) -> Result<(), StateError> {
+        state.rename(NEXT, REFUSED)
     }
 
     /// Makes another tunnel key; the present one becomes the former, and the former is gone.

@@ -5,6 +5,7 @@
 //!   tunnel.key          the node's WireGuard secret (keys.rs)
 //!   identity.key        the node's identity on the control channel (keys.rs)
 //!   identity.next       the one that takes its place once the coordinator has confirmed it (identity.rs)
+//!   identity.refused    one that a coordinator refused, and may have taken (identity.rs)
 //!   enrolment.json      which mesh it belongs to
 //!   netmap.json         the last map, with a checksum   ┐ a torn or lost file falls back
 //!   netmap.previous     the map before it               ┘ to the one before
@@ -238,6 +239,7 @@ impl State {
     pub fn forget(&self) -> Result<(), StateError> {
         [
             crate::keys::NEXT,
+            crate::keys::REFUSED,
             ENROLMENT,
             NETMAP,
             PREVIOUS,

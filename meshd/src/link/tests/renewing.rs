@@ -158,11 +158,30 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
     }
     let server = Server::start(|_| refuse("identity")).await;
     let node = Node::new();
-    Keys::make_next(&node.state).unwrap();
+    let next = std::fs::read(Keys::make_next(&node.state).map(|_| node.state.path("identity.next")).unwrap()).unwrap();
     let mut renewer = node.start();
     let answer = ask(&mut renewer, &server).await;
     assert!(renewer.settle(answer).is_none() && node.next().is_none());
     assert_eq!(node.board.notes(), Vec::<String>::new());
+    // A coordinator that takes a key and denies it costs the node neither.
+    assert_eq!(std::fs::read(node.state.path("identity.refused")).unwrap(), next);
+    assert!(node.outcome().unwrap().unwrap_err().contains("identity.refused"));
+}
+
+#[tokio::test]
+async fn a_key_that_was_taken_and_cannot_be_put_in_its_place_is_not_lost() {
+    let node = Node::new();
+    let mut renewer = node.start();
+    renewer.begin();
+    let next = std::fs::read(node.state.path("identity.next")).unwrap();
+    // Nothing can be put in the place of a folder.
+    std::fs::remove_file(node.state.path("identity.key")).unwrap();
+    std::fs::create_dir(node.state.path("identity.key")).unwrap();
+    assert!(renewer.settle(Answer::Taken).is_none());
+    renewer.settle(Answer::Refused { is_final: false, why: "a stranger".into() });
+    assert_eq!(std::fs::read(node.state.path("identity.next")).unwrap(), next);
+    renewer.settle(Answer::Refused { is_final: true, why: "no".into() });
+    assert_eq!(std::fs::read(node.state.path("identity.refused")).unwrap(), next);
 }
 
 #[tokio::test]
