@@ -133,9 +133,9 @@ pub struct Roll {
     pub revision: Revision,
     /// The keys of all members.
     pub members: BTreeSet<IdentityKey>,
-    /// The tunnel keys of static nodes, which have no other.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub statics: BTreeSet<TunnelKey>,
+    /// The tunnel keys of static nodes, which have no other; none from an older version, which did not count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statics: Option<BTreeSet<TunnelKey>>,
     /// Keys of those who were expelled for good; at most `MAX_EXPELLED`, of a coordinator the newest.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub expelled: BTreeSet<IdentityKey>,
@@ -146,13 +146,14 @@ impl Roll {
     pub fn admits(&self, subject: &Subject) -> bool {
         match subject {
             Subject::Identity(key) => self.members.contains(key),
-            Subject::Tunnel(key) => self.statics.contains(key),
+            Subject::Tunnel(key) => self.statics.as_ref().is_none_or(|statics| statics.contains(key)),
         }
     }
 
     /// Returns how many are in it that another one does not know.
     fn strangers(&self, before: &Self) -> usize {
-        self.members.difference(&before.members).count() + self.statics.difference(&before.statics).count()
+        let statics = self.statics.iter().zip(&before.statics).map(|(now, before)| now.difference(before).count());
+        self.members.difference(&before.members).count() + statics.sum::<usize>()
     }
 
     /// Takes keys out for good. Says whether there was room to remember all: those who are known stay so.
@@ -277,6 +278,8 @@ impl Witness {
         let before = self.roll.take();
         if let Some(before) = &before {
             roll.expelled.clone_from(&before.expelled);
+            // Whoever has the coordinator does not make us forget them.
+            roll.statics = roll.statics.or_else(|| before.statics.clone());
         }
         let all = roll.members.len();
         roll.members.retain(|key| !roll.expelled.contains(key));
@@ -334,7 +337,9 @@ impl Witness {
             if let Some(former) = entry.replaces {
                 roll.members.remove(&former);
             }
-            roll.statics.extend(entry.statics);
+            if let Some(statics) = &mut roll.statics {
+                statics.extend(entry.statics);
+            }
             self.expel(&mut roll, entry.expels);
             self.compare(Told { head: roll.told.head, ..page.told }, "the coordinator");
             self.knows(roll.told.head);

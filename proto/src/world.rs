@@ -141,7 +141,7 @@ impl World {
     /// Returns who belongs to the mesh at this place in the log; not who was expelled.
     pub fn roll(&self) -> Roll {
         let members = self.members.keys().copied().collect();
-        let statics = self.statics().collect();
+        let statics = Some(self.statics().collect());
         Roll { told: self.told(), revision: self.revision, members, statics, ..Roll::default() }
     }
 

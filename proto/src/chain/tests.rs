@@ -251,8 +251,8 @@ fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
 fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     let tunnel = |n| TunnelKey([n; 32]);
     let mut log = Log::of(3);
-    let before = Roll { statics: [tunnel(1)].into(), ..log.roll(&[]) };
-    let mut witness = Witness::new(Some(before));
+    let before = Roll { statics: Some([tunnel(1)].into()), ..log.roll(&[]) };
+    let mut witness = Witness::new(Some(before.clone()));
     log.push(&format!(r#","statics":["{}"]"#, tunnel(2)));
     follow(&mut witness, &log);
     for (n, is_known) in [(1, true), (2, true), (3, false)] {
@@ -266,9 +266,20 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     explain(&mut witness, key(1), 4, 70);
     explain(&mut witness, key(1), 4, 130);
     assert_eq!(witness.alarms().len(), 2);
-    let epoch = Roll { told: Told { epoch: 2, ..log.told() }, statics: [tunnel(9)].into(), ..log.roll(&[]) };
-    witness.begin(epoch);
+    let epoch = |epoch, statics| Roll { told: Told { epoch, ..log.told() }, statics, ..log.roll(&[]) };
+    witness.begin(epoch(2, None));
+    assert_eq!(witness.roll().unwrap().statics, Some([tunnel(1), tunnel(2)].into()), "nothing is forgotten");
+    witness.begin(epoch(3, Some([tunnel(9)].into())));
     assert!(witness.alarms()[2].contains("1 nodes were admitted"), "{:?}", witness.alarms());
+
+    // Where an older version did not count them, nobody is suspected.
+    let mut text = serde_json::to_value(before).unwrap();
+    text.as_object_mut().unwrap().remove("statics");
+    let mut witness = Witness::new(Some(serde_json::from_value(text).unwrap()));
+    follow(&mut witness, &log);
+    explain_subject(&mut witness, Subject::Tunnel(tunnel(3)), 4, 0);
+    explain_subject(&mut witness, Subject::Tunnel(tunnel(3)), 4, 60);
+    assert!(witness.alarms().is_empty(), "{:?}", witness.alarms());
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn static_nodes_come_change_and_go_with_the_file() {
     // Nodes are told whom the file admitted, so that they warn of others.
     let admitted: Vec<_> = registry.log(0).unwrap().into_iter().map(|logged| logged.entry.statics).collect();
     assert_eq!(admitted[admitted.len() - 2..], [vec![TunnelKey([9; 32])], vec![TunnelKey([8; 32])]]);
-    assert_eq!(registry.expelled().roll().statics, [TunnelKey([8; 32])].into());
+    assert_eq!(registry.expelled().roll().statics, Some([TunnelKey([8; 32])].into()));
 
     assert_refused(revoke(&mut registry, "plain"), "unknown_node", &["is a [[node]]"]);
     assert_refused(join(&mut registry, 1, "plain", "dc", &[]), "name", &["`plain` belongs"]);
