@@ -11,7 +11,7 @@ use mesh_tests::traffic;
 use meshd::keys::Keys;
 use meshd::state::State;
 
-use crate::probe::{Probe, said};
+use crate::probe::{Probe, said, ten};
 use crate::rotate::seen_by;
 
 /// How long a peer may take to hear of it.
@@ -49,14 +49,7 @@ fn changed(node: &Daemon) {
 
 pub(crate) fn under_traffic(pair: &Pair) {
     let (a, b) = (&pair.a.node, &pair.b.node);
-    let (web, back) = (pair.vip("web"), pair.vip("back"));
-    let reached = |from, vip| wait_until(STARTING, || traffic::seen_as(from, (vip, 80)).is_ok());
-    assert!(reached(&pair.a.pod, web) && reached(&pair.b.pod, back), "the mesh does not work");
-    let mut probes = Vec::new();
-    for (from, vip) in [(&pair.a.pod, web), (&pair.b.pod, back)] {
-        probes.extend((0..4).map(|_| Probe::udp(from, (vip, 7)).unwrap()));
-        probes.push(Probe::tcp(from, (vip, 80)).unwrap());
-    }
+    let probes = ten(pair);
 
     let began = Instant::now();
     for node in [a, b, a] {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use mesh_tests::daemon::wait_until;
 use mesh_tests::netns::Namespace;
+use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::traffic;
 
 /// Pause between two questions.
@@ -36,6 +37,18 @@ struct Shared {
 #[expect(clippy::print_stdout, reason = "what a test binary prints")]
 pub(crate) fn said(text: &str) {
     println!("{text}");
+}
+
+/// Opens ten flows between the two nodes, once they reach each other: four of UDP and one of TCP from either.
+pub(crate) fn ten(pair: &Pair) -> Vec<Probe> {
+    let ways = [(&pair.a.pod, pair.vip("web")), (&pair.b.pod, pair.vip("back"))];
+    let mut probes = Vec::new();
+    for (from, vip) in ways {
+        assert!(wait_until(STARTING, || traffic::seen_as(from, (vip, 80)).is_ok()), "the mesh does not work");
+        probes.extend((0..4).map(|_| Probe::udp(from, (vip, 7)).unwrap()));
+        probes.push(Probe::tcp(from, (vip, 80)).unwrap());
+    }
+    probes
 }
 
 impl Shared {

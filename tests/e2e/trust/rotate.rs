@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::netmap::Peer;
 use mesh_tests::daemon::{Daemon, wait_until};
-use mesh_tests::pair::{Pair, STARTING};
-use mesh_tests::traffic;
+use mesh_tests::pair::Pair;
 use meshd::state::State;
 
-use crate::probe::{Probe, said};
+use crate::probe::{Probe, said, ten};
 
 /// How long the former key is answered here; 180 s by default.
 pub(crate) const KEYS: &str = "\n[keys]\noverlap = \"6s\"\n";
@@ -23,14 +22,7 @@ pub(crate) fn seen_by(node: &Daemon, other: &str) -> Option<Peer> {
 
 pub(crate) fn under_traffic(pair: &Pair) {
     let (a, b) = (&pair.a.node, &pair.b.node);
-    let (web, back) = (pair.vip("web"), pair.vip("back"));
-    let reached = |from, vip| wait_until(STARTING, || traffic::seen_as(from, (vip, 80)).is_ok());
-    assert!(reached(&pair.a.pod, web) && reached(&pair.b.pod, back), "the mesh does not work");
-    let mut probes = Vec::new();
-    for (from, vip) in [(&pair.a.pod, web), (&pair.b.pod, back)] {
-        probes.extend((0..4).map(|_| Probe::udp(from, (vip, 7)).unwrap()));
-        probes.push(Probe::tcp(from, (vip, 80)).unwrap());
-    }
+    let probes = ten(pair);
     let keys = || (seen_by(b, "a").unwrap().lanes[0].key, seen_by(a, "b").unwrap().lanes[0].key);
     let settled = || {
         seen_by(b, "a").is_some_and(|a| a.previous.is_empty()) && seen_by(a, "b").is_some_and(|b| b.previous.is_empty())
@@ -55,7 +47,7 @@ pub(crate) fn under_traffic(pair: &Pair) {
     assert!(sums.iter().all(|(asked, answered)| asked == answered && *asked > 500), "lost: {sums:?}");
 
     // A node that restarts uses the new keys, and flows go on.
-    let probe = Probe::tcp(&pair.a.pod, (web, 80)).unwrap();
+    let probe = Probe::tcp(&pair.a.pod, (pair.vip("web"), 80)).unwrap();
     a.kill();
     a.start().unwrap();
     let restarted = Instant::now();

@@ -48,6 +48,39 @@ fn view(revision: u64, keys: &[IdentityKey]) -> Arc<View> {
     Arc::new(View::compile(VerifiedMap::by_hand(map)))
 }
 
+/// A node, and a coordinator that shows it one log.
+struct Node {
+    server: Server,
+    state: State,
+    board: Arc<Board>,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    async fn of(roll: Roll, page: LogPage) -> Self {
+        let server = Server::start(move |request| match request.path.as_str() {
+            "/v1/roll" => ok(&roll),
+            "/v1/log" => ok(&page),
+            _ => refuse("malformed"),
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let board = Arc::new(Board::new("/none".into()));
+        board.dial.send_replace(Some(server.dial(&[server.key])));
+        Self { server, state, board, _dir: dir }
+    }
+}
+
+impl Server {
+    /// It is connected, and says what the last entry is.
+    fn tells(&self, board: &Board, told: Told) {
+        board.link.send_modify(|link| {
+            (link.connected, link.log, link.address) = (true, Some(told), Some(self.address.clone()));
+        });
+    }
+}
+
 #[tokio::test]
 async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not() {
     let mut head = LogHead::default();
@@ -57,21 +90,8 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
     let second = entry(2, &mut head, Some(NEWCOMER));
     let told = Told { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second] };
-    let server = Server::start(move |request| match request.path.as_str() {
-        "/v1/roll" => ok(&roll),
-        "/v1/log" => ok(&page),
-        _ => refuse("malformed"),
-    })
-    .await;
-    let dir = tempfile::tempdir().unwrap();
-    let state = State::open(&dir.path().join("s")).unwrap();
-    let board = Arc::new(Board::new("/none".into()));
-    board.dial.send_replace(Some(server.dial(&[server.key])));
-    let tells = |told: Told| {
-        board.link.send_modify(|link| {
-            (link.connected, link.log, link.address) = (true, Some(told), Some(server.address.clone()));
-        });
-    };
+    let Node { server, state, board, _dir } = Node::of(roll, page).await;
+    let tells = |told: Told| server.tells(&board, told);
     let began = crate::board::now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let alarms = || board.link.borrow().alarms.clone();
@@ -109,21 +129,8 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     let third = entry_of(3, &mut head, &format!(r#","expels":["{NEWCOMER}"]"#));
     let told = Told { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second, third] };
-    let server = Server::start(move |request| match request.path.as_str() {
-        "/v1/roll" => ok(&roll),
-        "/v1/log" => ok(&page),
-        _ => refuse("malformed"),
-    })
-    .await;
-    let dir = tempfile::tempdir().unwrap();
-    let state = State::open(&dir.path().join("s")).unwrap();
-    let board = Arc::new(Board::new("/none".into()));
-    board.dial.send_replace(Some(server.dial(&[server.key])));
-    let tells = |told: Told| {
-        board.link.send_modify(|link| {
-            (link.connected, link.log, link.address) = (true, Some(told), Some(server.address.clone()));
-        });
-    };
+    let Node { server, state, board, _dir } = Node::of(roll, page).await;
+    let tells = |told: Told| server.tells(&board, told);
     let began = crate::board::now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let mut auditor = Auditor::new(state.clone(), Arc::clone(&board));
