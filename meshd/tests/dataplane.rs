@@ -201,7 +201,7 @@ fn a_port_in_use_is_said_to_be() {
 
 /// Longer than two lifetimes of a session (120 s each); run with `--ignored`.
 #[test]
-#[ignore = "takes five minutes"]
+#[ignore = "takes ten minutes"]
 fn sessions_are_renewed_without_losing_a_packet() {
     if !privileged("data paths in namespaces") {
         return;
