@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use mesh_tests::{privileged, skip};
+use mesh_tests::privilege::privileged;
+use mesh_tests::skip::skip;
 
 /// What is in each package, and with which mode; directories aside.
 const MESHD: [(&str, &str); 6] = [

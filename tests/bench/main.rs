@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         }
         None => {}
     }
-    if !mesh_tests::privileged("mesh-bench") {
+    if !mesh_tests::privilege::privileged("mesh-bench") {
         return ExitCode::SUCCESS;
     }
     undo::on_panic();

@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use mesh_tests::daemon::Binaries;
+use mesh_tests::skip::{in_path, skip};
 
 use crate::system::System;
 
@@ -66,7 +67,7 @@ impl Programs {
 pub(crate) fn tools() -> bool {
     let missing = TOOLS.iter().find(|(tool, _)| in_path(tool).is_none());
     if let Some((_, package)) = missing {
-        mesh_tests::skip("mesh-bench", &format!("apt-get install {package}"));
+        skip("mesh-bench", &format!("apt-get install {package}"));
     }
     missing.is_none()
 }
@@ -95,9 +96,4 @@ pub(crate) fn how_to_get(system: System) -> &'static str {
         System::Haproxy => "apt-get install haproxy openssl",
         System::Ceiling => "tests/bench/fetch ceiling FOLDER, with the folder of its source",
     }
-}
-
-fn in_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file())
 }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use mesh_proto::status::{BENCH, Bench};
 use mesh_tests::daemon::{Binaries, Process, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::Underlay;
-use mesh_tests::{privileged, traffic};
+use mesh_tests::traffic;
 
 const FACTS: &[Fact<Pair>] = &[
     ("the_figures_are_there_and_can_be", the_figures_are_there_and_can_be),
@@ -23,15 +23,11 @@ const FACTS: &[Fact<Pair>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("measurements in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    for (scene, lanes) in [("one_lane", 1), ("two_lanes", 2)] {
-        run.scene(scene, || set_up(&binaries, lanes), FACTS);
-    }
-    run.finish()
+    in_namespaces(|run, binaries| {
+        for (scene, lanes) in [("one_lane", 1), ("two_lanes", 2)] {
+            run.scene(scene, || set_up(binaries, lanes), FACTS);
+        }
+    })
 }
 
 fn set_up(binaries: &Binaries, lanes: u16) -> io::Result<Pair> {

@@ -1,5 +1,4 @@
 //! A plain WireGuard peer, boringtun-cli, as a static `[[node]]`: lane 0 interoperates with the standard.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,10 +10,11 @@ use std::time::Duration;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use mesh_proto::id::TunnelKey;
 use mesh_tests::daemon::{Binaries, Process, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Pair, SERVICES, STARTING};
+use mesh_tests::skip::in_path;
 use mesh_tests::topology::{PORT, Underlay};
-use mesh_tests::{privileged, skip, traffic};
+use mesh_tests::traffic;
 use meshd::state::State;
 
 /// Its secret; any 32 bytes are one.
@@ -39,29 +39,21 @@ impl Drop for Scene {
 const FACTS: &[Fact<Scene>] = &[("a_standard_peer_and_a_node_ping_each_other", ping_both_ways)];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("end-to-end tests in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let Some(program) = find() else {
-        let how = "cargo install boringtun-cli --locked --root target/tools";
-        skip("interoperation with boringtun-cli", how);
-        return ExitCode::SUCCESS;
-    };
-    let binaries = Binaries::build().unwrap();
-    for (name, lanes) in [("one_lane", 1), ("two_lanes", 2)] {
-        run.scene(name, || set_up(&binaries, &program, lanes), FACTS);
-    }
-    run.finish()
+    in_namespaces(|run, binaries| {
+        let program = find();
+        run.needs(program.is_some(), "cargo install boringtun-cli --locked --root target/tools");
+        let program = program.unwrap_or_default();
+        for (name, lanes) in [("one_lane", 1), ("two_lanes", 2)] {
+            run.scene(name, || set_up(binaries, &program, lanes), FACTS);
+        }
+    })
 }
 
 fn find() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin"));
-    folders.extend(std::env::var_os("CARGO_TARGET_DIR").map(|d| Path::new(&d).join("tools/bin")));
-    let mut programs = folders.into_iter().map(|f| f.join("boringtun-cli"));
-    programs.find(|p| p.is_file())
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin");
+    let elsewhere = std::env::var_os("CARGO_TARGET_DIR").map(|folder| Path::new(&folder).join("tools/bin"));
+    let mut built = [Some(built), elsewhere].into_iter().flatten().map(|folder| folder.join("boringtun-cli"));
+    in_path("boringtun-cli").or_else(|| built.find(|program| program.is_file()))
 }
 
 fn set_up(binaries: &Binaries, program: &Path, lanes: u16) -> io::Result<Scene> {

@@ -4,10 +4,10 @@
 use std::process::ExitCode;
 
 use mesh_tests::daemon::{Binaries, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Ground, Pair, STARTING, Side};
 use mesh_tests::topology::{BRIDGE, Underlay};
-use mesh_tests::{privileged, traffic};
+use mesh_tests::traffic;
 
 /// What the tunnel adds to a packet at most, in bytes: IPv6, UDP, WireGuard's header and tag, padding.
 const OVERHEAD: u16 = 80;
@@ -25,27 +25,23 @@ const FACTS: &[Fact<(Ground, Pair)>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("end-to-end tests in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    for (scene, underlay, mtu, more) in [
-        ("ipv4_of_1280_bytes", Underlay::V4, 1280, ""),
-        ("ipv6_of_1280_bytes_without_offloads", Underlay::V6, 1280, NO_OFFLOADS),
-        ("ipv4_of_1500_bytes_without_offloads", Underlay::V4, 1500, NO_OFFLOADS),
-        ("ipv4_of_9000_bytes_without_offloads", Underlay::V4, 9000, NO_OFFLOADS),
-        ("ipv6_of_9000_bytes", Underlay::V6, 9000, ""),
-    ] {
-        let ground = Ground { underlay, lanes: 2, mtu, more };
-        let word = format!(
-            "kr{}{mtu}{}",
-            if underlay == Underlay::V4 { 4 } else { 6 },
-            if more.is_empty() { "x" } else { "n" }
-        );
-        run.scene(scene, || set_up(&binaries, ground, &word), FACTS);
-    }
-    run.finish()
+    in_namespaces(|run, binaries| {
+        for (scene, underlay, mtu, more) in [
+            ("ipv4_of_1280_bytes", Underlay::V4, 1280, ""),
+            ("ipv6_of_1280_bytes_without_offloads", Underlay::V6, 1280, NO_OFFLOADS),
+            ("ipv4_of_1500_bytes_without_offloads", Underlay::V4, 1500, NO_OFFLOADS),
+            ("ipv4_of_9000_bytes_without_offloads", Underlay::V4, 9000, NO_OFFLOADS),
+            ("ipv6_of_9000_bytes", Underlay::V6, 9000, ""),
+        ] {
+            let ground = Ground { underlay, lanes: 2, mtu, more };
+            let word = format!(
+                "kr{}{mtu}{}",
+                if underlay == Underlay::V4 { 4 } else { 6 },
+                if more.is_empty() { "x" } else { "n" }
+            );
+            run.scene(scene, || set_up(binaries, ground, &word), FACTS);
+        }
+    })
 }
 
 fn set_up(binaries: &Binaries, ground: Ground, word: &str) -> std::io::Result<(Ground, Pair)> {

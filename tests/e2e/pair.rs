@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use mesh_tests::daemon::{Binaries, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Pair, STARTING, Side};
 use mesh_tests::topology::Underlay;
-use mesh_tests::{privileged, traffic};
+use mesh_tests::traffic;
 
 const DNS: Ipv4Addr = Ipv4Addr::new(241, 0, 0, 53);
 
@@ -27,20 +27,16 @@ const FACTS: &[Fact<Pair>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("end-to-end tests in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    for (scene, underlay, lanes) in [
-        ("one_lane_over_ipv4", Underlay::V4, 1),
-        ("two_lanes_over_ipv4", Underlay::V4, 2),
-        ("one_lane_over_ipv6", Underlay::V6, 1),
-        ("two_lanes_over_ipv6", Underlay::V6, 2),
-    ] {
-        run.scene(scene, || set_up(&binaries, underlay, lanes), FACTS);
-    }
-    run.finish()
+    in_namespaces(|run, binaries| {
+        for (scene, underlay, lanes) in [
+            ("one_lane_over_ipv4", Underlay::V4, 1),
+            ("two_lanes_over_ipv4", Underlay::V4, 2),
+            ("one_lane_over_ipv6", Underlay::V6, 1),
+            ("two_lanes_over_ipv6", Underlay::V6, 2),
+        ] {
+            run.scene(scene, || set_up(binaries, underlay, lanes), FACTS);
+        }
+    })
 }
 
 fn set_up(binaries: &Binaries, underlay: Underlay, lanes: u16) -> io::Result<Pair> {

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use mesh_proto::token::JoinToken;
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{POD, PODS, SERVICES};
-use mesh_tests::privileged;
 use mesh_tests::topology::{Network, Underlay, start_coordinator, token, write_coordinator, write_node};
 use tempfile::TempDir;
 
@@ -34,13 +33,7 @@ const FACTS: &[Fact<Door>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("end-to-end tests in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    run.scene("door", || set_up(&binaries), FACTS);
-    run.finish()
+    in_namespaces(|run, binaries| run.scene("door", || set_up(binaries), FACTS))
 }
 
 fn set_up(binaries: &Binaries) -> io::Result<Door> {

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use mesh_tests::daemon::{Binaries, Daemon, Process, tail, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::netns::Namespace;
+use mesh_tests::skip::in_path;
 use mesh_tests::topology::{Network, Underlay, start_coordinator, token, write_coordinator, write_node};
-use mesh_tests::{privileged, skip, traffic};
+use mesh_tests::traffic;
 
 const SERVICES: &str = r#"version = 1
 
@@ -56,18 +57,10 @@ struct Trio {
 }
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("several coordinators in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if !std::env::split_paths(&path).any(|folder| folder.join("etcd").is_file()) {
-        skip("several coordinators", "apt-get install etcd-server");
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    run.scene("three_coordinators", || Trio::start(&binaries), FACTS);
-    run.finish()
+    in_namespaces(|run, binaries| {
+        run.needs(in_path("etcd").is_some(), "apt-get install etcd-server");
+        run.scene("three_coordinators", || Trio::start(binaries), FACTS);
+    })
 }
 
 impl Trio {

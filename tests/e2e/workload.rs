@@ -11,9 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use issuer::{AUDIENCE, ISSUER, Issuer, SUBJECT, claims};
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{SERVICES, STARTING};
-use mesh_tests::privileged;
 use mesh_tests::topology::{COORDINATOR_PORT, Network, Underlay, start_coordinator, write_coordinator, write_node};
 use tempfile::TempDir;
 
@@ -32,13 +31,7 @@ const FACTS: &[Fact<Cluster>] = &[
 ];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("end-to-end tests in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    run.scene("cluster", || set_up(&binaries), FACTS);
-    run.finish()
+    in_namespaces(|run, binaries| run.scene("cluster", || set_up(binaries), FACTS))
 }
 
 fn set_up(binaries: &Binaries) -> io::Result<Cluster> {

@@ -146,7 +146,7 @@ pub fn hex_dump(bytes: &[u8]) -> String {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::privileged;
+    use crate::privilege::privileged;
     use std::net::UdpSocket;
     use std::time::{Duration, Instant};
 

@@ -14,6 +14,8 @@
 //! snapshot   a node's routes, rules, interfaces and nftables as bytes, to be compared
 //! pair       the smallest mesh, for end-to-end tests
 //! traffic    TCP, UDP, ICMP and DNS as tests send them
+//! skip       what a test needs of the machine, and how it says that it is missing
+//! privilege  whether this process may do what tests in namespaces do
 //! facts      a test binary whose facts share one set-up
 //! ```
 
@@ -28,32 +30,9 @@ pub mod http;
 pub mod netns;
 pub mod nft;
 pub mod pair;
+pub mod privilege;
+pub mod skip;
 pub mod snapshot;
 pub mod topology;
 pub mod traffic;
 pub mod undo;
-
-/// Says whether a test may go on that needs root; prints what to do if it may not.
-///
-/// # Panics
-/// With `MESH_STRICT=1` in the environment, instead of skipping.
-pub fn privileged(what: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        skip(what, "run the tests as root");
-    }
-    root
-}
-
-/// Reports a test that cannot run here, and how to make it run.
-///
-/// # Panics
-/// With `MESH_STRICT=1` in the environment.
-#[expect(clippy::print_stdout, reason = "the summary of a test run counts these lines")]
-pub fn skip(what: &str, how: &str) {
-    assert!(
-        std::env::var_os("MESH_STRICT").is_none_or(|v| v != "1"),
-        "{what} cannot run here and MESH_STRICT=1: {how}"
-    );
-    println!("SKIP {what}: {how}");
-}

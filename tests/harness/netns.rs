@@ -271,7 +271,7 @@ pub fn sweep(word: &str) -> usize {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::privileged;
+    use crate::privilege::privileged;
     use std::net::{TcpListener, TcpStream};
 
     #[test]

@@ -103,7 +103,7 @@ pub fn difference(before: &str, after: &str) -> Vec<String> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::privileged;
+    use crate::privilege::privileged;
 
     #[test]
     fn a_snapshot_tells_every_kind_of_change_and_nothing_else() {

@@ -404,7 +404,7 @@ mod tests {
 
     #[test]
     fn pods_behind_a_node_reach_each_other() {
-        if !crate::privileged("network namespaces") {
+        if !crate::privilege::privileged("network namespaces") {
             return;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,8 @@
 //! A real etcd of our own: members on free loopback ports, in a directory of their own, ended by their pid.
 
+#[path = "../../../tests/harness/skip.rs"]
+mod skip;
+
 use std::fs::{File, Permissions, set_permissions};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::Options;
+use skip::{in_path, skip};
 
 /// How long a member may take to listen.
 const START: Duration = Duration::from_secs(20);
@@ -141,14 +145,10 @@ impl Cluster {
 ///
 /// # Panics
 /// With `MESH_STRICT=1` in the environment, instead of skipping.
-#[expect(clippy::print_stdout, reason = "the summary of a test run counts these lines")]
 pub(crate) fn is_there(program: &str, package: &str) -> bool {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    let found = in_path(program).is_some();
     if !found {
-        let how = format!("apt-get install {package}");
-        assert!(std::env::var("MESH_STRICT").as_deref() != Ok("1"), "{program} is missing: {how}");
-        println!("SKIP {program}: {how}");
+        skip(program, &format!("apt-get install {package}"));
     }
     found
 }

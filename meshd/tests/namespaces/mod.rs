@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::future::Future;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Sender, channel};
@@ -12,6 +11,9 @@ use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth};
 use tokio::runtime::{Builder, Runtime};
 
+#[path = "../../../tests/harness/skip.rs"]
+pub(crate) mod skip;
+
 type Job = Box<dyn FnOnce(&Runtime) + Send>;
 
 /// A network namespace; it goes with its thread.
@@ -20,13 +22,12 @@ pub(crate) struct Namespace {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Says whether namespaces can be made; if not, says what is skipped, or fails under MESH_STRICT=1.
+/// Says whether namespaces can be made; if not, says what is skipped, and fails under MESH_STRICT=1.
 pub(crate) fn privileged(what: &str) -> bool {
     let can = std::thread::spawn(|| unshare(CloneFlags::CLONE_NEWNET).is_ok()).join().unwrap();
     let device = std::path::Path::new("/dev/net/tun").exists();
     if !can || !device {
-        assert!(std::env::var("MESH_STRICT").as_deref() != Ok("1"), "{what}: not possible here");
-        let _ = writeln!(std::io::stdout(), "SKIP {what}: run as root where /dev/net/tun is");
+        skip::skip(what, "run as root where /dev/net/tun is");
     }
     can && device
 }

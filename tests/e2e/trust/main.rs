@@ -17,9 +17,8 @@ use std::io;
 use std::process::ExitCode;
 
 use mesh_tests::daemon::Binaries;
-use mesh_tests::facts::{Fact, Run};
+use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::Pair;
-use mesh_tests::privileged;
 use mesh_tests::topology::Underlay;
 use mesh_tests::traffic;
 
@@ -61,22 +60,18 @@ const LEASE: &[Fact<Pair>] = &[("without_a_coordinator_for_too_long_nobody_new_i
 const KILLED: &[Fact<Pair>] = &[("fifty_kills_lose_no_byte_and_leak_none", killed::fifty_times)];
 
 fn main() -> ExitCode {
-    let mut run = Run::new();
-    if !privileged("end-to-end tests in namespaces") {
-        return ExitCode::SUCCESS;
-    }
-    let binaries = Binaries::build().unwrap();
-    run.scene("revoke", || set_up(&binaries, "rv"), REVOKE);
-    run.scene("rotate", || with_keys(set_up(&binaries, "rt")?), ROTATE);
-    run.scene("identity", || set_up(&binaries, "id"), IDENTITY);
-    run.scene("lock", || set_up(&binaries, "lk"), LOCK);
-    run.scene("preshared", || set_up(&binaries, "pk"), PRESHARED);
-    run.scene("fork", || set_up(&binaries, "fk"), FORK);
-    run.scene("stolen", || set_up(&binaries, "st"), STOLEN);
-    run.scene("outage", || set_up(&binaries, "ou"), OUTAGE);
-    run.scene("lease", || set_up(&binaries, "le"), LEASE);
-    run.scene("killed", || set_up(&binaries, "kl"), KILLED);
-    run.finish()
+    in_namespaces(|run, binaries| {
+        run.scene("revoke", || set_up(binaries, "rv"), REVOKE);
+        run.scene("rotate", || with_keys(set_up(binaries, "rt")?), ROTATE);
+        run.scene("identity", || set_up(binaries, "id"), IDENTITY);
+        run.scene("lock", || set_up(binaries, "lk"), LOCK);
+        run.scene("preshared", || set_up(binaries, "pk"), PRESHARED);
+        run.scene("fork", || set_up(binaries, "fk"), FORK);
+        run.scene("stolen", || set_up(binaries, "st"), STOLEN);
+        run.scene("outage", || set_up(binaries, "ou"), OUTAGE);
+        run.scene("lease", || set_up(binaries, "le"), LEASE);
+        run.scene("killed", || set_up(binaries, "kl"), KILLED);
+    })
 }
 
 /// Starts both nodes again, with a section of their configuration added.

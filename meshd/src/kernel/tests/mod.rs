@@ -1,13 +1,14 @@
 //! The kernel's own word on what is set in it: every test runs in a network namespace of its own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod find;
 mod guard;
 mod host;
 mod keep;
 pub(crate) mod lifecycle;
+#[path = "../../../../tests/harness/skip.rs"]
+mod skip;
 
 use std::future::Future;
 use std::process::Command;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
+use skip::skip;
 
 /// Runs a test in a fresh network namespace, which ends with its thread; says SKIP without the privilege.
 fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
@@ -38,11 +40,6 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'stati
 fn run<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(future)
-}
-
-fn skip(what: &str, how: &str) {
-    eprintln!("SKIP {what}: {how}");
-    assert!(std::env::var_os("MESH_STRICT").is_none_or(|v| v != "1"), "{what} skipped");
 }
 
 async fn up(interface: &str) {
