@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::load::Metric;
+use crate::plan::Metric;
 use crate::system::System;
 
 /// The row of ours to a node's own address.

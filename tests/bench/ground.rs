@@ -12,8 +12,8 @@ use ipnet::{IpNet, Ipv4Net};
 use mesh_tests::netns::{Namespace, NetnsError};
 use tempfile::TempDir;
 
-use crate::WORD;
-
+/// Namespaces are bound as `mbench<pid>…-NAME`.
+pub(crate) const WORD: &str = "mbench";
 /// The sender's underlay address.
 pub(crate) const A: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The receiver's underlay address.

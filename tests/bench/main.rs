@@ -5,7 +5,7 @@
 //! mesh-bench --quick                a few rows, about a minute
 //! mesh-bench --only wireguard-go    ours and these peers
 //!
-//!  programs ─▶ system (starts one) ─▶ way (an address to dial) ─▶ load (iperf3, ping-pong) ─▶ figures ─▶ report
+//!  programs ─▶ peers (start one) ─▶ way (an address to dial) ─▶ load (iperf3, ping-pong) ─▶ figures ─▶ report
 //! ```
 //! Every round starts each tunnel in turn between two fresh namespaces, so that what else the machine does hits all of
 //! them alike. Figures are medians over the rounds; compare ratios, not machines.
@@ -16,6 +16,7 @@ mod load;
 mod machine;
 mod peers;
 mod pingpong;
+mod plan;
 mod programs;
 mod report;
 mod system;
@@ -32,12 +33,10 @@ use mesh_tests::{netns, undo};
 use tokio::signal::unix::{SignalKind, signal};
 
 use figures::Table;
-use load::Metric;
+use ground::WORD;
+use plan::{Metric, Plan};
 use programs::Programs;
 use system::System;
-
-/// Namespaces are bound as `mbench<pid>…-NAME`.
-const WORD: &str = "mbench";
 
 #[derive(Debug, Clone, Parser)]
 #[command(about = "Measures ours and the peers side by side between two namespaces")]
@@ -136,16 +135,6 @@ fn tell(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// How much is measured.
-#[derive(Debug, Clone)]
-struct Plan {
-    rounds: usize,
-    secs: u64,
-    lanes: u16,
-    columns: Vec<Metric>,
-    thousand: bool,
-}
-
 fn plan(options: &Options) -> Plan {
     let quick = [Metric::Tcp1, Metric::TripP50, Metric::TripP99];
     let chosen = |m: &Metric| {
@@ -205,7 +194,7 @@ fn wanted(system: System, options: &Options) -> bool {
 
 /// Starts one system between fresh namespaces and measures each of its ways.
 fn measure(system: System, programs: &Programs, plan: &Plan, table: &mut Table) -> io::Result<()> {
-    let running = system::start(system, programs, plan.lanes)?;
+    let running = peers::start(system, programs, plan.lanes)?;
     for way in &running.ways {
         for (metric, value) in load::measure(way, plan)? {
             table.add(&way.name, metric, value);

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::Plan;
 use crate::figures::{Table, figures, median};
-use crate::load::Metric;
 use crate::machine::Machine;
+use crate::plan::{Metric, Plan};
 
 /// Prints the table and the figures; a reader that went away is no reason to stop.
 pub(crate) fn print(table: &Table, plan: &Plan, took: Duration) {

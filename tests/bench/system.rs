@@ -1,17 +1,19 @@
-//! What is measured: ours, the peers, and the bare veth pair; one function starts any of them.
+//! What is measured: ours, the peers, and the bare veth pair; and the ways through one that runs.
 
 use std::any::Any;
 use std::fmt;
-use std::io;
 use std::net::Ipv4Addr;
 
 use mesh_tests::daemon::Process;
 use mesh_tests::netns::Namespace;
 
-use crate::ground::{B, Ground};
-use crate::load::{BULK_PORT, Metric, PONG_PORT};
-use crate::peers;
-use crate::programs::Programs;
+use crate::ground::Ground;
+use crate::plan::Metric;
+
+/// The port of iperf3's server.
+pub(crate) const BULK_PORT: u16 = 5201;
+/// The port of ping-pong's server.
+pub(crate) const PONG_PORT: u16 = 6000;
 
 /// One system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,24 +158,4 @@ impl Running {
         let way = Way::plain(system, &ground, address, Some(carriers));
         Self::new(vec![way], processes, ground)
     }
-}
-
-/// Starts a system between fresh namespaces, and waits until it carries packets.
-pub(crate) fn start(system: System, programs: &Programs, lanes: u16) -> io::Result<Running> {
-    let ground = Ground::new()?;
-    let running = match system {
-        System::Ours => peers::ours::start(system, ground, programs.ours(), lanes)?,
-        System::Before => peers::ours::start(system, ground, programs.before()?, lanes)?,
-        System::BoringtunCli => peers::wireguard::start(system, ground, programs, "boringtun-cli", &["-f"])?,
-        System::Gotatun => peers::wireguard::start(system, ground, programs, "gotatun", &["--foreground"])?,
-        System::WireguardGo => peers::wireguard::start(system, ground, programs, "wireguard-go", &["-f"])?,
-        System::Ceiling => peers::ceiling::start(ground, programs)?,
-        System::Nebula => peers::nebula::start(ground, programs)?,
-        System::Haproxy => peers::haproxy::start(ground, programs)?,
-        System::Veth => Running::new(vec![Way::plain(system, &ground, B, None)], (), ground),
-    };
-    for way in &running.ways {
-        crate::load::await_answer(way)?;
-    }
-    Ok(running)
 }

@@ -26,12 +26,12 @@ use mesh_tests::daemon::{Binaries, Daemon, Process, wait_until};
 use mesh_tests::topology::{Network, PORT, Underlay, start_coordinator, token, write_coordinator, write_node};
 use meshd::state::State;
 
-use crate::Plan;
 use crate::figures::{FEW_ROW, MANY_ROW, Table};
 use crate::ground::{folder, prefix};
-use crate::load::{self, BULK_PORT, Metric, PONG_PORT};
+use crate::load;
 use crate::machine::resident_mib;
-use crate::system::Way;
+use crate::plan::{Metric, Plan};
+use crate::system::{BULK_PORT, PONG_PORT, Way};
 
 /// What selects it on the command line.
 pub(crate) const NAME: &str = "thousand";

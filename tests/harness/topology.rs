@@ -33,17 +33,12 @@ use crate::daemon::{Binaries, Daemon, Process, SharedDaemon};
 use crate::netns::Namespace;
 use crate::nft;
 
-pub use network::{Network, Underlay};
+pub use network::{BRIDGE, Network, RESOLV, Underlay};
 
-/// The pods' bridge on every node.
-pub const BRIDGE: &str = "cni0";
 /// Lane 0's port on every node.
 pub const PORT: u16 = 51820;
 /// The coordinator's port.
 pub const COORDINATOR_PORT: u16 = 7700;
-/// What pods and hosts resolve names with, as a cluster would write it.
-pub const RESOLV: &str =
-    "nameserver 241.0.0.53\nsearch default.mesh.internal mesh.internal\noptions ndots:5 timeout:1 attempts:5\n";
 
 /// Whether both clusters use the same pod addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 //! Each check is a line with its measured figure, in lab-report.json too; exit status 0 only if all hold.
 
 mod checks;
+mod course;
 mod edges;
 mod lab;
 mod privilege;
@@ -26,11 +27,8 @@ use clap::{Parser, Subcommand};
 use mesh_tests::daemon::Binaries;
 use mesh_tests::{netns, undo};
 
-use lab::Lab;
+use lab::WORD;
 use report::Report;
-
-/// Namespaces are bound as `lab<pid>…-NAME`.
-const WORD: &str = "lab";
 
 #[derive(Parser)]
 #[command(about = "Proves the mesh on real packets: two clusters with the same pod addresses, and a VM")]
@@ -107,7 +105,7 @@ async fn prove(options: Options) -> ExitCode {
     let live = !options.quick && std::io::stdout().is_terminal();
     let report = Arc::new(Report::new(options.only, live));
     let forever = options.forever;
-    let outcome = Lab::run(&binaries, &report, forever).await;
+    let outcome = course::run(&binaries, &report, forever).await;
     if let Err(e) = outcome {
         report.abort(&e.to_string());
     }

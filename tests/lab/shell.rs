@@ -28,7 +28,7 @@ pub(crate) fn enter(node: &str) -> io::Error {
 }
 
 fn find(node: &str) -> io::Result<PathBuf> {
-    let all = bound(crate::WORD);
+    let all = bound(crate::lab::WORD);
     let name_of = |path: &PathBuf| {
         let name = path.file_name()?.to_str()?;
         name.split_once('-').map(|(_, name)| name.to_owned())
@@ -49,7 +49,7 @@ fn find(node: &str) -> io::Result<PathBuf> {
 fn enter_thread(path: &Path) -> io::Result<()> {
     let inode = std::fs::metadata(path)?.ino();
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-    let digits = name.trim_start_matches(crate::WORD);
+    let digits = name.trim_start_matches(crate::lab::WORD);
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(0);
     let tasks = format!("/proc/{}/task", &digits[..end]);
     for task in std::fs::read_dir(tasks)?.flatten() {

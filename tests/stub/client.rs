@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::shop::Shop;
+use crate::figures::Figures;
 
 /// A client's channel to one service: connections that are kept and used again, one call at a time each.
 pub(crate) struct Channel {
@@ -24,26 +24,26 @@ impl Channel {
     }
 
     /// Calls a method and notes how it went. A connection that broke is a failed call, not a silent retry.
-    pub(crate) async fn call(&self, shop: &Shop, path: &str) -> io::Result<Vec<u8>> {
+    pub(crate) async fn call(&self, figures: &Figures, path: &str) -> io::Result<Vec<u8>> {
         let began = Instant::now();
-        let answer = timeout(self.callee.deadline(), self.exchange(shop, path)).await;
+        let answer = timeout(self.callee.deadline(), self.exchange(figures, path)).await;
         let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let failure = answer.as_ref().err().map(|e| {
             let said = format!("{path} of {}: {e}", self.callee.service());
             (is_refusal(e), said)
         });
-        shop.note_call(self.callee, began.elapsed(), failure);
+        figures.note_call(self.callee, began.elapsed(), failure);
         answer
     }
 
-    async fn exchange(&self, shop: &Shop, path: &str) -> io::Result<Vec<u8>> {
+    async fn exchange(&self, figures: &Figures, path: &str) -> io::Result<Vec<u8>> {
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut connection = match kept {
             Some(connection) => connection,
             None => {
                 let target = (self.callee.service(), self.callee.dials());
                 let stream = connect(target).await?;
-                shop.note_opened(self.callee);
+                figures.note_opened(self.callee);
                 Connection::new(stream)
             }
         };

@@ -4,11 +4,12 @@
 //!            service port                       bare names through the system's resolver
 //! callers ──────────────▶ serve ──▶ fan-out ──▶ client ──▶ cartservice:7070, …
 //!                           │                     │
-//!                           └──── shop::Figures ◀─┘ ◀── control (Unix socket): figures, tasks
+//!                           └──── figures ◀─────┘ ◀── control (Unix socket): figures, tasks
 //! ```
 
 mod client;
 mod control;
+mod figures;
 mod serve;
 mod shop;
 mod tasks;

@@ -44,7 +44,7 @@ async fn redis(shop: &Shop, mut stream: TcpStream, caller: SocketAddr) -> io::Re
     let mut ping = [0; 14];
     loop {
         stream.read_exact(&mut ping).await?;
-        shop.note_request(caller.ip());
+        shop.figures.note_request(caller.ip());
         stream.write_all(b"+PONG\r\n").await?;
     }
 }
@@ -52,7 +52,7 @@ async fn redis(shop: &Shop, mut stream: TcpStream, caller: SocketAddr) -> io::Re
 async fn http(shop: &Shop, stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
     let mut connection = Connection::new(stream);
     while let Some(request) = connection.request().await? {
-        shop.note_request(caller.ip());
+        shop.figures.note_request(caller.ip());
         match request.path.as_str() {
             "/whoami" => {
                 let who = WhoAmI { server: shop.name.clone(), caller: caller.ip() };
@@ -106,7 +106,7 @@ async fn work(shop: &Shop, page: &str) -> io::Result<()> {
     let call = async |callee: Role, method: &str| -> io::Result<()> {
         let channel = shop.channels.get(&callee);
         let channel = channel.ok_or_else(|| io::Error::other("no such edge"))?;
-        channel.call(shop, method).await.map(|_| ())
+        channel.call(&shop.figures, method).await.map(|_| ())
     };
     match (shop.role, page) {
         (Frontend, "/") => {

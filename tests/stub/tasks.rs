@@ -57,7 +57,7 @@ pub(crate) async fn generate_load(shop: &Arc<Shop>) {
             let shop = Arc::clone(shop);
             pages.spawn(async move {
                 if let Some(frontend) = shop.channels.get(&Role::Frontend) {
-                    let _ = frontend.call(&shop, page).await;
+                    let _ = frontend.call(&shop.figures, page).await;
                 }
             });
         }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use mesh_tests::daemon::Process;
 
-use super::{command, dress, program};
+use super::tools::{command, dress, program};
 use crate::ground::{A, B, Ground};
 use crate::programs::Programs;
 use crate::system::{Running, System};

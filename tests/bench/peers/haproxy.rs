@@ -9,11 +9,10 @@ use std::process::Command;
 
 use mesh_tests::daemon::{Process, wait_until};
 
-use super::{STARTING, command, program};
+use super::tools::{STARTING, command, program};
 use crate::ground::{B, Ground};
-use crate::load::{BULK_PORT, PONG_PORT};
 use crate::programs::Programs;
-use crate::system::{Running, System};
+use crate::system::{BULK_PORT, PONG_PORT, Running, System};
 
 /// The ports that lead to iperf3's and to ping-pong's.
 const WAYS: [(u16, u16); 2] = [(9000, BULK_PORT), (9001, PONG_PORT)];

@@ -1,52 +1,35 @@
 //! How each system is started between two namespaces.
 
-pub(crate) mod ceiling;
-pub(crate) mod haproxy;
-pub(crate) mod nebula;
-pub(crate) mod ours;
-pub(crate) mod wireguard;
+mod ceiling;
+mod haproxy;
+mod nebula;
+mod ours;
+mod tools;
+mod wireguard;
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use mesh_tests::daemon::{self, Process, wait_until};
-use mesh_tests::netns::Namespace;
-
+use crate::ground::{B, Ground};
+use crate::load;
 use crate::programs::Programs;
+use crate::system::{Running, System, Way};
 
-/// How long a system may take to be there.
-pub(crate) const STARTING: Duration = Duration::from_secs(10);
-
-/// Returns the path of a program.
-pub(crate) fn program(programs: &Programs, name: &str) -> io::Result<PathBuf> {
-    programs.path(name).ok_or_else(|| io::Error::other(format!("there is no {name}")))
-}
-
-/// Makes a command line.
-pub(crate) fn command(program: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.args(words);
-    command
-}
-
-/// Runs `ip` or another tool inside a namespace to its end.
-pub(crate) fn tool(namespace: &Namespace, program: &Path, words: &[&str]) -> io::Result<String> {
-    let output = daemon::run(namespace, command(program, words))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+/// Starts a system between fresh namespaces, and waits until it carries packets.
+pub(crate) fn start(system: System, programs: &Programs, lanes: u16) -> io::Result<Running> {
+    let ground = Ground::new()?;
+    let running = match system {
+        System::Ours => ours::start(system, ground, programs.ours(), lanes)?,
+        System::Before => ours::start(system, ground, programs.before()?, lanes)?,
+        System::BoringtunCli => wireguard::start(system, ground, programs, "boringtun-cli", &["-f"])?,
+        System::Gotatun => wireguard::start(system, ground, programs, "gotatun", &["--foreground"])?,
+        System::WireguardGo => wireguard::start(system, ground, programs, "wireguard-go", &["-f"])?,
+        System::Ceiling => ceiling::start(ground, programs)?,
+        System::Nebula => nebula::start(ground, programs)?,
+        System::Haproxy => haproxy::start(ground, programs)?,
+        System::Veth => Running::new(vec![Way::plain(system, &ground, B, None)], (), ground),
+    };
+    for way in &running.ways {
+        load::await_answer(way)?;
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{} {}: {said}", program.display(), words.join(" "))))
-}
-
-/// Waits for an interface that a process makes, gives it an address, and sets it up with an MTU.
-pub(crate) fn dress(namespace: &Namespace, interface: &str, address: &str, process: &Process) -> io::Result<()> {
-    if !wait_until(STARTING, || namespace.index(interface).is_ok()) {
-        return Err(io::Error::other(format!("{interface} does not appear: {}", process.tail(5))));
-    }
-    let ip = Path::new("ip");
-    tool(namespace, ip, &["address", "add", address, "dev", interface])?;
-    tool(namespace, ip, &["link", "set", interface, "up", "mtu", "1420"]).map(|_| ())
+    Ok(running)
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use mesh_tests::daemon::Process;
 
-use super::{command, program};
+use super::tools::{command, program};
 use crate::ground::Ground;
 use crate::programs::Programs;
 use crate::system::{Running, System};

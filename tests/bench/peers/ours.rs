@@ -14,11 +14,11 @@ use mesh_tests::daemon::{Binaries, Daemon, tail, wait_until};
 use mesh_tests::netns::Namespace;
 use mesh_tests::topology::{start_coordinator, token, write_coordinator, write_node};
 
-use super::STARTING;
+use super::tools::STARTING;
 use crate::figures::{PLAIN_ROW, PODS_ROW, VIP_ROW};
 use crate::ground::{A, Ground, PODS};
-use crate::load::{BULK_PORT, Metric, PONG_PORT};
-use crate::system::{Running, System, Way};
+use crate::plan::Metric;
+use crate::system::{BULK_PORT, PONG_PORT, Running, System, Way};
 
 const SERVICES: &str = r#"version = 1
 

@@ -10,7 +10,7 @@ use mesh_tests::daemon::{Process, wait_until};
 use mesh_tests::netns::Namespace;
 use mesh_tests::undo::{self, Leftover, Ticket};
 
-use super::{STARTING, command, dress, program, tool};
+use super::tools::{STARTING, command, dress, program, tool};
 use crate::ground::{A, B, Ground};
 use crate::programs::Programs;
 use crate::system::{Running, System, Way};

@@ -5,8 +5,13 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{BRIDGE, RESOLV};
 use crate::netns::{Namespace, NetnsError};
+
+/// The pods' bridge on every node.
+pub const BRIDGE: &str = "cni0";
+/// What pods and hosts resolve names with, as a cluster would write it.
+pub const RESOLV: &str =
+    "nameserver 241.0.0.53\nsearch default.mesh.internal mesh.internal\noptions ndots:5 timeout:1 attempts:5\n";
 
 /// Which IP version the underlay has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use mesh_tests::daemon::wait_until;
 use mesh_tests::netns::{bound, inhabitants};
 use mesh_tests::snapshot;
 
-use super::{ensure, said};
+use super::tools::{ensure, said};
 use crate::lab::Lab;
 use crate::report::Outcome;
 
@@ -15,7 +15,7 @@ pub(crate) fn run(lab: Lab) -> Outcome {
     let inodes: Vec<u64> = lab.world.namespaces().iter().map(|n| n.inode()).collect();
     let own = std::process::id();
     drop(lab);
-    let prefix = format!("{}{own}", crate::WORD);
+    let prefix = format!("{}{own}", crate::lab::WORD);
     let gone = wait_until(Duration::from_secs(3), || {
         let inside = inodes.iter().flat_map(|&i| inhabitants(i));
         bound(&prefix).is_empty() && inside.filter(|&p| p != own).count() == 0

@@ -4,7 +4,7 @@ use tokio::task::JoinSet;
 
 use mesh_tests::boutique::{Role, edges};
 
-use super::{ensure, ms, said};
+use super::tools::{ensure, ms, said};
 use crate::edges::Edges;
 use crate::lab::Lab;
 use crate::report::Outcome;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_tests::boutique::Role;
 use mesh_tests::topology::World;
 
-use super::{ensure, ms, said, until};
+use super::tools::{ensure, ms, said, until};
 use crate::edges::{Edges, all_answer};
 use crate::lab::{PAGES, STARTING};
 use crate::report::Outcome;

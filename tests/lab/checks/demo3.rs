@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh_tests::boutique::Role;
 
-use super::{ensure, said, until};
+use super::tools::{ensure, said, until};
 use crate::lab::Lab;
 use crate::report::Outcome;
 

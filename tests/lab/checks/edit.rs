@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mesh_tests::boutique::Role;
 use serde_json::Value;
 
-use super::{ensure, said, until};
+use super::tools::{ensure, said, until};
 use crate::edges::Edges;
 use crate::lab::Lab;
 use crate::report::Outcome;

@@ -8,7 +8,7 @@ use mesh_tests::capture::{Seen, hex_dump};
 use mesh_tests::classify::Class;
 use mesh_tests::topology::World;
 
-use super::{ensure, said, until};
+use super::tools::{ensure, said, until};
 use crate::edges::all_answer;
 use crate::lab::{Lab, STARTING};
 use crate::report::Outcome;

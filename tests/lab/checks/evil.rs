@@ -9,7 +9,7 @@ use mesh_tests::topology::PORT;
 use meshd::keys::Keys;
 use meshd::state::State;
 
-use super::{ensure, said, until};
+use super::tools::{ensure, said, until};
 use crate::lab::Lab;
 use crate::report::Outcome;
 

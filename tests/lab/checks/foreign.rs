@@ -6,7 +6,7 @@ use mesh_tests::boutique::Role;
 use mesh_tests::nft;
 use mesh_tests::topology::BRIDGE;
 
-use super::{ensure, said, until};
+use super::tools::{ensure, said, until};
 use crate::lab::{Lab, STARTING};
 use crate::report::Outcome;
 

@@ -3,7 +3,7 @@
 use mesh_tests::boutique::Role;
 use mesh_tests::topology::{PORT, World};
 
-use super::{ensure, ms, said, until};
+use super::tools::{ensure, ms, said, until};
 use crate::lab::{LANES, STARTING};
 use crate::report::Outcome;
 

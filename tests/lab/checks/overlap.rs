@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_tests::boutique::{Role, Series};
 
-use super::{ensure, said, until};
+use super::tools::{ensure, said, until};
 use crate::lab::Lab;
 use crate::report::Outcome;
 

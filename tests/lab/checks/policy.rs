@@ -2,7 +2,7 @@
 
 use mesh_tests::boutique::Role;
 
-use super::{ensure, ms, said};
+use super::tools::{ensure, ms, said};
 use crate::lab::Lab;
 use crate::report::Outcome;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_tests::boutique::{Role, Series};
 
-use super::{ensure, said};
+use super::tools::{ensure, said};
 use crate::lab::Lab;
 use crate::report::Outcome;
 
