@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mesh_proto::verdict::{Drop, Refuse};
+use mesh_proto::dataplane::verdict::{Drop, Refuse};
 
 /// The longest file, in lines.
 const LONGEST: usize = 500;

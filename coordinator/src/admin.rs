@@ -19,10 +19,10 @@ use axum::{Extension, Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use mesh_proto::id::NodeName;
+use mesh_proto::base::id::NodeName;
 use mesh_proto::plan;
 use mesh_proto::services;
-use mesh_proto::token::{JoinToken, MAX_LIST, TokenSecret};
+use mesh_proto::trust::join_token::{JoinToken, MAX_LIST, TokenSecret};
 use mesh_proto::wire::MAX_REQUEST;
 use mesh_proto::world::World;
 use tokio::net::{UnixListener, UnixStream};
@@ -219,7 +219,7 @@ async fn revoke(
     UrlPath(name): UrlPath<String>,
 ) -> Result<Json<api::Done>, Failure> {
     let node = name.parse();
-    let node = node.map_err(|error: mesh_proto::id::IdError| {
+    let node = node.map_err(|error: mesh_proto::base::id::IdError| {
         Failure::new(StatusCode::BAD_REQUEST, "malformed", error.to_string())
     })?;
     let applied = hub.apply(Change::Revoke { node }, by).await?;

@@ -17,12 +17,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{BlockMap, Flat};
-use mesh_proto::id::{
+use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::id::{
     BackendName, IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceKey, ServiceName, SiteName,
 };
-use mesh_proto::lock::Member;
-use mesh_proto::netmap::ServicePort;
+use mesh_proto::model::netmap::ServicePort;
+use mesh_proto::trust::network_lock::Member;
 use serde::{Deserialize, Serialize};
 
 use crate::registry::{LogHead, Logged};
@@ -411,7 +411,7 @@ pub struct Lock {
     /// The name of the mesh.
     pub mesh: MeshName,
     /// The lock; none if there never was one.
-    pub lock: Option<mesh_proto::lock::Lock>,
+    pub lock: Option<mesh_proto::trust::network_lock::Lock>,
     /// The nodes that are admitted, as the lock's key signs them.
     pub members: Vec<Member>,
     /// The nodes that wait for its signature.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
-use mesh_proto::id::NodeName;
+use mesh_proto::base::id::NodeName;
 use serde::Deserialize;
 
 use crate::api::{LOG, Log};

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use tokio::time::sleep;
 
 use crate::audit::time;

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use mesh_proto::id::{NodeName, Revision};
-use mesh_proto::netmap::Delta;
+use mesh_proto::base::id::{NodeName, Revision};
+use mesh_proto::model::netmap::Delta;
 use mesh_proto::plan::{Chart, Outline, Transition};
 use mesh_proto::world::World;
 use tokio::sync::watch;

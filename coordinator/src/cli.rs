@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_proto::id::{IdentityKey, MeshName, NodeName, ServiceKey, SiteName};
+use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, ServiceKey, SiteName};
 
 use crate::config;
 

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::{IdentityKey, MeshName};
-use mesh_proto::record::Epoch;
+use mesh_proto::base::id::{IdentityKey, MeshName};
 use mesh_proto::services;
+use mesh_proto::trust::signed_record::Epoch;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
-use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::plan::Chart;
 use mesh_proto::wire::{self, JoinRequest, JoinResponse};
 use mesh_proto::world::World;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
-use mesh_proto::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::Chart;
 use mesh_proto::wire::WatchEvent;
 use mesh_proto::world::World;

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::{UnixTime, World};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};

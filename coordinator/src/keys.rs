@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
-use mesh_proto::id::IdentityKey;
-use mesh_proto::record::{Epoch, Signature};
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::trust::signed_record::{Epoch, Signature};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 

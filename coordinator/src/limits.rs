@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::IdentityKey;
-use mesh_proto::limiter::{Bucket, Rate};
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::handshake_limiter::{Bucket, Rate};
+use mesh_proto::base::id::IdentityKey;
 
 /// How many joins of one address may fail within `WINDOW`; then all of its joins are refused for `BLOCK`.
 pub(crate) const FAILURES: u32 = 10;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use hyper::Method;
-use mesh_proto::id::MeshName;
-use mesh_proto::lock::{LockChange, Member};
+use mesh_proto::base::id::MeshName;
+use mesh_proto::trust::network_lock::{LockChange, Member};
 use mesh_proto::wire::{self, Countersign, LockStanding, MAX_WAITING};
 use mesh_proto::world::World;
 

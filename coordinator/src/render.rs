@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use comfy_table::Table;
-use mesh_proto::id::{NodeName, ServiceKey};
-use mesh_proto::netmap::ServicePort;
+use mesh_proto::base::id::{NodeName, ServiceKey};
+use mesh_proto::model::netmap::ServicePort;
 
 use crate::api::{FileState, Nodes, Plan, Services, Status, Tokens, Trusts};
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::addr::Flat;
-use mesh_proto::id::{NodeName, ServiceKey};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::id::{NodeName, ServiceKey};
 use mesh_proto::plan;
 use mesh_proto::services::{BackendAt, BackendSpec, ServiceSpec};
 use mesh_proto::world::{NodeRecord, UnixTime, World};

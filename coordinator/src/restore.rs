@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 
 use crate::config::{Config, ConfigError};
 use crate::daemon::{self, EPOCH, JOURNAL, STORE};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use mesh_proto::record::NextKey;
+use mesh_proto::trust::signed_record::NextKey;
 use mesh_proto::wire::MAX_REQUEST;
 
 use crate::api;

@@ -13,7 +13,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use mesh_proto::id::{NodeName, Revision};
+use mesh_proto::base::id::{NodeName, Revision};
 use mesh_proto::wire::{self, ErrorBody, Report, ReportResponse};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

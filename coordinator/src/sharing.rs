@@ -15,7 +15,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use data_encoding::HEXLOWER;
-use mesh_proto::id::{IdError, IdentityKey};
+use mesh_proto::base::id::{IdError, IdentityKey};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 

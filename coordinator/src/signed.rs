@@ -1,6 +1,6 @@
 //! What a node signs of itself, as it comes in: only what its key signed is looked at, and only that is stored.
 
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::id::IdentityKey;
 use mesh_proto::wire::NodeFacts;
 
 use crate::keys::verify;
@@ -40,7 +40,7 @@ pub(crate) fn facts(identity: &IdentityKey, facts: &NodeFacts) -> Result<NodeFac
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use mesh_proto::record::SignedRecord;
+    use mesh_proto::trust::signed_record::SignedRecord;
 
     use super::*;
     use crate::keys::Identity;

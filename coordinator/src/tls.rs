@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::id::IdentityKey;
 use mesh_proto::wire;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature_with_raw_key};

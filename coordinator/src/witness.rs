@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use mesh_proto::chain::{LogPage, Roll};
+use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::wire::MAX_LOG;
 use serde::Deserialize;
 

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mesh_proto::engine::SMALLEST_BENCH;
-use mesh_proto::id::{NodeId, NodeName};
-use mesh_proto::netmap::Peer;
-use mesh_proto::status as doc;
+use mesh_proto::base::id::{NodeId, NodeName};
+use mesh_proto::dataplane::engine::SMALLEST_BENCH;
+use mesh_proto::model::netmap::Peer;
+use mesh_proto::ops::status as doc;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::dataplane::view::View;
 use mesh_proto::services::ServeSpec;
-use mesh_proto::view::View;
 use tokio::sync::{Notify, watch};
 
 use crate::dataplane::DataPlane;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_proto::id::{IdentityKey, NodeName};
+use mesh_proto::base::id::{IdentityKey, NodeName};
 
 use crate::bench::{DEFAULT_SECONDS, SECONDS};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use clap::CommandFactory;
 use hyper::Method;
+use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
-use mesh_proto::status as doc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -427,11 +427,11 @@ async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<Stri
 
 /// Returns what the kernel would carry after a join with the default range.
 fn default_shape(config: &Config) -> Shape {
-    let range = mesh_proto::addr::MeshRange::default();
+    let range = mesh_proto::base::addr::MeshRange::default();
     Shape {
         interface: config.interface.clone(),
         range,
-        address: mesh_proto::addr::Flat(range.nodes().network()),
+        address: mesh_proto::base::addr::Flat(range.nodes().network()),
         mtu: 1420,
         pods: config.pods.clone(),
     }

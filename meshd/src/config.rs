@@ -11,8 +11,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::overlaps_forbidden;
-use mesh_proto::id::NodeName;
+use mesh_proto::base::addr::overlaps_forbidden;
+use mesh_proto::base::id::NodeName;
 use mesh_proto::services::duration;
 use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES};
 use toml::Spanned;
@@ -442,7 +442,7 @@ impl Reader<'_> {
             } else if net.prefix_len() < 9 || overlaps_forbidden(net) {
                 let why = "it contains addresses that no pod may have, or is larger than /9";
                 self.mistake(item.span(), format!("`{text}` cannot be a pod block: {why}"));
-            } else if let Some(other) = pods.iter().find(|&&p| mesh_proto::addr::overlap(p, net)) {
+            } else if let Some(other) = pods.iter().find(|&&p| mesh_proto::base::addr::overlap(p, net)) {
                 self.mistake(item.span(), format!("`{text}` overlaps `{other}`; name each block once"));
             } else {
                 pods.push(net);

@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use mesh_proto::chain::Told;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::id::{NodeId, NodeName, TunnelKey};
-use mesh_proto::netmap::NetMap;
-use mesh_proto::view::View;
+use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::audit_log::Told;
 
 use crate::bench::Bench;
 pub use crate::config::Offload;
@@ -385,7 +385,7 @@ fn restore(mut file: &File, flows: &FlowTable) -> io::Result<usize> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use mesh_proto::verify::VerifiedMap;
+    use mesh_proto::verifier::VerifiedMap;
 
     use super::*;
     use crate::agreement::Preshared;

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
+use mesh_proto::base::clock::Timestamp;
 use mesh_proto::packet::{FiveTuple, Header, Kind};
 
 use crate::peers::Cell;

@@ -14,11 +14,11 @@ mod packets;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{BlockMap, Flat};
-use mesh_proto::id::{NodeId, NodeName, ServiceId, ServiceKey};
-use mesh_proto::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Proof, Service, ServicePort, Transport};
-use mesh_proto::policy::Rule;
-use mesh_proto::record::SignedRecord;
+use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::id::{NodeId, NodeName, ServiceId, ServiceKey};
+use mesh_proto::model::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Proof, Service, ServicePort, Transport};
+use mesh_proto::model::rules::Rule;
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 use x25519_dalek::StaticSecret;
 

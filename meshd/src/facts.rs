@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use mesh_proto::netmap::LaneInfo;
+use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::services::ServeSpec;
 use mesh_proto::wire::{MAX_ENDPOINTS, NodeFacts};
 use rtnetlink::MulticastGroup;

@@ -4,7 +4,7 @@
 //! it has filled for the first time.
 
 use crossbeam_queue::ArrayQueue;
-use mesh_proto::id::NodeId;
+use mesh_proto::base::id::NodeId;
 
 /// Most packets on the way; more are dropped by the lane that hands over.
 const MAX_PACKETS: usize = 1024;

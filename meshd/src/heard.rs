@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use mesh_proto::chain::Told;
+use mesh_proto::trust::audit_log::Told;
 
 /// Its words.
 const WORDS: usize = Told::BYTES / 8;
@@ -53,7 +53,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 
-    use mesh_proto::chain::{LogHash, LogHead};
+    use mesh_proto::trust::audit_log::{LogHash, LogHead};
 
     use super::*;
 

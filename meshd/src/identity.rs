@@ -11,8 +11,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::{IdentityKey, NodeId};
-use mesh_proto::succession::Succession;
+use mesh_proto::base::id::{IdentityKey, NodeId};
+use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::wire::{NodeFacts, Renewal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;

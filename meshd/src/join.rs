@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::id::{IdentityKey, MeshName, NodeName, SiteName};
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, SiteName};
 use mesh_proto::services::ServeSpec;
-use mesh_proto::token::{JoinToken, OidcToken, TokenError, TokenSecret};
+use mesh_proto::trust::join_token::{JoinToken, OidcToken, TokenError, TokenSecret};
 use mesh_proto::wire::{JoinRequest, JoinResponse, VERSION};
 use tokio::sync::watch;
 use tokio::time::sleep;

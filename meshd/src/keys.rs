@@ -8,8 +8,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
-use mesh_proto::id::IdentityKey;
-use mesh_proto::record::Signature;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::trust::signed_record::Signature;
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 

@@ -14,15 +14,15 @@ mod train;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mesh_proto::chain::Told;
-use mesh_proto::clock::Timestamp;
-use mesh_proto::engine::Engine;
-use mesh_proto::flow::{FlowTable, Seen};
-use mesh_proto::id::NodeId;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::flow::{FlowTable, Seen};
+use mesh_proto::dataplane::verdict::{Drop, Verdict};
+use mesh_proto::dataplane::view::View;
+use mesh_proto::packet::gso::{Gso, Segments, VnetHeader};
 use mesh_proto::packet::{self, Checksum, Header};
-use mesh_proto::segment::{Gso, Segments, VnetHeader};
-use mesh_proto::verdict::{Drop, Verdict};
-use mesh_proto::view::View;
+use mesh_proto::trust::audit_log::Told;
 
 use crate::datagrams::{Outbox, Run};
 use crate::handover::Handover;

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
-use mesh_proto::id::TunnelKey;
+use mesh_proto::base::id::TunnelKey;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroize;
 

@@ -1,11 +1,11 @@
-//! When a coordinator was last heard, kept over restarts: what `mesh_proto::lease` counts from.
+//! When a coordinator was last heard, kept over restarts: what `mesh_proto::trust::offline_lease` counts from.
 //!
 //! Within a process the time since boot counts, whatever happens to the clock. Over a restart the clock's word has to
 //! do: one that went back makes the time away shorter, one that went ahead ends with the coordinator's first word.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh_proto::clock::Timestamp;
+use mesh_proto::base::clock::Timestamp;
 
 use crate::state::{State, seal, unseal};
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use data_encoding::BASE64URL_NOPAD;
-use mesh_proto::id::{IdentityKey, NodeName};
-use mesh_proto::lock::{Member, Subject};
-use mesh_proto::record::Signature;
-use mesh_proto::status as doc;
+use mesh_proto::base::id::{IdentityKey, NodeName};
+use mesh_proto::ops::status as doc;
+use mesh_proto::trust::network_lock::{Member, Subject};
+use mesh_proto::trust::signed_record::Signature;
 use zeroize::Zeroizing;
 
 use crate::cli::Lock;

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_proto::chain::Told;
-use mesh_proto::id::NodeId;
-use mesh_proto::view::View;
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::trust::audit_log::Told;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 

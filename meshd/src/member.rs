@@ -7,10 +7,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_proto::lease::Lease;
-use mesh_proto::netmap::NetMap;
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::offline_lease::Lease;
+use mesh_proto::verifier::VerifiedMap;
 use mesh_proto::wire::{NodeFacts, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};

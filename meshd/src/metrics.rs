@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_proto::status::Status;
+use mesh_proto::ops::status::Status;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -226,8 +226,8 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use mesh_proto::addr::Flat;
-    use mesh_proto::status::{Lane, Peer, Service};
+    use mesh_proto::base::addr::Flat;
+    use mesh_proto::ops::status::{Lane, Peer, Service};
 
     use super::*;
 

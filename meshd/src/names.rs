@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::addr::Flat;
-use mesh_proto::id::{NodeName, ServiceKey};
-use mesh_proto::netmap::{NetMap, Peer, Service, Transport};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::id::{NodeName, ServiceKey};
+use mesh_proto::model::netmap::{NetMap, Peer, Service, Transport};
 use mesh_proto::packet::ICMP;
 
 /// Why a word names nothing in this mesh.
@@ -71,7 +71,7 @@ pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
         return node(map, name).ok_or_else(|| no_node(map, name));
     }
     if let Some((key, service)) = service(map, word) {
-        let here = |b: &&mesh_proto::netmap::Backend| b.node == map.node.name;
+        let here = |b: &&mesh_proto::model::netmap::Backend| b.node == map.node.name;
         let backend = service.backends.iter().find(here);
         let backend = backend.or_else(|| service.backends.first());
         let backend = backend.ok_or_else(|| NameError::NoBackend(key.clone()))?;
@@ -97,8 +97,8 @@ pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> 
         return Ok(plain(address, port));
     }
     if let Some((_, service)) = service(map, name) {
-        let named = |p: &&mesh_proto::netmap::ServicePort| port.is_none_or(|n| n == p.port);
-        let fits = |p: &&mesh_proto::netmap::ServicePort| !udp || p.transport == Transport::Udp;
+        let named = |p: &&mesh_proto::model::netmap::ServicePort| port.is_none_or(|n| n == p.port);
+        let fits = |p: &&mesh_proto::model::netmap::ServicePort| !udp || p.transport == Transport::Udp;
         let mut ports = service.ports.iter().filter(named);
         let chosen = ports.clone().find(fits).or_else(|| ports.next());
         return Ok(Target {
@@ -226,9 +226,9 @@ fn hint(word: &str, names: impl Iterator<Item = String>, else_see: &str) -> Stri
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use mesh_proto::addr::Flat;
-    use mesh_proto::id::{NodeId, ServiceId};
-    use mesh_proto::netmap::{Backend, ServicePort};
+    use mesh_proto::base::addr::Flat;
+    use mesh_proto::base::id::{NodeId, ServiceId};
+    use mesh_proto::model::netmap::{Backend, ServicePort};
     use mesh_proto::packet::{TCP, UDP};
 
     use super::*;

@@ -9,8 +9,8 @@
 
 use std::io::IoSlice;
 
+use mesh_proto::packet::gso::{Gso, MOST_SEGMENTS, Segments, VnetHeader};
 use mesh_proto::packet::{Checksum, Header, Kind};
-use mesh_proto::segment::{Gso, MOST_SEGMENTS, Segments, VnetHeader};
 
 use crate::tun::MAX_PACKET;
 
@@ -286,7 +286,7 @@ impl Packets {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::segment::Run;
+    use mesh_proto::packet::gso::Run;
 
     use super::*;
 

@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
+use mesh_proto::base::clock::Timestamp;
 
 use crate::datagrams::Endpoint;
 use crate::tunnels::INITIATION;

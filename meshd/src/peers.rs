@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh_proto::addr::Flat;
-use mesh_proto::chain::Told;
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::{NodeId, TunnelKey};
-use mesh_proto::netmap::{LaneInfo, NetMap};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::model::netmap::{LaneInfo, NetMap};
+use mesh_proto::trust::audit_log::Told;
 
 use crate::heard::Heard;
 use crate::lane_keys::{MAX_AGREEMENT, MAX_LANES};

@@ -5,8 +5,8 @@
 
 use std::time::SystemTime;
 
-use mesh_proto::id::IdentityKey;
-use mesh_proto::record::SignedRecord;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 
 use crate::keys::{Keys, verify};

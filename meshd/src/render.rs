@@ -1,7 +1,7 @@
 //! The documents as tables for people. Columns are aligned, units are SI, and nothing is cut.
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
-use mesh_proto::status as doc;
+use mesh_proto::ops::status as doc;
 
 use crate::kernel::Obstacle;
 
@@ -234,8 +234,8 @@ pub fn age(seconds: u64) -> String {
 fn port(p: &doc::Port) -> String {
     let to = if p.target == p.port { String::new() } else { format!("->{}", p.target) };
     let transport = match p.transport {
-        mesh_proto::netmap::Transport::Tcp => "",
-        mesh_proto::netmap::Transport::Udp => "/udp",
+        mesh_proto::model::netmap::Transport::Tcp => "",
+        mesh_proto::model::netmap::Transport::Udp => "/udp",
     };
     format!("{}{to}{transport}", p.port)
 }
@@ -336,7 +336,7 @@ mod tests {
         let measured = doc::Bench {
             schema: doc::BENCH.into(),
             node: "b".parse().expect("a name"),
-            address: mesh_proto::addr::Flat([241, 1, 0, 2].into()),
+            address: mesh_proto::base::addr::Flat([241, 1, 0, 2].into()),
             lanes: 2,
             throughput_gbps: 2.345,
             loss_percent: 0.1,

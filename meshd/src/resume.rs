@@ -10,9 +10,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::netmap::{Mesh, NetMap, OwnNode};
+use mesh_proto::model::netmap::{Mesh, NetMap, OwnNode};
 use mesh_proto::services::Services;
-use mesh_proto::verify::VerifiedMap;
+use mesh_proto::verifier::VerifiedMap;
 
 use crate::link::Guard;
 use crate::state::{Enrolment, State};

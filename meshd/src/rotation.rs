@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::id::TunnelKey;
+use mesh_proto::base::id::TunnelKey;
 use tokio::time::Instant;
 
 /// Returns the age at which a key is changed: up to a tenth before the given one, so that nodes that joined together do

@@ -28,11 +28,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::{NodeId, TunnelKey};
-use mesh_proto::limiter::HandshakeLimiter;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::handshake_limiter::HandshakeLimiter;
+use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::dataplane::verdict::Drop;
 use mesh_proto::packet::Ecn;
-use mesh_proto::verdict::Drop;
 
 use crate::datagrams::{Endpoint, Outbox};
 use crate::detour::Detour;

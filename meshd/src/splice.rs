@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::netmap::{NetMap, Transport};
+use mesh_proto::model::netmap::{NetMap, Transport};
 use mesh_proto::services::ServeSpec;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -54,7 +54,7 @@ impl Splices {
 pub fn wanted(map: &NetMap, serve: &[ServeSpec]) -> Vec<(SocketAddr, SocketAddr)> {
     let own: Ipv4Addr = map.node.address.0;
     let pair = |spec: &ServeSpec| {
-        let tcp = |service: &mesh_proto::netmap::Service| {
+        let tcp = |service: &mesh_proto::model::netmap::Service| {
             let mut ports = service.ports.iter();
             ports.find(|p| p.transport == Transport::Tcp).map(|p| p.target)
         };

@@ -282,7 +282,7 @@ mod tests {
         let (_dir, state) = state();
         let key = || crate::agreement::Preshared::new([5; 32]);
         let vault = Vault::load(&state);
-        vault.put(mesh_proto::id::NodeId(2), key());
+        vault.put(mesh_proto::base::id::NodeId(2), key());
         vault.save(&state).unwrap();
 
         let mut off = Switch::load(&state, false);
@@ -304,7 +304,7 @@ mod tests {
             let facts = mesh_proto::wire::NodeFacts { agreement, ..Default::default() };
             records::Author::new(&state).sealed(&keys, facts, 0);
         };
-        sign(vec![mesh_proto::id::TunnelKey([3; 32])]);
+        sign(vec![mesh_proto::base::id::TunnelKey([3; 32])]);
         assert_eq!(Switch::load(&state, false).stance(), Stance::Waits);
         sign(Vec::new());
         assert_eq!(Switch::load(&state, false).stance(), Stance::Plain);

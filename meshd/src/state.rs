@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use mesh_proto::addr::{BlockMap, Flat, MeshRange};
-use mesh_proto::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
-use mesh_proto::netmap::NetMap;
-use mesh_proto::sealed;
+use mesh_proto::base::addr::{BlockMap, Flat, MeshRange};
+use mesh_proto::base::checksummed_text;
+use mesh_proto::base::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
+use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::JoinResponse;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -424,12 +424,12 @@ fn open_sealed(bytes: &[u8]) -> Option<NetMap> {
 
 /// Puts a text's sum above it.
 pub(crate) fn seal(body: &[u8]) -> Vec<u8> {
-    sealed::seal(body, sum)
+    checksummed_text::seal(body, sum)
 }
 
 /// Returns the text if the sum above it is its own.
 pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
-    sealed::unseal(bytes, sum)
+    checksummed_text::unseal(bytes, sum)
 }
 
 fn sum(bytes: &[u8]) -> [u8; 32] {

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use mesh_proto::id::NodeId;
-use mesh_proto::verdict::{Drop, Refuse};
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::verdict::{Drop, Refuse};
 
 use crate::packets::Drained;
 use crate::udp::{Received, Sent};

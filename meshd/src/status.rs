@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mesh_proto::explain::{Explanation, explain, explain_stranger};
-use mesh_proto::flow::{Flow, Side, State};
-use mesh_proto::id::ServiceKey;
-use mesh_proto::netmap::{NetMap, Service};
+use mesh_proto::base::id::ServiceKey;
+use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
+use mesh_proto::dataplane::flow::{Flow, Side, State};
+use mesh_proto::dataplane::verdict::Refuse;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{NetMap, Service};
+use mesh_proto::ops::status as doc;
 use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
-use mesh_proto::status as doc;
-use mesh_proto::verdict::Refuse;
-use mesh_proto::view::View;
 use mesh_proto::wire::About;
 
 use crate::board::{Board, now};
@@ -137,7 +137,11 @@ fn told(
     (destination, to): (&str, names::Target),
     explained: Explanation,
 ) -> doc::Why {
-    let step = |s: &mesh_proto::explain::Step| doc::Step { name: s.name.clone(), outcome: s.outcome.clone(), ok: s.ok };
+    let step = |s: &mesh_proto::dataplane::explain::Step| doc::Step {
+        name: s.name.clone(),
+        outcome: s.outcome.clone(),
+        ok: s.ok,
+    };
     doc::Why {
         schema: doc::WHY.into(),
         source: source.into(),
@@ -238,7 +242,7 @@ fn coordinator(board: &Board, view: Option<&View>) -> doc::Coordinator {
 }
 
 fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
-    let peer = |(name, peer): (&mesh_proto::id::NodeName, &mesh_proto::netmap::Peer)| {
+    let peer = |(name, peer): (&mesh_proto::base::id::NodeName, &mesh_proto::model::netmap::Peer)| {
         let seen = stats.peers.get(&peer.id).cloned().unwrap_or_default();
         doc::Peer {
             name: name.clone(),
@@ -257,13 +261,13 @@ fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
 }
 
 fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> doc::Service {
-    let port = |p: &mesh_proto::netmap::ServicePort| doc::Port {
+    let port = |p: &mesh_proto::model::netmap::ServicePort| doc::Port {
         name: p.name.as_ref().map(ToString::to_string),
         transport: p.transport,
         port: p.port,
         target: p.target,
     };
-    let backend = |b: &mesh_proto::netmap::Backend| doc::Backend {
+    let backend = |b: &mesh_proto::model::netmap::Backend| doc::Backend {
         name: b.name.as_ref().map_or_else(|| b.node.to_string(), ToString::to_string),
         node: b.node.clone(),
         address: b.address,
@@ -286,7 +290,7 @@ fn connections(board: &Board, view: &View) -> Connections {
     each_opened(board, |tuple, flow| {
         if view.is_vip(tuple.destination) && matches!(flow.state, State::Open | State::HalfOpen) {
             let to = flow.to.destination;
-            let flat = view.flat(mesh_proto::addr::Real(to)).map_or(to, |flat| flat.0);
+            let flat = view.flat(mesh_proto::base::addr::Real(to)).map_or(to, |flat| flat.0);
             *connections.entry((tuple.destination, flat)).or_default() += 1;
         }
     });

@@ -6,7 +6,7 @@
 //! writing and read nothing, so that a node keeps the lanes that its peers know.
 //!
 //! Super-packets: the kernel hands over up to 64 KB of a TCP stream, or of equal datagrams, as one packet and takes
-//! as much (`mesh_proto::segment`). Which kinds it takes depends on its version, and some versions refuse what they
+//! as much (`mesh_proto::packet::gso`). Which kinds it takes depends on its version, and some versions refuse what they
 //! should take; so each queue is probed when it is opened: one super-packet per kind whose IPv4 checksum is wrong.
 //! A kernel that cannot take the kind says EINVAL before it looks any further; any other drops the packet, because
 //! the interface is still down (EIO) or, where it is not, because of the checksum. Nothing hears of it either way.
@@ -21,7 +21,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use mesh_proto::segment::{Gso, VnetHeader};
+use mesh_proto::packet::gso::{Gso, VnetHeader};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 

@@ -13,7 +13,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
-use mesh_proto::id::TunnelKey;
+use mesh_proto::base::id::TunnelKey;
 
 use crate::agreement::Preshared;
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
-use mesh_proto::id::NodeId;
+use mesh_proto::base::id::NodeId;
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 

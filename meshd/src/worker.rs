@@ -16,8 +16,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::flow::FlowTable;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::dataplane::flow::FlowTable;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::time::{ClockId, Timespec, clock_gettime};

@@ -10,9 +10,9 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mesh_proto::id::NodeId;
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::verifier::VerifiedMap;
 use meshd::dataplane::{Activity, DataPlane, DataPlaneError, Offload, Setup};
 use namespaces::privileged;
 use planes::{

@@ -2,11 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use crate::addr::{BlockMap, Flat, MeshRange};
-use crate::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
-use crate::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
-use crate::policy::Rule;
-use crate::record::Signature;
+use crate::base::addr::{BlockMap, Flat, MeshRange};
+use crate::base::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
+use crate::model::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
+use crate::model::rules::Rule;
+use crate::trust::signed_record::Signature;
 
 /// A rule at a line, from these words, to those.
 pub(crate) struct RuleAt<'a>(pub(crate) u32, pub(crate) &'a [&'a str], pub(crate) &'a [&'a str]);
@@ -94,7 +94,7 @@ fn service(
     target: u16,
     node: &str,
     address: &str,
-) -> (crate::id::ServiceKey, Service) {
+) -> (crate::base::id::ServiceKey, Service) {
     let port = |transport| ServicePort { name: None, transport, port, target };
     let backend = Backend {
         name: None,

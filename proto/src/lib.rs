@@ -3,7 +3,7 @@
 //! ```text
 //!              intended state                    one snapshot                     packets
 //! services.toml ─┐
-//! enrolments ────┤                                        ┌─▶ engine   which fate?  (vip · translate · policy · flow)
+//! enrolments ────┤                                        ┌─▶ engine   which fate?  (balancer · translate · rules · flow)
 //! serve offers ──┼─▶ registry ──plan()──▶ NetMap ──link──▶├─▶ tunnels  which key?   (boringtun)
 //! endpoints ─────┘   (apply one   (pure)  revision 42     └─▶ zone     which name?  (DNS)
 //!                     Change)
@@ -14,46 +14,25 @@
 #![forbid(unsafe_code)]
 
 // Layer 0: words.
-pub mod addr;
-pub mod clock;
-mod hash;
-pub mod id;
-mod lenient;
-pub mod limiter;
-pub mod lpm;
+pub mod base;
+// Layer 1: bytes of packets.
 pub mod packet;
-pub mod sealed;
-pub mod segment;
-// Layer 1: what is true.
-pub mod allocate;
-pub mod chain;
-pub mod lock;
-pub mod mark;
-pub mod netmap;
-pub mod policy;
-pub mod record;
-pub mod services;
-pub mod status;
-pub mod succession;
-pub mod world;
-// Layer 2: what to do.
-pub mod access;
+// Layer 2: who says so.
+pub mod trust;
+// Layer 3: what a node is told.
+pub mod model;
+// Layer 4: texts, messages, documents and names.
 pub mod bench;
-pub mod flow;
-pub mod jwt;
-pub mod lease;
-pub mod plan;
-pub mod token;
-pub mod translate;
-pub mod verify;
-pub mod vip;
+pub mod dns;
+pub mod ops;
+pub mod services;
 pub mod wire;
-pub mod zone;
-// Layer 3: the pipeline.
-pub mod engine;
-pub mod explain;
-pub mod verdict;
-pub mod view;
+// Layer 5: what is true, and what is believed of it.
+pub mod verifier;
+pub mod world;
+// Layer 6: what follows.
+pub mod dataplane;
+pub mod plan;
 
 #[cfg(test)]
 mod fixture;

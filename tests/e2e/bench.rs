@@ -6,7 +6,7 @@ use std::io;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use mesh_proto::status::{BENCH, Bench};
+use mesh_proto::ops::status::{BENCH, Bench};
 use mesh_tests::daemon::{Binaries, Process, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Pair, STARTING};

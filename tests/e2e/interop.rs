@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use boringtun::x25519::{PublicKey, StaticSecret};
-use mesh_proto::id::TunnelKey;
+use mesh_proto::base::id::TunnelKey;
 use mesh_tests::daemon::{Binaries, Process, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Pair, SERVICES, STARTING};

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::process::{ExitCode, Output};
 use std::time::Duration;
 
-use mesh_proto::token::JoinToken;
+use mesh_proto::trust::join_token::JoinToken;
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{POD, PODS, SERVICES};

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use mesh_proto::status::{Service, Status};
+use mesh_proto::ops::status::{Service, Status};
 use tempfile::TempDir;
 
 use crate::daemon::{Binaries, Daemon, tail, wait_until};

@@ -5,7 +5,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use mesh_proto::status::{Service, Status};
+use mesh_proto::ops::status::{Service, Status};
 use mesh_tests::boutique::Role;
 use mesh_tests::capture::Capture;
 use mesh_tests::topology::World;

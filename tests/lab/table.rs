@@ -92,7 +92,7 @@ async fn draw(world: &World) -> std::io::Result<String> {
         let known = status.services.iter();
         if let Some(service) = known.into_iter().find(|s| s.name.as_str() == role.service()) {
             row.vip = service.vip.to_string();
-            let named = |b: &mesh_proto::status::Backend| {
+            let named = |b: &mesh_proto::ops::status::Backend| {
                 let real = backend_place(world, *role, b.node.as_str());
                 format!("{real} w{}", b.weight)
             };

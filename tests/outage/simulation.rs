@@ -14,17 +14,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::clock::Timestamp;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::id::{IdentityKey, NodeId, Revision};
-use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer, Proof};
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{IdentityKey, NodeId, Revision};
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer, Proof};
+use mesh_proto::model::rules::Rule;
+use mesh_proto::packet::gso::VnetHeader;
 use mesh_proto::packet::{self, Header};
-use mesh_proto::policy::Rule;
-use mesh_proto::record::{Signature, SignedRecord};
-use mesh_proto::segment::VnetHeader;
-use mesh_proto::verify::Verifier;
-use mesh_proto::view::View;
+use mesh_proto::trust::signed_record::{Signature, SignedRecord};
+use mesh_proto::verifier::Verifier;
 use mesh_proto::wire::NodeFacts;
 use x25519_dalek::StaticSecret;
 

@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use mesh_proto::id::IdentityKey;
-use mesh_proto::netmap::NetMap;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::model::netmap::NetMap;
 use mesh_proto::services;
 use mesh_proto::wire::WatchEvent;
 use tokio::sync::watch;

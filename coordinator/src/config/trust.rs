@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mesh_proto::id::{ServiceKey, SiteName};
-use mesh_proto::jwt::{Algorithm, Expected, NodeClaim};
+use mesh_proto::base::id::{ServiceKey, SiteName};
+use mesh_proto::trust::jwt::{Algorithm, Expected, NodeClaim};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 

@@ -5,10 +5,10 @@
 use std::path::Path;
 use std::sync::mpsc;
 
-use mesh_proto::id::TunnelKey;
-use mesh_proto::netmap::LaneInfo;
+use mesh_proto::base::id::TunnelKey;
+use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::services::{self, Services};
-use mesh_proto::token::TokenSecret;
+use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::wire::{JoinRequest, NodeFacts, VERSION};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use serde::de::DeserializeOwned;
 
 use super::Registry;

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{FORBIDDEN, overlap};
-use mesh_proto::allocate::Owner;
-use mesh_proto::id::NodeName;
+use mesh_proto::base::addr::{FORBIDDEN, overlap};
+use mesh_proto::base::id::NodeName;
 use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFacts};
+use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::Refused;

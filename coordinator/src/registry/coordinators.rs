@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use mesh_proto::id::IdentityKey;
-use mesh_proto::netmap::Coordinator;
-use mesh_proto::record::NextKey;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::model::netmap::Coordinator;
+use mesh_proto::trust::signed_record::NextKey;
 use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use mesh_proto::id::{IdentityKey, NodeName, TunnelKey};
-use mesh_proto::token::TokenSecret;
+use mesh_proto::base::id::{IdentityKey, NodeName, TunnelKey};
+use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::log::Entry;

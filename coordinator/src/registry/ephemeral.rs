@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::NodeName;
+use mesh_proto::base::id::NodeName;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 
 use super::state::State;

@@ -5,9 +5,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_proto::chain::{MAX_EXPELLED, Roll};
-use mesh_proto::id::IdentityKey;
-use mesh_proto::succession::MAX_LINEAGE;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::trust::audit_log::{MAX_EXPELLED, Roll};
+use mesh_proto::trust::identity_rotation::MAX_LINEAGE;
 use mesh_proto::world::World;
 
 use super::Registry;
@@ -81,8 +81,8 @@ fn former(revoked: &BTreeMap<IdentityKey, Revoked>, present: &[IdentityKey]) -> 
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use mesh_proto::record::Signature;
-    use mesh_proto::succession::Succession;
+    use mesh_proto::trust::identity_rotation::Succession;
+    use mesh_proto::trust::signed_record::Signature;
     use mesh_proto::wire::MAX_LOG;
     use mesh_proto::world::UnixTime;
 

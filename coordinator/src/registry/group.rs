@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_proto::id::{NodeName, Revision};
+use mesh_proto::base::id::{NodeName, Revision};
 use mesh_proto::world::UnixTime;
 
 use super::deed::{Actor, Deed};

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use mesh_proto::world::World;
 
 /// Most worlds kept; a node that knows only older ones gets a snapshot.

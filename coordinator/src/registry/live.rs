@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_proto::id::{NodeName, Revision};
+use mesh_proto::base::id::{NodeName, Revision};
 use mesh_proto::world::{UnixTime, World};
 
 /// What is known of every node that was heard of since the start.

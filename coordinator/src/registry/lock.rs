@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::id::{IdentityKey, NodeName};
-use mesh_proto::lock::{Lock, LockChange, MAX_CHANGES};
-use mesh_proto::record::Signature;
+use mesh_proto::base::id::{IdentityKey, NodeName};
+use mesh_proto::trust::network_lock::{Lock, LockChange, MAX_CHANGES};
+use mesh_proto::trust::signed_record::Signature;
 use mesh_proto::world::NodeRecord;
 use serde::{Deserialize, Serialize};
 

@@ -10,8 +10,8 @@
 //! the rest still verifies.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use mesh_proto::chain::RawEntry;
-use mesh_proto::id::{IdentityKey, NodeName, Revision, TunnelKey};
+use mesh_proto::base::id::{IdentityKey, NodeName, Revision, TunnelKey};
+use mesh_proto::trust::audit_log::RawEntry;
 use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub(super) const PAGE: usize = 1000;
 /// Longest sentence of an entry, in bytes.
 const MAX_TEXT: usize = 1024;
 
-pub use mesh_proto::chain::{LogHash, LogHead};
+pub use mesh_proto::trust::audit_log::{LogHash, LogHead};
 
 /// What is stored of the log apart from its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

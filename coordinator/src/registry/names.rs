@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use mesh_proto::id::NodeName;
-use mesh_proto::policy::{Source, Target};
+use mesh_proto::base::id::NodeName;
+use mesh_proto::model::rules::{Source, Target};
 use mesh_proto::services::Services;
 use mesh_proto::world::World;
 

@@ -5,8 +5,8 @@ use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use mesh_proto::id::MeshName;
-use mesh_proto::record::Epoch;
+use mesh_proto::base::id::MeshName;
+use mesh_proto::trust::signed_record::Epoch;
 use mesh_proto::world::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

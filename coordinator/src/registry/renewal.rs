@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_proto::id::{NodeName, TunnelKey};
+use mesh_proto::base::id::{NodeName, TunnelKey};
 use mesh_proto::wire::NodeFacts;
 
 use super::Refused;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_proto::id::{IdentityKey, Revision};
+use mesh_proto::base::id::{IdentityKey, Revision};
 use mesh_proto::world::UnixTime;
 
 use super::Registry;

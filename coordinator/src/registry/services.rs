@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use mesh_proto::allocate::{Exhausted, Owner, Pool};
-use mesh_proto::id::{MeshName, NodeName, SiteName};
-use mesh_proto::netmap::{LaneInfo, Mesh};
+use mesh_proto::base::id::{MeshName, NodeName, SiteName};
+use mesh_proto::model::netmap::{LaneInfo, Mesh};
 use mesh_proto::services::{Services, StaticNode};
 use mesh_proto::wire::NodeFacts;
+use mesh_proto::world::allocate::{Exhausted, Owner, Pool};
 use mesh_proto::world::{NodeRecord, UnixTime, Vip, World};
 
 use super::Refused;

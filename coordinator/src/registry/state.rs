@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use mesh_proto::allocate::Owner;
-use mesh_proto::id::{IdentityKey, MeshName, NodeName, TunnelKey};
-use mesh_proto::netmap::Mesh;
+use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, TunnelKey};
+use mesh_proto::model::netmap::Mesh;
 use mesh_proto::services::Services;
-use mesh_proto::succession::Succession;
+use mesh_proto::trust::identity_rotation::Succession;
+use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 use serde::{Deserialize, Serialize};
 

@@ -9,9 +9,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_proto::id::{IdentityKey, NodeName};
-use mesh_proto::lock::{Member, Subject};
-use mesh_proto::succession::{MAX_LINEAGE, Succession, ancestors};
+use mesh_proto::base::id::{IdentityKey, NodeName};
+use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, ancestors};
+use mesh_proto::trust::network_lock::{Member, Subject};
 use mesh_proto::wire::Renewal;
 use mesh_proto::world::{NodeRecord, UnixTime, World};
 

@@ -18,11 +18,11 @@ mod vouching;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_proto::addr::Flat;
-use mesh_proto::id::TunnelKey;
-use mesh_proto::netmap::{LaneInfo, ServicePort, Transport};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::id::TunnelKey;
+use mesh_proto::model::netmap::{LaneInfo, ServicePort, Transport};
 use mesh_proto::services::{BackendAt, BackendSpec, Route, ServiceSpec, Site, SiteKind, Span, StaticNode};
-use mesh_proto::token::TokenSecret;
+use mesh_proto::trust::join_token::TokenSecret;
 
 use super::*;
 use crate::store::{Memory, Records, Write};

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use serde::{Deserialize, Serialize};
 
 use super::disk::is_full;

@@ -1,6 +1,6 @@
 //! A store in memory, for tests and trials.
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 
 use super::{Records, Store, StoreError, Table, Write};
 

@@ -16,7 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 
 use tokio::sync::watch;
 

@@ -6,7 +6,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use mesh_proto::jwt::MAX_JWKS;
+use mesh_proto::trust::jwt::MAX_JWKS;
 
 use crate::api;
 use crate::config::JwksSource;

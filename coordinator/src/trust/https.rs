@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use mesh_proto::jwt::MAX_JWKS;
+use mesh_proto::trust::jwt::MAX_JWKS;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{Method, Request, StatusCode};
-use mesh_proto::token::{JoinToken, TokenSecret};
+use mesh_proto::trust::join_token::{JoinToken, TokenSecret};
 use mesh_proto::wire::{ErrorBody, MAX_REQUEST, Report, ReportResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -137,7 +137,7 @@ async fn a_report_cannot_claim_more_than_the_wire_allows_nor_run_ahead() {
 
     let report = Report {
         facts: node.facts(),
-        applied: mesh_proto::id::Revision(u64::MAX),
+        applied: mesh_proto::base::id::Revision(u64::MAX),
         warnings: vec!["ä".repeat(100_000 / 2); 2],
     };
     let _: ReportResponse = channel.post("/v1/report", &report).await.unwrap();

@@ -3,8 +3,8 @@
 use coordinator::daemon;
 use coordinator::keys::Identity;
 use hyper::StatusCode;
-use mesh_proto::netmap::NetMap;
-use mesh_proto::token::JoinToken;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 
 use crate::common::{Coordinator, Node, SERVICES, config, until};

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use coordinator::render;
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 

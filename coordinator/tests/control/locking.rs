@@ -6,7 +6,7 @@ use coordinator::api;
 use coordinator::cli::Cli;
 use coordinator::keys::Identity;
 use coordinator::verbs::{Outcome, perform};
-use mesh_proto::netmap::NetMap;
+use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Countersign, LockStanding, WatchEvent};
 
 use crate::common::{Channel, Coordinator, Lines, Node, until};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coordinator::tls;
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::id::IdentityKey;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};

@@ -3,9 +3,9 @@
 use coordinator::api;
 use coordinator::keys::{Identity, verify};
 use hyper::StatusCode;
-use mesh_proto::id::NodeId;
-use mesh_proto::netmap::NetMap;
-use mesh_proto::succession::{Succession, leads};
+use mesh_proto::base::id::NodeId;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::identity_rotation::{Succession, leads};
 use mesh_proto::wire::{NodeFacts, Renewal, Report, ReportResponse, WatchEvent};
 
 use crate::common::{Coordinator, Lines, Node};

@@ -3,7 +3,7 @@
 use coordinator::keys::{Identity, verify};
 use coordinator::{api, client};
 use hyper::Method;
-use mesh_proto::netmap::NetMap;
+use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 
 use crate::common::{Coordinator, Lines, Node, until};

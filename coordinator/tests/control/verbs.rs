@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use mesh_proto::token::JoinToken;
+use mesh_proto::trust::join_token::JoinToken;
 use serde_json::Value;
 
 use crate::common::{DEADLINE, SERVICES};

@@ -4,8 +4,8 @@ use aws_lc_rs::digest::{Context, SHA256};
 use coordinator::client;
 use http_body_util::BodyExt as _;
 use hyper::Method;
-use mesh_proto::chain::{LogHash, LogPage, Next, Roll, Told, Witness};
-use mesh_proto::clock::Timestamp;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Roll, Told, Witness};
 use mesh_proto::wire::WatchEvent;
 use serde::de::DeserializeOwned;
 

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use coordinator::{api, client, render};
 use hyper::{Method, StatusCode};
-use mesh_proto::token::{OidcToken, TokenSecret};
+use mesh_proto::trust::join_token::{OidcToken, TokenSecret};
 use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse};
 
 use crate::common::{Coordinator, Node};

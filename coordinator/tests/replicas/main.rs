@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use coordinator::store::etcd::Options;
 use coordinator::{api, client};
 use hyper::{Method, StatusCode};
-use mesh_proto::id::Revision;
-use mesh_proto::netmap::NetMap;
-use mesh_proto::token::JoinToken;
+use mesh_proto::base::id::Revision;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::wire::{JoinResponse, WatchEvent};
 
 use cluster::Cluster;

@@ -21,10 +21,10 @@ use coordinator::keys::Identity;
 use coordinator::{api, client};
 use futures_util::stream::{self, StreamExt as _};
 use hyper::{Method, StatusCode};
-use mesh_proto::id::{IdentityKey, TunnelKey};
-use mesh_proto::netmap::LaneInfo;
-use mesh_proto::record::SignedRecord;
-use mesh_proto::token::JoinToken;
+use mesh_proto::base::id::{IdentityKey, TunnelKey};
+use mesh_proto::model::netmap::LaneInfo;
+use mesh_proto::trust::join_token::JoinToken;
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::{JoinRequest, NodeFacts, Report, VERSION};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
@@ -166,7 +166,7 @@ async fn measure(nodes: usize, joins: usize) {
     let lanes = vec![LaneInfo { key: TunnelKey(members[1].public().0), port: 51820 }];
     let facts = NodeFacts { lanes, endpoints: vec![endpoint], mtu: 1420, guarded: true, ..NodeFacts::default() };
     let facts = signed(&members[1], facts);
-    let report = Report { facts, applied: mesh_proto::id::Revision(1), warnings: Vec::new() };
+    let report = Report { facts, applied: mesh_proto::base::id::Revision(1), warnings: Vec::new() };
     let start = began.elapsed();
     assert_eq!(channel.post("/v1/report", &report).await.0, StatusCode::OK);
     // The node itself is told that its record was taken.

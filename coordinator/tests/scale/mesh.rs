@@ -6,7 +6,7 @@ use std::path::Path;
 
 use coordinator::keys::Identity;
 use coordinator::store::{Table, Write, open_embedded};
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use serde_json::json;
 
 /// Nodes of one site.
@@ -107,8 +107,8 @@ pub(crate) fn fill(path: &Path, nodes: &[Identity]) {
     store.commit(Revision(0), Revision(1), &writes).unwrap();
 }
 
-fn node_key(node: usize) -> mesh_proto::id::TunnelKey {
+fn node_key(node: usize) -> mesh_proto::base::id::TunnelKey {
     let mut key = [7; 32];
     key[..8].copy_from_slice(&(node as u64).to_be_bytes());
-    mesh_proto::id::TunnelKey(key)
+    mesh_proto::base::id::TunnelKey(key)
 }

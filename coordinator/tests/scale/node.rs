@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::id::IdentityKey;
 use mesh_proto::wire;
 use rustls::ClientConfig;
 use rustls::client::AlwaysResolvesClientRawPublicKeys;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::limiter::{Bucket, Rate};
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::handshake_limiter::{Bucket, Rate};
 
 use super::Preshared;
 use super::frame::{Frame, Parts, Step};

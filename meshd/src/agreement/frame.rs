@@ -4,8 +4,8 @@
 //! headers of the reserved port (34) │ step │ part │ number of the exchange, u64 │ at most 424 bytes
 //! ```
 
-use mesh_proto::addr::Flat;
-use mesh_proto::engine::{RESERVED, read_reserved, write_reserved};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::dataplane::engine::{RESERVED, read_reserved, write_reserved};
 
 use super::kem::{ANSWER, OFFER, PROOF};
 

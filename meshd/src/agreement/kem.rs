@@ -4,7 +4,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Prk, Salt};
 use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
-use mesh_proto::id::{NodeId, TunnelKey};
+use mesh_proto::base::id::{NodeId, TunnelKey};
 use zeroize::Zeroize;
 
 use super::Preshared;

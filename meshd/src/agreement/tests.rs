@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use mesh_proto::addr::Flat;
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::{NodeId, TunnelKey};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{NodeId, TunnelKey};
 use proptest::prelude::*;
 
 use super::frame::Step;

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
 use mesh_proto::bench::{Burst, Echoes, Report, Sender, Tally};
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::NodeId;
-use mesh_proto::status as doc;
+use mesh_proto::ops::status as doc;
 
 use crate::mailbox::Mailbox;
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use hickory_server::proto::op::Query;
-use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::id::{NodeId, Revision, ServiceId};
-use mesh_proto::netmap::{Mesh, NetMap, OwnNode, Service, ServicePort, Transport};
-use mesh_proto::verify::VerifiedMap;
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::id::{NodeId, Revision, ServiceId};
+use mesh_proto::model::netmap::{Mesh, NetMap, OwnNode, Service, ServicePort, Transport};
+use mesh_proto::verifier::VerifiedMap;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 

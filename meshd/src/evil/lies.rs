@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{BlockMap, Flat};
-use mesh_proto::id::{NodeId, NodeName, ServiceKey, TunnelKey};
-use mesh_proto::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Service};
-use mesh_proto::verify::Verifier;
+use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::id::{NodeId, NodeName, ServiceKey, TunnelKey};
+use mesh_proto::model::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Service};
+use mesh_proto::verifier::Verifier;
 use mesh_proto::wire::{NodeFacts, ServeOffer};
 use std::net::Ipv4Addr;
 

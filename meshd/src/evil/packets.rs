@@ -3,13 +3,13 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::netmap::NetMap;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::NetMap;
 use mesh_proto::packet::Ecn;
-use mesh_proto::segment::VnetHeader;
-use mesh_proto::verify::Verifier;
-use mesh_proto::view::View;
+use mesh_proto::packet::gso::VnetHeader;
+use mesh_proto::verifier::Verifier;
 use x25519_dalek::StaticSecret;
 
 use super::{CART, Dice, EVIL, FRONT, HONEST, VICTIM, World, address, home, lanes, outer, pod};

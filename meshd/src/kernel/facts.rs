@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{MeshRange, overlap};
+use mesh_proto::base::addr::{MeshRange, overlap};
 use mesh_proto::wire::MAX_ENDPOINTS;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};

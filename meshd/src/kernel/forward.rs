@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::overlap;
+use mesh_proto::base::addr::overlap;
 
 use super::nft::{self, Chain, Expr, Family, Fate, Header, Hook, Meta};
 use super::{KernelError, Obstacle, Shape};

@@ -24,7 +24,7 @@ mod route;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{Flat, MeshRange};
+use mesh_proto::base::addr::{Flat, MeshRange};
 
 pub use error::KernelError;
 pub use facts::{HostFacts, HostRoute, MAX_ROUTES};

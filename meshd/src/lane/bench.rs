@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
 use mesh_proto::bench::Report;
-use mesh_proto::clock::Timestamp;
-use mesh_proto::engine::BenchPacket;
-use mesh_proto::id::NodeId;
-use mesh_proto::verdict::Drop;
+use mesh_proto::dataplane::engine::BenchPacket;
+use mesh_proto::dataplane::verdict::Drop;
 
 use super::{Lane, Out, ROOM};
 use crate::bench::{Phase, cpu_time};

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::id::Revision;
-use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::id::Revision;
+use mesh_proto::model::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
+use mesh_proto::model::rules::Rule;
 use mesh_proto::packet::Ecn;
-use mesh_proto::policy::Rule;
-use mesh_proto::verify::VerifiedMap;
+use mesh_proto::verifier::VerifiedMap;
 
 use x25519_dalek::StaticSecret;
 

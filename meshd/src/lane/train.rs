@@ -1,14 +1,14 @@
 //! Packets that came out of a tunnel one after the other and continue each other: the engine judges and rewrites the
 //! first for all, and the kernel gets them as one super-packet.
 
-use mesh_proto::id::NodeId;
+use mesh_proto::base::id::NodeId;
 use mesh_proto::packet::Header;
-use mesh_proto::segment::Run;
+use mesh_proto::packet::gso::Run;
 
 use crate::packets::Gathers;
 
 /// Packets that lie back to back at the start of the free space for the TUN device, not yet judged. There are at
-/// most `mesh_proto::segment::MOST_SEGMENTS`, in at most 65,535 bytes of payload.
+/// most `mesh_proto::packet::gso::MOST_SEGMENTS`, in at most 65,535 bytes of payload.
 #[derive(Debug)]
 pub(super) struct Train {
     pub(super) peer: NodeId,

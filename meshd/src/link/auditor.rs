@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
-use mesh_proto::chain::{LogHash, LogPage, Next, Roll, Told, Witness};
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::NodeName;
-use mesh_proto::netmap::{NetMap, Peer};
-use mesh_proto::view::View;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeName;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{NetMap, Peer};
+use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Roll, Told, Witness};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Channel, Dial, LinkError, random};

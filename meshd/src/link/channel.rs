@@ -10,10 +10,10 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use mesh_proto::chain::{LogPage, Roll};
-use mesh_proto::id::{IdentityKey, Revision};
-use mesh_proto::mark::WentBack;
-use mesh_proto::netmap::Mesh;
+use mesh_proto::base::id::{IdentityKey, Revision};
+use mesh_proto::model::netmap::Mesh;
+use mesh_proto::trust::audit_log::{LogPage, Roll};
+use mesh_proto::trust::high_water_mark::WentBack;
 use mesh_proto::wire::{
     About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Renewal, Report,
     ReportResponse, WatchEvent,

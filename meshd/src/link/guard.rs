@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use mesh_proto::id::{IdentityKey, Revision};
-use mesh_proto::mark::{Mark, WentBack};
-use mesh_proto::netmap::NetMap;
-use mesh_proto::verify::{Admitted, Verifier};
+use mesh_proto::base::id::{IdentityKey, Revision};
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::high_water_mark::{Mark, WentBack};
+use mesh_proto::verifier::{Admitted, Verifier};
 use serde::{Deserialize, Serialize};
 
 use super::auditor;

@@ -17,10 +17,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::chain::Told;
-use mesh_proto::id::{IdentityKey, Revision};
-use mesh_proto::netmap::NetMap;
-use mesh_proto::verify::{Admitted, VerifiedMap};
+use mesh_proto::base::id::{IdentityKey, Revision};
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::audit_log::Told;
+use mesh_proto::verifier::{Admitted, VerifiedMap};
 use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};

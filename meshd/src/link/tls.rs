@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::id::IdentityKey;
 use mesh_proto::wire::ALPN;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};

@@ -5,19 +5,20 @@
 use std::fs;
 use std::net::Ipv4Addr;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::engine::Engine;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::id::{NodeId, ServiceId, TunnelKey};
-use mesh_proto::lease::Lease;
-use mesh_proto::netmap::{LaneInfo, Peer, Proof, Service, ServicePort, Transport};
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{NodeId, ServiceId, TunnelKey};
+use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::verdict::{Drop, Refuse, Verdict};
+use mesh_proto::dataplane::view::View;
+use mesh_proto::dns::zone;
+use mesh_proto::dns::zone::{Answer, QueryType};
+use mesh_proto::model::netmap::{LaneInfo, Peer, Proof, Service, ServicePort, Transport};
+use mesh_proto::model::rules::Rule;
 use mesh_proto::packet::{Checksum, Header, complete};
-use mesh_proto::policy::Rule;
-use mesh_proto::record::SignedRecord;
-use mesh_proto::verdict::{Drop, Refuse, Verdict};
-use mesh_proto::view::View;
+use mesh_proto::trust::offline_lease::Lease;
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::{NodeFacts, WatchEvent};
-use mesh_proto::zone::{self, Answer, QueryType};
 
 use super::*;
 use crate::board::Board;
@@ -89,7 +90,7 @@ impl Home {
         let port = ServicePort { name: None, transport: Transport::Tcp, port: 80, target: 80 };
         let service = Service {
             id: ServiceId(1),
-            vip: mesh_proto::addr::Flat(VIP.into()),
+            vip: mesh_proto::base::addr::Flat(VIP.into()),
             ports: vec![port],
             backends: Vec::new(),
             grants: Default::default(),
@@ -124,7 +125,7 @@ fn peer(id: u32, address: [u8; 4], keys: &Keys) -> Peer {
         agreement: Vec::new(),
         id: NodeId(id),
         site: "c2".parse().unwrap(),
-        address: mesh_proto::addr::Flat(address.into()),
+        address: mesh_proto::base::addr::Flat(address.into()),
         blocks: Vec::new(),
         lanes: facts.lanes,
         endpoints: facts.endpoints,

@@ -1,8 +1,8 @@
 //! Handshakes as they come in: what strangers may cost us, and what follows from an answer.
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::limiter::Admission;
-use mesh_proto::verdict::Drop;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::handshake_limiter::Admission;
+use mesh_proto::dataplane::verdict::Drop;
 
 use super::{Received, Sessions, timers};
 use crate::datagrams::{Endpoint, Outbox};

@@ -1,6 +1,6 @@
 //! Keys that change while tunnels carry traffic: ours, and those of peers.
 
-use mesh_proto::id::NodeId;
+use mesh_proto::base::id::NodeId;
 
 use super::Sessions;
 use super::session::Session;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::TunnelKey;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::TunnelKey;
 
 use super::{MOMENT, PATIENCE, SILENCE, timers};
 use crate::path::Path;

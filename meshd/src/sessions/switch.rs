@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::NodeId;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
 
 use super::{Sealed, Sessions, Traffic};
 use crate::datagrams::Outbox;
@@ -95,7 +95,7 @@ impl Sessions {
     /// Lets a packet wait for a tunnel to a peer of which is not known yet whether that will have a preshared key.
     pub(super) fn hold_in_doubt(&mut self, number: u32, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
         let Some(id) = self.slab[number as usize].as_ref().map(|session| session.peer.id) else {
-            return Sealed::Dropped(mesh_proto::verdict::Drop::NoTunnel);
+            return Sealed::Dropped(mesh_proto::dataplane::verdict::Drop::NoTunnel);
         };
         self.shake_hands(number, outbox, now);
         self.hold_for_key(id, packet, outbox, now)

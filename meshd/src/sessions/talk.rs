@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::TunnelKey;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::TunnelKey;
 
 use super::timers::REPEATS;
 use crate::agreement::{Exchange, Frame, MAX_PACKET, Pair, Preshared, Progress};

@@ -11,9 +11,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::{NodeId, TunnelKey};
-use mesh_proto::verdict::Drop;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::dataplane::verdict::Drop;
 
 use super::talk::{Talk, Told, agreed};
 use super::{Received, Sealed, Sessions, Way, random};

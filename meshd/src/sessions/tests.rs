@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mesh_proto::netmap::LaneInfo;
+use mesh_proto::model::netmap::LaneInfo;
 use proptest::prelude::*;
 use x25519_dalek::StaticSecret;
 

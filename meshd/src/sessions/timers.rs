@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::NodeId;
-use mesh_proto::verdict::Drop;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::verdict::Drop;
 
 use super::{HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, Sessions};
 use crate::datagrams::Outbox;

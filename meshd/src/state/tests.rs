@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use mesh_proto::id::Revision;
-use mesh_proto::netmap::{Mesh, OwnNode};
+use mesh_proto::base::id::Revision;
+use mesh_proto::model::netmap::{Mesh, OwnNode};
 
 use super::*;
 
@@ -100,8 +100,8 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     use crate::link::auditor;
     use crate::link::guard::{self, Guard};
     use crate::records::Author;
-    use mesh_proto::chain::Roll;
-    use mesh_proto::mark::WentBack;
+    use mesh_proto::trust::audit_log::Roll;
+    use mesh_proto::trust::high_water_mark::WentBack;
     use mesh_proto::wire::NodeFacts;
 
     let dir = tempfile::tempdir().unwrap();

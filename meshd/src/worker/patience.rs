@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::clock::Timestamp;
+use mesh_proto::base::clock::Timestamp;
 
 /// How long a lane stays awake: as long as a short connection takes, since the next may be another lane's and the one
 /// after it this lane's again. With 50 µs there were an eighth fewer new connections a second.

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mesh_proto::netmap::NetMap;
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::verifier::VerifiedMap;
 
 use crate::namespaces::privileged;
 use crate::planes::{Node, Options, at, cabled, eventually, flat, map, netmap, pair, peer};

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use mesh_proto::addr::{BlockMap, Flat};
-use mesh_proto::id::{Revision, ServiceId};
-use mesh_proto::netmap::{Backend, NetMap, Service, ServicePort, Transport};
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::id::{Revision, ServiceId};
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{Backend, NetMap, Service, ServicePort, Transport};
+use mesh_proto::verifier::VerifiedMap;
 
 use crate::namespaces::privileged;
 use crate::planes::{Node, Options, at, cabled, map, name, peer};

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mesh_proto::addr::{Flat, MeshRange};
-use mesh_proto::id::{NodeId, NodeName, Revision};
-use mesh_proto::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
-use mesh_proto::policy::Rule;
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::id::{NodeId, NodeName, Revision};
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
+use mesh_proto::model::rules::Rule;
+use mesh_proto::verifier::VerifiedMap;
 use meshd::dataplane::{Activity, DataPlane, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
 use rustix::thread::CapabilitySet;
 use x25519_dalek::StaticSecret;

@@ -16,15 +16,15 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput};
-use mesh_proto::clock::Timestamp;
-use mesh_proto::engine::Engine;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::id::NodeId;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::verdict::Verdict;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::packet::gso::{Gso, Run, Segments};
 use mesh_proto::packet::{Checksum, Header};
-use mesh_proto::segment::{Gso, Run, Segments};
-use mesh_proto::verdict::Verdict;
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::verifier::VerifiedMap;
 
 use mesh::{ACK, PEER, POD, PORT, SYN, Size, TARGET, backend, netmap, tcp, vip};
 

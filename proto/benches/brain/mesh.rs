@@ -3,11 +3,11 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use mesh_proto::addr::{BlockMap, Flat, MeshRange};
-use mesh_proto::id::{NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
-use mesh_proto::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
+use mesh_proto::base::addr::{BlockMap, Flat, MeshRange};
+use mesh_proto::base::id::{NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
+use mesh_proto::model::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
+use mesh_proto::model::rules::Rule;
 use mesh_proto::packet;
-use mesh_proto::policy::Rule;
 
 /// A pod behind node a, as its interface carries it.
 pub(crate) const POD: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 10);

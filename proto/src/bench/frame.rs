@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// The smallest body of a frame, in bytes. A report has just this, so that it is never larger than what asked for it.
 pub const BODY: usize = 64;

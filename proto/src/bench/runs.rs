@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::frame::{Data, Report};
-use crate::clock::Timestamp;
-use crate::id::NodeId;
+use crate::base::clock::Timestamp;
+use crate::base::id::NodeId;
 
 /// Most streams that a lane counts at a time; a new one takes the place of the one that was heard longest ago.
 pub const STREAMS: usize = 32;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::frame::{Data, Report};
 use super::window::Window;
-use crate::clock::Timestamp;
+use crate::base::clock::Timestamp;
 
 /// Most bytes on the way: what 1 Gbit/s with 130 ms of round trip holds.
 const MAX_BYTES: usize = 16 << 20;

@@ -93,9 +93,9 @@ pub fn bring_ecn(packet: &mut [u8], outer: Ecn) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::sample::sample;
-    use super::super::verify;
     use super::*;
+    use crate::packet::sample::sample;
+    use crate::packet::verify;
 
     const FIELDS: [Ecn; 4] = [Ecn::NotEct, Ecn::Ect1, Ecn::Ect0, Ecn::Ce];
 

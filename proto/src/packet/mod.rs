@@ -7,6 +7,7 @@ mod checksum;
 #[cfg(test)]
 mod differential;
 mod ecn;
+pub mod gso;
 mod parse;
 mod rewrite;
 #[cfg(test)]

@@ -4,26 +4,26 @@
 //! be shown before it is made. What the file names and nobody carries yet (a node that has not joined, a pod
 //! outside its node's blocks) is left out with a warning, never an error: the mesh grows in any order.
 
-mod chart;
-mod differences;
-mod sight;
+mod delta;
+mod diff_text;
+mod index;
 #[cfg(test)]
 mod tests;
-mod transition;
+mod visibility;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::addr::{Flat, MeshRange, Real, is_forbidden};
-use crate::id::{BackendName, NodeName, ServiceKey, SiteName};
-use crate::netmap::{NetMap, Peer, Proof};
+use crate::base::addr::{Flat, MeshRange, Real, is_forbidden};
+use crate::base::id::{BackendName, NodeName, ServiceKey, SiteName};
+use crate::model::netmap::{NetMap, Peer, Proof};
 use crate::services::{BackendAt, Prefer, ServiceSpec};
 use crate::world::{NodeRecord, ServeOffer, World};
 
-pub use chart::Chart;
-pub use differences::differences;
-pub use transition::{Outline, Transition};
+pub use delta::{Outline, Transition};
+pub use diff_text::differences;
+pub use index::Chart;
 
 /// The weight of a backend for which the file states none.
 pub const DEFAULT_WEIGHT: u32 = 100;

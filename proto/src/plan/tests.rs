@@ -10,10 +10,10 @@ use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 
 use super::*;
-use crate::addr::BlockMap;
-use crate::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
-use crate::netmap::{Backend, Delta, LaneInfo, ServicePort, Transport};
-use crate::policy::Rule;
+use crate::base::addr::BlockMap;
+use crate::base::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
+use crate::model::netmap::{Backend, Delta, LaneInfo, ServicePort, Transport};
+use crate::model::rules::Rule;
 use crate::services::{Allow, BackendSpec, Services, Site, SiteKind, Span};
 use crate::world::{NodeFacts, UnixTime, Vip};
 

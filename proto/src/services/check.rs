@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::id::{NodeName, ServiceKey, SiteName};
-use crate::policy::{Source, Target};
+use crate::base::id::{NodeName, ServiceKey, SiteName};
+use crate::model::rules::{Source, Target};
 
 use super::codes;
 use super::diagnostic::Diagnostic;
@@ -167,7 +167,7 @@ impl<'s> Names<'s> {
         match target {
             Target::Service(key) => {
                 let ports = self.services.get(key).map_or(&[][..], |s| &s.ports);
-                let port = |p: &crate::netmap::ServicePort| Target::Port(key.clone(), p.port);
+                let port = |p: &crate::model::netmap::ServicePort| Target::Port(key.clone(), p.port);
                 ports.iter().map(port).collect()
             }
             Target::Port(..) | Target::Host(_) | Target::Site(_) | Target::Any => {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
-use crate::addr::MeshRange;
-use crate::id::{BackendName, Domain, MeshName, NodeName, ServiceKey, SiteName, TunnelKey};
-use crate::netmap::ServicePort;
-use crate::policy::{Rule, Source, Target};
+use crate::base::addr::MeshRange;
+use crate::base::id::{BackendName, Domain, MeshName, NodeName, ServiceKey, SiteName, TunnelKey};
+use crate::model::netmap::ServicePort;
+use crate::model::rules::{Rule, Source, Target};
 
 /// A place in the file: bytes `start..end`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

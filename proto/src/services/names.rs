@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 
-use crate::id::{NodeName, ServiceKey, SiteName};
-use crate::netmap::ServicePort;
-use crate::policy::{Source, Target, WordError};
+use crate::base::id::{NodeName, ServiceKey, SiteName};
+use crate::model::netmap::ServicePort;
+use crate::model::rules::{Source, Target, WordError};
 
 use super::codes;
 use super::diagnostic::Diagnostic;

@@ -1,6 +1,6 @@
 //! `[[allow]]` and `[[test]]`.
 
-use crate::policy::{Rule, Source, Target};
+use crate::model::rules::{Rule, Source, Target};
 
 use super::codes;
 use super::diagnostic::{Diagnostic, Lines};

@@ -1,7 +1,7 @@
 //! Ports of a service: `3550`, `"5000->8080"`, `"53/udp"`, `"5000->8080/tcp"`, or several by name.
 
-use crate::id::PortName;
-use crate::netmap::{ServicePort, Transport};
+use crate::base::id::PortName;
+use crate::model::netmap::{ServicePort, Transport};
 
 use super::codes;
 use super::diagnostic::Diagnostic;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::id::ServiceKey;
+use crate::base::id::ServiceKey;
 
 use super::codes;
 use super::diagnostic::Diagnostic;

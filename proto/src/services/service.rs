@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::id::{BackendName, Namespace, NodeName, ServiceKey, ServiceName, SiteName};
-use crate::netmap::ServicePort;
+use crate::base::id::{BackendName, Namespace, NodeName, ServiceKey, ServiceName, SiteName};
+use crate::model::netmap::ServicePort;
 
 use super::codes;
 use super::diagnostic::Diagnostic;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::{NodeName, ServiceKey};
-use crate::netmap::Transport;
-use crate::policy::{Source, Target};
+use crate::base::id::{NodeName, ServiceKey};
+use crate::model::netmap::Transport;
+use crate::model::rules::{Source, Target};
 
 const BOUTIQUE: &str = include_str!("../../../tests/lab/boutique.services.toml");
 const VM: &str = "# what runs here\nversion = 1\n[[serve]]\nservice = \"productcatalogservice\"\nport    = 3550\n";

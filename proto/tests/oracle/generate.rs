@@ -2,10 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::addr::{BlockMap, Flat, MeshRange};
-use mesh_proto::id::{NodeId, NodeName, Revision, ServiceId, ServiceKey, TunnelKey};
-use mesh_proto::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
-use mesh_proto::policy::Rule;
+use mesh_proto::base::addr::{BlockMap, Flat, MeshRange};
+use mesh_proto::base::id::{NodeId, NodeName, Revision, ServiceId, ServiceKey, TunnelKey};
+use mesh_proto::model::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
+use mesh_proto::model::rules::Rule;
 
 /// Numbers by SplitMix64.
 #[derive(Debug, Clone)]
@@ -248,7 +248,7 @@ impl World {
     }
 }
 
-fn site_name(index: usize) -> mesh_proto::id::SiteName {
+fn site_name(index: usize) -> mesh_proto::base::id::SiteName {
     format!("c{index}").parse().unwrap()
 }
 

@@ -17,14 +17,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mesh_proto::clock::Timestamp;
-use mesh_proto::engine::Engine;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::id::{NodeId, ServiceKey};
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::{NodeId, ServiceKey};
+use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::verdict::{Drop, Refuse, Verdict};
+use mesh_proto::dataplane::view::View;
 use mesh_proto::packet::{Checksum, FiveTuple};
-use mesh_proto::verdict::{Drop, Refuse, Verdict};
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::verifier::VerifiedMap;
 
 use generate::{Dice, LOCALS, Node, World};
 use model::{End, Model, candidates};
@@ -344,7 +344,7 @@ impl Mesh {
     /// Fails with the seed and the last packets.
     fn fail(&self, why: &str) -> ! {
         let log: Vec<_> = self.log.iter().map(String::as_str).collect();
-        let words = |r: &mesh_proto::policy::Rule| {
+        let words = |r: &mesh_proto::model::rules::Rule| {
             let from: Vec<_> = r.from.iter().map(ToString::to_string).collect();
             let to: Vec<_> = r.to.iter().map(ToString::to_string).collect();
             format!("{} -> {}", from.join(", "), to.join(", "))

@@ -8,11 +8,11 @@ mod fresh;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use mesh_proto::addr::is_forbidden;
-use mesh_proto::id::{NodeId, Revision, ServiceKey};
-use mesh_proto::netmap::{Backend, NetMap, Service, ServicePort};
+use mesh_proto::base::addr::is_forbidden;
+use mesh_proto::base::id::{NodeId, Revision, ServiceKey};
+use mesh_proto::dataplane::verdict::{Drop, Refuse, Verdict};
+use mesh_proto::model::netmap::{Backend, NetMap, Service, ServicePort};
 use mesh_proto::packet::FiveTuple;
-use mesh_proto::verdict::{Drop, Refuse, Verdict};
 
 use crate::packet::{ACK, Body, FIN, Packet, RST, SYN};
 use crate::policy::{Goal, may, owner};

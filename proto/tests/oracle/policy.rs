@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::id::{NodeId, NodeName, ServiceKey, SiteName};
-use mesh_proto::netmap::NetMap;
-use mesh_proto::policy::{Source, Target};
+use mesh_proto::base::id::{NodeId, NodeName, ServiceKey, SiteName};
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::model::rules::{Source, Target};
 
 /// What is called.
 #[derive(Debug, Clone)]
@@ -42,7 +42,7 @@ pub(crate) fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Owner<'_>> {
         });
     }
     let carries =
-        |p: &mesh_proto::netmap::Peer| p.address.0 == address || p.blocks.iter().any(|b| b.contains(&address));
+        |p: &mesh_proto::model::netmap::Peer| p.address.0 == address || p.blocks.iter().any(|b| b.contains(&address));
     let (name, p) = map.peers.iter().find(|(_, p)| carries(p))?;
     Some(Owner {
         peer: Some(p.id),

@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::addr::is_forbidden;
+use mesh_proto::base::addr::is_forbidden;
+use mesh_proto::dataplane::verdict::{Refuse, Verdict};
 use mesh_proto::packet::{ICMP, TCP, verify};
-use mesh_proto::verdict::{Refuse, Verdict};
 
 use crate::model::{End, Model, Outcome, Want};
 use crate::packet::{ACK, Body, FIN, Packet, RST, SYN, line, tuple};

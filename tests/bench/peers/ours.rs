@@ -9,7 +9,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 
-use mesh_proto::status::Status;
+use mesh_proto::ops::status::Status;
 use mesh_tests::daemon::{Binaries, Daemon, tail, wait_until};
 use mesh_tests::netns::Namespace;
 use mesh_tests::topology::{start_coordinator, token, write_coordinator, write_node};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use mesh_proto::chain::Told;
+use mesh_proto::trust::audit_log::Told;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::COORDINATOR_PORT;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_proto::id::IdentityKey;
-use mesh_proto::status::Lock;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::ops::status::Lock;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::token;

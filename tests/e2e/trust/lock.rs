@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::status::Lock;
+use mesh_proto::ops::status::Lock;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::token;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use mesh_proto::status::Preshared;
+use mesh_proto::ops::status::Preshared;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::netns::Namespace;
 use mesh_tests::pair::{Pair, STARTING, Side};

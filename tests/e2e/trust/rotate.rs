@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_proto::netmap::Peer;
+use mesh_proto::model::netmap::Peer;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::Pair;
 use meshd::state::State;

@@ -2,8 +2,8 @@
 //!
 //! The parser is meshd's own file, which needs nothing but proto and the lengths of ML-KEM-768.
 
-use mesh_proto::addr::Flat;
-use mesh_proto::engine::{RESERVED, write_reserved};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::dataplane::engine::{RESERVED, write_reserved};
 
 #[path = "../../../meshd/src/agreement/frame.rs"]
 mod frame;

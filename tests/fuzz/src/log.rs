@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use mesh_proto::chain::{LogHash, LogHead, LogPage, MAX_EXPELLED, Next, RawEntry, Roll, Told, Witness};
-use mesh_proto::clock::Timestamp;
-use mesh_proto::id::IdentityKey;
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::IdentityKey;
+use mesh_proto::trust::audit_log::{LogHash, LogHead, LogPage, MAX_EXPELLED, Next, RawEntry, Roll, Told, Witness};
 
 use super::{again, sum};
 

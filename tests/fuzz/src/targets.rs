@@ -15,21 +15,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::BASE64URL_NOPAD;
-use mesh_proto::clock::{Timestamp, UnixTime};
-use mesh_proto::engine::Engine;
-use mesh_proto::flow::FlowTable;
-use mesh_proto::id::{IdentityKey, MeshName};
-use mesh_proto::jwt::{Algorithm, Expected, Jwks, Jwt, LEEWAY, NodeClaim};
-use mesh_proto::mark::Mark;
-use mesh_proto::netmap::{Delta, NetMap};
+use mesh_proto::base::checksummed_text;
+use mesh_proto::base::clock::{Timestamp, UnixTime};
+use mesh_proto::base::id::{IdentityKey, MeshName};
+use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::verdict::Verdict;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{Delta, NetMap};
 use mesh_proto::packet::Checksum;
-use mesh_proto::record::{Signature, SignedRecord};
-use mesh_proto::sealed;
 use mesh_proto::services;
-use mesh_proto::token::{JoinToken, TokenSecret};
-use mesh_proto::verdict::Verdict;
-use mesh_proto::verify::{Admitted, Verifier};
-use mesh_proto::view::View;
+use mesh_proto::trust::high_water_mark::Mark;
+use mesh_proto::trust::join_token::{JoinToken, TokenSecret};
+use mesh_proto::trust::jwt::{Algorithm, Expected, Jwks, Jwt, LEEWAY, NodeClaim};
+use mesh_proto::trust::signed_record::{Signature, SignedRecord};
+use mesh_proto::verifier::{Admitted, Verifier};
 use mesh_proto::wire::{
     About, ErrorBody, JoinRequest, JoinResponse, NodeFacts, Renewal, Report, ReportResponse, WatchEvent,
 };
@@ -168,7 +168,7 @@ fn jwt(data: &[u8]) {
         let Ok(jwt) = Jwt::parse(text) else { continue };
         assert!(text.as_bytes().starts_with(jwt.signed) && text.as_bytes()[jwt.signed.len()] == b'.');
         for keys in keys.iter().flatten() {
-            assert!(!keys.is_empty() && keys.len() <= mesh_proto::jwt::MAX_KEYS);
+            assert!(!keys.is_empty() && keys.len() <= mesh_proto::trust::jwt::MAX_KEYS);
             if let Some(key) = keys.key(&jwt) {
                 assert_eq!(key.algorithm(), jwt.algorithm, "the key decides the algorithm");
             }
@@ -221,9 +221,9 @@ fn services_toml(data: &[u8]) {
 
 /// The cached map and the files beside it: nothing passes without its sum, and nobody speaks for another with it.
 fn cache(data: &[u8]) {
-    assert_eq!(sealed::unseal(&sealed::seal(data, sum), sum), Some(data));
-    if let Some(body) = sealed::unseal(data, sum) {
-        assert_eq!(sealed::seal(body, sum), data, "there is one way to seal it");
+    assert_eq!(checksummed_text::unseal(&checksummed_text::seal(data, sum), sum), Some(data));
+    if let Some(body) = checksummed_text::unseal(data, sum) {
+        assert_eq!(checksummed_text::seal(body, sum), data, "there is one way to seal it");
     }
     again::<Mark>(data);
     if let Ok(map) = serde_json::from_slice::<NetMap>(data) {

@@ -122,7 +122,7 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
     ))
 }
 
-fn connect(lab: &Lab) -> Result<(Attacker, mesh_proto::netmap::NetMap), String> {
+fn connect(lab: &Lab) -> Result<(Attacker, mesh_proto::model::netmap::NetMap), String> {
     let evil = lab.world.node("evil");
     let state = State::open(&evil.folder.join("state")).map_err(said)?;
     let keys = Keys::load_or_make(&state).map_err(said)?;

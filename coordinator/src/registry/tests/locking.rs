@@ -1,9 +1,9 @@
 //! Lock mode: whoever joins waits until a key signs that the coordinator does not hold.
 
-use mesh_proto::id::NodeName;
-use mesh_proto::lock::LockChange;
+use mesh_proto::base::id::NodeName;
 use mesh_proto::plan::plan;
-use mesh_proto::record::{Signature, SignedRecord};
+use mesh_proto::trust::network_lock::LockChange;
+use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 
 use super::*;
 use crate::keys::{Identity, verify};
@@ -153,7 +153,7 @@ fn only_the_locks_key_replaces_or_ends_it_and_none_comes_back() {
     // A node that was away all the time follows by what the map tells.
     let lock = registry.world().mesh.lock.clone().unwrap();
     let mesh = registry.world().mesh.name.clone();
-    assert_eq!(mesh_proto::lock::follow(Some(key.public()), Some(&lock), &mesh, verify), Ok(None));
+    assert_eq!(mesh_proto::trust::network_lock::follow(Some(key.public()), Some(&lock), &mesh, verify), Ok(None));
 }
 
 #[test]

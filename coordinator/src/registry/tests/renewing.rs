@@ -1,7 +1,7 @@
 //! Records go forward, and keys of expelled nodes never come back.
 
-use mesh_proto::id::TunnelKey;
-use mesh_proto::record::{Signature, SignedRecord};
+use mesh_proto::base::id::TunnelKey;
+use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 
 use super::*;
 

@@ -1,10 +1,10 @@
 //! A member goes on with another identity, and its former ones are worth nothing.
 
-use mesh_proto::id::NodeId;
-use mesh_proto::lock::{Member, Subject};
+use mesh_proto::base::id::NodeId;
 use mesh_proto::plan::plan;
-use mesh_proto::record::SignedRecord;
-use mesh_proto::succession::{MAX_LINEAGE, Succession, leads};
+use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, leads};
+use mesh_proto::trust::network_lock::{Member, Subject};
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::Renewal;
 
 use super::*;

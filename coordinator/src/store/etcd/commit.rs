@@ -6,7 +6,7 @@
 //!                                                        └▶ alter the guard, so that ours comes too late ─▶ again
 //! ```
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use tokio::time::Instant;
 
 use super::super::{StoreError, Table, Write};

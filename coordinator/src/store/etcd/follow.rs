@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::StoreError;

@@ -28,7 +28,7 @@ use std::future::Future;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use mesh_proto::id::Revision;
+use mesh_proto::base::id::Revision;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;

@@ -1,6 +1,6 @@
 //! What nodes tell each other of the log of operations.
 
-use mesh_proto::chain::{LogHash, LogHead, Told};
+use mesh_proto::trust::audit_log::{LogHash, LogHead, Told};
 
 use super::*;
 

@@ -1,10 +1,10 @@
 //! The log as a node follows it, against a coordinator that says what it likes.
 
-use mesh_proto::chain::{LogHead, LogPage, RawEntry, Roll, Told};
-use mesh_proto::netmap::{Peer, Proof};
-use mesh_proto::record::{Signature, SignedRecord};
-use mesh_proto::verify::VerifiedMap;
-use mesh_proto::view::View;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{Peer, Proof};
+use mesh_proto::trust::audit_log::{LogHead, LogPage, RawEntry, Roll, Told};
+use mesh_proto::trust::signed_record::{Signature, SignedRecord};
+use mesh_proto::verifier::VerifiedMap;
 
 use super::*;
 use crate::board::Board;

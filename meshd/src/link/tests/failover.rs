@@ -1,7 +1,7 @@
 //! From one coordinator to another: whom a map names, and how soon the next is tried.
 
-use mesh_proto::netmap::{Coordinator, Mesh};
-use mesh_proto::record::NextKey;
+use mesh_proto::model::netmap::{Coordinator, Mesh};
+use mesh_proto::trust::signed_record::NextKey;
 
 use super::*;
 

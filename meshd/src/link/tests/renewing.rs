@@ -1,6 +1,6 @@
 //! Another identity key: whenever the node is killed, whatever is answered, one key is good and the node finds it.
 
-use mesh_proto::succession::Succession;
+use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::wire::Renewal;
 use tokio::task::JoinSet;
 

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::base::id::NodeId;
 use crate::bench::{BODY, Runs};
-use crate::id::NodeId;
 
 const RUN: u32 = 7;
 const BYTES: usize = 1400;

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::access::Question;
-use crate::id::ServiceKey;
-use crate::netmap::NetMap;
+use crate::base::id::ServiceKey;
+use crate::dataplane::policy_index::Question;
+use crate::dataplane::view::View;
+use crate::model::netmap::NetMap;
 use crate::packet::{TCP, UDP};
-use crate::plan::sight::{Level, Sight};
-use crate::view::View;
+use crate::plan::visibility::{Level, Sight};
 
 /// The map of one node with all nodes, services and rules.
 fn whole(world: &World, node: &NodeName) -> Option<NetMap> {
@@ -36,7 +36,7 @@ fn addresses(record: &NodeRecord) -> Vec<Flat> {
 }
 
 fn compile(map: NetMap) -> View {
-    View::compile(crate::verify::VerifiedMap::by_hand(map))
+    View::compile(crate::verifier::VerifiedMap::by_hand(map))
 }
 
 proptest! {

@@ -2,11 +2,11 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::addr::is_forbidden;
-use mesh_proto::id::ServiceKey;
-use mesh_proto::netmap::{Backend, Service, ServicePort};
+use mesh_proto::base::addr::is_forbidden;
+use mesh_proto::base::id::ServiceKey;
+use mesh_proto::dataplane::verdict::{Drop, Refuse, Verdict};
+use mesh_proto::model::netmap::{Backend, Service, ServicePort};
 use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
-use mesh_proto::verdict::{Drop, Refuse, Verdict};
 
 use super::{End, Flow, Model, Outcome, drops, ends, refuses};
 use crate::packet::{ACK, Body, FIN, Packet, RST, SYN};

@@ -1,0 +1,221 @@
+//! The reserved UDP port between node addresses inside the tunnel: probes of the round trip, and the frames of a
+//! measurement (`bench`). The engine answers by itself; nothing of it reaches the kernel, and no rule is needed.
+//!
+//! ```text
+//! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
+//!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end
+//!                                                         3, 4    see `bench`
+//!                                                         5       agreements: in tunnels of their own, not here
+//! ```
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use super::Engine;
+use crate::base::addr::Flat;
+use crate::base::clock::Timestamp;
+use crate::base::id::NodeId;
+use crate::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
+use crate::dataplane::verdict::{Drop, Verdict};
+use crate::packet::{FiveTuple, Header, Kind, UDP};
+use crate::trust::audit_log::Told;
+
+/// The reserved UDP port.
+pub const PROBE_PORT: u16 = 51999;
+
+/// Bytes of the headers before a body.
+const HEADERS: usize = 28;
+/// Bytes before what follows the kind.
+pub const RESERVED: usize = HEADERS + 6;
+/// Bytes of a probe.
+const PROBE: usize = HEADERS + 16 + Told::BYTES;
+const ASK: u8 = 1;
+const ANSWER: u8 = 2;
+/// An answer that took longer than this is of no use.
+const LATEST_MICROS: u64 = 10_000_000;
+
+impl Engine {
+    /// Builds a probe for a peer into `reply`. Says whether the peer is known.
+    pub fn probe(&mut self, to: NodeId, now: Timestamp) -> bool {
+        self.replies.clear();
+        let own = self.view.address();
+        let Some(peer) = self.view.peer(to).map(|peer| peer.address) else {
+            return false;
+        };
+        let told = self.told;
+        self.replies.make(now, |out| build(out, own, peer, ASK, now.as_micros(), told))
+    }
+
+    /// Says whether a packet belongs to the reserved port between nodes.
+    pub(super) fn is_probe(&self, tuple: &FiveTuple) -> bool {
+        let nodes = self.view.range().nodes();
+        tuple.destination_port == PROBE_PORT && nodes.contains(&tuple.destination)
+    }
+
+    /// Makes the packets of a measurement for a peer, of that many bytes each, headers included, but no smaller than
+    /// a frame and no larger than what the way takes; `None` for a peer that the map does not name.
+    pub fn bench_packet(&self, to: NodeId, bytes: usize) -> Option<BenchPacket> {
+        let peer = self.view.peer(to)?.address;
+        let most = usize::from(self.view.mtu(to).min(self.mtu));
+        let mut packet = vec![0; bytes.min(most).max(SMALLEST_BENCH)];
+        headers(&mut packet, self.view.address(), peer);
+        Some(BenchPacket(packet))
+    }
+
+    /// Builds the next report that a peer's measurement is owed into `reply`. Says whom to send it to. The process's
+    /// CPU time is asked for only if there is one.
+    pub fn bench_report(&mut self, cpu: impl FnOnce() -> Duration, now: Timestamp) -> Option<NodeId> {
+        let (peer, report) = self.runs.next_report(cpu, now)?;
+        let (own, address) = (self.view.address(), self.view.peer(peer)?.address);
+        self.replies.put(|out| {
+            let Some(out) = out.get_mut(..SMALLEST_BENCH) else { return 0 };
+            headers(out, own, address);
+            if let Some(body) = out[HEADERS..].first_chunk_mut() {
+                report.write(body);
+            }
+            SMALLEST_BENCH
+        });
+        Some(peer)
+    }
+
+    /// Returns when `bench_report` has one; `None` if none is owed.
+    pub fn bench_timeout(&self) -> Option<Timestamp> {
+        self.runs.poll_timeout()
+    }
+
+    /// Returns the report that `Verdict::Reported` tells of.
+    pub fn reported(&self) -> &Report {
+        &self.reported
+    }
+
+    /// Answers a peer's probe, takes its answer to ours, counts its measurement, or takes its account of ours.
+    pub(super) fn answer_probe(&mut self, from: NodeId, bytes: &[u8], header: &Header, now: Timestamp) -> Verdict {
+        let bad = Verdict::Drop(Drop::BadProbe);
+        let peer = Flat(header.tuple.source);
+        let own = self.view.address();
+        let between_nodes = self.view.peer(from).is_some_and(|p| p.address == peer)
+            && Flat(header.tuple.destination) == own
+            && header.tuple.source_port == PROBE_PORT;
+        let whole = bytes.get(header.header_len + 8..header.total_len).filter(|_| between_nodes);
+        match whole.and_then(Frame::parse) {
+            Some(Frame::Data(data)) => {
+                self.runs.count(from, &data, header.total_len, now);
+                return Verdict::Counted;
+            }
+            Some(Frame::Report(report)) => {
+                self.reported = report;
+                return Verdict::Reported;
+            }
+            None => {}
+        }
+        let body = whole.and_then(|body| body.first_chunk::<16>());
+        let Some(body) = body.filter(|b| b[..4] == MAGIC && b[4] == VERSION) else {
+            return bad;
+        };
+        let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
+        // A node of an older version says nothing of the log.
+        let said = whole.and_then(|body| Told::read(body[16..].first_chunk()?));
+        let told = self.told;
+        match body[5] {
+            ASK if self.replies.make(now, |out| build(out, own, peer, ANSWER, clock, told)) => {
+                self.heard = said;
+                Verdict::Reply
+            }
+            ANSWER => match now.as_micros().checked_sub(clock) {
+                Some(micros) if micros <= LATEST_MICROS => {
+                    self.heard = said;
+                    Verdict::RoundTrip(micros as u32)
+                }
+                Some(_) | None => bad,
+            },
+            _ => bad,
+        }
+    }
+}
+
+/// Bytes of the smallest packet of a measurement.
+pub const SMALLEST_BENCH: usize = HEADERS + BODY;
+
+/// A packet of a measurement, to be sent again and again with another frame at its start.
+#[derive(Debug)]
+pub struct BenchPacket(Vec<u8>);
+
+impl BenchPacket {
+    /// Returns the packet with a frame.
+    pub fn with(&mut self, data: &Data) -> &[u8] {
+        if let Some(body) = self.0[HEADERS..].first_chunk_mut() {
+            data.write(body);
+        }
+        &self.0
+    }
+
+    /// Returns its length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<Told>) -> usize {
+    let Some(out) = out.get_mut(..PROBE) else {
+        return 0;
+    };
+    out.fill(0);
+    headers(out, source, destination);
+    out[28..32].copy_from_slice(&MAGIC);
+    out[32] = VERSION;
+    out[33] = kind;
+    out[36..44].copy_from_slice(&clock.to_be_bytes());
+    if let Some((told, out)) = told.zip(out[44..].first_chunk_mut()) {
+        told.write(out);
+    }
+    PROBE
+}
+
+/// Writes a packet of the reserved port that says nothing but its kind; `out` is as long as the packet is to be.
+/// Says whether it is long enough.
+pub fn write_reserved(out: &mut [u8], source: Flat, destination: Flat, kind: u8) -> bool {
+    if out.len() < RESERVED || out.len() > usize::from(u16::MAX) {
+        return false;
+    }
+    headers(out, source, destination);
+    out[HEADERS..HEADERS + 4].copy_from_slice(&MAGIC);
+    out[HEADERS + 4] = VERSION;
+    out[HEADERS + 5] = kind;
+    true
+}
+
+/// Reads a packet of the reserved port: its kind, and what follows; `None` if it is none.
+pub fn read_reserved(packet: &[u8]) -> Option<(u8, &[u8])> {
+    let header = Header::parse(packet).ok()?;
+    let ours = header.kind == Kind::Udp && !header.first_fragment && header.tuple.destination_port == PROBE_PORT;
+    let body = packet.get(header.header_len + 8..header.total_len).filter(|_| ours)?;
+    let (start, rest) = body.split_first_chunk::<6>()?;
+    (start[..4] == MAGIC && start[4] == VERSION).then_some((start[5], rest))
+}
+
+/// Writes the IPv4 and UDP headers of a packet between two nodes, as long as `out`, which must hold `HEADERS`.
+fn headers(out: &mut [u8], source: Flat, destination: Flat) {
+    let length = out.len() as u16;
+    out[..HEADERS].fill(0);
+    out[0] = 0x45;
+    out[2..4].copy_from_slice(&length.to_be_bytes());
+    out[6] = 0x40;
+    out[8] = 64;
+    out[9] = UDP;
+    out[12..16].copy_from_slice(&Ipv4Addr::octets(&source.0));
+    out[16..20].copy_from_slice(&Ipv4Addr::octets(&destination.0));
+    let sum = header_sum(&out[..20]);
+    out[10..12].copy_from_slice(&sum.to_be_bytes());
+    out[20..22].copy_from_slice(&PROBE_PORT.to_be_bytes());
+    out[22..24].copy_from_slice(&PROBE_PORT.to_be_bytes());
+    // The UDP checksum stays 0, "none" (RFC 768): the tunnel authenticates every byte.
+    out[24..26].copy_from_slice(&(length - 20).to_be_bytes());
+}
+
+/// RFC 1071 over the 20 bytes of a header whose checksum field is 0.
+fn header_sum(header: &[u8]) -> u16 {
+    let words = header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !(((folded & 0xffff) + (folded >> 16)) as u16)
+}

@@ -1,0 +1,10 @@
+//! The way of a packet: from a compiled map to one fate for each.
+
+pub mod balancer;
+pub mod engine;
+pub mod explain;
+pub mod flow;
+pub mod policy_index;
+pub mod translate;
+pub mod verdict;
+pub mod view;

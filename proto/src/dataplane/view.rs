@@ -1,0 +1,193 @@
+//! The View: a NetMap compiled for look-ups. Immutable; every lane reads the same one.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use crate::base::addr::{Flat, MeshRange, Real};
+use crate::base::hash::OwnMap;
+use crate::base::id::{NodeId, NodeName, Revision, ServiceKey};
+use crate::base::lpm::PrefixTable;
+use crate::dataplane::balancer::Balancer;
+use crate::dataplane::policy_index::Access;
+use crate::model::netmap::{NetMap, Peer, Service, ServicePort};
+use crate::verifier::VerifiedMap;
+
+/// A NetMap compiled for look-ups.
+#[derive(Debug)]
+pub struct View {
+    netmap: Arc<NetMap>,
+    names: BTreeMap<NodeId, NodeName>,
+    mtus: OwnMap<NodeId, u16>,
+    owners: PrefixTable<Owner>,
+    by_vip: OwnMap<Ipv4Addr, usize>,
+    named: OwnMap<Ipv4Addr, ServiceKey>,
+    services: Vec<ServiceView>,
+    access: Access,
+}
+
+/// Who carries a flat address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// This node.
+    Own,
+    /// Another node.
+    Peer(NodeId),
+}
+
+/// A service, compiled.
+#[derive(Debug)]
+pub struct ServiceView {
+    /// Its full name.
+    pub key: ServiceKey,
+    /// Which backend takes the next connection.
+    pub balancer: Balancer,
+    ports: Vec<ServicePort>,
+}
+
+impl View {
+    /// Compiles a map; every account of connections starts anew.
+    pub fn compile(map: VerifiedMap) -> Self {
+        Self::build(map, None)
+    }
+
+    /// Compiles a map and keeps the accounts of services whose backends did not change, so that
+    /// weights stay exact across revisions.
+    pub fn compile_after(map: VerifiedMap, previous: &Self) -> Self {
+        Self::build(map, Some(previous))
+    }
+
+    fn build(map: VerifiedMap, previous: Option<&Self>) -> Self {
+        let netmap = Arc::clone(map.netmap());
+        let mut owners = PrefixTable::default();
+        let host = |address: Flat| Ipv4Net::from(address.0);
+        owners.insert(host(netmap.node.address), Owner::Own);
+        for block in &netmap.node.blocks {
+            owners.insert(block.flat, Owner::Own);
+        }
+        let (mut names, mut mtus) = (BTreeMap::new(), OwnMap::default());
+        for (name, peer) in &netmap.peers {
+            names.insert(peer.id, name.clone());
+            mtus.insert(peer.id, peer.mtu.max(MIN_MTU));
+            owners.insert(host(peer.address), Owner::Peer(peer.id));
+            for &block in &peer.blocks {
+                owners.insert(block, Owner::Peer(peer.id));
+            }
+        }
+        let mut by_vip = OwnMap::default();
+        let mut services = Vec::new();
+        for (key, service) in &netmap.services {
+            by_vip.insert(service.vip.0, services.len());
+            let before = previous.and_then(|view| view.service_by_key(key));
+            let balancer = Balancer::new(service, before.map(|s| &s.balancer));
+            services.push(ServiceView { key: key.clone(), balancer, ports: service.ports.clone() });
+        }
+        let named = netmap.names.iter().map(|(key, vip)| (vip.0, key.clone())).collect();
+        let access = Access::compile(&netmap);
+        Self { netmap, names, mtus, owners, by_vip, named, services, access }
+    }
+
+    /// Returns the map that this view was compiled from.
+    pub fn netmap(&self) -> &Arc<NetMap> {
+        &self.netmap
+    }
+
+    /// Returns the map's revision.
+    pub fn revision(&self) -> Revision {
+        self.netmap.revision
+    }
+
+    /// Returns the mesh range.
+    pub fn range(&self) -> MeshRange {
+        self.netmap.mesh.range
+    }
+
+    /// Returns this node's own address.
+    pub fn address(&self) -> Flat {
+        self.netmap.node.address
+    }
+
+    /// Returns a peer's name.
+    pub fn peer_name(&self, id: NodeId) -> Option<&NodeName> {
+        self.names.get(&id)
+    }
+
+    /// Returns a peer.
+    pub fn peer(&self, id: NodeId) -> Option<&Peer> {
+        self.names.get(&id).and_then(|name| self.netmap.peers.get(name))
+    }
+
+    /// Returns who carries a flat address: the longest prefix of the whole mesh decides, not a list per peer.
+    pub fn owner(&self, address: Flat) -> Option<Owner> {
+        self.owners.find(address.0).copied()
+    }
+
+    /// Returns the flat image of an address behind this node; the node's own address is its own image.
+    pub fn flat(&self, real: Real) -> Option<Flat> {
+        if real.0 == self.netmap.node.address.0 {
+            return Some(self.netmap.node.address);
+        }
+        self.netmap.node.blocks.iter().find_map(|block| block.to_flat(real))
+    }
+
+    /// Returns the address behind this node that a flat one is the image of.
+    pub fn real(&self, flat: Flat) -> Option<Real> {
+        if flat == self.netmap.node.address {
+            return Some(Real(flat.0));
+        }
+        self.netmap.node.blocks.iter().find_map(|block| block.to_real(flat))
+    }
+
+    /// Says whether an address belongs to the part of the range that VIPs are taken from.
+    pub fn is_vip(&self, address: Ipv4Addr) -> bool {
+        self.range().vips().contains(&address)
+    }
+
+    /// Returns the service at a VIP.
+    pub fn service_by_vip(&self, vip: Ipv4Addr) -> Option<(usize, &ServiceView)> {
+        self.by_vip.get(&vip).map(|&index| (index, &self.services[index]))
+    }
+
+    /// Returns the name of a VIP, of services too that this node may neither call nor serve.
+    pub fn name_of_vip(&self, vip: Ipv4Addr) -> Option<&ServiceKey> {
+        self.service_by_vip(vip).map(|(_, service)| &service.key).or_else(|| self.named.get(&vip))
+    }
+
+    /// Returns a service by name.
+    pub fn service_by_key(&self, key: &ServiceKey) -> Option<&ServiceView> {
+        let service = self.netmap.services.get(key)?;
+        self.service_by_vip(service.vip.0).map(|(_, view)| view)
+    }
+
+    /// Returns what may call what.
+    pub fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Returns the largest packet that may go to a peer, in bytes.
+    pub fn mtu(&self, peer: NodeId) -> u16 {
+        self.mtus.get(&peer).copied().unwrap_or(DEFAULT_MTU)
+    }
+
+    /// Returns the name of the service at a place in the map.
+    pub fn service_key(&self, index: usize) -> Option<&ServiceKey> {
+        self.services.get(index).map(|service| &service.key)
+    }
+
+    /// Returns a service by its place in the map.
+    pub fn service(&self, index: usize) -> Option<&Service> {
+        self.services.get(index).and_then(|service| self.netmap.services.get(&service.key))
+    }
+
+    /// Returns the port of a service that callers dial, with its service.
+    pub fn port(&self, index: usize, protocol: u8, port: u16) -> Option<&ServicePort> {
+        self.services.get(index)?.ports.iter().find(|p| p.transport.number() == protocol && p.port == port)
+    }
+}
+
+/// What a peer takes that said nothing: 1500 less the outer IPv6, UDP and WireGuard headers, in bytes.
+pub const DEFAULT_MTU: u16 = 1420;
+/// No way is narrower, whatever a peer says (RFC 791's 576), in bytes.
+pub const MIN_MTU: u16 = 576;

@@ -1,0 +1,3 @@
+//! Names: which question has which answer.
+
+pub mod zone;

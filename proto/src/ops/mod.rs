@@ -1,0 +1,3 @@
+//! What people who run a mesh read: the documents of status.
+
+pub mod status;

@@ -1,0 +1,496 @@
+//! What meshd tells people and programs about itself: the JSON documents of its control socket.
+//!
+//! `-o json` prints exactly what the socket answers. Every document carries a `schema`; within one schema,
+//! fields are added and never renamed or removed, so readers ignore what they do not know.
+
+mod bench;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::addr::{BlockMap, Flat, MeshRange};
+use crate::base::id::{IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
+use crate::model::netmap::Transport;
+use crate::trust::audit_log::Told;
+use crate::trust::network_lock::Member;
+
+pub use bench::{BENCH, Bench, BenchPhase, Cpu, RoundTrips};
+
+/// The schema of `Status`.
+pub const STATUS: &str = "meshd.status/1";
+/// The schema of `Peers`.
+pub const PEERS: &str = "meshd.peers/1";
+/// The schema of `Services`.
+pub const SERVICES: &str = "meshd.services/1";
+/// The schema of `Resolve`.
+pub const RESOLVE: &str = "meshd.resolve/1";
+/// The schema of `Why`.
+pub const WHY: &str = "meshd.why/1";
+/// The schema of `Flows`.
+pub const FLOWS: &str = "meshd.flows/1";
+/// The schema of `Check`.
+pub const CHECK: &str = "meshd.check/1";
+/// The schema of `Lock`.
+pub const LOCK: &str = "meshd.lock/1";
+/// The schema of `Done`.
+pub const DONE: &str = "meshd.done/1";
+/// The schema of `Failure`.
+pub const ERROR: &str = "meshd.error/1";
+
+/// Everything meshd knows of itself: `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// `STATUS`.
+    pub schema: String,
+    /// The version of the running meshd.
+    pub version: String,
+    /// How it is, in a word.
+    pub state: Health,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Who it is in the mesh; absent until it has joined.
+    pub node: Option<Node>,
+    /// Its control channel.
+    pub coordinator: Coordinator,
+    /// The other nodes, by name.
+    pub peers: Vec<Peer>,
+    /// The services, by namespace and name.
+    pub services: Vec<Service>,
+    /// Packets refused or dropped since the start, by reason.
+    pub drops: BTreeMap<String, u64>,
+    /// What the operator should know, each with what to do about it.
+    pub warnings: Vec<String>,
+    /// The worker threads.
+    pub lanes: Vec<Lane>,
+    /// The flow table.
+    pub flows: FlowCount,
+    /// The node's own services.toml.
+    pub file: File,
+}
+
+/// How a node is, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// It has not joined a mesh.
+    NotJoined,
+    /// It forwards, and nothing stands in the way.
+    Ok,
+    /// It does not forward, or something stands in the way: see `warnings`.
+    Degraded,
+    /// A word that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Who a node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// The mesh.
+    pub mesh: MeshName,
+    /// The range of all mesh addresses.
+    pub range: MeshRange,
+    /// Its pod blocks and their images.
+    pub blocks: Vec<BlockMap>,
+    /// Its DNS address.
+    pub dns: Flat,
+    /// Whether masquerading cannot erase its pods' addresses.
+    pub guarded: bool,
+    /// Whether its tunnels have preshared keys.
+    #[serde(default)]
+    pub preshared: Preshared,
+}
+
+/// How a node stands to preshared keys, in a word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preshared {
+    /// It has none with anybody.
+    Off,
+    /// It was switched on or off, and the coordinator does not know yet: it has those that it has.
+    Waits,
+    /// It makes them, and speaks plain WireGuard with peers that may not have heard of it.
+    Begins,
+    /// It has one with every peer that can have one.
+    On,
+    /// A word that this version does not know, or none by a version that did not say.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// The control channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coordinator {
+    /// Whether it is up.
+    pub connected: bool,
+    /// The revision in force on this node.
+    pub revision: Revision,
+    /// The coordinator's address, of the channel that is up or was tried last.
+    pub address: Option<String>,
+    /// Seconds since the coordinator was last heard.
+    pub last_heard_s: Option<u64>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+    /// How many records of peers this node refused since it started.
+    #[serde(default)]
+    pub records_refused: u64,
+    /// The key that has to have signed for every peer, if this node ever saw the mesh locked.
+    #[serde(default)]
+    pub lock: Option<IdentityKey>,
+    /// The last entry of the coordinator's log of operations that this node was told of.
+    #[serde(default)]
+    pub log: Option<Told>,
+    /// How often the log was not what it should be, since the start: see `warnings`.
+    #[serde(default)]
+    pub log_alarms: u64,
+}
+
+/// How the mesh is locked: `GET /v1/lock`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// `LOCK`.
+    pub schema: String,
+    /// The mesh.
+    pub mesh: MeshName,
+    /// The key that has to have signed for every peer of this node; none if it never saw one.
+    pub lock: Option<IdentityKey>,
+    /// This node.
+    pub node: NodeName,
+    /// Its own key, for whoever signs to compare.
+    pub identity: IdentityKey,
+    /// Nodes that wait for a signature, as the coordinator tells it.
+    pub waiting: Vec<Member>,
+    /// Admitted nodes that need another signature before they may change their identity again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aged: Vec<Member>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// Where its packets go; absent until something answered.
+    pub endpoint: Option<SocketAddr>,
+    /// The round trip through the tunnel, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// How often it was measured since meshd started.
+    #[serde(default)]
+    pub rtt_count: u64,
+    /// Seconds since the last handshake.
+    pub last_handshake_s: Option<u64>,
+    /// Whether packets to it are sealed with a preshared key that the two made by ML-KEM-768.
+    #[serde(default)]
+    pub post_quantum: bool,
+    /// Bytes received through the tunnel.
+    pub rx_bytes: u64,
+    /// Bytes sent through the tunnel.
+    pub tx_bytes: u64,
+}
+
+/// A service as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its bare name.
+    pub name: ServiceName,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its address in the mesh.
+    pub vip: Flat,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Its live backends.
+    pub backends: Vec<Backend>,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name, where the service has several.
+    pub name: Option<String>,
+    /// Its protocol.
+    pub transport: Transport,
+    /// What callers dial.
+    pub port: u16,
+    /// What backends listen on.
+    pub target: u16,
+}
+
+/// A backend of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its name in the file; where it has none, its node's.
+    pub name: String,
+    /// The node that carries it.
+    pub node: NodeName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// Its share of new connections.
+    pub weight: u32,
+    /// Connections from this node to it that are alive.
+    pub connections: u64,
+}
+
+/// A worker thread. Its counts begin at the start of the daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Its number.
+    pub lane: usize,
+    /// Packets read from the interface; a super-packet counts as the packets that it was split into.
+    pub tun_rx_packets: u64,
+    /// Their bytes, a super-packet's headers once.
+    #[serde(default)]
+    pub tun_rx_bytes: u64,
+    /// Super-packets among them.
+    #[serde(default)]
+    pub tun_rx_super_packets: u64,
+    /// Packets that these were split into.
+    #[serde(default)]
+    pub tun_rx_super_segments: u64,
+    /// Packets written to the interface; a super-packet counts as the packets that it was gathered from.
+    pub tun_tx_packets: u64,
+    /// Their bytes, a super-packet's headers once.
+    #[serde(default)]
+    pub tun_tx_bytes: u64,
+    /// Super-packets among them.
+    #[serde(default)]
+    pub tun_tx_super_packets: u64,
+    /// Packets that these were gathered from.
+    #[serde(default)]
+    pub tun_tx_super_segments: u64,
+    /// Super-packets that the kernel refused, so that their packets went singly.
+    #[serde(default)]
+    pub tun_fallbacks: u64,
+    /// Datagrams received.
+    pub udp_rx_packets: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub udp_rx_bytes: u64,
+    /// Messages in which the kernel had joined several datagrams.
+    #[serde(default)]
+    pub udp_rx_super_packets: u64,
+    /// Datagrams in these.
+    #[serde(default)]
+    pub udp_rx_super_segments: u64,
+    /// Datagrams that the kernel dropped because the receive buffer was full.
+    #[serde(default)]
+    pub udp_rx_overflows: u64,
+    /// Datagrams sent.
+    pub udp_tx_packets: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub udp_tx_bytes: u64,
+    /// Messages that the kernel divided into several datagrams.
+    #[serde(default)]
+    pub udp_tx_super_packets: u64,
+    /// Datagrams in these.
+    #[serde(default)]
+    pub udp_tx_super_segments: u64,
+    /// Messages of several datagrams that the kernel refused, so that they went singly.
+    #[serde(default)]
+    pub udp_fallbacks: u64,
+    /// Data messages that did not authenticate, or that were seen before.
+    #[serde(default)]
+    pub decrypt_failures: u64,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// Packets that lane 0 sent for it, because it had no session.
+    #[serde(default)]
+    pub handovers: u64,
+    /// What the kernel does for it, and what it was not asked to do or cannot: `tun_tcp`, `tun_udp` (super-packets on the
+    /// interface), `udp_segment`, `udp_gro` (several datagrams per message).
+    #[serde(default)]
+    pub offloads: BTreeMap<String, bool>,
+    /// Packets refused or dropped, by reason; reasons never met are absent.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// How full the flow table is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCount {
+    /// Entries in use.
+    pub used: usize,
+    /// Entries it can hold.
+    pub slots: usize,
+}
+
+/// The state of a configuration file that is watched.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Its path.
+    pub path: String,
+    /// Whether the file on disk is the one in force.
+    pub in_force: bool,
+    /// What is wrong with the file on disk.
+    pub error: Option<String>,
+    /// Seconds for which it has been wrong.
+    pub error_age_s: Option<u64>,
+}
+
+/// `GET /v1/peers`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Peers {
+    /// `PEERS`.
+    pub schema: String,
+    /// The other nodes, by name.
+    pub peers: Vec<Peer>,
+}
+
+/// `GET /v1/services`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Services {
+    /// `SERVICES`.
+    pub schema: String,
+    /// The services, by namespace and name.
+    pub services: Vec<Service>,
+}
+
+/// `GET /v1/resolve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve {
+    /// `RESOLVE`.
+    pub schema: String,
+    /// What was asked.
+    pub name: String,
+    /// The addresses; empty if the name exists without one.
+    pub addresses: Vec<Ipv4Addr>,
+    /// What the name is: `service`, `node`.
+    pub kind: String,
+    /// The full name.
+    pub full_name: String,
+}
+
+/// `GET /v1/why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why {
+    /// `WHY`.
+    pub schema: String,
+    /// Who calls, as asked.
+    pub source: String,
+    /// The caller's address that was judged.
+    pub source_address: Ipv4Addr,
+    /// What is called, as asked.
+    pub destination: String,
+    /// The called address that was judged.
+    pub destination_address: Ipv4Addr,
+    /// The protocol's name.
+    pub transport: String,
+    /// The port, 0 where the protocol has none.
+    pub port: u16,
+    /// Whether packets get through.
+    pub allowed: bool,
+    /// `forward`, `deliver`, or the reason why it is refused or dropped.
+    pub verdict: String,
+    /// The engine's steps, in order, up to the one that decided.
+    pub steps: Vec<Step>,
+    /// The rule that allows it.
+    pub rule: Option<RuleAt>,
+    /// The rule that is missing, as the operator would write it.
+    pub missing: Option<String>,
+    /// The backend that the next connection would get.
+    pub backend: Option<WhyBackend>,
+    /// The node that it would go to.
+    pub peer: Option<NodeName>,
+}
+
+/// One step of the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name.
+    pub name: String,
+    /// What came of it.
+    pub outcome: String,
+    /// Whether the packet went on.
+    pub ok: bool,
+}
+
+/// Where a rule stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleAt {
+    /// The file.
+    pub file: String,
+    /// The line.
+    pub line: u32,
+}
+
+/// A backend that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyBackend {
+    /// The node that carries it.
+    pub node: NodeName,
+    /// Its address in the mesh.
+    pub address: Flat,
+    /// The port it listens on.
+    pub port: u16,
+}
+
+/// `GET /v1/flows`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// `FLOWS`.
+    pub schema: String,
+    /// The live flows, bounded by the table's size.
+    pub flows: Vec<Flow>,
+}
+
+/// A live flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The protocol's name.
+    pub transport: String,
+    /// Who called, `address:port`.
+    pub source: String,
+    /// What was dialled, `address:port`.
+    pub destination: String,
+    /// Where it goes, `address:port`.
+    pub backend: String,
+    /// The other node; absent for a flow that stays on this node.
+    pub peer: Option<NodeName>,
+    /// Seconds since its last packet.
+    pub idle_s: u64,
+}
+
+/// What `meshd check` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// `CHECK`.
+    pub schema: String,
+    /// What will not work, each with what to do.
+    pub errors: Vec<String>,
+    /// What may not work as expected, each with what to do.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to a command that changes something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// `DONE`.
+    pub schema: String,
+    /// What was done, in sentences.
+    pub done: Vec<String>,
+}
+
+/// Why a request was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `ERROR`.
+    pub schema: String,
+    /// A word for programs: `not_joined`, `not_found`, `malformed`, `forbidden`, `internal`.
+    pub error: String,
+    /// A sentence for people that ends with what to do.
+    pub message: String,
+}

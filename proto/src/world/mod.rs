@@ -1,0 +1,273 @@
+//! The world: all that is true of the mesh at one revision, and the planner's only input.
+//!
+//! A value, not a service: the registry makes the next one from a copy, and whoever holds an older one keeps
+//! a consistent picture. Copies are cheap (the maps are shared), so that many sessions and the history can
+//! hold one each.
+//!
+//! ```text
+//!   services.toml ─▶ services, vips          joins, reports ─▶ nodes          allocate ─▶ pool
+//!                          └──────────────────────┴── World ──┴─▶ plan(&world, node) ─▶ NetMap
+//! ```
+
+pub mod allocate;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::base::addr::{BlockMap, Flat};
+pub use crate::base::clock::UnixTime;
+use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
+use crate::model::netmap::{LaneInfo, Mesh};
+use crate::services::{Services, Site};
+use crate::trust::audit_log::{LogHead, Roll, Told};
+use crate::trust::identity_rotation::Succession;
+use crate::trust::network_lock::{Member, Subject};
+use crate::trust::signed_record::{Epoch, Signature, SignedRecord};
+use crate::world::allocate::Pool;
+
+/// All that is true of the mesh at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub struct World {
+    /// Its number.
+    pub revision: Revision,
+    /// The mesh's name, range and domains.
+    pub mesh: Mesh,
+    /// The services.toml in force.
+    pub services: Arc<Services>,
+    /// The path of that file, as the operator wrote it; empty before there was one.
+    pub file: Arc<str>,
+    /// The number of the history that the revision counts in: each restore begins another.
+    pub epoch: Epoch,
+    /// The last entry of the log of operations.
+    pub head: LogHead,
+    /// The members, and the static nodes of the file.
+    pub nodes: Arc<BTreeMap<NodeName, Arc<NodeRecord>>>,
+    /// The number and address of every service of the file.
+    pub vips: Arc<BTreeMap<ServiceKey, Vip>>,
+    /// What was given out and may be given out next.
+    pub pool: Arc<Pool>,
+    members: Arc<BTreeMap<IdentityKey, NodeName>>,
+}
+
+/// A node: a member that joined with a token, or a static one of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its durable number.
+    pub id: NodeId,
+    /// What it proves itself by on the control channel; `None` for a static node, which has none.
+    pub identity: Option<IdentityKey>,
+    /// Its site.
+    pub site: SiteName,
+    /// Its own address.
+    pub address: Flat,
+    /// Its pod blocks that were accepted, ordered by `real`.
+    pub blocks: Vec<BlockMap>,
+    /// What it says of itself, as far as it was accepted: `pods` are those of `blocks`.
+    pub facts: NodeFacts,
+    /// The address that the coordinator last saw it at.
+    pub observed: Option<IpAddr>,
+    /// The services that its tokens allow it to serve, in order.
+    pub grants: Vec<ServiceKey>,
+    /// The public half of the token that it last joined with.
+    pub token: Option<String>,
+    /// When it first joined.
+    pub joined_at: UnixTime,
+    /// When an ephemeral node was last heard of, to some minutes; none for all others, which stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contact: Option<UnixTime>,
+    /// The lock's signature that admits it; none while it waits for one, or while there is no lock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub countersigned: Option<Signature>,
+    /// How it came from former identities to this one, the oldest first; at most `succession::MAX_LINEAGE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lineage: Vec<Succession>,
+}
+
+/// A service's number and address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vip {
+    /// Its durable number.
+    pub id: ServiceId,
+    /// Its address in the mesh.
+    pub address: Flat,
+}
+
+impl NodeRecord {
+    /// Returns what the lock's key signs of it; `None` of a static node without a tunnel key, which there is none of.
+    pub fn member(&self, name: &NodeName) -> Option<Member> {
+        let tunnel = || self.facts.lanes.first().map(|lane| Subject::Tunnel(lane.key));
+        let subject = self.identity.map(Subject::Identity).or_else(tunnel)?;
+        Some(Member { id: self.id, name: name.clone(), site: self.site.clone(), subject })
+    }
+}
+
+impl World {
+    /// Makes the world before anything happened: revision 0, nobody, no services.
+    pub fn new(name: MeshName) -> Self {
+        let services = Services::default();
+        let mesh = Mesh {
+            name,
+            range: services.mesh.range,
+            domains: services.mesh.domains.clone(),
+            coordinators: Vec::new(),
+            lock: None,
+        };
+        Self {
+            revision: Revision::default(),
+            epoch: Epoch::default(),
+            head: LogHead::default(),
+            mesh,
+            services: Arc::new(services),
+            file: "".into(),
+            nodes: Arc::default(),
+            vips: Arc::default(),
+            pool: Arc::default(),
+            members: Arc::default(),
+        }
+    }
+
+    /// Returns the name of the member with this identity.
+    pub fn member(&self, identity: &IdentityKey) -> Option<&NodeName> {
+        self.members.get(identity)
+    }
+
+    /// Returns the last entry of the log, as nodes are told of it.
+    pub fn told(&self) -> Told {
+        Told { epoch: self.epoch.number, head: self.head }
+    }
+
+    /// Returns who belongs to the mesh at this place in the log; not who was expelled.
+    pub fn roll(&self) -> Roll {
+        let members = self.members.keys().copied().collect();
+        let statics = Some(self.statics().collect());
+        Roll { told: self.told(), revision: self.revision, members, statics, ..Roll::default() }
+    }
+
+    /// Returns the tunnel keys of the nodes that have no other key.
+    pub fn statics(&self) -> impl Iterator<Item = TunnelKey> {
+        let statics = self.nodes.values().filter(|node| node.identity.is_none());
+        statics.filter_map(|node| node.facts.lanes.first().map(|lane| lane.key))
+    }
+
+    /// Returns a site of the file.
+    pub fn site(&self, name: &SiteName) -> Option<&Site> {
+        self.services.sites.iter().find(|site| site.name == *name)
+    }
+
+    /// Adds a node, or replaces the one of that name.
+    pub fn insert_node(&mut self, name: NodeName, record: NodeRecord) {
+        self.remove_node(&name);
+        if let Some(identity) = record.identity {
+            Arc::make_mut(&mut self.members).insert(identity, name.clone());
+        }
+        Arc::make_mut(&mut self.nodes).insert(name, Arc::new(record));
+    }
+
+    /// Takes a node out and returns it.
+    pub fn remove_node(&mut self, name: &NodeName) -> Option<Arc<NodeRecord>> {
+        let record = Arc::make_mut(&mut self.nodes).remove(name)?;
+        if let Some(identity) = record.identity {
+            Arc::make_mut(&mut self.members).remove(&identity);
+        }
+        Some(record)
+    }
+
+    /// Says whether this world and another one, made from it or the other way round, lead to the same maps but for
+    /// their revision: the parts that are planned from are shared, or differ only in when nodes were heard of. Cheap;
+    /// may say no of worlds that are alike.
+    pub fn plans_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.vips, &other.vips)
+            && Arc::ptr_eq(&self.services, &other.services)
+            && Arc::ptr_eq(&self.file, &other.file)
+            && self.mesh == other.mesh
+            && self.has_nodes_like(other)
+    }
+
+    fn has_nodes_like(&self, other: &Self) -> bool {
+        let alike = |a: &Arc<NodeRecord>, b: &Arc<NodeRecord>| {
+            // Only a contact makes it worth comparing what is not shared.
+            let is_touch = a.contact.is_some() && a.contact != b.contact;
+            Arc::ptr_eq(a, b) || is_touch && NodeRecord { contact: b.contact, ..NodeRecord::clone(a) } == **b
+        };
+        Arc::ptr_eq(&self.nodes, &other.nodes)
+            || self.nodes.len() == other.nodes.len()
+                && self.nodes.iter().zip(&*other.nodes).all(|(a, b)| a.0 == b.0 && alike(a.1, b.1))
+    }
+
+    /// Says whether a node waits for the lock's signature: nobody else is told of it until then.
+    pub fn waits(&self, node: &NodeRecord) -> bool {
+        let is_locked = self.mesh.lock.as_ref().is_some_and(|lock| lock.key.is_some());
+        is_locked && node.countersigned.is_none()
+    }
+
+    /// Returns the nodes' own addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = Flat> {
+        self.nodes.values().map(|node| node.address)
+    }
+
+    /// Returns the flat images of all pod blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = Ipv4Net> {
+        let blocks = self.nodes.values().flat_map(|node| &node.blocks);
+        blocks.map(|block| block.flat)
+    }
+}
+
+/// What a node says of itself, at the join and whenever it changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its lanes; lane 0 first.
+    pub lanes: Vec<LaneInfo>,
+    /// Its own addresses with lane 0's port, the likeliest first.
+    pub endpoints: Vec<SocketAddr>,
+    /// The pod blocks it claims.
+    pub pods: Vec<Ipv4Net>,
+    /// What its own services.toml offers to serve.
+    pub serve: Vec<ServeOffer>,
+    /// The largest inner packet it takes, in bytes.
+    pub mtu: u16,
+    /// Whether masquerading cannot erase its pods' addresses.
+    pub guarded: bool,
+    /// The version of its meshd, for the operator.
+    pub software: String,
+    /// Grows with every record that the node signs.
+    #[serde(default)]
+    pub sequence: u64,
+    /// Its lanes with the keys that it had before, while it changes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<LaneInfo>,
+    /// The keys at which it agrees on preshared keys with its peers, on lane 0's port: the present one first, while
+    /// they change the former as well; none if it does not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agreement: Vec<TunnelKey>,
+    /// All of this as the node signed it, for its peers to check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<SignedRecord>,
+}
+
+impl NodeFacts {
+    /// Returns the text that a node signs of itself.
+    pub fn text(&self) -> String {
+        let unsigned = Self { signed: None, ..self.clone() };
+        serde_json::to_string(&unsigned).expect("our own types have string keys and no failing parts")
+    }
+
+    /// Reads what a node signed; `None` if this version does not understand it.
+    pub fn of(record: &SignedRecord) -> Option<Self> {
+        let facts: Self = serde_json::from_str(&record.text).ok()?;
+        facts.signed.is_none().then(|| Self { signed: Some(record.clone()), ..facts })
+    }
+}
+
+/// One `[[serve]]` of a node's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeOffer {
+    /// The service it serves.
+    pub service: ServiceKey,
+    /// The port it listens on, if it differs from the service's target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
