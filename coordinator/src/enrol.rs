@@ -11,7 +11,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_proto::base::id::{IdentityKey, NodeName};
-use mesh_proto::plan::Chart;
+use mesh_proto::plan::{self, Chart};
 use mesh_proto::wire::{self, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
@@ -190,7 +190,7 @@ fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
 fn welcome(hub: &Hub, chart: &Chart, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
     let world = chart.world();
     let record = world.nodes.get(&node)?;
-    let mut netmap = chart.netmap(&node)?;
+    let mut netmap = plan::netmap(chart, &node)?;
     netmap.revision = hub.right_until(chart);
     let told = hub.told();
     Some(JoinResponse {

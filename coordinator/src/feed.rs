@@ -16,7 +16,7 @@ use axum::body::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
-use mesh_proto::plan::Chart;
+use mesh_proto::plan::{self, Chart};
 use mesh_proto::wire::WatchEvent;
 use mesh_proto::world::World;
 use tokio::time::{Instant, sleep_until};
@@ -195,7 +195,7 @@ impl Feed {
     }
 
     fn snapshot(&mut self, chart: &Chart) -> Option<Bytes> {
-        let mut netmap = Box::new(chart.netmap(&self.node)?);
+        let mut netmap = Box::new(plan::netmap(chart, &self.node)?);
         netmap.revision = self.hub.right_until(chart);
         self.holds(Held { revision: netmap.revision, settled: chart.revision() });
         line(&WatchEvent::Snapshot { netmap })

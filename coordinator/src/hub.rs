@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::wire::NodeFacts;
-use mesh_proto::world::{UnixTime, World};
+use mesh_proto::world::World;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
 

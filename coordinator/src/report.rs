@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_proto::base::addr::Flat;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, ServiceKey};
 use mesh_proto::plan;
 use mesh_proto::services::{BackendAt, BackendSpec, ServiceSpec};
-use mesh_proto::world::{NodeRecord, UnixTime, World};
+use mesh_proto::world::{NodeRecord, World};
 
 use crate::api;
 use crate::hub::{Hub, now};

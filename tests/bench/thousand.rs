@@ -21,7 +21,7 @@ use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::model::netmap::{LaneInfo, NetMap, Peer, Proof};
 use mesh_proto::trust::signed_record::SignedRecord;
-use mesh_proto::world::NodeFacts;
+use mesh_proto::wire::NodeFacts;
 use mesh_tests::daemon::{Binaries, Daemon, Process, wait_until};
 use mesh_tests::topology::{Network, PORT, Underlay, start_coordinator, token, write_coordinator, write_node};
 use meshd::state::State;

@@ -4,6 +4,7 @@
 
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::model::netmap::NetMap;
+use mesh_proto::plan::netmap;
 use mesh_proto::services;
 use mesh_proto::wire::WatchEvent;
 use tokio::sync::watch;
@@ -75,9 +76,9 @@ async fn a_change_is_encoded_once_for_all_to_whom_it_is_the_same_and_is_nothing_
 
     let line = [head(Revision(9)), a].concat();
     let WatchEvent::Delta { delta } = serde_json::from_slice(&line).unwrap() else { panic!("{line:?}") };
-    let mut held = before.netmap(&name(0)).unwrap();
+    let mut held = netmap(&before, &name(0)).unwrap();
     held.revision = Revision(9);
-    assert_eq!(Some(delta.apply(&held).unwrap()), hub.charts.newest().netmap(&name(0)));
+    assert_eq!(Some(delta.apply(&held).unwrap()), netmap(&hub.charts.newest(), &name(0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,13 +91,13 @@ async fn a_slow_watch_skips_changes_and_one_that_missed_too_many_gets_a_snapshot
     }
     let WatchEvent::Delta { delta } = next(&mut feed).await else { panic!("three changes are one line") };
     let held = delta.apply(&first).unwrap();
-    assert_eq!(Some(&held), hub.charts.newest().netmap(&name(0)).as_ref());
+    assert_eq!(Some(&held), netmap(&hub.charts.newest(), &name(0)).as_ref());
 
     for number in 0..=KEPT {
         weight(&hub, 100 + number).await;
     }
     let resynced = snapshot(&mut feed).await;
-    assert_eq!(Some(resynced), hub.charts.newest().netmap(&name(0)));
+    assert_eq!(Some(resynced), netmap(&hub.charts.newest(), &name(0)));
     assert_eq!(lock(&hub.charts.kept).len(), KEPT, "however slow a watch is");
 }
 

@@ -9,10 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use mesh_proto::base::addr::{FORBIDDEN, overlap};
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFacts};
 use mesh_proto::world::allocate::Owner;
-use mesh_proto::world::{NodeRecord, UnixTime, World};
+use mesh_proto::world::{NodeRecord, World};
 
 use super::Refused;
 use super::renewal::tunnel_keys;

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::model::netmap::Coordinator;
 use mesh_proto::trust::signed_record::NextKey;
-use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use super::Refused;

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, TunnelKey};
 use mesh_proto::trust::join_token::TokenSecret;
-use mesh_proto::world::{NodeRecord, UnixTime, World};
+use mesh_proto::world::{NodeRecord, World};
 
 use super::log::Entry;
 use super::{Applied, Change, Vouched};

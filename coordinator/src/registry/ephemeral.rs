@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
-use mesh_proto::world::{NodeRecord, UnixTime, World};
+use mesh_proto::world::{NodeRecord, World};
 
 use super::state::State;
 

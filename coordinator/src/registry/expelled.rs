@@ -81,10 +81,10 @@ fn former(revoked: &BTreeMap<IdentityKey, Revoked>, present: &[IdentityKey]) -> 
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use mesh_proto::base::clock::UnixTime;
     use mesh_proto::trust::identity_rotation::Succession;
     use mesh_proto::trust::signed_record::Signature;
     use mesh_proto::wire::MAX_LOG;
-    use mesh_proto::world::UnixTime;
 
     use super::*;
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, Revision};
-use mesh_proto::world::UnixTime;
 
 use super::deed::{Actor, Deed};
 use super::log::{self, Entry};

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_proto::base::addr::BlockMap;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::plan::refused_offers;
 use mesh_proto::wire::{JoinRequest, NodeFacts};
+use mesh_proto::world::NodeRecord;
 use mesh_proto::world::allocate::Owner;
-use mesh_proto::world::{NodeRecord, UnixTime};
 
 use super::claims::{self, Claimant};
 use super::state::State;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, Revision};
-use mesh_proto::world::{UnixTime, World};
+use mesh_proto::world::World;
 
 /// What is known of every node that was heard of since the start.
 #[derive(Debug, Default)]

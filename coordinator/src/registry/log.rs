@@ -10,9 +10,9 @@
 //! the rest still verifies.
 
 use aws_lc_rs::digest::{Context, SHA256};
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision, TunnelKey};
 use mesh_proto::trust::audit_log::RawEntry;
-use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use super::OpenError;

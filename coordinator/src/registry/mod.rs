@@ -37,13 +37,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, Revision};
 use mesh_proto::services::Services;
 use mesh_proto::trust::audit_log::RawEntry;
 use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::trust::signed_record::{Epoch, NextKey};
 use mesh_proto::wire::{JoinRequest, NodeFacts, Renewal};
-use mesh_proto::world::{UnixTime, World};
+use mesh_proto::world::World;
 
 use crate::store::{Store, StoreError};
 pub use coordinators::CoordinatorRecord;

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, Revision};
-use mesh_proto::world::UnixTime;
 
 use super::Registry;
 use super::state::{Revoked, State};

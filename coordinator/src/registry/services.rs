@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{MeshName, NodeName, SiteName};
 use mesh_proto::model::netmap::{LaneInfo, Mesh};
 use mesh_proto::services::{Services, StaticNode};
 use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::allocate::{Exhausted, Owner, Pool};
-use mesh_proto::world::{NodeRecord, UnixTime, Vip, World};
+use mesh_proto::world::{NodeRecord, Vip, World};
 
 use super::Refused;
 use super::state::{Accepted, State, mesh};

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, TunnelKey};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::services::Services;
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::world::allocate::Owner;
-use mesh_proto::world::{NodeRecord, UnixTime, World};
+use mesh_proto::world::{NodeRecord, World};
 use serde::{Deserialize, Serialize};
 
 use super::Refused;

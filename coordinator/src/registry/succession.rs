@@ -9,11 +9,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, ancestors};
 use mesh_proto::trust::network_lock::{Member, Subject};
 use mesh_proto::wire::Renewal;
-use mesh_proto::world::{NodeRecord, UnixTime, World};
+use mesh_proto::world::{NodeRecord, World};
 
 use super::join::Speaker;
 use super::state::{Revoked, State};

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use aws_lc_rs::{constant_time, digest};
 use data_encoding::HEXLOWER;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, ServiceKey, SiteName};
 use mesh_proto::trust::join_token::TokenSecret;
-use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use super::Refused;

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::trust::jwt;
 use mesh_proto::wire::NodeFacts;
-use mesh_proto::world::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use super::join::{Newcomer, Speaker};

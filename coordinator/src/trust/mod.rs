@@ -20,9 +20,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rsa::PublicKeyComponents;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use data_encoding::HEXLOWER;
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::trust::jwt::{Jwks, Jwt, MAX_JWKS, PublicKey, Said};
-use mesh_proto::world::UnixTime;
 
 use crate::config::{JwksSource, Trust};
 use crate::hub::lock;

@@ -45,7 +45,7 @@ pub struct NetMap {
     #[serde(default)]
     pub sites: BTreeMap<SiteName, Vec<Ipv4Net>>,
     /// The permissions that concern it, in the order of the file; those that this version understands.
-    #[serde(deserialize_with = "lenient::list")]
+    #[serde(deserialize_with = "forward_compat::list")]
     pub rules: Vec<Rule>,
     /// Sentences for the operator of this node, such as a refused serve offer.
     #[serde(default)]
@@ -201,12 +201,12 @@ pub struct Service {
     /// Its address in the mesh.
     pub vip: Flat,
     /// Its ports; empty only where this version understands none of them.
-    #[serde(deserialize_with = "lenient::list")]
+    #[serde(deserialize_with = "forward_compat::list")]
     pub ports: Vec<ServicePort>,
     /// Its live backends, in a stable order.
     pub backends: Vec<Backend>,
     /// The nodes that may carry one.
-    #[serde(default, deserialize_with = "lenient::map")]
+    #[serde(default, deserialize_with = "forward_compat::map")]
     pub grants: BTreeMap<NodeName, Grant>,
     /// Whether the same client keeps the same backend.
     #[serde(default)]
@@ -334,7 +334,7 @@ pub struct Delta {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sites: Option<BTreeMap<SiteName, Vec<Ipv4Net>>>,
     /// The new rules, if they changed; those that this version understands.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::some_list")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "forward_compat::some_list")]
     pub rules: Option<Vec<Rule>>,
     /// The new warnings, if they changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

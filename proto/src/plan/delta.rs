@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::index::Chart;
-use super::visibility::{Hit, Level, Sight};
+use super::map::netmap_of;
+use super::rule_index::Hit;
+use super::visibility::{Level, Sight, sight, viewers};
 use crate::base::id::{NodeName, ServiceKey, SiteName};
 use crate::model::netmap::Delta;
 
@@ -86,10 +88,10 @@ impl Transition {
         for chart in [&self.old, &self.new] {
             let name = |number: u32| chart.nodes[number as usize].0.clone();
             for node in self.nodes.iter().filter_map(|node| chart.node(node)) {
-                concerned.extend(chart.sight(node).peers.into_iter().map(name));
+                concerned.extend(sight(chart, node).peers.into_iter().map(name));
             }
             for service in self.services.iter().filter_map(|key| chart.service_number(key)) {
-                concerned.extend(chart.viewers(service).into_iter().map(name));
+                concerned.extend(viewers(chart, service).into_iter().map(name));
             }
             if !Arc::ptr_eq(&self.old.world.services, &self.new.world.services) {
                 let offering = chart.nodes.iter().filter(|(_, record)| !record.facts.serve.is_empty());
@@ -102,7 +104,7 @@ impl Transition {
     /// Returns what leads from a node's old map to its new one; `None` if it is not in both charts.
     pub fn delta(&self, node: &NodeName) -> Option<Delta> {
         let (before, after) = (self.old.node(node)?, self.new.node(node)?);
-        let (old, new) = (self.old.sight(before), self.new.sight(after));
+        let (old, new) = (sight(&self.old, before), sight(&self.new, after));
         Some(self.delta_of((before, &old), (after, &new)))
     }
 
@@ -113,7 +115,7 @@ impl Transition {
             return None;
         }
         let (before, after) = (self.old.node(node)?, self.new.node(node)?);
-        let (old, new) = (self.old.sight(before), self.new.sight(after));
+        let (old, new) = (sight(&self.old, before), sight(&self.new, after));
         let record = &self.new.nodes[after as usize].1;
         let told = |chart: &Chart, sight: &Sight| {
             sight.services.keys().any(|&service| chart.services[service as usize].has_warnings())
@@ -137,7 +139,7 @@ impl Transition {
         let reduced = |chart: &Chart, own: u32, sight: &Sight, other: &Sight, peers: &[u32]| {
             let services: BTreeMap<_, _> = self.services_of(chart, sight, other).into_iter().collect();
             let wants_peer = |peer| peers.binary_search(&peer).is_ok();
-            chart.netmap_of(own, sight, wants_peer, |service| services.contains_key(&service))
+            netmap_of(chart, own, sight, wants_peer, |service| services.contains_key(&service))
         };
         let [gone, come] = self.peers_of(old, new);
         let a = reduced(&self.old, before, old, new, &gone);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
-use super::{DEFAULT_WEIGHT, preference, warnings};
+use super::placement::{DEFAULT_WEIGHT, preference, warnings};
 use crate::base::id::ServiceKey;
 use crate::model::netmap::ServicePort;
 use crate::model::rules::{Source, Target};

@@ -1,14 +1,15 @@
 //! A world laid out for planning: who backs what, and which rules name whom, so that a node's map costs what the
 //! node may see and not what the mesh holds.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::{Offers, bounded, offers, peer, placed, preference, refused_offers, tier};
+use super::placement::{Offers, offers, placed, preference, tier};
+use super::rule_index::Rules;
 use crate::base::addr::Flat;
 use crate::base::id::{BackendName, NodeName, Revision, ServiceKey, SiteName};
-use crate::model::netmap::{Backend, Grant, NetMap, OwnNode, Service, ServicePort};
-use crate::plan::visibility::{Level, Rules, Sight};
+use crate::model::netmap::{Backend, Grant, Service, ServicePort};
 use crate::services::{Prefer, ServiceSpec};
 use crate::world::{NodeRecord, Vip, World};
 
@@ -27,7 +28,7 @@ pub struct Chart {
     /// The rules, by whom they name.
     pub(super) rules: Rules,
     /// The addresses of all services, which every map lists.
-    names: Arc<BTreeMap<ServiceKey, Flat>>,
+    pub(super) names: Arc<BTreeMap<ServiceKey, Flat>>,
 }
 
 /// A service and who backs it.
@@ -49,7 +50,7 @@ pub(super) struct Content {
     strict: bool,
     backends: Vec<Instance>,
     grants: BTreeMap<NodeName, Grant>,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Served {
@@ -89,7 +90,10 @@ impl Chart {
             }
         }
         drop(offers);
-        let rules = Rules::index(&world, &nodes, &services);
+        let rules = {
+            let node = |name: &NodeName| number(&nodes, |(other, _)| other.cmp(name));
+            Rules::index(&world, node, |key| number(&services, |other| other.key.cmp(key)))
+        };
         let names = Arc::new(world.vips.iter().map(|(key, vip)| (key.clone(), vip.address)).collect());
         Self { world, nodes, services, backs, sites, rules, names }
     }
@@ -104,73 +108,18 @@ impl Chart {
         self.world.revision
     }
 
-    /// Plans the map of one node: what it may call, who may call it, and the rules on both; `None` if there is no
-    /// such node.
-    pub fn netmap(&self, node: &NodeName) -> Option<NetMap> {
-        let own = self.node(node)?;
-        Some(self.netmap_of(own, &self.sight(own), |_| true, |_| true))
-    }
-
-    /// Plans a map with the peers and services for which it is asked.
-    pub(super) fn netmap_of(
-        &self,
-        own: u32,
-        sight: &Sight,
-        wants_peer: impl Fn(u32) -> bool,
-        wants_service: impl Fn(u32) -> bool,
-    ) -> NetMap {
-        let world = &*self.world;
-        let (name, record) = &self.nodes[own as usize];
-        let is_told = |number: u32| wants_peer(number) && !world.waits(&self.nodes[number as usize].1);
-        let peers = sight.peers.iter().filter(|&&number| is_told(number)).map(|&number| {
-            let (name, record) = &self.nodes[number as usize];
-            (name.clone(), peer(world.mesh.range, record))
-        });
-        let services = sight.services.iter().filter(|&(&number, _)| wants_service(number)).map(|(&number, &level)| {
-            let key = self.services[number as usize].key.clone();
-            (key, self.service(number, &record.site, (level == Level::Own).then_some(name)))
-        });
-        let mut warnings = refused_offers(world, name);
-        if world.waits(record) {
-            warnings.push(waiting(name));
-        }
-        let told = sight.services.keys().flat_map(|&number| &self.services[number as usize].content.warnings);
-        warnings.extend(told.cloned());
-        NetMap {
-            revision: world.revision,
-            epoch: world.epoch.clone(),
-            mesh: world.mesh.clone(),
-            node: OwnNode {
-                id: record.id,
-                name: name.clone(),
-                site: record.site.clone(),
-                address: record.address,
-                blocks: record.blocks.clone(),
-                guarded: record.facts.guarded,
-                sequence: record.facts.sequence,
-            },
-            peers: peers.collect(),
-            services: services.collect(),
-            names: Arc::clone(&self.names),
-            sites: world.services.sites.iter().map(|site| (site.name.clone(), site.pods.clone())).collect(),
-            rules: self.rules.trimmed(&sight.rules),
-            warnings: bounded(warnings),
-        }
-    }
-
     /// Returns a node's number.
     pub(super) fn node(&self, name: &NodeName) -> Option<u32> {
-        let place = self.nodes.binary_search_by(|(other, _)| other.cmp(name)).ok()?;
-        u32::try_from(place).ok()
+        number(&self.nodes, |(other, _)| other.cmp(name))
     }
 
     /// Returns a service's number.
     pub(super) fn service_number(&self, key: &ServiceKey) -> Option<u32> {
-        number_of(&self.services, key)
+        number(&self.services, |other| other.key.cmp(key))
     }
 
     /// Returns a service as nodes of a site see it: all of its backends, or those of one node.
-    fn service(&self, number: u32, site: &SiteName, only: Option<&NodeName>) -> Service {
+    pub(super) fn service(&self, number: u32, site: &SiteName, only: Option<&NodeName>) -> Service {
         let Content { vip, ports, prefer, sticky, strict, backends, grants, warnings: _ } =
             &self.services[number as usize].content;
         let backends = backends.iter().filter(|instance| only.is_none_or(|node| instance.node == *node));
@@ -207,17 +156,9 @@ impl Chart {
     }
 }
 
-/// Tells a node that it is not admitted yet.
-fn waiting(name: &NodeName) -> String {
-    format!(
-        "this node waits for the lock's signature, and no other is told of it until then; run `meshd lock sign {name}` on a node where the lock's key lies, and compare the identity with `meshd lock status` here"
-    )
-}
-
-/// Returns the number of a service among those in order of their keys.
-pub(super) fn number_of(services: &[Served], key: &ServiceKey) -> Option<u32> {
-    let place = services.binary_search_by(|other| other.key.cmp(key)).ok()?;
-    u32::try_from(place).ok()
+/// Returns the number of what is looked for in a list in order.
+fn number<T>(list: &[T], order: impl Fn(&T) -> Ordering) -> Option<u32> {
+    list.binary_search_by(order).ok().and_then(|place| u32::try_from(place).ok())
 }
 
 fn served<'a>(

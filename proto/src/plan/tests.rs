@@ -3,19 +3,23 @@
 mod told;
 mod trimming;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 
+use super::placement::MAX_WARNINGS;
 use super::*;
-use crate::base::addr::BlockMap;
+use crate::base::addr::{BlockMap, Flat};
+use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
 use crate::model::netmap::{Backend, Delta, LaneInfo, ServicePort, Transport};
 use crate::model::rules::Rule;
-use crate::services::{Allow, BackendSpec, Services, Site, SiteKind, Span};
-use crate::world::{NodeFacts, UnixTime, Vip};
+use crate::services::{Allow, BackendAt, BackendSpec, Prefer, ServiceSpec, Services, Site, SiteKind, Span};
+use crate::wire::{NodeFacts, ServeOffer};
+use crate::world::{NodeRecord, Vip};
 
 fn site(name: &str, locality: &str) -> Site {
     Site {

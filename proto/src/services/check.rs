@@ -8,7 +8,7 @@ use crate::model::rules::{Source, Target};
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::model::{Allow, BackendAt, ServiceSpec, Services, Span, StaticNode, Test};
-use super::words::{nearest, suggestion};
+use super::suggest::{nearest, suggestion};
 
 /// Runs the file's own `[[test]]`s against its `[[allow]]` rules.
 ///

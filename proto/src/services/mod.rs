@@ -15,6 +15,7 @@ mod policy;
 mod ports;
 mod serve;
 mod service;
+mod suggest;
 mod syntax;
 mod walk;
 mod words;

@@ -11,8 +11,9 @@ use crate::model::rules::{Source, Target, WordError};
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::model::Span;
+use super::suggest::{nearest, suggestion};
 use super::walk::{Sink, Word};
-use super::words::{RESERVED_NAMES, nearest, suggestion};
+use super::words::RESERVED_NAMES;
 
 /// A service that the file defines, as far as it could be read.
 #[derive(Debug)]

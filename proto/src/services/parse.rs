@@ -8,8 +8,8 @@ use super::codes;
 use super::diagnostic::{Diagnostic, Diagnostics, position};
 use super::model::{ServeSpec, Services, Span};
 use super::names::Names;
+use super::suggest::{nearest, suggestion};
 use super::walk::{Sink, Value, span_of};
-use super::words::{nearest, suggestion};
 use super::{mesh, policy, serve, service, syntax};
 
 /// A services.toml larger than this, in bytes, is refused unread.

@@ -6,8 +6,8 @@ use crate::model::netmap::{ServicePort, Transport};
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::model::Span;
+use super::suggest::{nearest, suggestion};
 use super::walk::{Sink, Table, Value, Word, span_of};
-use super::words::{nearest, suggestion};
 
 const FORMS: &str = "a port is 3550, \"5000->8080\", \"53/udp\" or \"5000->8080/tcp\"";
 

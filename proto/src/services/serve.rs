@@ -11,8 +11,8 @@ use super::health;
 use super::mesh::twice;
 use super::model::{ServeSpec, Span};
 use super::ports;
+use super::suggest::suggestion;
 use super::walk::{Sink, Table, Value, Word};
-use super::words::suggestion;
 
 /// Reads all `[[serve]]`.
 pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {

@@ -12,8 +12,9 @@ use super::mesh::twice;
 use super::model::{BackendAt, BackendSpec, Prefer, Route, ServiceSpec, Span};
 use super::names::{Defined, Names};
 use super::ports;
+use super::suggest::suggestion;
 use super::walk::{Sink, Table, Value, Word, span_of};
-use super::words::{RESERVED_NAMES, suggestion};
+use super::words::RESERVED_NAMES;
 
 /// Far above any sensible ratio, and small enough that sums of weights never overflow.
 const MAX_WEIGHT: u32 = 10_000;

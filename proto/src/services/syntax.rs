@@ -12,8 +12,8 @@ use toml::de::{DeTable, Error};
 use super::codes;
 use super::diagnostic::{Diagnostic, Lines, position};
 use super::model::Span;
+use super::suggest::suggestion;
 use super::walk::Sink;
-use super::words::suggestion;
 
 /// The text is read again at most this often, and at most so many bytes are read again.
 const MAX_MENDS: usize = 64;

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::codes;
 use super::diagnostic::{Diagnostic, Severity};
 use super::model::Span;
-use super::words::{self, nearest, suggestion};
+use super::suggest::{as_name, nearest, quoted, suggestion};
 
 /// More mistakes than this are counted, not shown.
 const MAX_SHOWN: usize = 100;
@@ -168,7 +168,7 @@ impl Sink {
     pub(super) fn name<T: FromStr>(&mut self, word: Word<'_>) -> Option<T> {
         let name = word.text.parse().ok();
         if name.is_none() {
-            let mended = words::as_name(word.text);
+            let mended = as_name(word.text);
             let message = match word.text {
                 "" => "a name is empty".to_owned(),
                 text => format!("`{text}` is not a name"),
@@ -187,7 +187,7 @@ impl Sink {
     pub(super) fn choice(&mut self, key: &str, word: Word<'_>, among: &[&str]) -> Option<usize> {
         let found = among.iter().position(|w| *w == word.text);
         if found.is_none() {
-            let list = words::list(among);
+            let list = quoted(among);
             let message = format!("`{key}` cannot be `{}`", word.text);
             let one = Diagnostic::error(codes::CHOICE, word.span, message);
             self.push(match nearest(word.text, among.iter().copied()) {
@@ -290,7 +290,7 @@ impl<'a> Table<'a> {
         let value = self.require(sink, "name", example)?;
         let word = sink.word("name", value)?;
         let name = sink.name(word);
-        let name = name.or_else(|| words::as_name(word.text)?.parse().ok());
+        let name = name.or_else(|| as_name(word.text)?.parse().ok());
         name.map(|name| (name, word.span))
     }
 

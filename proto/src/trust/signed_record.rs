@@ -56,7 +56,7 @@ impl<'de> Deserialize<'de> for Signature {
     }
 }
 
-/// What a node says of itself (`world::NodeFacts` as JSON), as it signed it.
+/// What a node says of itself (`wire::NodeFacts` as JSON), as it signed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedRecord {
     /// The text, byte for byte.

@@ -25,7 +25,7 @@ use crate::trust::identity_rotation::{ancestors, leads};
 use crate::trust::network_lock;
 use crate::trust::network_lock::{Lock, Member, Subject};
 use crate::trust::signed_record::{Signature, SignedRecord, Verify};
-use crate::world::NodeFacts;
+use crate::wire::NodeFacts;
 
 /// Peers that left the map and are remembered all the same, lest an older record of theirs comes back.
 const MAX_GONE: usize = 16_384;

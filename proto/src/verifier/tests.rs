@@ -8,7 +8,7 @@ use super::*;
 use crate::base::id::{Revision, TunnelKey};
 use crate::fixture::{self, sign, verify};
 use crate::model::netmap::{LaneInfo, Proof};
-use crate::world::ServeOffer;
+use crate::wire::ServeOffer;
 
 const B: IdentityKey = IdentityKey([2; 32]);
 const EVIL: IdentityKey = IdentityKey([66; 32]);

@@ -15,6 +15,8 @@
 //! Who speaks is known from the channel's key and never from a body. Unknown fields are ignored, so that
 //! both ends may differ by one minor version; enums that may grow have a variant for what is not known yet.
 
+mod node_facts;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -27,7 +29,7 @@ use crate::trust::identity_rotation::Succession;
 use crate::trust::join_token::{OidcToken, TokenSecret};
 use crate::trust::network_lock::{Lock, Member};
 use crate::trust::signed_record::Signature;
-pub use crate::world::{NodeFacts, ServeOffer};
+pub use node_facts::{NodeFacts, ServeOffer};
 
 /// The version of these messages.
 pub const VERSION: u16 = 1;

@@ -109,7 +109,7 @@ fn a_preview_shows_the_world_and_leaves_everything_as_it_is() {
     let services = Arc::new(parse(&text, "").unwrap());
     let change = Change::Services { file: "services.toml".into(), text, services };
     let preview = registry.preview(change, NOW).unwrap();
-    let said = mesh_proto::plan::diff_text(&before, &preview);
+    let said = mesh_proto::plan::differences(&before, &preview);
     assert_eq!(said, ["new service x gets 241.0.0.3; concerns nobody: no [[allow]] names it"]);
     assert_eq!(registry.world(), before);
 }

@@ -1,13 +1,11 @@
 //! What a node is not told alters no verdict, and what a change is said to be is what it is.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::base::id::ServiceKey;
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::view::View;
-use crate::model::netmap::NetMap;
 use crate::packet::{TCP, UDP};
+use crate::plan::map::netmap_of;
 use crate::plan::visibility::{Level, Sight};
 
 /// The map of one node with all nodes, services and rules.
@@ -18,7 +16,7 @@ fn whole(world: &World, node: &NodeName) -> Option<NetMap> {
     let services = (0..chart.services.len() as u32).map(|service| (service, Level::All)).collect();
     let all = Sight { peers, services, rules: BTreeMap::new() };
     let rules = world.services.allows.iter().map(|allow| allow.rule.clone()).collect();
-    Some(NetMap { rules, ..chart.netmap_of(own, &all, |_| true, |_| true) })
+    Some(NetMap { rules, ..netmap_of(&chart, own, &all, |_| true, |_| true) })
 }
 
 fn index(view: &View, key: &ServiceKey) -> Option<u32> {
