@@ -9,9 +9,10 @@ use mesh_proto::wire::About;
 use mesh_proto::world::World;
 use serde::Deserialize;
 
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::core::failure::Failure;
 use crate::registry::Refused;
-use crate::server::Peer;
-use crate::session::{Context, Failure, member};
 
 /// Whom is asked about: a node's name, or an address of a node or behind one.
 #[derive(Deserialize)]

@@ -29,11 +29,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::hub::{Hub, now};
+use crate::base::clock::now;
+use crate::base::stop::{Stop, stopped};
+use crate::core::failure::{Failure, no_such_path, read, wrong_method};
+use crate::hub::Hub;
 use crate::registry::{Actor, Change, TokenSpec, names};
 use crate::report;
-use crate::server::{Stop, stopped};
-use crate::session::{Failure, no_such_path, read, wrong_method};
 use crate::{api, audit, export, locking, rotating, sharing, trust};
 
 /// Most connections at the same time.

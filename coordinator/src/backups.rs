@@ -16,9 +16,10 @@ use std::time::Duration;
 use mesh_proto::base::id::Revision;
 use tokio::time::sleep;
 
-use crate::audit::time;
-use crate::daemon::JOURNAL;
-use crate::hub::{Hub, now};
+use crate::base::clock::now;
+use crate::base::state_files::JOURNAL;
+use crate::base::text_time::time;
+use crate::hub::Hub;
 use crate::store::{self, StoreError, journal};
 
 /// How often the store is copied, if it changed.

@@ -20,7 +20,8 @@ use mesh_proto::plan::{Chart, Outline, Transition};
 use mesh_proto::world::World;
 use tokio::sync::watch;
 
-use crate::hub::{Hub, lock};
+use crate::base::sync::lock;
+use crate::hub::Hub;
 
 /// Most charts kept, the newest included; a chart of 10,000 nodes takes about 2 MB.
 const KEPT: usize = 16;

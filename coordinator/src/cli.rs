@@ -1,5 +1,7 @@
 //! The words of the command line.
 
+pub mod outcome;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, ServiceKey, SiteName};
 
+use crate::base::words;
 use crate::config;
 
 /// The control plane of the mesh: who belongs to it, which names exist, and who may call whom.
@@ -126,7 +129,7 @@ pub struct Init {
     #[arg(long)]
     pub name: MeshName,
     /// An address that nodes reach this coordinator at; may repeat
-    #[arg(long, required = true, value_name = "HOST:PORT", value_parser = config::public)]
+    #[arg(long, required = true, value_name = "HOST:PORT", value_parser = words::public)]
     pub public: Vec<String>,
     /// An address to listen on; may repeat [default: all addresses, the first public port]
     #[arg(long, value_name = "IP:PORT")]
@@ -160,7 +163,7 @@ pub enum Token {
         #[arg(long, value_name = "NODE")]
         name: Option<NodeName>,
         /// How long it lives, such as 90s, 15m, 12h, 30d
-        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration)]
+        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = words::duration)]
         ttl: Duration,
         /// A service that the nodes may serve although services.toml names no backend there; may repeat
         #[arg(long, value_name = "SERVICE")]
@@ -226,25 +229,6 @@ pub enum Trust {
     },
 }
 
-/// Reads a time such as `90s`, `15m`, `12h` or `30d`.
-///
-/// # Errors
-/// A sentence that says how to write one.
-pub fn duration(word: &str) -> Result<Duration, String> {
-    let advice = || format!("`{word}` is not a time; write a number and a unit, such as 90s, 15m, 12h or 30d");
-    let unit = word.chars().last().ok_or_else(advice)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(advice()),
-    };
-    let number = word[..word.len() - 1].parse::<u64>().map_err(|_| advice())?;
-    let total = number.checked_mul(seconds).filter(|&total| total > 0);
-    total.map(Duration::from_secs).ok_or_else(advice)
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -266,16 +250,6 @@ mod tests {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.socket, PathBuf::from("/x"));
             assert_eq!(cli.output, Output::Json);
-        }
-    }
-
-    #[test]
-    fn times_are_read_and_nonsense_is_refused() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
-        assert_eq!(duration("30d"), Ok(Duration::from_secs(2_592_000)));
-        for bad in ["", "15", "m", "-1m", "0s", "1w", "1é", "99999999999999999999d"] {
-            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 }

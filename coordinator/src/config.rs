@@ -2,16 +2,18 @@
 //!
 //! A mistyped key is an error with a suggestion, and every error of the file is found in one run.
 
+mod reader;
 mod trust;
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::base::words::{PORT, public};
 use crate::store::etcd::Options;
+use reader::Reader;
 
 pub use trust::{Jwks as JwksSource, Trust};
 
@@ -19,9 +21,6 @@ pub use trust::{Jwks as JwksSource, Trust};
 pub const CONFIG: &str = "/etc/mesh-coordinator/coordinator.toml";
 /// Where the admin socket lies unless `admin_socket` or `--socket` says otherwise.
 pub const ADMIN_SOCKET: &str = "/run/mesh-coordinator/admin.sock";
-/// The port of the control channel where none is given.
-pub const PORT: u16 = 7700;
-
 const STATE_DIR: &str = "/var/lib/mesh-coordinator";
 const BACKUPS: &str = "backups";
 const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
@@ -29,9 +28,6 @@ const METRICS: &str = "127.0.0.1:9587";
 const KEYS: [&str; 10] =
     ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd", "trust", "backups"];
 const ETCD_KEYS: [&str; 6] = ["prefix", "ca", "cert", "key", "user", "password_file"];
-/// Most addresses in `listen` and in `public`; a join token has room for as many.
-const MAX_ADDRESSES: usize = 8;
-
 /// What coordinator.toml says, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -115,7 +111,7 @@ impl Config {
             config.set(key, value, &mut reader);
         }
         if let Some(table) = table.get_ref().get("etcd") {
-            reader.etcd(table, config.etcd.as_mut());
+            etcd(&mut reader, table, config.etcd.as_mut());
         }
         if config.backups.as_os_str().is_empty() {
             config.backups = config.state_dir.join(BACKUPS);
@@ -136,8 +132,8 @@ impl Config {
             "state_dir" => reader.path(value, &mut self.state_dir),
             "services" => reader.path(value, &mut self.services),
             "admin_socket" => reader.path(value, &mut self.admin_socket),
-            "metrics" => self.metrics = reader.metrics(value),
-            "store" => self.etcd = reader.store(value),
+            "metrics" => self.metrics = metrics(reader, value),
+            "store" => self.etcd = store(reader, value),
             "backups" => reader.path(value, &mut self.backups),
             // Read when `store` is known.
             "etcd" => {}
@@ -147,161 +143,68 @@ impl Config {
     }
 }
 
-/// Checks an address that nodes are told, `host:port`, and returns it as written.
-///
-/// # Errors
-/// A sentence that says what such an address looks like.
-pub fn public(word: &str) -> Result<String, String> {
-    let good = word.rsplit_once(':').is_some_and(|(host, port)| {
-        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
-        let host_fits = match bare {
-            Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'),
-        };
-        host_fits && host.len() <= 249 && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
-    if good {
-        Ok(word.into())
-    } else {
-        Err(format!(
-            "`{word}` is not an address that nodes can dial; write HOST:PORT, such as \"mesh.example.com:{PORT}\" or \"[2001:db8::1]:{PORT}\""
-        ))
+fn metrics(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<SocketAddr> {
+    let word = reader.string(value)?;
+    if word.is_empty() {
+        return None;
+    }
+    let address = word.parse().ok();
+    if address.is_none() {
+        reader.error(
+            value.span().start,
+            &format!("`{word}` is not an address to listen on; write IP:PORT, such as \"{METRICS}\", or \"\" for none"),
+        );
+    }
+    address
+}
+
+fn store(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<Options> {
+    match reader.string(value)? {
+        "embedded" => None,
+        word if word.starts_with("etcd://") || word.starts_with("etcds://") => {
+            let options = Options::parse(word);
+            options.map_err(|message| reader.error(value.span().start, &message)).ok()
+        }
+        word => {
+            let message = format!("`{word}` is not a store; use store = \"embedded\" or store = \"etcd://HOST:PORT\"");
+            reader.error(value.span().start, &message);
+            None
+        }
     }
 }
 
-struct Reader<'a> {
-    text: &'a str,
-    path: &'a Path,
-    errors: String,
-}
-
-impl Reader<'_> {
-    fn error(&mut self, at: usize, message: &str) {
-        let before = &self.text[..at.min(self.text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
-        let _ = writeln!(self.errors, "{}:{line}:{column}: {message}", self.path.display());
-    }
-
-    fn string<'v>(&mut self, value: &'v Spanned<DeValue<'_>>) -> Option<&'v str> {
-        let DeValue::String(word) = value.get_ref() else {
-            self.error(value.span().start, "expected a string in quotes");
-            return None;
-        };
-        Some(word)
-    }
-
-    fn list<T>(&mut self, value: &Spanned<DeValue<'_>>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
-        let one = std::slice::from_ref(value);
-        let values = if let DeValue::Array(values) = value.get_ref() { values.as_ref() } else { one };
-        if values.is_empty() || values.len() > MAX_ADDRESSES {
-            self.error(value.span().start, &format!("write 1 to {MAX_ADDRESSES} addresses"));
+fn etcd(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>, options: Option<&mut Options>) {
+    let at = value.span().start;
+    let DeValue::Table(table) = value.get_ref() else {
+        reader.error(at, "expected a table: [etcd]");
+        return;
+    };
+    let Some(options) = options else {
+        if reader.errors.is_empty() {
+            reader.error(at, "[etcd] is for store = \"etcd://HOST:PORT\"; write that, or remove the table");
         }
-        let mut list = Vec::new();
-        for value in values {
-            let Some(word) = self.string(value) else {
-                continue;
-            };
-            match parse(word) {
-                Ok(item) => list.push(item),
-                Err(message) => self.error(value.span().start, &message),
+        return;
+    };
+    for (key, value) in table {
+        let mut path = PathBuf::new();
+        match key.get_ref().as_ref() {
+            "prefix" => options.prefix = reader.string(value).map(str::to_owned),
+            "user" => options.user = reader.string(value).map(str::to_owned),
+            word @ ("ca" | "cert" | "key" | "password_file") => {
+                reader.path(value, &mut path);
+                let place = match word {
+                    "ca" => &mut options.ca,
+                    "cert" => &mut options.cert,
+                    "key" => &mut options.key,
+                    _ => &mut options.password_file,
+                };
+                *place = Some(path);
             }
-        }
-        list
-    }
-
-    fn path(&mut self, value: &Spanned<DeValue<'_>>, into: &mut PathBuf) {
-        match self.string(value) {
-            Some("") => self.error(value.span().start, "expected a path"),
-            Some(word) => *into = self.beside(word),
-            None => {}
+            unknown => reader.unknown(key.span().start, unknown, &ETCD_KEYS),
         }
     }
-
-    /// Returns a path that starts from the file's directory if it is relative.
-    fn beside(&self, word: &str) -> PathBuf {
-        self.path.parent().unwrap_or_else(|| Path::new("")).join(word)
-    }
-
-    fn metrics(&mut self, value: &Spanned<DeValue<'_>>) -> Option<SocketAddr> {
-        let word = self.string(value)?;
-        if word.is_empty() {
-            return None;
-        }
-        let address = word.parse().ok();
-        if address.is_none() {
-            self.error(
-                value.span().start,
-                &format!(
-                    "`{word}` is not an address to listen on; write IP:PORT, such as \"{METRICS}\", or \"\" for none"
-                ),
-            );
-        }
-        address
-    }
-
-    fn store(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Options> {
-        match self.string(value)? {
-            "embedded" => None,
-            word if word.starts_with("etcd://") || word.starts_with("etcds://") => {
-                let options = Options::parse(word);
-                options.map_err(|message| self.error(value.span().start, &message)).ok()
-            }
-            word => {
-                let message =
-                    format!("`{word}` is not a store; use store = \"embedded\" or store = \"etcd://HOST:PORT\"");
-                self.error(value.span().start, &message);
-                None
-            }
-        }
-    }
-
-    fn etcd(&mut self, value: &Spanned<DeValue<'_>>, options: Option<&mut Options>) {
-        let at = value.span().start;
-        let DeValue::Table(table) = value.get_ref() else {
-            self.error(at, "expected a table: [etcd]");
-            return;
-        };
-        let Some(options) = options else {
-            if self.errors.is_empty() {
-                self.error(at, "[etcd] is for store = \"etcd://HOST:PORT\"; write that, or remove the table");
-            }
-            return;
-        };
-        for (key, value) in table {
-            let mut path = PathBuf::new();
-            match key.get_ref().as_ref() {
-                "prefix" => options.prefix = self.string(value).map(str::to_owned),
-                "user" => options.user = self.string(value).map(str::to_owned),
-                word @ ("ca" | "cert" | "key" | "password_file") => {
-                    self.path(value, &mut path);
-                    let place = match word {
-                        "ca" => &mut options.ca,
-                        "cert" => &mut options.cert,
-                        "key" => &mut options.key,
-                        _ => &mut options.password_file,
-                    };
-                    *place = Some(path);
-                }
-                unknown => self.unknown(key.span().start, unknown, &ETCD_KEYS),
-            }
-        }
-        if let Some(contradiction) = options.contradiction() {
-            self.error(at, contradiction);
-        }
-    }
-
-    fn unknown(&mut self, at: usize, unknown: &str, keys: &[&str]) {
-        let near = keys
-            .iter()
-            .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
-            .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
-            .min();
-        let advice = match near {
-            Some((_, known)) => format!("did you mean `{known}`?"),
-            None => format!("the keys are {}", keys.join(", ")),
-        };
-        self.error(at, &format!("unknown key `{unknown}`; {advice}"));
+    if let Some(contradiction) = options.contradiction() {
+        reader.error(at, contradiction);
     }
 }
 

@@ -16,11 +16,13 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{self, SocketError};
+use crate::base::state_files::{JOURNAL, NAME, RESERVED, STORE};
+use crate::channel::peer::Doors;
 use crate::config::Config;
 use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
 use crate::registry::{OpenError, Registry, Setup};
-use crate::server::{self, Doors};
+use crate::server;
 use crate::sharing::{enter, keep_up};
 use crate::store::journal::Journaled;
 use crate::store::{Embedded, Etcd, RESERVE, Store, StoreError};
@@ -28,16 +30,6 @@ use crate::tending::tend;
 use crate::watch::{begin, follow, load};
 use crate::{backups, metrics, restore, tls};
 
-/// The store's file inside the state directory.
-pub const STORE: &str = "store.redb";
-/// The directory inside the state directory that keeps the journal of the store.
-pub const JOURNAL: &str = "journal";
-/// The file inside the state directory whose space is given up when the disk is full.
-pub const RESERVED: &str = "reserve";
-/// The file inside the state directory that notes the epoch of the last restore.
-pub const EPOCH: &str = "epoch";
-/// The file inside the state directory that keeps the name given at `init`.
-pub const NAME: &str = "name";
 /// How long connections may take to finish when the coordinator stops.
 const GRACE: Duration = Duration::from_millis(1500);
 

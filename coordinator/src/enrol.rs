@@ -15,10 +15,12 @@ use mesh_proto::plan::{self, Chart};
 use mesh_proto::wire::{self, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
-use crate::hub::{Hub, now};
+use crate::base::clock::now;
+use crate::channel::context::Context;
+use crate::channel::peer::Peer;
+use crate::core::failure::{Failure, read};
+use crate::hub::Hub;
 use crate::registry::{Actor, Applied, Change, Refused, Vouched, names, vouch};
-use crate::server::Peer;
-use crate::session::{Context, Failure, read};
 use crate::signed;
 
 /// The largest body of a stranger, in bytes: a request with all lists full takes less.

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use crate::core::failure::Failure;
 use crate::hub::Hub;
-use crate::session::Failure;
 use crate::store::Table;
 
 /// The schema of the document.

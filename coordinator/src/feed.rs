@@ -21,9 +21,9 @@ use mesh_proto::wire::WatchEvent;
 use mesh_proto::world::World;
 use tokio::time::{Instant, sleep_until};
 
+use crate::base::stop::{Stop, stopped};
 use crate::charts;
 use crate::hub::{Hub, WatchGuard};
-use crate::server::{Stop, stopped};
 
 /// How often a node is told that all is well.
 const ALIVE: Duration = Duration::from_secs(5);

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::clock::UnixTime;
@@ -20,14 +20,16 @@ use mesh_proto::world::World;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::base::clock::now;
+use crate::base::sync::lock;
 use crate::charts::Charts;
 use crate::config::Config;
+use crate::core::counters::Counters;
+use crate::core::file_report::FileReport;
 use crate::limits::{Failures, Reports};
-use crate::metrics::Metrics;
 use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use crate::store::Seen;
 use crate::trust::Trusts;
-use crate::watch::FileReport;
 use group::Queue;
 
 /// Most requests of members that may wait for the registry at once; more are answered `busy`.
@@ -61,7 +63,7 @@ pub(crate) struct Hub {
     /// The issuers that are trusted.
     pub(crate) trusts: Trusts,
     /// Counters.
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Counters,
     /// The revision at the start. What a node holds from then or earlier may have been planned by another
     /// version of this program, so that only younger maps are continued with a delta.
     pub(crate) first: Revision,
@@ -142,7 +144,7 @@ impl Hub {
             looked: Mutex::default(),
             started: Instant::now(),
             trusts,
-            metrics: Metrics::default(),
+            metrics: Counters::default(),
             first: world.revision,
             charts: Charts::new(Arc::clone(&world)),
             registry: Mutex::new(registry),
@@ -390,17 +392,6 @@ impl Drop for WatchGuard {
 fn too_busy() -> Refused {
     let message = "the coordinator has too much to do; try again in a few seconds";
     Refused { word: "busy", message: message.into() }
-}
-
-/// Returns the time of day.
-pub(crate) fn now() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    UnixTime(since.map_or(0, |d| d.as_secs()))
-}
-
-/// Takes a lock. The registry decides on copies, so that a panic while it is held leaves it sound.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

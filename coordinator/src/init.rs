@@ -5,9 +5,10 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::base::state_files::{NAME, STORE};
+use crate::base::words::PORT;
 use crate::cli;
 use crate::config::{self, Config, ConfigError};
-use crate::daemon::{NAME, STORE};
 use crate::keys::{Identity, KeyError};
 use crate::store::{self, StoreError};
 
@@ -92,7 +93,7 @@ fn coordinator_toml(words: &cli::Init, path: &Path) -> String {
     let socket = socket.or_else(|| state_dir.as_ref().filter(|_| own_place).map(|dir| dir.join("admin.sock")));
     let listen = if words.listen.is_empty() {
         let port = words.public.first().and_then(|address| address.rsplit_once(':')?.1.parse().ok());
-        vec![SocketAddr::from(([0u16; 8], port.unwrap_or(config::PORT)))]
+        vec![SocketAddr::from(([0u16; 8], port.unwrap_or(PORT)))]
     } else {
         words.listen.clone()
     };

@@ -15,10 +15,31 @@ pub mod admin;
 pub mod api;
 mod audit;
 mod backups;
+/// What everything else stands on.
+pub mod base {
+    pub(crate) mod clock;
+    pub(crate) mod read_file;
+    pub mod state_files;
+    pub(crate) mod stop;
+    pub(crate) mod sync;
+    pub(crate) mod text_time;
+    pub mod words;
+}
+/// What nodes ask, and what they are answered.
+mod channel {
+    pub(crate) mod context;
+    pub(crate) mod peer;
+}
 mod charts;
 pub mod cli;
 pub mod client;
 pub mod config;
+/// What all tasks of the coordinator share.
+mod core {
+    pub(crate) mod counters;
+    pub(crate) mod failure;
+    pub(crate) mod file_report;
+}
 pub mod daemon;
 mod enrol;
 mod export;

@@ -12,17 +12,18 @@ use mesh_proto::wire::{self, Countersign, LockStanding, MAX_WAITING};
 use mesh_proto::world::World;
 
 use crate::api;
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::cli::outcome::{Outcome, done, show as print};
 use crate::cli::{Cli, Lock};
 use crate::client::{AskError, fetch};
+use crate::core::failure::{Failure, read};
 use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
 use crate::registry::lock::Signatures;
 use crate::registry::succession::aged;
 use crate::registry::{Actor, Change, LockStep, Refused};
 use crate::render::{shown, table};
-use crate::server::Peer;
-use crate::session::{Context, Failure, member, read};
-use crate::verbs::{Outcome, done, show as print};
 
 /// How often a verb signs again because a node joined meanwhile.
 const ATTEMPTS: usize = 5;

@@ -9,9 +9,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -20,42 +18,6 @@ use tokio::net::TcpListener;
 use crate::api::FileState;
 use crate::hub::Hub;
 use crate::report;
-
-/// What is counted as it happens. All label values come from the code, so that their number is bounded.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    enrolments: Family<Outcome, Counter>,
-    reloads: Family<Outcome, Counter>,
-    reports: Counter,
-    turned_away: Counter,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
-    result: &'static str,
-}
-
-impl Metrics {
-    /// Counts a join: `accepted`, or the word of the refusal.
-    pub(crate) fn enrolment(&self, result: &'static str) {
-        self.enrolments.get_or_create(&Outcome { result }).inc();
-    }
-
-    /// Counts a reading of services.toml.
-    pub(crate) fn reload(&self, result: &'static str) {
-        self.reloads.get_or_create(&Outcome { result }).inc();
-    }
-
-    /// Counts a node's report.
-    pub(crate) fn report(&self) {
-        self.reports.inc();
-    }
-
-    /// Counts a connection that was not served because there were too many.
-    pub(crate) fn turned_away(&self) {
-        self.turned_away.inc();
-    }
-}
 
 /// Answers on a bound address for as long as the task lives.
 pub(crate) async fn serve(listener: TcpListener, hub: Arc<Hub>) {

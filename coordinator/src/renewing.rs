@@ -9,10 +9,11 @@ use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_proto::wire::{self, Renewal, ReportResponse};
 
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::core::failure::{Failure, read};
 use crate::hub::Hub;
 use crate::registry::{Actor, Change, Refused};
-use crate::server::Peer;
-use crate::session::{Context, Failure, read};
 use crate::signed;
 
 /// Takes a change of identity.
@@ -50,6 +51,6 @@ async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
     match hub.with(move |registry| registry.successor(&identity).cloned()).await {
         Some(node) => Ok(Actor::Node(node)),
         // It says why.
-        None => crate::session::member(hub, peer).await.map(Actor::Node),
+        None => member(hub, peer).await.map(Actor::Node),
     }
 }

@@ -11,7 +11,8 @@ use mesh_proto::services::{BackendAt, BackendSpec, ServiceSpec};
 use mesh_proto::world::{NodeRecord, World};
 
 use crate::api;
-use crate::hub::{Hub, now};
+use crate::base::clock::now;
+use crate::hub::Hub;
 use crate::registry::{LiveNode, TokenRecord};
 
 /// Most nodes that are told to be behind.

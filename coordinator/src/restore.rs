@@ -18,13 +18,15 @@ use std::path::{Path, PathBuf};
 
 use mesh_proto::base::id::Revision;
 
+use crate::backups;
+use crate::base::clock::now;
+use crate::base::state_files::{EPOCH, JOURNAL, STORE};
+use crate::base::text_time::time;
 use crate::config::{Config, ConfigError};
-use crate::daemon::{self, EPOCH, JOURNAL, STORE};
-use crate::hub::now;
+use crate::daemon;
 use crate::keys::{Identity, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, Table, Write, journal};
-use crate::{audit, backups};
 
 /// Why nothing was restored; the old store is where it was.
 #[derive(Debug, thiserror::Error)]
@@ -137,7 +139,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     if is_told {
         said.push(format!("what was revoked or used since stays so; {gone} nodes of the backup are expelled"));
     } else {
-        let until = until.map_or_else(|| "the backup".into(), |at| audit::time(at.0));
+        let until = until.map_or_else(|| "the backup".into(), |at| time(at.0));
         said.push(format!(
             "warning: nothing here tells what was revoked after {until}: nodes and tokens that you revoked since are good again; repeat mesh-coordinator revoke and mesh-coordinator token revoke at once"
         ));
@@ -157,7 +159,7 @@ fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
     let key = Identity::load(&config.state_dir)?.public();
     let (mut registry, at) = daemon::open_etcd(config, key)?;
     let epoch = registry.epoch().max(noted(&config.state_dir)) + 1;
-    let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| audit::time(at.0));
+    let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| time(at.0));
     let change = Change::Restored { epoch, source: "etcd by its own means".into(), since: None };
     note(&config.state_dir, epoch)?;
     let applied = registry.apply(change, operator(), now())?;

@@ -17,11 +17,11 @@ use mesh_proto::trust::signed_record::NextKey;
 use mesh_proto::wire::MAX_REQUEST;
 
 use crate::api;
+use crate::core::failure::{Failure, read};
 use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
 use crate::registry::{Actor, Change};
 use crate::report;
-use crate::session::{Failure, read};
 
 /// Most nodes that are named in a refusal.
 const SHOWN: usize = 5;

@@ -4,81 +4,33 @@
 //! node is a stranger at once.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use mesh_proto::base::id::{NodeName, Revision};
-use mesh_proto::wire::{self, ErrorBody, Report, ReportResponse};
+use mesh_proto::base::id::Revision;
+use mesh_proto::wire::{self, Report, ReportResponse};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use tokio::time::timeout;
 
 use crate::about;
+use crate::base::clock::now;
+use crate::base::stop::Stop;
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::core::failure::{Failure, no_such_path, read, wrong_method};
 use crate::enrol;
 use crate::feed::Feed;
-use crate::hub::{Hub, now};
-use crate::registry::succession::superseded;
+use crate::hub::Hub;
 use crate::registry::{Actor, Change, Refused};
-use crate::server::{Peer, Stop};
 use crate::{locking, renewing, signed, witness};
 
-/// How long a node may take to send a body.
-const BODY: Duration = Duration::from_secs(10);
 /// Most sentences of a report that are kept, and the longest.
 const MAX_WARNINGS: usize = 32;
 const MAX_WARNING: usize = 1024;
-
-/// Why a request failed, as a status and a body.
-#[derive(Debug)]
-pub(crate) struct Failure(StatusCode, ErrorBody);
-
-impl Failure {
-    /// Makes a failure.
-    pub(crate) fn new(status: StatusCode, word: &str, message: impl Into<String>) -> Self {
-        let error = word.into();
-        let message = message.into();
-        Self(status, ErrorBody { error, message })
-    }
-
-    /// Returns what the peer is told.
-    pub(crate) fn body(&self) -> &ErrorBody {
-        &self.1
-    }
-}
-
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        let status = match refused.word {
-            "token" => StatusCode::UNAUTHORIZED,
-            "unknown_node" | "revoked" | "superseded" => StatusCode::FORBIDDEN,
-            "claim" | "name" | "site" | "services" | "lock" | "identity" => StatusCode::CONFLICT,
-            "malformed" => StatusCode::BAD_REQUEST,
-            "busy" => StatusCode::TOO_MANY_REQUESTS,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self::new(status, refused.word, refused.message)
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        (self.0, Json(self.1)).into_response()
-    }
-}
-
-/// What every request finds.
-#[derive(Clone)]
-pub(crate) struct Context {
-    /// What all tasks share.
-    pub(crate) hub: Arc<Hub>,
-    stop: Stop,
-}
 
 /// Returns the routes of the control channel.
 pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
@@ -94,22 +46,6 @@ pub(crate) fn routes(hub: Arc<Hub>, stop: Stop) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Context { hub, stop })
-}
-
-/// Answers for a path that does not exist.
-pub(crate) async fn no_such_path(request: Request) -> Failure {
-    let message = format!(
-        "there is no {}; this is mesh-coordinator {}: are both ends of one version?",
-        request.uri().path(),
-        env!("CARGO_PKG_VERSION")
-    );
-    Failure::new(StatusCode::NOT_FOUND, "malformed", message)
-}
-
-/// Answers for a method that a path does not have.
-pub(crate) async fn wrong_method(request: Request) -> Failure {
-    let message = format!("{} does not take {}; are both ends of one version?", request.uri().path(), request.method());
-    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "malformed", message)
 }
 
 #[derive(Deserialize)]
@@ -172,67 +108,6 @@ async fn report(
     })
     .await;
     Ok(Json(ReportResponse { observed: peer.observed, refused }))
-}
-
-/// Returns which member asks, or why it may not.
-pub(crate) async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
-    let world = hub.world();
-    if let Some(node) = world.member(&peer.identity) {
-        return Ok(node.clone());
-    }
-    let _turn = hub.strangers_turn().await?;
-    hub.catch_up().await;
-    if let Some(node) = hub.world().member(&peer.identity) {
-        return Ok(node.clone());
-    }
-    let identity = peer.identity;
-    let known =
-        hub.with(move |registry| (registry.is_revoked(&identity), registry.successor(&identity).cloned())).await;
-    let refused = if let (_, Some(node)) = known {
-        Refused { word: "superseded", message: superseded(&node) }
-    } else if known.0 {
-        Refused {
-            word: "revoked",
-            message: "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`".into(),
-        }
-    } else {
-        Refused {
-            word: "unknown_node",
-            message: "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again".into(),
-        }
-    };
-    Err(refused.into())
-}
-
-/// Reads a JSON body of at most `most` bytes, in time.
-pub(crate) async fn read<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Failure> {
-    let malformed = |message| Failure::new(StatusCode::BAD_REQUEST, "malformed", message);
-    let Ok(body) = timeout(BODY, to_bytes(request.into_body(), most)).await else {
-        let message = format!("the body did not arrive within {} s; send it again", BODY.as_secs());
-        return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "malformed", message));
-    };
-    let body = body.map_err(|error| {
-        if is_too_large(&error) {
-            let message = format!("the body is larger than {most} bytes; send less");
-            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "malformed", message)
-        } else {
-            malformed(format!("the body did not arrive: {error}; send it again"))
-        }
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
-        malformed(format!("the body is not what is expected here: {error}; are both ends of one version?"))
-    })
-}
-
-fn is_too_large(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.is::<http_body_util::LengthLimitError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn shortened(mut warnings: Vec<String>) -> Vec<String> {

@@ -20,12 +20,12 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::api;
-use crate::hub::{Hub, lock};
+use crate::base::state_files::TAKEN;
+use crate::base::sync::lock;
+use crate::core::failure::Failure;
+use crate::hub::Hub;
 use crate::registry::{Actor, Change, CoordinatorRecord};
-use crate::session::Failure;
 
-/// The file inside the state directory that says which services.toml was last taken from this machine.
-const TAKEN: &str = "services.taken";
 /// How long the store may be silent before nodes are sent to another coordinator, which may know more.
 const CUT_OFF: Duration = Duration::from_secs(10);
 /// How long another coordinator may take to be reached, for the status.

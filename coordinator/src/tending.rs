@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::hub::{Hub, now};
+use crate::base::clock::now;
+use crate::hub::Hub;
 use crate::registry::{Actor, Change, Sightings};
 
 /// How often is looked.

@@ -5,50 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory as _;
 use hyper::Method;
 use mesh_proto::services;
-use serde::Serialize;
 
+use crate::base::read_file::read_file;
+use crate::cli::outcome::{DEGRADED, FAILED, Outcome, done, json, printed, show};
 use crate::cli::{Cli, Output, Token, Trust, Verb};
 use crate::client::{AskError, ask, fetch};
-use crate::{api, audit, init, locking, render, restore, watch};
-
-/// The exit status of a verb that failed.
-pub const FAILED: u8 = 1;
-/// The exit status of `status` when services.toml is not in force as it lies on disk.
-pub const DEGRADED: u8 = 3;
-/// The exit status of a verb that found no coordinator.
-pub const NOT_RUNNING: u8 = 4;
-
-/// What a verb leads to.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// What goes to standard output.
-    pub out: String,
-    /// What goes to standard error.
-    pub err: String,
-    /// The exit status.
-    pub code: u8,
-}
-
-impl Outcome {
-    fn ok(out: impl Into<String>) -> Self {
-        Self { out: out.into(), ..Self::default() }
-    }
-
-    /// Fails with a message, which ends with what to do.
-    pub fn failed(message: &str) -> Self {
-        Self { err: format!("error: {message}\n"), code: FAILED, ..Self::default() }
-    }
-}
-
-impl From<AskError> for Outcome {
-    fn from(error: AskError) -> Self {
-        let code = match error {
-            AskError::NotRunning(_) => NOT_RUNNING,
-            AskError::Forbidden(_) | AskError::Refused(_) | AskError::Broken { .. } => FAILED,
-        };
-        Self { code, ..Self::failed(&error.to_string()) }
-    }
-}
+use crate::{api, audit, init, locking, render, restore};
 
 /// Does what a command line says, apart from `run`.
 pub async fn perform(cli: &Cli) -> Outcome {
@@ -65,7 +27,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
         Verb::Services => show(cli, "/v1/services", render::services).await,
         Verb::Token(token) => self::token(cli, token).await,
         Verb::Trust(Trust::List) => show(cli, "/v1/trust", render::trusts).await,
-        Verb::Trust(Trust::Push { name, file }) => match watch::read(file) {
+        Verb::Trust(Trust::Push { name, file }) => match read_file(file) {
             Ok(jwks) => done(cli, Method::POST, &format!("/v1/trust/{name}"), Some(&api::NewKeys { jwks })).await,
             Err(error) => {
                 let message = format!("cannot read {}: {error}; name the issuer's JWKS document", file.display());
@@ -102,27 +64,6 @@ async fn restored(config: PathBuf, file: Option<PathBuf>) -> Result<Vec<String>,
         Ok(restored) => restored,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-pub(crate) async fn show<A: serde::de::DeserializeOwned + Serialize>(
-    cli: &Cli,
-    path: &str,
-    table: fn(&A) -> String,
-) -> Result<Outcome, AskError> {
-    let answer: A = fetch(&cli.socket, path).await?;
-    Ok(Outcome::ok(printed(cli.output, &answer, table)))
-}
-
-fn printed<A: Serialize>(output: Output, answer: &A, table: fn(&A) -> String) -> String {
-    match output {
-        Output::Table => table(answer),
-        Output::Json => json(answer),
-    }
-}
-
-fn json(answer: &impl Serialize) -> String {
-    // Documents of `api` are maps with string keys: they always serialise.
-    serde_json::to_string_pretty(answer).unwrap_or_default() + "\n"
 }
 
 async fn status(cli: &Cli) -> Result<Outcome, AskError> {
@@ -165,7 +106,7 @@ async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
 }
 
 async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
-    let text = match watch::read(file) {
+    let text = match read_file(file) {
         Ok(text) => text,
         Err(error) => return Ok(unreadable(file, &error)),
     };
@@ -181,19 +122,8 @@ async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
     }
 }
 
-pub(crate) async fn done(
-    cli: &Cli,
-    method: Method,
-    path: &str,
-    body: Option<&(impl Serialize + Sync)>,
-) -> Result<Outcome, AskError> {
-    let answer: api::Done = ask(&cli.socket, method, path, body).await?;
-    let table = |done: &api::Done| format!("{}\n", done.message);
-    Ok(Outcome::ok(printed(cli.output, &answer, table)))
-}
-
 fn check(file: &Path, output: Output) -> Outcome {
-    let text = match watch::read(file) {
+    let text = match read_file(file) {
         Ok(text) => text,
         Err(error) => return unreadable(file, &error),
     };

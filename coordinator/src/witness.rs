@@ -10,10 +10,11 @@ use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::wire::MAX_LOG;
 use serde::Deserialize;
 
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::core::failure::Failure;
 use crate::hub::Hub;
 use crate::registry::Refused;
-use crate::server::Peer;
-use crate::session::{Context, Failure, member};
 
 /// What an entry may take beside its body in an answer, its escapes included, as a share of the body.
 const OVERHEAD: usize = 2;

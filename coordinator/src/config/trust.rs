@@ -8,8 +8,8 @@ use mesh_proto::trust::jwt::{Algorithm, Expected, NodeClaim};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Reader;
-use crate::cli;
+use super::reader::Reader;
+use crate::base::words::duration;
 
 /// Most `[[trust]]` of a file.
 const MAX_TRUSTS: usize = 16;
@@ -106,7 +106,7 @@ fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<Trust> 
     if algorithms.is_empty() {
         algorithms = vec![Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa];
     }
-    let max_lifetime = table.optional("max_lifetime", cli::duration).unwrap_or(MAX_LIFETIME);
+    let max_lifetime = table.optional("max_lifetime", duration).unwrap_or(MAX_LIFETIME);
     let expected = Expected { issuer: issuer?, audience: audience?, subjects, node: node?, algorithms, max_lifetime };
     Some(Trust { name: name?, site: site?, serve, jwks: jwks?, expected })
 }

@@ -12,7 +12,9 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use super::{Hub, lock, now};
+use super::Hub;
+use crate::base::clock::now;
+use crate::base::sync::lock;
 use crate::registry::{Actor, Applied, Change, Refused};
 
 /// Most changes in one transaction; more wait for the next.

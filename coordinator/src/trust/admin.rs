@@ -10,9 +10,9 @@ use mesh_proto::trust::jwt::MAX_JWKS;
 
 use crate::api;
 use crate::config::JwksSource;
+use crate::core::failure::{Failure, read};
 use crate::hub::Hub;
 use crate::registry::{Actor, Change};
-use crate::session::{Failure, read};
 
 /// Returns the routes of the admin socket about issuers.
 pub(crate) fn routes() -> Router<Arc<Hub>> {

@@ -24,8 +24,8 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::trust::jwt::{Jwks, Jwt, MAX_JWKS, PublicKey, Said};
 
+use crate::base::sync::lock;
 use crate::config::{JwksSource, Trust};
-use crate::hub::lock;
 use crate::registry::{Pushed, Vouched};
 
 pub(crate) use admin::routes;

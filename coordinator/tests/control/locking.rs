@@ -4,8 +4,9 @@ use std::os::unix::fs::MetadataExt as _;
 
 use coordinator::api;
 use coordinator::cli::Cli;
+use coordinator::cli::outcome::Outcome;
 use coordinator::keys::Identity;
-use coordinator::verbs::{Outcome, perform};
+use coordinator::verbs::perform;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Countersign, LockStanding, WatchEvent};
 

@@ -82,7 +82,7 @@ impl Process {
         std::fs::write(file("coordinator.toml"), text).unwrap();
         std::fs::write(file("services.toml"), services).unwrap();
         let (identity, _) = Identity::load_or_create(&file("state")).unwrap();
-        mesh::fill(&file("state").join(coordinator::daemon::STORE), members);
+        mesh::fill(&file("state").join(coordinator::base::state_files::STORE), members);
         let child = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
             .args(["run", "--config"])
             .arg(file("coordinator.toml"))

@@ -12,14 +12,14 @@ use tokio::time::Instant;
 use super::super::{StoreError, Table, Write};
 use super::client::{CallError, TXN};
 use super::message::{Request, RequestOp, TxnRequest, TxnResponse, delete, op, put, read, unaltered};
-use super::{Cache, Talk, ended, record_name};
+use super::session::{Cache, Session, ended, record_name};
 
 /// Most operations on one level of a transaction: three levels of them are within etcd's 128.
 pub(super) const LEVEL: usize = 40;
 /// Most times that a guard which was altered without a commit is taken up anew.
 const MAX_GUARDS: usize = 16;
 
-impl Talk {
+impl Session {
     /// Makes a commit, or says why not.
     pub(super) async fn commit(
         &self,

@@ -15,8 +15,8 @@ use mesh_proto::base::id::Revision;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::StoreError;
-use super::Talk;
 use super::message::{WatchCreateRequest, WatchRequest};
+use super::session::Session;
 
 /// How often the guard is looked at although the watch says nothing.
 const LOOK: Duration = Duration::from_secs(1);
@@ -26,13 +26,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 const MAX_MISSED: usize = 2;
 
 /// Follows the guard until the store is dropped.
-pub(super) async fn follow(talk: Arc<Talk>) {
+pub(super) async fn follow(session: Arc<Session>) {
     loop {
-        match watch(&talk).await {
+        match watch(&session).await {
             Ok(why) => tracing::debug!(why, "the watch of etcd begins again"),
             Err(error) => {
                 tracing::debug!(%error, "etcd cannot be watched");
-                talk.note(Some(&error));
+                session.note(Some(&error));
             }
         }
         sleep(PAUSE).await;
@@ -40,11 +40,11 @@ pub(super) async fn follow(talk: Arc<Talk>) {
 }
 
 /// Watches until there is a reason to begin again, which it returns.
-async fn watch(talk: &Talk) -> Result<String, StoreError> {
-    let mut newest = look(talk).await?;
-    let create = WatchCreateRequest { key: talk.guard_key().into(), start_revision: newest.1 + 1 };
-    let opened = talk.client.watch(WatchRequest { create: Some(create) }).await;
-    let mut events = opened.map_err(|error| error.explain("watch", talk.client.tls))?;
+async fn watch(session: &Session) -> Result<String, StoreError> {
+    let mut newest = look(session).await?;
+    let create = WatchCreateRequest { key: session.guard_key().into(), start_revision: newest.1 + 1 };
+    let opened = session.client.watch(WatchRequest { create: Some(create) }).await;
+    let mut events = opened.map_err(|error| error.explain("watch", session.client.tls))?;
     let mut missed = 0;
     loop {
         match timeout(LOOK, events.message()).await {
@@ -53,20 +53,20 @@ async fn watch(talk: &Talk) -> Result<String, StoreError> {
                 missed = 0;
                 let last = message.events.iter().filter_map(|event| event.kv.as_ref()).next_back();
                 if let Some(found) = last {
-                    newest = talk.revision_of(found)?;
-                    tell(talk, newest.0);
+                    newest = session.revision_of(found)?;
+                    tell(session, newest.0);
                 }
             }
             Ok(Ok(None)) => return Ok("it ended".into()),
             Ok(Err(status)) => {
-                talk.client.turn();
+                session.client.turn();
                 return Ok(status.message().to_owned());
             }
             Err(_) => {
-                let found = look(talk).await?;
+                let found = look(session).await?;
                 missed = if found.1 > newest.1 { missed + 1 } else { 0 };
                 if missed >= MAX_MISSED {
-                    talk.client.turn();
+                    session.client.turn();
                     return Ok("it said nothing of a commit".into());
                 }
             }
@@ -75,15 +75,15 @@ async fn watch(talk: &Talk) -> Result<String, StoreError> {
 }
 
 /// Reads the guard, and tells of it.
-async fn look(talk: &Talk) -> Result<(Revision, i64), StoreError> {
-    let found = talk.guard(Instant::now() + super::client::CALL).await?;
+async fn look(session: &Session) -> Result<(Revision, i64), StoreError> {
+    let found = session.guard(Instant::now() + super::client::CALL).await?;
     let found = found.unwrap_or_default();
-    tell(talk, found.0);
+    tell(session, found.0);
     Ok(found)
 }
 
-fn tell(talk: &Talk, revision: Revision) {
-    talk.seen.send_if_modified(|seen| {
+fn tell(session: &Session, revision: Revision) {
+    session.seen.send_if_modified(|seen| {
         let newer = seen.revision < revision;
         seen.revision = seen.revision.max(revision);
         newer

@@ -8,7 +8,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use zeroize::Zeroizing;
 
 use super::super::StoreError;
-use crate::config::public;
+use crate::base::words::public;
 
 /// The port of etcd where none is given.
 const PORT: u16 = 2379;

@@ -7,9 +7,10 @@ mod secured;
 use std::time::Duration;
 
 use super::super::tests::cluster::Cluster;
-use super::client::TXN;
+use super::client::{CallError, TXN};
 use super::commit::{LEVEL, Outcome, nested};
 use super::message::{Request, RequestOp, TxnResponse, delete};
+use super::session::{PATIENCE, check_version};
 use super::*;
 
 /// Opens the store as one of several writers.
@@ -106,33 +107,33 @@ fn a_lost_answer_is_looked_for_whether_or_not_the_commit_happened() {
     let Some(cluster) = Cluster::start(1) else { return };
     let mut one = open(&cluster, "one");
     commit(&mut one, 0, &[put(Table::Nodes, "a", "1")]).unwrap();
-    let talk = Arc::clone(&one.talk);
+    let session = Arc::clone(&one.session);
     let cache = Arc::clone(&one.cache);
     let lost = CallError::Lost { at: "etcd".into(), detail: "cut".into() };
     one.wait(async move {
         let mut cache = cache.lock().await;
         let soon = || Instant::now() + PATIENCE;
         // It happened: the request was carried out, and only the answer is missing.
-        let request = talk.transaction(cache.guard, Revision(2), b"first", &[]);
-        let taken: TxnResponse = talk.client.call(TXN, &request).await.unwrap();
+        let request = session.transaction(cache.guard, Revision(2), b"first", &[]);
+        let taken: TxnResponse = session.client.call(TXN, &request).await.unwrap();
         assert!(taken.succeeded);
-        let outcome = talk.settle(&lost, Revision(1), b"first", soon()).await?;
+        let outcome = session.settle(&lost, Revision(1), b"first", soon()).await?;
         let Outcome::Written(at) = outcome else { panic!("it was written") };
-        talk.enter(&mut cache, at, Revision(2), b"first", &[]);
+        session.enter(&mut cache, at, Revision(2), b"first", &[]);
 
         // It did not happen yet: once that is said, it never will.
-        let late = talk.transaction(cache.guard, Revision(3), b"second", &[]);
-        let outcome = talk.settle(&lost, Revision(2), b"second", soon()).await?;
+        let late = session.transaction(cache.guard, Revision(3), b"second", &[]);
+        let outcome = session.settle(&lost, Revision(2), b"second", soon()).await?;
         let Outcome::NotWritten(guard) = outcome else { panic!("it was not written") };
-        let answer: TxnResponse = talk.client.call(TXN, &late).await.unwrap();
+        let answer: TxnResponse = session.client.call(TXN, &late).await.unwrap();
         assert!(!answer.succeeded, "a commit that was declared lost came through");
         cache.guard = guard;
 
         // Somebody else was quicker.
-        let request = talk.transaction(guard, Revision(3), b"another", &[]);
-        let other: TxnResponse = talk.client.call(TXN, &request).await.unwrap();
+        let request = session.transaction(guard, Revision(3), b"another", &[]);
+        let other: TxnResponse = session.client.call(TXN, &request).await.unwrap();
         assert!(other.succeeded);
-        let outcome = talk.settle(&lost, Revision(2), b"third", soon()).await?;
+        let outcome = session.settle(&lost, Revision(2), b"third", soon()).await?;
         assert!(matches!(outcome, Outcome::Overtaken(Revision(3))));
         Ok(())
     })
@@ -179,10 +180,10 @@ fn compact(store: &Etcd, revision: i64) {
         #[prost(int64, tag = "1")]
         revision: i64,
     }
-    let talk = Arc::clone(&store.talk);
+    let session = Arc::clone(&store.session);
     let asked = store.wait(async move {
         let request = CompactionRequest { revision };
-        let asked: Result<TxnResponse, _> = talk.client.call("/etcdserverpb.KV/Compact", &request).await;
+        let asked: Result<TxnResponse, _> = session.client.call("/etcdserverpb.KV/Compact", &request).await;
         asked.map_err(|error| error.explain("use", false))
     });
     asked.unwrap();

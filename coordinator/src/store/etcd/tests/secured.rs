@@ -54,9 +54,9 @@ struct Permission {
 
 /// Alters the users of an etcd that asks for none yet.
 fn ask<Q: Message + Clone + 'static>(store: &Etcd, path: &'static str, request: Q) {
-    let talk = Arc::clone(&store.talk);
+    let session = Arc::clone(&store.session);
     let asked = store.wait(async move {
-        let asked: Result<message::StatusRequest, _> = talk.client.call(path, &request).await;
+        let asked: Result<message::StatusRequest, _> = session.client.call(path, &request).await;
         asked.map_err(|error| error.explain("use", false))
     });
     asked.unwrap();

@@ -1,0 +1,89 @@
+//! What is known of services.toml, as the status shows it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::api::{FileState, FileStatus};
+
+/// What is known of services.toml.
+#[derive(Debug, Clone)]
+pub(crate) struct FileReport {
+    path: PathBuf,
+    state: FileState,
+    since: Instant,
+    accepted: Option<Instant>,
+    errors: Vec<String>,
+    rendered: String,
+    warnings: Vec<String>,
+    /// Whether a good file was not taken because the store did not answer.
+    again: bool,
+}
+
+impl FileReport {
+    /// Begins before the file was looked at.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            state: FileState::Unread,
+            since: Instant::now(),
+            accepted: None,
+            errors: Vec::new(),
+            rendered: String::new(),
+            warnings: Vec::new(),
+            again: false,
+        }
+    }
+
+    /// Says whether it is to be read although nobody touched it.
+    pub(crate) fn is_due(&self) -> bool {
+        self.again || self.state == FileState::Unread
+    }
+
+    /// Says whether a good file was not taken because the store did not answer.
+    pub(crate) fn is_put_off(&self) -> bool {
+        self.again
+    }
+
+    /// Returns it as the admin socket tells it.
+    pub(crate) fn status(&self) -> FileStatus {
+        FileStatus {
+            path: self.path.clone(),
+            state: self.state,
+            age_s: self.since.elapsed().as_secs(),
+            accepted_age_s: self.accepted.map(|at| at.elapsed().as_secs()),
+            errors: self.errors.clone(),
+            rendered: self.rendered.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// Notes what became of the file.
+    pub(crate) fn enter(&mut self, state: FileState, reading: Reading) {
+        let Reading { errors, rendered, warnings, again } = reading;
+        self.again = again;
+        if self.state != state || self.errors != errors {
+            self.since = Instant::now();
+        }
+        if state == FileState::Accepted {
+            self.since = Instant::now();
+            self.accepted = Some(self.since);
+        }
+        self.state = state;
+        self.errors = errors;
+        self.rendered = rendered;
+        self.warnings = warnings;
+    }
+}
+
+/// What a reading of the file found.
+#[derive(Default)]
+pub(crate) struct Reading {
+    /// What is wrong with it, one line each.
+    pub(crate) errors: Vec<String>,
+    /// The same, drawn with the lines of the file.
+    pub(crate) rendered: String,
+    /// What the operator should know all the same.
+    pub(crate) warnings: Vec<String>,
+    /// Whether a good file was not taken because the store did not answer.
+    pub(crate) again: bool,
+}
