@@ -20,9 +20,8 @@ use crate::client::{AskError, fetch};
 use crate::core::failure::{Failure, read};
 use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
-use crate::registry::lock::Signatures;
 use crate::registry::succession::aged;
-use crate::registry::{Actor, Change, LockStep, Refused};
+use crate::registry::{Actor, Change, LockStep, Refused, Signatures};
 use crate::render::{shown, table};
 
 /// How often a verb signs again because a node joined meanwhile.

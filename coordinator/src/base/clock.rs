@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use mesh_proto::world::UnixTime;
+use mesh_proto::base::clock::UnixTime;
 
 /// Returns the time of day.
 pub(crate) fn now() -> UnixTime {

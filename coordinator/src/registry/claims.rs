@@ -15,8 +15,8 @@ use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFac
 use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, World};
 
-use super::Refused;
-use super::renewal::tunnel_keys;
+use super::change::Refused;
+use super::state::keys::tunnel_keys;
 
 /// The smallest MTU that a node may have: what every IPv4 host must take (RFC 791).
 const MIN_MTU: u16 = 576;

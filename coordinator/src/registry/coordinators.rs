@@ -9,27 +9,13 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::model::netmap::Coordinator;
 use mesh_proto::trust::signed_record::NextKey;
-use serde::{Deserialize, Serialize};
 
-use super::Refused;
+use super::change::Refused;
 use super::state::State;
+use super::state::coordinators::CoordinatorRecord;
 
 /// Most coordinators of one mesh; a join token has room for as many keys.
 const MAX_COORDINATORS: usize = 8;
-
-/// A coordinator, as it is stored by its key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CoordinatorRecord {
-    /// Where nodes reach it, as `host:port`.
-    pub addresses: Vec<String>,
-    /// Its version.
-    pub software: String,
-    /// When it first served the mesh.
-    pub since: UnixTime,
-    /// The key that it will go on with, which it announced.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<NextKey>,
-}
 
 impl State {
     /// Enters a coordinator. One that has its store for itself is the only one.

@@ -1,8 +1,6 @@
 //! What the log says of a change: who made it, and what it did, in a word and a sentence.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Display};
-use std::net::IpAddr;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
@@ -11,41 +9,11 @@ use mesh_proto::base::id::{IdentityKey, NodeName, TunnelKey};
 use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::world::{NodeRecord, World};
 
+use super::change::{Actor, Applied, Change, Vouched};
 use super::log::Entry;
-use super::{Applied, Change, Vouched};
 
 /// Most static nodes that one entry admits.
 const MAX_STATICS: usize = 4096;
-
-/// Who makes a change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Actor {
-    /// A user of this machine, over the admin socket.
-    Operator {
-        /// The user's number, as the kernel says it.
-        uid: u32,
-    },
-    /// services.toml, as it lies on disk.
-    File,
-    /// A member of the mesh, over its channel.
-    Node(NodeName),
-    /// Somebody who is no member, over a channel from this address.
-    Stranger(IpAddr),
-    /// The coordinator itself, when a time has come.
-    Coordinator,
-}
-
-impl Display for Actor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Operator { uid } => write!(f, "operator:{uid}"),
-            Self::File => f.write_str("services.toml"),
-            Self::Node(name) => write!(f, "node:{name}"),
-            Self::Stranger(address) => write!(f, "stranger:{address}"),
-            Self::Coordinator => f.write_str("coordinator"),
-        }
-    }
-}
 
 /// What a change is, told before it is decided.
 pub(super) struct Deed {

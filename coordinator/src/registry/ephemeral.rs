@@ -16,6 +16,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::world::{NodeRecord, World};
 
+use super::change::Sighting;
 use super::state::State;
 
 /// How long after its last contact an ephemeral node vanishes.
@@ -30,15 +31,6 @@ const BREAK: Duration = Duration::from_secs(60);
 pub struct Sightings {
     seen: BTreeMap<NodeName, Sighting>,
     looked: Option<UnixTime>,
-}
-
-/// A contact, and since when it is the newest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sighting {
-    /// As it is stored, by the clock of whoever stored it.
-    contact: UnixTime,
-    /// By our own clock; the beginning of the run at the earliest.
-    since: UnixTime,
 }
 
 impl Sightings {

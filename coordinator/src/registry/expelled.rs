@@ -11,7 +11,8 @@ use mesh_proto::trust::identity_rotation::MAX_LINEAGE;
 use mesh_proto::world::World;
 
 use super::Registry;
-use super::state::{Revoked, State};
+use super::state::State;
+use super::state::keys::Revoked;
 
 /// Most identities in one entry: only a restore expels more, and begins an epoch, whose roll tells of them.
 const MAX_EXPELS: usize = 1024;

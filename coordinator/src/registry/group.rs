@@ -5,12 +5,12 @@ use std::sync::Arc;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, Revision};
 
-use super::deed::{Actor, Deed};
+use super::change::{Actor, Applied, Change, Refused};
+use super::deed::Deed;
 use super::log::{self, Entry};
-use super::records;
 use super::sharing::Failed;
 use super::state::State;
-use super::{Applied, Change, Refused, Registry};
+use super::{Registry, records};
 use crate::store::Write;
 
 /// What is decided and not stored yet.

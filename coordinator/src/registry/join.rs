@@ -11,9 +11,10 @@ use mesh_proto::wire::{JoinRequest, NodeFacts};
 use mesh_proto::world::NodeRecord;
 use mesh_proto::world::allocate::Owner;
 
+use super::change::Refused;
 use super::claims::{self, Claimant};
 use super::state::State;
-use super::{Refused, tokens};
+use super::tokens;
 
 /// A machine that may become a member.
 pub(super) struct Newcomer {

@@ -1,86 +1,17 @@
 //! Lock mode: the coordinator passes on what a key that it does not hold has signed, and keeps nodes back that it
 //! did not sign. That it checks signatures itself saves nodes the trouble; they do not rely on it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::network_lock::{Lock, LockChange, MAX_CHANGES};
 use mesh_proto::trust::signed_record::Signature;
 use mesh_proto::world::NodeRecord;
-use serde::{Deserialize, Serialize};
 
+use super::Registry;
+use super::change::{LockStep, Refused, Signatures};
 use super::state::State;
-use super::{Refused, Registry};
 use crate::keys::verify;
-
-/// Signatures by the names of the nodes that they admit.
-pub type Signatures = BTreeMap<NodeName, Signature>;
-
-/// A step of lock mode.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LockStep {
-    /// Lock mode begins.
-    Begin {
-        /// The public half of the lock's key.
-        key: IdentityKey,
-        /// It signed for every node that is there.
-        signatures: Signatures,
-    },
-    /// Another key takes the lock's place, or lock mode ends.
-    Change {
-        /// What the present key says.
-        change: LockChange,
-        /// The new key signed for every node that is admitted; empty if there is none.
-        signatures: Signatures,
-    },
-    /// Lock mode ends without a word of its key, which is lost: nodes hold to it until each is told otherwise.
-    Abandon,
-    /// A node that waits is admitted.
-    Admit {
-        /// The node.
-        node: NodeName,
-        /// The lock's signature for it.
-        signature: Signature,
-    },
-}
-
-impl LockStep {
-    /// Returns a word for the log.
-    pub(super) fn kind(&self) -> &'static str {
-        match self {
-            Self::Begin { .. } => "lock_init",
-            Self::Change { change, .. } if change.to.is_some() => "lock_replace",
-            Self::Change { .. } => "lock_disable",
-            Self::Abandon => "lock_abandon",
-            Self::Admit { .. } => "lock_sign",
-        }
-    }
-
-    /// Returns a sentence for the log.
-    pub(super) fn text(&self) -> String {
-        match self {
-            Self::Begin { key, signatures } => {
-                format!("locked the mesh with the key {key}, which signed for {} nodes", signatures.len())
-            }
-            Self::Change { change: LockChange { from, to: Some(to), .. }, signatures } => {
-                format!("replaced the lock {from} by {to}, which signed for {} nodes", signatures.len())
-            }
-            Self::Change { change: LockChange { from, to: None, .. }, .. } => format!("ended the lock {from}"),
-            Self::Abandon => "gave the lock up without its key".into(),
-            Self::Admit { node, signature: _ } => format!("the lock's key admitted node {node}"),
-        }
-    }
-
-    /// Returns the node that it is about.
-    pub(super) fn node(&self) -> Option<&NodeName> {
-        match self {
-            Self::Admit { node, .. } => Some(node),
-            Self::Begin { .. } | Self::Change { .. } | Self::Abandon => None,
-        }
-    }
-}
 
 impl Registry {
     /// Returns the key that has to sign for every node, if the mesh is locked.

@@ -9,6 +9,7 @@
 //! come from outside.
 
 mod backup;
+pub(crate) mod change;
 mod claims;
 mod coordinators;
 mod deed;
@@ -18,7 +19,7 @@ mod group;
 mod history;
 mod join;
 mod live;
-pub mod lock;
+mod lock;
 mod log;
 pub mod names;
 mod records;
@@ -33,248 +34,33 @@ mod tests;
 mod tokens;
 pub(crate) mod vouch;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
-use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, Revision};
-use mesh_proto::services::Services;
+use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::trust::audit_log::RawEntry;
 use mesh_proto::trust::join_token::TokenSecret;
-use mesh_proto::trust::signed_record::{Epoch, NextKey};
-use mesh_proto::wire::{JoinRequest, NodeFacts, Renewal};
+use mesh_proto::trust::signed_record::Epoch;
 use mesh_proto::world::World;
 
 use crate::store::{Store, StoreError};
-pub use coordinators::CoordinatorRecord;
-pub use deed::Actor;
+pub use change::{
+    Actor, Applied, Change, LockStep, OpenError, Parse, Refused, Setup, Sighting, Signatures, TokenSpec, Vouched,
+    Withdrawn,
+};
 use deed::Told;
-pub use ephemeral::{Sighting, Sightings};
+pub use ephemeral::Sightings;
 pub use expelled::Expelled;
 use history::History;
 pub use live::{Live, LiveNode};
-pub use lock::LockStep;
 pub use log::{Entry, LogHash, LogHead, Logged};
-pub use restoring::Withdrawn;
+pub use state::Accepted;
 use state::State;
-pub use state::{Accepted, Revoked};
-pub use tokens::{TokenRecord, TokenSpec};
-pub use vouch::{Pushed, Vouched};
-
-/// All that can alter the mesh.
-#[derive(Debug, Clone)]
-pub enum Change {
-    /// A services.toml that was read and checked.
-    Services {
-        /// The path of the file, as the operator wrote it.
-        file: String,
-        /// Its text, to be kept.
-        text: String,
-        /// What it says.
-        services: Arc<Services>,
-    },
-    /// A new join token.
-    TokenCreate(TokenSpec),
-    /// Makes a join token worthless.
-    TokenRevoke {
-        /// The token's public half.
-        id: String,
-    },
-    /// A machine asks to become a member.
-    Join {
-        /// The key that the channel proved.
-        identity: IdentityKey,
-        /// What it asks.
-        request: JoinRequest,
-        /// The address it comes from.
-        observed: IpAddr,
-    },
-    /// A machine asks to become a member, and an issuer that is trusted vouches for it.
-    Vouched {
-        /// The key that the channel proved.
-        identity: IdentityKey,
-        /// What the issuer says, checked.
-        vouched: Vouched,
-        /// What the machine says of itself.
-        facts: NodeFacts,
-        /// The address it comes from.
-        observed: IpAddr,
-    },
-    /// The keys of an issuer.
-    TrustPush {
-        /// The name of its `[[trust]]`.
-        trust: String,
-        /// Its JWKS.
-        jwks: String,
-    },
-    /// A member says what it is.
-    Facts {
-        /// The key that the channel proved.
-        identity: IdentityKey,
-        /// What it says.
-        facts: NodeFacts,
-        /// The address it comes from.
-        observed: IpAddr,
-    },
-    /// A member goes on with another identity key.
-    Renew {
-        /// The key that the channel proved: the former one.
-        identity: IdentityKey,
-        /// What both keys signed, and what the node says of itself with the next one.
-        renewal: Renewal,
-        /// The address it comes from.
-        observed: IpAddr,
-    },
-    /// Notes which nodes are connected, and takes ephemeral ones out that were not heard of for 10 minutes.
-    Tend {
-        /// The nodes that are connected.
-        connected: BTreeSet<NodeName>,
-        /// What was seen of ephemeral nodes.
-        seen: BTreeMap<NodeName, Sighting>,
-    },
-    /// Expels a member for good: its identity is never admitted again.
-    Revoke {
-        /// The member.
-        node: NodeName,
-    },
-    /// A backup took the place of the store.
-    Restored {
-        /// The least epoch to go on with.
-        epoch: u64,
-        /// Where the state comes from, as a sentence.
-        source: String,
-        /// What was taken away since, as far as it is known, and does not come back.
-        since: Option<Withdrawn>,
-    },
-    /// A coordinator says where nodes reach it.
-    Coordinator {
-        /// Its key.
-        key: IdentityKey,
-        /// Its addresses, as `host:port`.
-        addresses: Vec<String>,
-        /// Its version.
-        software: String,
-        /// Whether it has the store for itself, so that there are no others.
-        is_alone: bool,
-    },
-    /// Begins, changes or ends lock mode, or admits a node under it.
-    Lock(LockStep),
-    /// A coordinator will go on with another key.
-    CoordinatorNext {
-        /// Its present key.
-        key: IdentityKey,
-        /// The next one, signed by the present.
-        next: NextKey,
-    },
-    /// A coordinator does not serve the mesh any more.
-    CoordinatorForget {
-        /// Its key.
-        key: IdentityKey,
-    },
-}
-
-impl Change {
-    /// Says whether it only takes rights away, which is done on a full disk too.
-    fn takes_rights(&self) -> bool {
-        match self {
-            Self::Revoke { .. } | Self::TokenRevoke { .. } | Self::CoordinatorForget { .. } => true,
-            Self::Services { .. }
-            | Self::TokenCreate(_)
-            | Self::Join { .. }
-            | Self::Vouched { .. }
-            | Self::TrustPush { .. }
-            | Self::Facts { .. }
-            | Self::Renew { .. }
-            | Self::Coordinator { .. }
-            | Self::CoordinatorNext { .. }
-            | Self::Restored { .. }
-            | Self::Lock(_)
-            | Self::Tend { .. } => false,
-        }
-    }
-}
-
-/// What a change led to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    /// The revision in force afterwards.
-    pub revision: Revision,
-    /// Whether the change altered anything, and so made a new revision.
-    pub altered: bool,
-    /// The node that joined, reported or was revoked.
-    pub node: Option<NodeName>,
-    /// What was not taken of an otherwise good change, in sentences.
-    pub refused: Vec<String>,
-}
-
-/// Why a change was refused; nothing of it happened.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct Refused {
-    /// A word for programs: the `error` of `wire::ErrorBody`.
-    pub word: &'static str,
-    /// A sentence for people that ends with what to do.
-    pub message: String,
-}
-
-impl Refused {
-    fn new(word: &'static str, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self { word, message }
-    }
-}
-
-/// Reads a services.toml: its text and its path. The error is a message for the operator.
-pub type Parse = fn(&str, &str) -> Result<Services, String>;
-
-/// What a registry needs to know apart from what it stores.
-#[derive(Debug, Clone)]
-pub struct Setup {
-    /// The name of the mesh while services.toml says none.
-    pub name: MeshName,
-    /// The coordinator's own underlay addresses, which no pod block may contain.
-    pub underlay: Vec<IpAddr>,
-    /// Reads the stored services.toml.
-    pub parse: Parse,
-    /// The last epoch that the coordinator's key signed.
-    pub epoch: Epoch,
-}
-
-/// Why a registry cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The store cannot be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// A record does not read.
-    #[error(
-        "the stored record {table}/{key} does not read: {detail}; restore a backup (mesh-coordinator restore), or run the version of mesh-coordinator that wrote it"
-    )]
-    Record {
-        /// The record's table.
-        table: &'static str,
-        /// The record's key.
-        key: String,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The log of operations was altered, or lost a part.
-    #[error(
-        "the log of operations does not verify at entry {seq}: {detail}; somebody altered the store, or the disk did: restore a backup (mesh-coordinator restore), and compare the two with mesh-coordinator log"
-    )]
-    Log {
-        /// The number of the first entry that is not as it was written.
-        seq: u64,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The stored services.toml is not understood.
-    #[error(
-        "the last accepted services.toml, as stored, is not understood: {0}; run the version of mesh-coordinator that accepted it"
-    )]
-    Services(String),
-}
+pub use state::coordinators::CoordinatorRecord;
+pub use state::keys::Revoked;
+pub use state::oidc::Pushed;
+pub use state::tokens::TokenRecord;
 
 /// Decides about every change, and keeps what was decided.
 pub struct Registry {

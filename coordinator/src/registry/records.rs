@@ -11,9 +11,9 @@ use mesh_proto::world::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::change::{OpenError, Setup};
 use super::log::Ends;
 use super::state::{Accepted, State, mesh};
-use super::{OpenError, Setup};
 use crate::store::{Records, Table, Write};
 
 /// The version of the records; a coordinator refuses to open a newer one.

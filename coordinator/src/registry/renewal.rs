@@ -1,12 +1,11 @@
 //! What may follow what: a node's records only go forward, and keys of expelled nodes never come back.
 
-use std::collections::BTreeSet;
-
-use mesh_proto::base::id::{NodeName, TunnelKey};
+use mesh_proto::base::id::NodeName;
 use mesh_proto::wire::NodeFacts;
 
-use super::Refused;
+use super::change::Refused;
 use super::state::State;
+use super::state::keys::tunnel_keys;
 
 impl State {
     /// Refuses a record that is older than the one that is stored, or another of the same number.
@@ -41,9 +40,4 @@ impl State {
             )),
         }
     }
-}
-
-/// Returns all tunnel keys that a node answers to.
-pub(super) fn tunnel_keys(facts: &NodeFacts) -> BTreeSet<TunnelKey> {
-    facts.lanes.iter().chain(&facts.previous).map(|lane| lane.key).chain(facts.agreement.iter().copied()).collect()
 }

@@ -3,26 +3,13 @@
 //! Nodes remember numbers and keys for longer than a backup does: numbers go on far behind the backup's, and what
 //! the store in force until now knows of revocations and used tokens is carried over where it can be read.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
-use mesh_proto::base::id::{IdentityKey, Revision};
 
 use super::Registry;
-use super::state::{Revoked, State};
-use super::tokens::Tokens;
-use super::vouch::SpentTokens;
-
-/// What a store knows of rights that were taken away or used up.
-#[derive(Debug, Clone)]
-pub struct Withdrawn {
-    epoch: u64,
-    revision: Revision,
-    revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
-    spent: Arc<SpentTokens>,
-    tokens: Arc<Tokens>,
-}
+use super::change::Withdrawn;
+use super::state::State;
 
 impl Withdrawn {
     /// Says whether it is as new as what a registry holds, or newer.

@@ -12,7 +12,7 @@ use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::allocate::{Exhausted, Owner, Pool};
 use mesh_proto::world::{NodeRecord, Vip, World};
 
-use super::Refused;
+use super::change::Refused;
 use super::state::{Accepted, State, mesh};
 
 /// The port of a static node whose endpoint the file does not state.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use mesh_proto::world::World;
 use tokio::sync::watch;
 
-use super::{OpenError, Refused, Registry, records};
+use super::change::{OpenError, Refused};
+use super::{Registry, records};
 use crate::store::{Seen, StoreError};
 
 /// Most times that a change is decided. Who fails was overtaken by somebody who succeeded, so that with three

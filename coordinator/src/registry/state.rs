@@ -1,24 +1,28 @@
 //! All that is stored: the world, and what the planner need not know of it.
 
+pub(super) mod coordinators;
+pub(super) mod keys;
+pub(super) mod oidc;
+pub(super) mod tokens;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use mesh_proto::base::clock::UnixTime;
-use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, TunnelKey};
+use mesh_proto::base::id::{IdentityKey, MeshName, NodeName};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::services::Services;
-use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, World};
 use serde::{Deserialize, Serialize};
 
-use super::Refused;
-use super::coordinators::CoordinatorRecord;
+use super::change::Refused;
 use super::log::Ends;
-use super::renewal::tunnel_keys;
-use super::tokens::Tokens;
-use super::vouch::{PushedKeys, SpentTokens};
+use coordinators::CoordinatorRecord;
+use keys::{Revoked, tunnel_keys};
+use oidc::{PushedKeys, SpentTokens};
+use tokens::Tokens;
 
 /// One state of the mesh. Copies are cheap: the parts are shared until one is altered.
 #[derive(Clone)]
@@ -52,21 +56,6 @@ pub struct Accepted {
     pub file: String,
     /// Its text.
     pub text: String,
-}
-
-/// A member that was expelled, or a key that a member replaced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revoked {
-    /// The name it had.
-    pub name: NodeName,
-    /// When it was expelled.
-    pub at: UnixTime,
-    /// The tunnel keys it had.
-    #[serde(default)]
-    pub tunnels: Vec<TunnelKey>,
-    /// How the member went on with another identity; none if it was expelled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub succession: Option<Succession>,
 }
 
 impl State {

@@ -16,9 +16,11 @@ use mesh_proto::trust::network_lock::{Member, Subject};
 use mesh_proto::wire::Renewal;
 use mesh_proto::world::{NodeRecord, World};
 
+use super::change::Refused;
 use super::join::Speaker;
-use super::state::{Revoked, State};
-use super::{Refused, Registry, claims};
+use super::state::State;
+use super::state::keys::Revoked;
+use super::{Registry, claims};
 use crate::keys::verify;
 
 /// Most changes of one node in so many seconds: each keeps a key for ever, and takes a line of the log that may not be

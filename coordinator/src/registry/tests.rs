@@ -15,14 +15,16 @@ mod storing;
 mod succession;
 mod vouching;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::TunnelKey;
 use mesh_proto::model::netmap::{LaneInfo, ServicePort, Transport};
-use mesh_proto::services::{BackendAt, BackendSpec, Route, ServiceSpec, Site, SiteKind, Span, StaticNode};
+use mesh_proto::services::{BackendAt, BackendSpec, Route, ServiceSpec, Services, Site, SiteKind, Span, StaticNode};
 use mesh_proto::trust::join_token::TokenSecret;
+use mesh_proto::wire::{JoinRequest, NodeFacts};
 
 use super::*;
 use crate::store::{Memory, Records, Write};

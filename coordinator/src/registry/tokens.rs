@@ -3,19 +3,17 @@
 //! The store holds the SHA-256 of a secret, never the secret: with 256 bits of entropy a plain hash is enough.
 //! Whoever presents a token that does not work learns nothing about why.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::{constant_time, digest};
 use data_encoding::HEXLOWER;
 use mesh_proto::base::clock::UnixTime;
-use mesh_proto::base::id::{NodeName, ServiceKey, SiteName};
+use mesh_proto::base::id::SiteName;
 use mesh_proto::trust::join_token::TokenSecret;
-use serde::{Deserialize, Serialize};
 
-use super::Refused;
+use super::change::{Refused, TokenSpec};
 use super::state::State;
+use super::state::tokens::{TokenRecord, hash, is_digest_of};
 
 /// Most tokens kept, those used up or expired of late included.
 const MAX_TOKENS: usize = 10_000;
@@ -27,60 +25,6 @@ const MAX_USES: u32 = 1000;
 const NOBODY: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 /// How long a token is still listed after its end.
 const LISTED: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// What a new token is for. Its entropy comes from the caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenSpec {
-    /// Its public half, 64 random bits.
-    pub id: [u8; 8],
-    /// Its secret half, 256 random bits.
-    pub secret: TokenSecret,
-    /// The site of the nodes that it admits.
-    pub site: SiteName,
-    /// The name of the node that it admits; the node's own choice if `None`.
-    pub name: Option<NodeName>,
-    /// The services that these nodes may offer to serve although the file does not name them as backends.
-    pub serve: Vec<ServiceKey>,
-    /// How long it lives: 1 s to 90 days.
-    pub ttl: Duration,
-    /// How many nodes it admits: 1 to 1000, and 1 if it has a name.
-    pub uses: u32,
-    /// Whether these nodes vanish 10 minutes after their last contact.
-    pub ephemeral: bool,
-}
-
-/// A token as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenRecord {
-    /// The SHA-256 of its secret, in hexadecimal digits.
-    digest: String,
-    /// The site of the nodes that it admits.
-    pub site: SiteName,
-    /// The name of the node that it admits.
-    pub name: Option<NodeName>,
-    /// The services that these nodes may offer to serve.
-    pub serve: Vec<ServiceKey>,
-    /// When it was made.
-    pub created: UnixTime,
-    /// When it ends.
-    pub expires: UnixTime,
-    /// How many nodes it still admits.
-    pub uses_left: u32,
-    /// Whether these nodes vanish 10 minutes after their last contact.
-    #[serde(default)]
-    pub ephemeral: bool,
-}
-
-impl TokenRecord {
-    /// Says whether it still admits a node.
-    pub fn is_usable(&self, now: UnixTime) -> bool {
-        self.uses_left > 0 && now < self.expires
-    }
-
-    fn has_secret(&self, secret: &TokenSecret) -> bool {
-        is_digest_of(&self.digest, secret)
-    }
-}
 
 impl State {
     /// Adds a token.
@@ -185,15 +129,3 @@ impl State {
 pub(super) fn unusable() -> Refused {
     Refused::new("token", "the token is unknown, used or expired; make a new one with mesh-coordinator token create")
 }
-
-/// Compares in constant time, so that a guess is not answered by how long the answer takes.
-fn is_digest_of(digest: &str, secret: &TokenSecret) -> bool {
-    constant_time::verify_slices_are_equal(hash(secret).as_bytes(), digest.as_bytes()).is_ok()
-}
-
-fn hash(secret: &TokenSecret) -> String {
-    HEXLOWER.encode(digest::digest(&digest::SHA256, &secret.0).as_ref())
-}
-
-/// Tokens by their public half.
-pub(super) type Tokens = BTreeMap<String, TokenRecord>;

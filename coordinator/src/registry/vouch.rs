@@ -3,62 +3,23 @@
 //! The token was verified before it comes here (`crate::trust`). What is decided here is what needs memory: that
 //! it is used once, and whose the name is.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
-use mesh_proto::base::id::{IdentityKey, NodeName, ServiceKey, SiteName};
+use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::trust::jwt;
 use mesh_proto::wire::NodeFacts;
-use serde::{Deserialize, Serialize};
 
+use super::change::{Refused, Vouched};
+use super::claims;
 use super::join::{Newcomer, Speaker};
 use super::state::State;
-use super::{Refused, claims};
+use super::state::oidc::{Pushed, Spent};
 
 /// Most used tokens that are remembered; each is forgotten when it is over.
 const MAX_SPENT: usize = 100_000;
-
-/// What an issuer that is trusted says of a machine, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vouched {
-    /// Whether the machine asked to vanish 10 minutes after its last contact.
-    pub ephemeral: bool,
-    /// The `[[trust]]` that it was taken by.
-    pub trust: String,
-    /// Whom the issuer speaks of.
-    pub subject: String,
-    /// The node's name.
-    pub node: NodeName,
-    /// Its site.
-    pub site: SiteName,
-    /// The services that it may offer to serve.
-    pub serve: Vec<ServiceKey>,
-    /// What tells this token from all others, in hexadecimal digits.
-    pub mark: String,
-    /// When the token is worthless anyway.
-    pub over: UnixTime,
-}
-
-/// A token that was used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Spent {
-    /// By whom.
-    identity: IdentityKey,
-    /// Until when it is remembered.
-    over: UnixTime,
-}
-
-/// Keys that the operator pushed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pushed {
-    /// The JWKS.
-    pub jwks: String,
-    /// When.
-    pub at: UnixTime,
-}
 
 /// One answer for every token of an issuer that does not work; the log says why.
 pub(crate) fn not_vouched() -> Refused {
@@ -141,8 +102,3 @@ impl State {
         self.spent.get(mark).is_some_and(|spent| spent.identity != *identity)
     }
 }
-
-/// Used tokens by their mark.
-pub(super) type SpentTokens = BTreeMap<String, Spent>;
-/// Pushed keys by the name of their `[[trust]]`.
-pub(super) type PushedKeys = BTreeMap<String, Pushed>;

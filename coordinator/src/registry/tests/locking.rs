@@ -7,7 +7,6 @@ use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 
 use super::*;
 use crate::keys::{Identity, verify};
-use crate::registry::lock::Signatures;
 
 /// All may call all.
 const OPEN: &str = "site dc\nnode static 9";
