@@ -10,8 +10,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use axum::body::Bytes;
 use mesh_proto::base::id::{NodeName, Revision};
@@ -21,16 +20,11 @@ use mesh_proto::world::World;
 use tokio::sync::watch;
 
 use crate::base::sync::lock;
-use crate::hub::Hub;
 
 /// Most charts kept, the newest included; a chart of 10,000 nodes takes about 2 MB.
 const KEPT: usize = 16;
 /// Most encodings kept of one transition; what is more is encoded for each node.
 const MAX_LINES: usize = 4096;
-/// The longest rest after a drawing. It is as long as the drawing took, so that a storm of changes does not become
-/// one of charts.
-const REST: Duration = Duration::from_millis(50);
-
 /// The last charts, and what leads from each to the newest.
 pub(crate) struct Charts {
     newest: watch::Sender<Arc<Chart>>,
@@ -132,8 +126,18 @@ impl Charts {
         Some(way)
     }
 
+    /// Asks to be the one that draws; false if another one does.
+    pub(crate) fn begin_drawing(&self) -> bool {
+        !self.drawing.swap(true, Ordering::AcqRel)
+    }
+
+    /// Says that nobody draws any more.
+    pub(crate) fn end_drawing(&self) {
+        self.drawing.store(false, Ordering::Release);
+    }
+
     /// Puts a newer chart in force. Returns whom it concerns; none for all.
-    fn put(&self, chart: Arc<Chart>) -> Option<BTreeSet<NodeName>> {
+    pub(crate) fn put(&self, chart: Arc<Chart>) -> Option<BTreeSet<NodeName>> {
         let transition = Transition::between(self.newest(), Arc::clone(&chart));
         let concerned = transition.concerned();
         let mut kept = lock(&self.kept);
@@ -156,67 +160,6 @@ impl Charts {
 impl Way {
     fn new(transition: Transition) -> Self {
         Self { transition, lines: Mutex::default() }
-    }
-}
-
-impl Hub {
-    /// Sees to it that the newest world becomes a chart, without waiting for it.
-    pub(crate) fn redraw(self: &Arc<Self>) {
-        if !self.charts.drawing.swap(true, Ordering::AcqRel) {
-            // A coordinator that ends is not held up by the pauses.
-            tokio::spawn(draw_all(Arc::downgrade(self)));
-        }
-    }
-
-    /// Draws the newest world, and rings those whom it concerns. Says whether there was nothing to draw.
-    fn draw(&self) -> bool {
-        let charts = &self.charts;
-        let is_drawn = || {
-            let newest = charts.newest();
-            newest.world().plans_like(&self.world()) && newest.revision() >= self.due()
-        };
-        if is_drawn() {
-            charts.drawing.store(false, Ordering::Release);
-            // Who published meanwhile either saw that nobody draws, or is seen here.
-            return is_drawn() || charts.drawing.swap(true, Ordering::AcqRel);
-        }
-        let world = self.world();
-        let revision = world.revision;
-        let concerned = charts.put(Arc::new(Chart::new(world)));
-        self.wake(concerned.as_ref(), revision);
-        false
-    }
-
-    /// Returns the newest revision that a chart is known to be right for. Maps are sent as of that one, since a node
-    /// may have followed another coordinator as far, and follows none back.
-    pub(crate) fn right_until(&self, chart: &Chart) -> Revision {
-        let world = self.world();
-        if chart.world().plans_like(&world) { world.revision.max(chart.revision()) } else { chart.revision() }
-    }
-
-    /// Waits for the chart of the newest world that is news to any node.
-    pub(crate) async fn chart(&self) -> Arc<Chart> {
-        self.charts.since(self.due()).await
-    }
-}
-
-/// Draws charts until the newest world is one.
-async fn draw_all(hub: Weak<Hub>) {
-    while let Some(hub) = hub.upgrade() {
-        let began = Instant::now();
-        let drawing = Arc::clone(&hub);
-        let drawn = tokio::task::spawn_blocking(move || drawing.draw()).await;
-        match drawn {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!(%error, "a change is not sent to the nodes; the next one will be sent with it");
-                hub.charts.drawing.store(false, Ordering::Release);
-                return;
-            }
-        }
-        drop(hub);
-        tokio::time::sleep(began.elapsed().min(REST)).await;
     }
 }
 

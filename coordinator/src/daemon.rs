@@ -1,14 +1,12 @@
 //! The running coordinator: everything started in order, and stopped within two seconds.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::base::id::{IdentityKey, MeshName};
-use mesh_proto::services;
-use mesh_proto::trust::signed_record::Epoch;
+use mesh_proto::base::id::IdentityKey;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,16 +14,14 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{self, SocketError};
-use crate::base::state_files::{JOURNAL, NAME, RESERVED, STORE};
 use crate::channel::peer::Doors;
 use crate::config::Config;
+use crate::core::open_store::{open_store, setup};
 use crate::hub::Hub;
 use crate::keys::{Identity, KeyError};
-use crate::registry::{OpenError, Registry, Setup};
+use crate::registry::OpenError;
 use crate::server;
 use crate::sharing::{enter, keep_up};
-use crate::store::journal::Journaled;
-use crate::store::{Embedded, Etcd, RESERVE, Store, StoreError};
 use crate::tending::tend;
 use crate::watch::{begin, follow, load};
 use crate::{backups, metrics, restore, tls};
@@ -39,10 +35,7 @@ pub enum StartError {
     /// There is no usable identity key.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The store cannot be opened.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The store holds what this version does not understand.
+    /// The store cannot be opened, or holds what this version does not understand.
     #[error(transparent)]
     Registry(#[from] OpenError),
     /// The admin socket cannot be bound.
@@ -84,7 +77,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let identity = Identity::load(&config.state_dir)?;
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
-    let (mut registry, store) = open(&config, identity.public(), setup).await?;
+    let (mut registry, store) = open_store(&config, identity.public(), setup).await?;
     let epoch = registry.epoch();
     if restore::noted(&config.state_dir) < epoch
         && let Err(error) = restore::note(&config.state_dir, epoch)
@@ -133,32 +126,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     Ok(Running { listen, metrics, key, admin_socket, hub, stop, servers, helpers })
 }
 
-/// Opens the registry on the store that the configuration names, and says where that is.
-async fn open(config: &Config, key: IdentityKey, setup: Setup) -> Result<(Registry, PathBuf), StartError> {
-    let file = config.state_dir.join(STORE);
-    if config.etcd.is_none() {
-        let store = Journaled::open(Embedded::open(&file)?, &config.state_dir.join(JOURNAL))?;
-        let store = store.with_reserve(&config.state_dir.join(RESERVED), RESERVE)?;
-        return Ok((Registry::open(Box::new(store), setup)?, file));
-    }
-    let config = config.clone();
-    let opening = tokio::task::spawn_blocking(move || open_etcd(&config, key));
-    match opening.await {
-        Ok(opened) => Ok(opened?),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Opens the registry on the etcd that the configuration names, and says where that is. It is waited for, which only
-/// blocking threads may do.
-pub(crate) fn open_etcd(config: &Config, key: IdentityKey) -> Result<(Registry, PathBuf), OpenError> {
-    let etcd = config.etcd.clone().unwrap_or_default();
-    let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{}", name(&config.state_dir)));
-    let shown = PathBuf::from(etcd.shown(&prefix));
-    let store: Box<dyn Store> = Box::new(Etcd::open(&etcd, &prefix, &key.to_string())?);
-    Ok((Registry::open(store, setup(config))?, shown))
-}
-
 impl Running {
     /// Reads services.toml again, whether or not it seems to have changed.
     pub async fn reload(&self) {
@@ -205,34 +172,4 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         bound => bound,
     };
     bound.map_err(|source| StartError::Listen { address, source })
-}
-
-/// Returns what the registry needs to know apart from what it stores.
-pub(crate) fn setup(config: &Config) -> Setup {
-    Setup { name: name(&config.state_dir), underlay: underlay(config), parse, epoch: Epoch::default() }
-}
-
-/// Reads a stored services.toml.
-fn parse(text: &str, file: &str) -> Result<services::Services, String> {
-    match services::parse(text, file) {
-        Ok(parsed) => Ok(parsed.services),
-        Err(diagnostics) => Err(diagnostics.lines().join("; ")),
-    }
-}
-
-/// Returns our own underlay addresses as far as the configuration says them; connections teach the others.
-fn underlay(config: &Config) -> Vec<IpAddr> {
-    let public = config.public.iter().filter_map(|address| address.parse::<SocketAddr>().ok());
-    let all = config.listen.iter().copied().chain(public).map(|address| address.ip());
-    let mut all: Vec<_> = all.filter(|ip| !ip.is_unspecified()).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
-}
-
-/// Returns the name given at `init`, for a services.toml that says none.
-fn name(state_dir: &Path) -> MeshName {
-    let stored = std::fs::read_to_string(state_dir.join(NAME)).ok();
-    let stored = stored.and_then(|text| text.trim().parse().ok());
-    stored.unwrap_or_else(|| "mesh".parse().expect("`mesh` is a name"))
 }

@@ -9,18 +9,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest;
+use data_encoding::HEXLOWER;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::plan::Chart;
 use mesh_proto::wire::NodeFacts;
 use mesh_proto::world::World;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::base::clock::now;
+use crate::base::state_files::TAKEN;
 use crate::base::sync::lock;
 use crate::charts::Charts;
 use crate::config::Config;
@@ -30,7 +35,7 @@ use crate::limits::{Failures, Reports};
 use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use crate::store::Seen;
 use crate::trust::Trusts;
-use group::Queue;
+use group::{Job, Queue};
 
 /// Most requests of members that may wait for the registry at once; more are answered `busy`.
 const MAX_WAITING: usize = 256;
@@ -41,6 +46,18 @@ const MAX_STRANGERS_WAITING: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Most underlay addresses of our own that are remembered.
 const MAX_UNDERLAY: usize = 64;
+/// The longest rest after a drawing. It is as long as the drawing took, so that a storm of changes does not become
+/// one of charts.
+const REST: Duration = Duration::from_millis(50);
+
+/// Says where nodes reach coordinators, and by which keys they know them.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// Addresses, as `host:port`: our own first, then one of each other, then the rest.
+    pub(crate) addresses: Vec<String>,
+    /// Keys, our own first.
+    pub(crate) pins: Vec<IdentityKey>,
+}
 
 /// What all tasks of the coordinator share.
 pub(crate) struct Hub {
@@ -185,6 +202,20 @@ impl Hub {
             None => watches.values_mut().for_each(ring),
             Some(nodes) => nodes.iter().for_each(|node| watches.get_mut(node).into_iter().for_each(ring)),
         }
+    }
+
+    /// Makes a change that the operator or the coordinator itself asks for.
+    pub(crate) async fn apply(self: &Arc<Self>, change: Change, by: Actor) -> Result<Applied, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let has_worker = lock(&self.queue).push(Job { change, by, answer });
+        if !has_worker {
+            let hub = Arc::clone(self);
+            tokio::task::spawn_blocking(move || Worker(&hub).work());
+        }
+        answered.await.unwrap_or_else(|_| {
+            let message = "the coordinator failed at this change; see its log, and try again";
+            Err(Refused { word: "internal", message: message.into() })
+        })
     }
 
     /// Makes a change that a member asks for, unless too many wait already.
@@ -372,6 +403,130 @@ impl Hub {
         })
         .await;
     }
+
+    /// Sees to it that the newest world becomes a chart, without waiting for it.
+    pub(crate) fn redraw(self: &Arc<Self>) {
+        if self.charts.begin_drawing() {
+            // A coordinator that ends is not held up by the pauses.
+            tokio::spawn(draw_all(Arc::downgrade(self)));
+        }
+    }
+
+    /// Draws the newest world, and rings those whom it concerns. Says whether there was nothing to draw.
+    fn draw(&self) -> bool {
+        let charts = &self.charts;
+        let is_drawn = || {
+            let newest = charts.newest();
+            newest.world().plans_like(&self.world()) && newest.revision() >= self.due()
+        };
+        if is_drawn() {
+            charts.end_drawing();
+            // Who published meanwhile either saw that nobody draws, or is seen here.
+            return is_drawn() || !charts.begin_drawing();
+        }
+        let world = self.world();
+        let revision = world.revision;
+        let concerned = charts.put(Arc::new(Chart::new(world)));
+        self.wake(concerned.as_ref(), revision);
+        false
+    }
+
+    /// Returns the newest revision that a chart is known to be right for. Maps are sent as of that one, since a node
+    /// may have followed another coordinator as far, and follows none back.
+    pub(crate) fn right_until(&self, chart: &Chart) -> Revision {
+        let world = self.world();
+        if chart.world().plans_like(&world) { world.revision.max(chart.revision()) } else { chart.revision() }
+    }
+
+    /// Waits for the chart of the newest world that is news to any node.
+    pub(crate) async fn chart(&self) -> Arc<Chart> {
+        self.charts.since(self.due()).await
+    }
+
+    /// Returns what a node is told of coordinators when it joins.
+    pub(crate) fn told(&self) -> Told {
+        let world = self.world();
+        let others = world.mesh.coordinators.iter().filter(|other| other.key != self.key);
+        let mut told = Told { addresses: self.config.public.clone(), pins: vec![self.key] };
+        told.pins.extend(others.clone().map(|other| other.key));
+        // Those that will be needed soon: a node may join with a token of before.
+        told.pins.extend(world.mesh.coordinators.iter().filter_map(|one| one.next).map(|next| next.key));
+        let most = others.clone().map(|other| other.addresses.len()).max().unwrap_or(0);
+        for turn in 0..most {
+            told.addresses.extend(others.clone().filter_map(|other| other.addresses.get(turn).cloned()));
+        }
+        let mut seen = BTreeSet::new();
+        told.addresses.retain(|address| seen.insert(address.clone()));
+        told
+    }
+
+    /// Says whether other coordinators may use the same store.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// Returns why the store does not answer, if it does not.
+    pub(crate) fn store_error(&self) -> Option<String> {
+        self.seen.as_ref()?.borrow().error.clone()
+    }
+
+    /// Takes up what others committed before now. Many who ask at once share one look; while the store does not
+    /// answer nobody waits for it.
+    pub(crate) async fn catch_up(self: &Arc<Self>) {
+        if !self.is_shared() || self.store_error().is_some() {
+            return;
+        }
+        let asked = tokio::time::Instant::now();
+        let hub = Arc::clone(self);
+        self.with(move |registry| {
+            if lock(&hub.looked).is_some_and(|looked| looked >= asked) {
+                return;
+            }
+            let began = tokio::time::Instant::now();
+            if let Err(error) = registry.refresh() {
+                tracing::warn!(%error, "nobody knows whether another coordinator committed something");
+            }
+            *lock(&hub.looked) = Some(began);
+        })
+        .await;
+    }
+
+    /// Says whether a services.toml that is read at the start is to be left alone: another coordinator put
+    /// another one in force, and this one was not altered since it was last taken from here.
+    pub(crate) async fn is_superseded(self: &Arc<Self>, text: &str) -> bool {
+        if !self.is_shared() {
+            return false;
+        }
+        let own = text.to_owned();
+        let other = self.with(move |registry| registry.accepted().is_some_and(|accepted| accepted.text != own)).await;
+        let taken = std::fs::read_to_string(self.config.state_dir.join(TAKEN));
+        other && taken.map_or(true, |taken| taken.trim() == mark(text))
+    }
+
+    /// Says whether another services.toml is in force than the one last taken from here.
+    pub(crate) async fn is_other_in_force(self: &Arc<Self>) -> bool {
+        if !self.is_shared() {
+            return false;
+        }
+        let Ok(taken) = std::fs::read_to_string(self.config.state_dir.join(TAKEN)) else {
+            return false;
+        };
+        self.with(move |registry| registry.accepted().is_some_and(|accepted| mark(&accepted.text) != taken.trim()))
+            .await
+    }
+
+    /// Notes which services.toml was taken from this machine.
+    pub(crate) fn note_taken(&self, text: &str) {
+        if !self.is_shared() {
+            return;
+        }
+        let path = self.config.state_dir.join(TAKEN);
+        let draft = path.with_extension("draft");
+        let written = std::fs::write(&draft, mark(text)).and_then(|()| std::fs::rename(&draft, &path));
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "after a restart the file will not be taken until it is saved again");
+        }
+    }
 }
 
 impl Drop for WatchGuard {
@@ -387,6 +542,65 @@ impl Drop for WatchGuard {
             runtime.spawn(async move { hub.note_presence(node).await });
         }
     }
+}
+
+/// The one that empties the queue.
+struct Worker<'a>(&'a Arc<Hub>);
+
+impl Worker<'_> {
+    fn work(&self) {
+        loop {
+            let mut registry = lock(&self.0.registry);
+            let jobs = lock(&self.0.queue).take();
+            if jobs.is_empty() {
+                return;
+            }
+            let (changes, answers): (Vec<_>, Vec<_>) =
+                jobs.into_iter().map(|job| ((job.change, job.by), job.answer)).unzip();
+            let results = registry.apply_all(changes, now());
+            self.0.publish(&registry);
+            drop(registry);
+            for (answer, result) in answers.into_iter().zip(results) {
+                // Who asked may have gone; what it asked for is done all the same.
+                let _ = answer.send(result);
+            }
+            // Those who only look at the registry get their turn.
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Those who wait learn of it, and the next one brings a new worker.
+            *lock(&self.0.queue) = Queue::default();
+        }
+    }
+}
+
+/// Draws charts until the newest world is one.
+async fn draw_all(hub: Weak<Hub>) {
+    while let Some(hub) = hub.upgrade() {
+        let began = Instant::now();
+        let drawing = Arc::clone(&hub);
+        let drawn = tokio::task::spawn_blocking(move || drawing.draw()).await;
+        match drawn {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, "a change is not sent to the nodes; the next one will be sent with it");
+                hub.charts.end_drawing();
+                return;
+            }
+        }
+        drop(hub);
+        tokio::time::sleep(began.elapsed().min(REST)).await;
+    }
+}
+
+fn mark(text: &str) -> String {
+    HEXLOWER.encode(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
 }
 
 fn too_busy() -> Refused {

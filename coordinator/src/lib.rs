@@ -39,6 +39,7 @@ mod core {
     pub(crate) mod counters;
     pub(crate) mod failure;
     pub(crate) mod file_report;
+    pub(crate) mod open_store;
 }
 pub mod daemon;
 mod enrol;

@@ -23,7 +23,7 @@ use crate::base::clock::now;
 use crate::base::state_files::{EPOCH, JOURNAL, STORE};
 use crate::base::text_time::time;
 use crate::config::{Config, ConfigError};
-use crate::daemon;
+use crate::core::open_store::{open_etcd, setup};
 use crate::keys::{Identity, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, Table, Write, journal};
@@ -157,7 +157,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
 fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
     refuse_running(config)?;
     let key = Identity::load(&config.state_dir)?.public();
-    let (mut registry, at) = daemon::open_etcd(config, key)?;
+    let (mut registry, at) = open_etcd(config, key)?;
     let epoch = registry.epoch().max(noted(&config.state_dir)) + 1;
     let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| time(at.0));
     let change = Change::Restored { epoch, source: "etcd by its own means".into(), since: None };
@@ -225,7 +225,7 @@ fn operator() -> Actor {
 }
 
 fn open(path: &Path, config: &Config) -> Result<Registry, OpenError> {
-    Registry::open(store::open_embedded(path)?, daemon::setup(config))
+    Registry::open(store::open_embedded(path)?, setup(config))
 }
 
 /// Reads a backup. A copy is opened, because opening writes.

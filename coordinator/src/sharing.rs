@@ -6,22 +6,17 @@
 //! a node comes to us ─────────────▶ catch_up ────────┘   so that we never know less than who served it before
 //! ```
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use data_encoding::HEXLOWER;
 use mesh_proto::base::id::{IdError, IdentityKey};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::api;
-use crate::base::state_files::TAKEN;
-use crate::base::sync::lock;
 use crate::core::failure::Failure;
 use crate::hub::Hub;
 use crate::registry::{Actor, Change, CoordinatorRecord};
@@ -123,104 +118,4 @@ pub(crate) async fn replicas(hub: &Arc<Hub>) -> Vec<api::Replica> {
         api::Replica { key, addresses, software, since: since.0, here, answers }
     });
     futures_util::future::join_all(tried).await
-}
-
-/// Says where nodes reach coordinators, and by which keys they know them.
-#[derive(Default)]
-pub(crate) struct Told {
-    /// Addresses, as `host:port`: our own first, then one of each other, then the rest.
-    pub(crate) addresses: Vec<String>,
-    /// Keys, our own first.
-    pub(crate) pins: Vec<IdentityKey>,
-}
-
-impl Hub {
-    /// Returns what a node is told of coordinators when it joins.
-    pub(crate) fn told(&self) -> Told {
-        let world = self.world();
-        let others = world.mesh.coordinators.iter().filter(|other| other.key != self.key);
-        let mut told = Told { addresses: self.config.public.clone(), pins: vec![self.key] };
-        told.pins.extend(others.clone().map(|other| other.key));
-        // Those that will be needed soon: a node may join with a token of before.
-        told.pins.extend(world.mesh.coordinators.iter().filter_map(|one| one.next).map(|next| next.key));
-        let most = others.clone().map(|other| other.addresses.len()).max().unwrap_or(0);
-        for turn in 0..most {
-            told.addresses.extend(others.clone().filter_map(|other| other.addresses.get(turn).cloned()));
-        }
-        let mut seen = BTreeSet::new();
-        told.addresses.retain(|address| seen.insert(address.clone()));
-        told
-    }
-
-    /// Says whether other coordinators may use the same store.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.seen.is_some()
-    }
-
-    /// Returns why the store does not answer, if it does not.
-    pub(crate) fn store_error(&self) -> Option<String> {
-        self.seen.as_ref()?.borrow().error.clone()
-    }
-
-    /// Takes up what others committed before now. Many who ask at once share one look; while the store does not
-    /// answer nobody waits for it.
-    pub(crate) async fn catch_up(self: &Arc<Self>) {
-        if !self.is_shared() || self.store_error().is_some() {
-            return;
-        }
-        let asked = Instant::now();
-        let hub = Arc::clone(self);
-        self.with(move |registry| {
-            if lock(&hub.looked).is_some_and(|looked| looked >= asked) {
-                return;
-            }
-            let began = Instant::now();
-            if let Err(error) = registry.refresh() {
-                tracing::warn!(%error, "nobody knows whether another coordinator committed something");
-            }
-            *lock(&hub.looked) = Some(began);
-        })
-        .await;
-    }
-
-    /// Says whether a services.toml that is read at the start is to be left alone: another coordinator put
-    /// another one in force, and this one was not altered since it was last taken from here.
-    pub(crate) async fn is_superseded(self: &Arc<Self>, text: &str) -> bool {
-        if !self.is_shared() {
-            return false;
-        }
-        let own = text.to_owned();
-        let other = self.with(move |registry| registry.accepted().is_some_and(|accepted| accepted.text != own)).await;
-        let taken = std::fs::read_to_string(self.config.state_dir.join(TAKEN));
-        other && taken.map_or(true, |taken| taken.trim() == mark(text))
-    }
-
-    /// Says whether another services.toml is in force than the one last taken from here.
-    pub(crate) async fn is_other_in_force(self: &Arc<Self>) -> bool {
-        if !self.is_shared() {
-            return false;
-        }
-        let Ok(taken) = std::fs::read_to_string(self.config.state_dir.join(TAKEN)) else {
-            return false;
-        };
-        self.with(move |registry| registry.accepted().is_some_and(|accepted| mark(&accepted.text) != taken.trim()))
-            .await
-    }
-
-    /// Notes which services.toml was taken from this machine.
-    pub(crate) fn note_taken(&self, text: &str) {
-        if !self.is_shared() {
-            return;
-        }
-        let path = self.config.state_dir.join(TAKEN);
-        let draft = path.with_extension("draft");
-        let written = std::fs::write(&draft, mark(text)).and_then(|()| std::fs::rename(&draft, &path));
-        if let Err(error) = written {
-            tracing::warn!(%error, path = %path.display(), "after a restart the file will not be taken until it is saved again");
-        }
-    }
-}
-
-fn mark(text: &str) -> String {
-    HEXLOWER.encode(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::Duration;
+
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::plan::netmap;
@@ -12,6 +14,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::feed::Feed;
+use crate::hub::Hub;
 use crate::hub::tests::{STRANGER, bytes, hub, join, token};
 use crate::registry::{Actor, Change};
 
