@@ -28,6 +28,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use crate::base::text::JOIN_HINT;
 use crate::bench::{self, BenchError};
 use crate::board::{Board, Order};
 use crate::names::{self, NameError};
@@ -226,7 +227,7 @@ async fn why(board: &Board, query: &str) -> Response<Full<Bytes>> {
 /// Has the identity key changed, and waits for what comes of it.
 async fn renew(board: &Board) -> Response<Full<Bytes>> {
     if board.enrolment.borrow().is_none() {
-        let message = format!("this node has not joined a mesh; {}", crate::JOIN_HINT);
+        let message = format!("this node has not joined a mesh; {}", JOIN_HINT);
         return failure(StatusCode::CONFLICT, "not_joined", message);
     }
     if !board.link.borrow().connected {
@@ -251,7 +252,7 @@ async fn renew(board: &Board) -> Response<Full<Bytes>> {
 /// Asks the coordinator who waits for the lock's signature, or brings it one.
 async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (Some(enrolment), Some(dial)) = (board.enrolment.borrow().clone(), board.dial.borrow().clone()) else {
-        let message = format!("this node has not joined a mesh; {}", crate::JOIN_HINT);
+        let message = format!("this node has not joined a mesh; {}", JOIN_HINT);
         return failure(StatusCode::CONFLICT, "not_joined", message);
     };
     let query = request.uri().query().unwrap_or_default();
@@ -323,7 +324,7 @@ fn with_view(
     ask: impl FnOnce(&View) -> Result<Response<Full<Bytes>>, NameError>,
 ) -> Response<Full<Bytes>> {
     let Some(view) = board.view.borrow().clone() else {
-        let message = format!("this node has no map of a mesh yet; {}", crate::JOIN_HINT);
+        let message = format!("this node has no map of a mesh yet; {}", JOIN_HINT);
         return failure(StatusCode::CONFLICT, "not_joined", message);
     };
     ask(&view).unwrap_or_else(|e| failure(StatusCode::NOT_FOUND, "not_found", e.to_string()))

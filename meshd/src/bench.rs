@@ -21,10 +21,11 @@ use mesh_proto::ops::status as doc;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
+use crate::base::clock::now;
+use crate::base::text::JOIN_HINT;
 use crate::board::Board;
 use crate::mailbox::Mailbox;
 use crate::names::{self, NameError};
-use crate::worker::now;
 
 use phase::Load;
 pub(crate) use phase::{Phase, Plan};
@@ -65,7 +66,7 @@ pub enum BenchError {
     #[error(transparent)]
     Name(#[from] NameError),
     /// There is no map yet.
-    #[error("this node has no map of a mesh yet; {hint}", hint = crate::JOIN_HINT)]
+    #[error("this node has no map of a mesh yet; {hint}", hint = JOIN_HINT)]
     NotJoined,
     /// Another measurement runs.
     #[error("this node measures already: wait for the other `meshd bench` (at most 30 s), or end it")]

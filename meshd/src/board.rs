@@ -2,17 +2,17 @@
 //!
 //! Posting never waits for a reader. What is read is a consistent value per part, not over all parts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::services::ServeSpec;
 use tokio::sync::{Notify, watch};
 
+use crate::base::notes::Notes;
 use crate::dataplane::DataPlane;
 use crate::identity::Outcome;
 use crate::kernel::Upkeep;
@@ -64,8 +64,8 @@ pub struct Board {
     pub renewed: watch::Sender<Option<Outcome>>,
     /// What the daemon is asked to do next.
     pub order: watch::Sender<Order>,
-    /// Sentences by topic, for what has no place of its own; one per topic.
-    notes: Mutex<BTreeMap<&'static str, String>>,
+    /// What has no place of its own.
+    pub notes: Notes,
     plane: Mutex<Option<DataPlane>>,
 }
 
@@ -99,23 +99,19 @@ impl Board {
             renew: Notify::new(),
             renewed: watch::Sender::new(None),
             order: watch::Sender::new(Order::Run),
-            notes: Mutex::new(BTreeMap::new()),
+            notes: Notes::default(),
             plane: Mutex::new(None),
         }
     }
 
     /// Posts a sentence under a topic, or takes it down.
     pub fn note(&self, topic: &'static str, sentence: Option<String>) {
-        let mut notes = lock(&self.notes);
-        match sentence {
-            Some(sentence) => notes.insert(topic, sentence),
-            None => notes.remove(topic),
-        };
+        self.notes.set(topic, sentence);
     }
 
     /// Returns the sentences posted.
     pub fn notes(&self) -> Vec<String> {
-        lock(&self.notes).values().cloned().collect()
+        self.notes.all()
     }
 
     /// Posts the running data path, or takes it down and returns it.
@@ -127,13 +123,6 @@ impl Board {
     pub fn with_plane<T>(&self, ask: impl FnOnce(&DataPlane) -> T) -> Option<T> {
         lock(&self.plane).as_ref().map(ask)
     }
-}
-
-/// Returns the time since boot, suspend included.
-pub fn now() -> Timestamp {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let micros = u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000;
-    Timestamp::from_micros(micros + u64::try_from(t.tv_nsec).unwrap_or(0) / 1000)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -17,6 +17,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::api::{Socket, SocketError};
+use crate::base::retry::patient;
+use crate::base::text::JOIN_HINT;
 use crate::board::{Board, Order};
 use crate::config::Config;
 use crate::dataplane::DataPlaneError;
@@ -27,10 +29,6 @@ use crate::{metrics, offers, resume};
 
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
-
-/// How long what a killed daemon held is waited for, in steps of `RETRY`.
-const PATIENCE: Duration = Duration::from_secs(3);
-const RETRY: Duration = Duration::from_millis(20);
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +132,7 @@ async fn enrolled(state: &State, board: &Board) -> Result<Option<Enrolment>, Dae
             }
             Ok(None) if told => {}
             Ok(None) => {
-                tracing::info!("not joined; {}", crate::JOIN_HINT);
+                tracing::info!("not joined; {}", JOIN_HINT);
                 tell(NotifyState::Ready);
                 tell(NotifyState::Status("not joined"));
             }
@@ -149,23 +147,6 @@ async fn enrolled(state: &State, board: &Board) -> Result<Option<Enrolment>, Dae
                 obeyed(board);
                 return Ok(None);
             }
-        }
-    }
-}
-
-/// Tries again for a while: after a kill the kernel still takes down what the one before held.
-pub(crate) async fn patient<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    let mut left = PATIENCE;
-    loop {
-        match attempt() {
-            Err(error) if !left.is_zero() => {
-                if left == PATIENCE {
-                    tracing::info!(%error, "waiting for what the meshd before still holds");
-                }
-                sleep(RETRY).await;
-                left = left.saturating_sub(RETRY);
-            }
-            result => return result,
         }
     }
 }

@@ -23,6 +23,7 @@ use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::Told;
 
+use crate::base::clock::now;
 use crate::bench::Bench;
 pub use crate::config::Offload;
 use crate::handover::Handover;
@@ -36,7 +37,7 @@ pub use crate::stats::{LaneStats, Offloads, PeerStats, Stats};
 use crate::tun::{self, Queue, TunError};
 use crate::udp::{Sockets, UdpError};
 use crate::vault::Vault;
-use crate::worker::{Worker, now};
+use crate::worker::Worker;
 
 /// Entries of the flow table, two per flow: some 5 MiB.
 const FLOW_SLOTS: usize = 1 << 16;

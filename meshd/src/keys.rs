@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::rand;
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use mesh_proto::base::id::IdentityKey;
@@ -13,19 +13,13 @@ use mesh_proto::trust::signed_record::Signature;
 use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
+use crate::base::entropy::entropy;
+use crate::base::files::{
+    FIRST_TUNNEL_KEY, FORMER_TUNNEL_KEY, IDENTITY_KEY, NEXT_IDENTITY_KEY, PRESHARED_KEYS, REFUSED_IDENTITY_KEY,
+    StateFile, TUNNEL_KEY,
+};
 use crate::lane_keys::LaneKeys;
 use crate::state::{State, StateError};
-
-const TUNNEL: &str = "tunnel.key";
-/// The one before, while peers learn of the new one.
-const FORMER: &str = "tunnel.former";
-/// The first one, from which the flow table's seed comes; none while it is the present one.
-const FIRST: &str = "tunnel.first";
-const IDENTITY: &str = "identity.key";
-/// The one that takes its place once the coordinator has confirmed it (identity.rs).
-pub(crate) const NEXT: &str = "identity.next";
-/// One that was refused, and may have been taken all the same.
-pub(crate) const REFUSED: &str = "identity.refused";
 
 /// The node's secrets. Prints as `[redacted]`.
 pub struct Keys {
@@ -50,9 +44,9 @@ impl Keys {
     /// # Errors
     /// `StateError::Lost` if the identity is, and otherwise as `load_or_make`.
     pub fn load(state: &State) -> Result<Self, StateError> {
-        match state.secret(IDENTITY)? {
+        match state.secret(IDENTITY_KEY)? {
             Some(_) => Self::load_or_make(state),
-            None => Err(StateError::Lost(state.path(IDENTITY))),
+            None => Err(StateError::Lost(state.path(IDENTITY_KEY))),
         }
     }
 
@@ -61,29 +55,29 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
     pub fn load_or_make(state: &State) -> Result<Self, StateError> {
-        let pkcs8 = match read(state, IDENTITY)? {
+        let pkcs8 = match read(state, IDENTITY_KEY)? {
             Some(bytes) => bytes,
-            None => make_identity(state, IDENTITY)?,
+            None => make_identity(state, IDENTITY_KEY)?,
         };
-        Self::with_identity(state, IDENTITY, pkcs8)
+        Self::with_identity(state, IDENTITY_KEY, pkcs8)
     }
 
-    fn with_identity(state: &State, name: &str, pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, StateError> {
-        let tunnel = match secret(state, TUNNEL)? {
+    fn with_identity(state: &State, file: StateFile, pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, StateError> {
+        let tunnel = match secret(state, TUNNEL_KEY)? {
             Some(secret) => secret,
             None => make(state)?,
         };
         // A rotation that was killed between its two writes left the same key twice.
-        let former = secret(state, FORMER)?.filter(|former| former.to_bytes() != tunnel.to_bytes());
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, name, &e.to_string()))?;
+        let former = secret(state, FORMER_TUNNEL_KEY)?.filter(|former| former.to_bytes() != tunnel.to_bytes());
+        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, file, &e.to_string()))?;
         let public = pair.public_key().as_ref().try_into();
         Ok(Self {
             tunnel,
             former,
-            first: secret(state, FIRST)?,
+            first: secret(state, FIRST_TUNNEL_KEY)?,
             pkcs8,
             pair,
-            identity: IdentityKey(public.map_err(|_| damaged(state, name, "not Ed25519"))?),
+            identity: IdentityKey(public.map_err(|_| damaged(state, file, "not Ed25519"))?),
         })
     }
 
@@ -92,8 +86,16 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be removed or written.
     pub fn renew(state: &State) -> Result<Self, StateError> {
-        for name in [NEXT, REFUSED, IDENTITY, TUNNEL, FORMER, FIRST, crate::vault::FILE] {
-            state.remove(name)?;
+        for file in [
+            NEXT_IDENTITY_KEY,
+            REFUSED_IDENTITY_KEY,
+            IDENTITY_KEY,
+            TUNNEL_KEY,
+            FORMER_TUNNEL_KEY,
+            FIRST_TUNNEL_KEY,
+            PRESHARED_KEYS,
+        ] {
+            state.remove(file)?;
         }
         Self::load_or_make(state)
     }
@@ -103,7 +105,7 @@ impl Keys {
     /// # Errors
     /// `StateError` if the next one cannot be read, is damaged, or may be read by others.
     pub fn next(state: &State) -> Result<Option<Self>, StateError> {
-        read(state, NEXT)?.map(|pkcs8| Self::with_identity(state, NEXT, pkcs8)).transpose()
+        read(state, NEXT_IDENTITY_KEY)?.map(|pkcs8| Self::with_identity(state, NEXT_IDENTITY_KEY, pkcs8)).transpose()
     }
 
     /// Makes the identity that is to be the next, unless there is one already, and reads the keys with it.
@@ -113,7 +115,7 @@ impl Keys {
     pub fn make_next(state: &State) -> Result<Self, StateError> {
         match Self::next(state)? {
             Some(keys) => Ok(keys),
-            None => Self::with_identity(state, NEXT, make_identity(state, NEXT)?),
+            None => Self::with_identity(state, NEXT_IDENTITY_KEY, make_identity(state, NEXT_IDENTITY_KEY)?),
         }
     }
 
@@ -122,8 +124,8 @@ impl Keys {
     /// # Errors
     /// `StateError` if its file cannot be renamed; the present one is then in its place.
     pub fn adopt_next(state: &State) -> Result<(), StateError> {
-        match read(state, NEXT)? {
-            Some(_) => state.rename(NEXT, IDENTITY),
+        match read(state, NEXT_IDENTITY_KEY)? {
+            Some(_) => state.rename(NEXT_IDENTITY_KEY, IDENTITY_KEY),
             // It was renamed, and not synced.
             None => state.sync(),
         }
@@ -134,7 +136,7 @@ impl Keys {
     /// # Errors
     /// `StateError` if its file cannot be removed.
     pub fn drop_next(state: &State) -> Result<(), StateError> {
-        state.remove(NEXT)
+        state.remove(NEXT_IDENTITY_KEY)
     }
 
     /// Puts the identity that was to be the next aside, where nobody offers it again.
@@ -142,7 +144,7 @@ impl Keys {
     /// # Errors
     /// `StateError` if its file cannot be renamed.
     pub fn set_next_aside(state: &State) -> Result<(), StateError> {
-        state.rename(NEXT, REFUSED)
+        state.rename(NEXT_IDENTITY_KEY, REFUSED_IDENTITY_KEY)
     }
 
     /// Makes another tunnel key; the present one becomes the former, and the former is gone.
@@ -151,10 +153,10 @@ impl Keys {
     /// `StateError` if a file cannot be written; the keys are then as they were.
     pub fn rotate(state: &State) -> Result<(), StateError> {
         let present = Self::load_or_make(state)?.tunnel;
-        if state.secret(FIRST)?.is_none() {
-            write(state, FIRST, present.as_bytes())?;
+        if state.secret(FIRST_TUNNEL_KEY)?.is_none() {
+            write(state, FIRST_TUNNEL_KEY, present.as_bytes())?;
         }
-        write(state, FORMER, present.as_bytes())?;
+        write(state, FORMER_TUNNEL_KEY, present.as_bytes())?;
         make(state).map(|_| ())
     }
 
@@ -163,12 +165,12 @@ impl Keys {
     /// # Errors
     /// `StateError` if its file cannot be removed.
     pub fn forget_former(state: &State) -> Result<(), StateError> {
-        state.remove(FORMER)
+        state.remove(FORMER_TUNNEL_KEY)
     }
 
     /// Returns how old the tunnel key is; `None` if that cannot be told.
     pub fn age(state: &State) -> Option<Duration> {
-        fs::metadata(state.path(TUNNEL)).and_then(|m| m.modified()).ok()?.elapsed().ok()
+        fs::metadata(state.path(TUNNEL_KEY)).and_then(|m| m.modified()).ok()?.elapsed().ok()
     }
 
     /// Returns the keys of the lanes; calls by the former key where there is one.
@@ -206,14 +208,14 @@ impl Keys {
 fn make(state: &State) -> Result<StaticSecret, StateError> {
     let mut bytes = Zeroizing::new([0; 32]);
     entropy(&mut *bytes);
-    write(state, TUNNEL, &*bytes)?;
+    write(state, TUNNEL_KEY, &*bytes)?;
     Ok(StaticSecret::from(*bytes))
 }
 
-fn secret(state: &State, name: &str) -> Result<Option<StaticSecret>, StateError> {
-    let Some(bytes) = read(state, name)? else { return Ok(None) };
+fn secret(state: &State, file: StateFile) -> Result<Option<StaticSecret>, StateError> {
+    let Some(bytes) = read(state, file)? else { return Ok(None) };
     let bytes = <[u8; 32]>::try_from(&bytes[..]).map(Zeroizing::new);
-    let bytes = bytes.map_err(|_| damaged(state, name, "not 32 bytes"))?;
+    let bytes = bytes.map_err(|_| damaged(state, file, "not 32 bytes"))?;
     Ok(Some(StaticSecret::from(*bytes)))
 }
 
@@ -223,34 +225,29 @@ pub fn verify(identity: &IdentityKey, message: &[u8], signature: &Signature) -> 
 }
 
 /// Makes an identity.
-fn make_identity(state: &State, name: &str) -> Result<Zeroizing<Vec<u8>>, StateError> {
+fn make_identity(state: &State, file: StateFile) -> Result<Zeroizing<Vec<u8>>, StateError> {
     let bytes = identity();
-    write(state, name, &bytes)?;
+    write(state, file, &bytes)?;
     Ok(bytes)
 }
 
 fn identity() -> Zeroizing<Vec<u8>> {
-    let made = Ed25519KeyPair::generate_pkcs8(&rand::SystemRandom::new());
+    let made = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
     let made = made.expect("the operating system has entropy");
     Zeroizing::new(made.as_ref().to_vec())
 }
 
-/// Fills a buffer with the operating system's entropy.
-pub(crate) fn entropy(bytes: &mut [u8]) {
-    rand::fill(bytes).expect("the operating system has entropy");
-}
-
-fn read(state: &State, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
-    let Some(text) = state.secret(name)?.map(Zeroizing::new) else {
+fn read(state: &State, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+    let Some(text) = state.secret(file)?.map(Zeroizing::new) else {
         return Ok(None);
     };
     // A key of an older version has no sum.
     let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let (key, told) = (words.next().unwrap_or_default(), words.next());
     let bytes = BASE64URL_NOPAD.decode(key).map(Zeroizing::new);
-    let bytes = bytes.map_err(|e| damaged(state, name, &e.to_string()))?;
+    let bytes = bytes.map_err(|e| damaged(state, file, &e.to_string()))?;
     if told.is_some_and(|told| sum(&bytes).as_bytes() != told) || words.next().is_some() {
-        return Err(damaged(state, name, "its sum is that of another key"));
+        return Err(damaged(state, file, "its sum is that of another key"));
     }
     Ok(Some(bytes))
 }
@@ -261,13 +258,13 @@ pub(crate) fn sum(key: &[u8]) -> String {
     HEXLOWER.encode(&digest(&SHA256, key).as_ref()[..8])
 }
 
-fn write(state: &State, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+fn write(state: &State, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
     let text = Zeroizing::new(format!("{} {}\n", *Zeroizing::new(BASE64URL_NOPAD.encode(bytes)), sum(bytes)));
-    state.replace(name, text.as_bytes())
+    state.replace(file, text.as_bytes())
 }
 
-fn damaged(state: &State, name: &str, why: &str) -> StateError {
-    StateError::Damaged { path: state.path(name), why: why.into() }
+fn damaged(state: &State, file: StateFile, why: &str) -> StateError {
+    StateError::Damaged { path: state.path(file), why: why.into() }
 }
 
 #[cfg(test)]
@@ -289,8 +286,8 @@ mod tests {
         assert_eq!(made.tunnel().to_bytes(), read.tunnel().to_bytes());
         let secret = BASE64URL_NOPAD.encode(&made.tunnel().to_bytes());
         assert!(!format!("{made:?}").contains(&secret));
-        for name in [TUNNEL, IDENTITY] {
-            let mode = fs::metadata(state.path(name)).unwrap().permissions().mode();
+        for file in [TUNNEL_KEY, IDENTITY_KEY] {
+            let mode = fs::metadata(state.path(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
     }
@@ -326,7 +323,7 @@ mod tests {
         assert!(lanes().former_publics().is_empty());
         assert_eq!(lanes().flow_seed(), before.flow_seed(), "or connections would not survive the next restart");
 
-        write(&state, FORMER, Keys::load_or_make(&state).unwrap().tunnel().as_bytes()).unwrap();
+        write(&state, FORMER_TUNNEL_KEY, Keys::load_or_make(&state).unwrap().tunnel().as_bytes()).unwrap();
         assert!(lanes().former_publics().is_empty(), "killed between its writes");
     }
 
@@ -335,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
         Keys::load_or_make(&state).unwrap();
-        fs::set_permissions(state.path(TUNNEL), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(state.path(TUNNEL_KEY), fs::Permissions::from_mode(0o644)).unwrap();
 
         let error = Keys::load_or_make(&state).unwrap_err().to_string();
 
@@ -347,9 +344,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
         Keys::load_or_make(&state).unwrap();
-        fs::write(state.path(IDENTITY), "AAAA\n").unwrap();
+        fs::write(state.path(IDENTITY_KEY), "AAAA\n").unwrap();
 
         assert!(Keys::load_or_make(&state).is_err());
-        assert_eq!(fs::read(state.path(IDENTITY)).unwrap(), b"AAAA\n");
+        assert_eq!(fs::read(state.path(IDENTITY_KEY)).unwrap(), b"AAAA\n");
     }
 }

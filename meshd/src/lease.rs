@@ -7,14 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_proto::base::clock::Timestamp;
 
-use crate::state::{State, seal, unseal};
+use crate::base::files::HEARD;
+use crate::base::sealed_file::{seal, unseal};
+use crate::state::State;
 
-/// The file: seconds since 1970.
-pub(crate) const FILE: &str = "heard";
 /// How old it may become while a coordinator is heard.
 const EVERY: Duration = Duration::from_secs(600);
 
-/// Keeps the file.
+/// Keeps the file: seconds since 1970.
 #[derive(Debug)]
 pub(crate) struct LastHeard {
     state: State,
@@ -31,7 +31,7 @@ impl LastHeard {
     /// it counts from this start on, over later ones too; where it is damaged, the age of the cached map stands in for it.
     pub(crate) fn before(&self, clock: SystemTime) -> Duration {
         let since = |at: SystemTime| clock.duration_since(at).unwrap_or_default();
-        let bytes = match self.state.secret(FILE) {
+        let bytes = match self.state.secret(HEARD) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => {
                 self.store(clock);
@@ -61,7 +61,7 @@ impl LastHeard {
 
     fn store(&self, clock: SystemTime) {
         let seconds = clock.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if let Err(error) = self.state.replace(FILE, &seal(seconds.to_string().as_bytes())) {
+        if let Err(error) = self.state.replace(HEARD, &seal(seconds.to_string().as_bytes())) {
             tracing::warn!(%error, "not stored when a coordinator was last heard; a restart may count from earlier");
         }
     }
@@ -93,14 +93,14 @@ mod tests {
         assert!(LastHeard::new(&state).before(clock + 2 * HOUR) < HOUR + Duration::from_secs(1));
         assert_eq!(LastHeard::new(&state).before(UNIX_EPOCH), Duration::ZERO, "the clock went back");
 
-        let good = std::fs::read(state.path(FILE)).unwrap();
+        let good = std::fs::read(state.path(HEARD)).unwrap();
         for at in 0..good.len() {
             let mut bytes = good.clone();
             bytes[at] ^= 1;
-            std::fs::write(state.path(FILE), &bytes).unwrap();
+            std::fs::write(state.path(HEARD), &bytes).unwrap();
             assert_eq!(heard.before(clock), Duration::MAX, "byte {at}, and there is no map");
         }
-        std::fs::write(state.path("netmap.json"), "").unwrap();
+        std::fs::write(state.path(crate::base::files::NETMAP), "").unwrap();
         let before = heard.before(clock + HOUR);
         assert!(before < HOUR + Duration::from_secs(1) && before > HOUR - Duration::from_secs(60), "{before:?}");
     }

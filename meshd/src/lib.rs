@@ -6,6 +6,7 @@
 
 pub mod agreement;
 pub mod api;
+pub mod base;
 pub mod bench;
 pub mod board;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod client;
 mod cmsg;
 pub mod commands;
 pub mod config;
+mod control;
 pub mod daemon;
 pub mod datagrams;
 pub mod dataplane;
@@ -59,6 +61,3 @@ mod tunnels;
 pub mod udp;
 pub mod vault;
 mod worker;
-
-/// What a node that belongs to no mesh is told.
-pub(crate) const JOIN_HINT: &str = "make a token with `mesh-coordinator token create --site SITE` on the coordinator, then run `meshd join TOKEN` here";

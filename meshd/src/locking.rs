@@ -11,14 +11,12 @@ use mesh_proto::trust::network_lock::{Member, Subject};
 use mesh_proto::trust::signed_record::Signature;
 use zeroize::Zeroizing;
 
+use crate::base::files::LOCK_KEY;
 use crate::cli::Lock;
 use crate::client::{Client, encode};
 use crate::commands::{Asker, CommandError, finish, load};
 use crate::link::guard;
-use crate::state::{State, StateError};
-
-/// The lock's key inside the state directory.
-const KEY: &str = "lock.key";
+use crate::state::{State, StateError, read_secret};
 
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +67,7 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
         Lock::Status => ask.show("/v1/lock", render).await.map(|_: doc::Lock| 0),
         Lock::Sign { node, key, identity, yes, config } => {
             let config = load(&config, socket)?;
-            let path = key.unwrap_or_else(|| config.state_dir.join(KEY));
+            let path = key.unwrap_or_else(|| config.state_dir.join(LOCK_KEY.name()));
             let key = read(&path)?;
             let client = Client::new(config.socket);
             let standing: doc::Lock = client.get("/v1/lock").await?;
@@ -99,14 +97,7 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
 }
 
 fn read(path: &Path) -> Result<Ed25519KeyPair, LockError> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-        return Err(LockError::Missing(path.into()));
-    };
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    if !path.exists() {
-        return Err(LockError::Missing(path.into()));
-    }
-    let bytes = State::at(dir).secret(name).map_err(LockError::State)?;
+    let bytes = read_secret(path).map_err(LockError::State)?;
     let bytes = Zeroizing::new(bytes.ok_or_else(|| LockError::Missing(path.into()))?);
     Ed25519KeyPair::from_pkcs8(&bytes).map_err(|_| LockError::Damaged(path.into()))
 }

@@ -16,9 +16,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use crate::board::{self, Board, Order};
+use crate::base::clock::now;
+use crate::base::entropy::random;
+use crate::base::retry::patient;
+use crate::board::{Board, Order};
 use crate::config::Config;
-use crate::daemon::{DaemonError, patient};
+use crate::daemon::DaemonError;
 use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::identity::Renewer;
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
@@ -106,7 +109,7 @@ impl<'d> Member<'d> {
         let resume::Start { map, current, note, on_trial } = resume::start(state, &enrolment, &mut guard);
         board.note(CACHE, note);
         let last_heard = LastHeard::new(state);
-        let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), board::now());
+        let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), now());
         let active = state.activity();
         let view = Arc::new(View::compile(believed(&map, &lease)));
         let open = || {
@@ -182,7 +185,7 @@ impl<'d> Member<'d> {
         member.report();
         let Enrolment { coordinators, pins, .. } = member.enrolment.clone();
         let dial = Dial { coordinators, pins, keys: member.renewer.keys() };
-        let dial = dial.spread(link::random());
+        let dial = dial.spread(random() as u32);
         member.board.dial.send_replace(Some(dial.clone()));
         let expelled = board.expelled.subscribe();
         let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe(), expelled };
@@ -296,7 +299,7 @@ impl<'d> Member<'d> {
 
     /// Believes less of the map once no coordinator was heard for too long, and all of it when one is.
     fn look_at_lease(&mut self) {
-        let now = board::now();
+        let now = now();
         let changed = if self.board.link.borrow().connected {
             self.last_heard.note(SystemTime::now(), now);
             self.lease.hears(now)

@@ -9,10 +9,9 @@ use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 
+use crate::base::files::RECORD;
 use crate::keys::{Keys, verify};
 use crate::state::State;
-
-const RECORD: &str = "record.json";
 
 /// Signs what the node says of itself.
 #[derive(Debug)]
@@ -104,7 +103,7 @@ mod tests {
         let state = State::open(&dir.path().join("s")).unwrap();
         let keys = Keys::load_or_make(&state).unwrap();
         // Nothing can be put in the place of a folder.
-        std::fs::create_dir(dir.path().join("s").join(RECORD)).unwrap();
+        std::fs::create_dir(dir.path().join("s").join(RECORD.name())).unwrap();
         let mut author = Author::new(&state);
 
         let first = author.sealed(&keys, NodeFacts::default(), 0);

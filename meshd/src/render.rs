@@ -3,6 +3,7 @@
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use mesh_proto::ops::status as doc;
 
+use crate::base::text::age;
 use crate::kernel::Obstacle;
 
 /// Shows who the node is, how it is connected, and what is wrong.
@@ -218,16 +219,6 @@ pub fn obstacle(obstacle: &Obstacle) -> String {
     match obstacle.command.as_str() {
         "" => obstacle.sentence.clone(),
         command => format!("{}; run `{command}`", obstacle.sentence),
-    }
-}
-
-/// Writes a time in seconds as people say it.
-pub fn age(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86400 => format!("{} h", seconds / 3600),
-        86400.. => format!("{} d", seconds / 86400),
     }
 }
 

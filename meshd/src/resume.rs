@@ -14,6 +14,7 @@ use mesh_proto::model::netmap::{Mesh, NetMap, OwnNode};
 use mesh_proto::services::Services;
 use mesh_proto::verifier::VerifiedMap;
 
+use crate::base::files::TRIAL;
 use crate::link::Guard;
 use crate::state::{Enrolment, State};
 
@@ -22,8 +23,6 @@ use crate::state::{Enrolment, State};
 pub(crate) const WELL: Duration = Duration::from_secs(10);
 /// How many starts in a row may end before that.
 const MOST: u32 = 3;
-/// The file of the count.
-pub(crate) const TRIAL: &str = "trial";
 
 /// What a node starts with.
 #[derive(Debug)]

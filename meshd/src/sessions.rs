@@ -34,6 +34,7 @@ use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::dataplane::verdict::Drop;
 use mesh_proto::packet::Ecn;
 
+use crate::base::entropy::random;
 use crate::datagrams::{Endpoint, Outbox};
 use crate::detour::Detour;
 use crate::lane_keys::LaneKey;
@@ -463,16 +464,6 @@ impl Sessions {
         }
         self.keep_ticking(number);
         self.race(outbox, now);
-    }
-}
-
-/// A number that strangers cannot guess; without entropy 0, which costs the limiter its protection from
-/// sources chosen to collide, and nothing else.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => u64::from_le_bytes(bytes),
-        Err(_) => 0,
     }
 }
 

@@ -33,13 +33,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::base::files::{PRESHARED, PRESHARED_KEYS};
 use crate::board::Board;
 use crate::records;
 use crate::state::State;
-use crate::vault::{self, Vault};
-
-/// The file.
-pub(crate) const FILE: &str = "preshared.json";
+use crate::vault::Vault;
 
 /// How a node stands to preshared keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,7 +103,7 @@ impl Switch {
     /// Reads how it stood. A file that is lost or damaged is as if the switch had just been turned, unless it is off and
     /// nothing tells that it ever was on.
     fn load(state: &State, on: bool) -> Self {
-        let bytes = state.secret(FILE).ok().flatten();
+        let bytes = state.secret(PRESHARED).ok().flatten();
         let kept: Option<Kept> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let kept = match kept {
             Some(kept) if kept.on == on => Some(kept),
@@ -165,7 +163,7 @@ impl Switch {
                     store(&self.state, kept);
                 } else {
                     self.kept = None;
-                    if let Err(error) = self.state.remove(FILE) {
+                    if let Err(error) = self.state.remove(PRESHARED) {
                         tracing::warn!(%error, "the next start waits for the coordinator again");
                     }
                 }
@@ -201,12 +199,12 @@ impl Switch {
 
 /// Says whether peers may know an agreement key of ours: there are keys with some, or our last record names one.
 fn was_on(state: &State) -> bool {
-    let has_keys = std::fs::metadata(state.path(vault::FILE)).is_ok_and(|found| found.len() > 0);
+    let has_keys = std::fs::metadata(state.path(PRESHARED_KEYS)).is_ok_and(|found| found.len() > 0);
     has_keys || records::names_agreement(state)
 }
 
 fn store(state: &State, kept: &Kept) {
-    let written = serde_json::to_vec(kept).map(|bytes| state.replace(FILE, &bytes));
+    let written = serde_json::to_vec(kept).map(|bytes| state.replace(PRESHARED, &bytes));
     if let Ok(Err(error)) = written {
         tracing::warn!(%error, "not stored how far the mesh follows `preshared`; the next start waits for the coordinator");
     }
@@ -314,9 +312,9 @@ mod tests {
     async fn a_damaged_file_is_as_if_the_switch_had_just_been_turned() {
         let (_dir, state) = state();
         joined(&state);
-        let good = std::fs::read(state.path(FILE)).unwrap();
+        let good = std::fs::read(state.path(PRESHARED)).unwrap();
         for length in 0..good.len() {
-            std::fs::write(state.path(FILE), &good[..length]).unwrap();
+            std::fs::write(state.path(PRESHARED), &good[..length]).unwrap();
             assert_eq!(Switch::load(&state, true).stance(), Stance::Waits);
         }
         let (_dir, state) = self::state();

@@ -1,24 +1,6 @@
 //! What survives a restart: the enrolment, the last map, and which peers were active.
-//!
-//! ```text
-//! state_dir/            0700
-//!   tunnel.key          the node's WireGuard secret (keys.rs)
-//!   identity.key        the node's identity on the control channel (keys.rs)
-//!   identity.next       the one that takes its place once the coordinator has confirmed it (identity.rs)
-//!   identity.refused    one that a coordinator refused, and may have taken (identity.rs)
-//!   enrolment.json      which mesh it belongs to
-//!   netmap.json         the last map, with a checksum   ┐ a torn or lost file falls back
-//!   netmap.previous     the map before it               ┘ to the one before
-//!   activity.json       peers active lately and where they answered
-//!   netmap.aside        a map that brought the node down three times (resume.rs)
-//!   trial               how often in a row it did (resume.rs)
-//!   mark.json           how far the coordinator was followed, and the lock, with a checksum (link/guard.rs)
-//!   lock.key            the lock's key, where an operator put it (locking.rs)
-//!   roll.json           how far the log was followed, and who was admitted (link/auditor.rs)
-//!   heard               when a coordinator was last heard, with a checksum (lease.rs)
-//!   record.json         what the node last signed of itself (records.rs)
-//! ```
-//! Every file is replaced as a whole: written beside, synced, renamed, and the directory synced.
+//! `base::files` names its files. Every file is replaced as a whole: written beside, synced, renamed, and the directory
+//! synced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -27,21 +9,16 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use mesh_proto::base::addr::{BlockMap, Flat, MeshRange};
-use mesh_proto::base::checksummed_text;
 use mesh_proto::base::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::JoinResponse;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-const ENROLMENT: &str = "enrolment.json";
-const NETMAP: &str = "netmap.json";
-const PREVIOUS: &str = "netmap.previous";
-const ASIDE: &str = "netmap.aside";
-const LOCK: &str = "lock";
-const ACTIVITY: &str = "activity.json";
+use crate::base::files::{ACTIVITY, ALL_OF_MESH, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile};
+use crate::base::sealed_file::{seal, unseal};
+
 /// Largest file that is read back, in bytes.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 /// Most peers that are remembered as active.
@@ -179,11 +156,6 @@ impl State {
         Ok(Self { dir: dir.into() })
     }
 
-    /// Names a directory without making it or looking at it.
-    pub(crate) fn at(dir: &Path) -> Self {
-        Self { dir: dir.into() }
-    }
-
     /// Takes the directory for one daemon; the kernel gives it back when the process ends.
     ///
     /// # Errors
@@ -199,8 +171,8 @@ impl State {
     }
 
     /// Returns the path of a file in the directory.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+    pub(crate) fn path(&self, file: StateFile) -> PathBuf {
+        self.dir.join(file.name())
     }
 
     /// Reads the enrolment; `None` if the node has not joined.
@@ -237,29 +209,13 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        [
-            crate::keys::NEXT,
-            crate::keys::REFUSED,
-            ENROLMENT,
-            NETMAP,
-            PREVIOUS,
-            ASIDE,
-            ACTIVITY,
-            crate::resume::TRIAL,
-            crate::link::guard::FILE,
-            crate::vault::FILE,
-            crate::stance::FILE,
-            crate::link::auditor::FILE,
-            crate::lease::FILE,
-        ]
-        .into_iter()
-        .try_for_each(|name| self.remove(name))?;
+        ALL_OF_MESH.iter().try_for_each(|&file| self.remove(file))?;
         self.sync()
     }
 
     /// Removes a file, if it exists.
-    pub(crate) fn remove(&self, name: &str) -> Result<(), StateError> {
-        let path = self.path(name);
+    pub(crate) fn remove(&self, file: StateFile) -> Result<(), StateError> {
+        let path = self.path(file);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -269,8 +225,8 @@ impl State {
 
     /// Reads the last map that is whole.
     pub fn netmap(&self) -> Option<NetMap> {
-        [NETMAP, PREVIOUS].into_iter().find_map(|name| {
-            let bytes = match self.read(name) {
+        [NETMAP, PREVIOUS_NETMAP].into_iter().find_map(|file| {
+            let bytes = match self.read(file) {
                 Ok(bytes) => bytes?,
                 Err(error) => {
                     tracing::warn!(%error, "cached map not read");
@@ -279,7 +235,7 @@ impl State {
             };
             let netmap = open_sealed(&bytes);
             if netmap.is_none() {
-                tracing::warn!(file = name, "cached map is torn; falling back to the one before");
+                tracing::warn!(file = file.name(), "cached map is torn; falling back to the one before");
             }
             netmap
         })
@@ -291,7 +247,7 @@ impl State {
     /// `StateError` if it cannot be written.
     pub fn save_netmap(&self, netmap: &NetMap) -> Result<(), StateError> {
         let beside = self.write_beside(NETMAP, &seal(&json(netmap)), true)?;
-        let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS));
+        let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS_NETMAP));
         if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
             fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
         }
@@ -306,7 +262,7 @@ impl State {
 
     /// Says whether there is a map, good or bad.
     pub(crate) fn has_netmap(&self) -> bool {
-        [NETMAP, PREVIOUS].iter().any(|name| self.path(name).exists())
+        [NETMAP, PREVIOUS_NETMAP].iter().any(|&file| self.path(file).exists())
     }
 
     /// Puts the stored maps out of use, and returns where the last of them is kept for those who want to know why.
@@ -314,13 +270,13 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be renamed or removed.
     pub(crate) fn set_netmap_aside(&self) -> Result<PathBuf, StateError> {
-        let (current, aside) = (self.path(NETMAP), self.path(ASIDE));
+        let (current, aside) = (self.path(NETMAP), self.path(NETMAP_ASIDE));
         match fs::rename(&current, &aside) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("rename", &current, error)),
         }
-        self.remove(PREVIOUS)?;
+        self.remove(PREVIOUS_NETMAP)?;
         self.sync()?;
         Ok(aside)
     }
@@ -345,43 +301,34 @@ impl State {
     }
 
     /// Reads a secret; `None` if there is none yet.
-    pub(crate) fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
-        let path = self.path(name);
-        let Some(bytes) = self.read(name)? else {
-            return Ok(None);
-        };
-        let metadata = fs::metadata(&path).map_err(|error| failed("look at", &path, error))?;
-        let mode = metadata.permissions().mode();
-        if mode & 0o077 != 0 {
-            return Err(StateError::Open { path, mode: mode & 0o7777, wanted: "600" });
-        }
-        Ok(Some(bytes))
+    pub(crate) fn secret(&self, file: StateFile) -> Result<Option<Vec<u8>>, StateError> {
+        read_secret(&self.path(file))
     }
 
     /// Puts a file in the place of another.
-    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
+    pub(crate) fn rename(&self, from: StateFile, to: StateFile) -> Result<(), StateError> {
         let (from, to) = (self.path(from), self.path(to));
         fs::rename(&from, &to).map_err(|error| failed("rename", &from, error))?;
         self.sync()
     }
 
     /// Replaces a file; readable by its owner only.
-    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let beside = self.write_beside(name, bytes, true)?;
-        let path = self.path(name);
+    pub(crate) fn replace(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
+        let beside = self.write_beside(file, bytes, true)?;
+        let path = self.path(file);
         fs::rename(&beside, &path).map_err(|error| failed("rename", &beside, error))?;
         self.sync()
     }
 
     /// Replaces a file that has to outlive the process, not the machine: nothing is synced.
-    pub(crate) fn replace_unsynced(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
-        let path = self.path(name);
-        let beside = self.write_beside(name, bytes, false)?;
+    pub(crate) fn replace_unsynced(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.path(file);
+        let beside = self.write_beside(file, bytes, false)?;
         fs::rename(&beside, &path).map_err(|error| failed("rename", &beside, error))
     }
 
-    fn write_beside(&self, name: &str, bytes: &[u8], sync: bool) -> Result<PathBuf, StateError> {
-        let path = self.path(&format!("{name}.tmp"));
+    fn write_beside(&self, file: StateFile, bytes: &[u8], sync: bool) -> Result<PathBuf, StateError> {
+        let path = self.dir.join(format!("{file}.tmp"));
         let _ = fs::remove_file(&path);
         let write = || -> io::Result<()> {
             let mut options = OpenOptions::new();
@@ -399,14 +346,33 @@ impl State {
         synced.map_err(|error| failed("sync", &self.dir, error))
     }
 
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
-        let path = self.path(name);
-        match fs::metadata(&path) {
-            Ok(m) if m.len() > MAX_FILE => Err(StateError::Damaged { path, why: format!("{} bytes", m.len()) }),
-            Ok(_) => fs::read(&path).map(Some).map_err(|error| failed("read", &path, error)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("read", &path, error)),
+    fn read(&self, file: StateFile) -> Result<Option<Vec<u8>>, StateError> {
+        read(&self.path(file))
+    }
+}
+
+/// Reads a secret that may lie anywhere; `None` if there is none.
+///
+/// # Errors
+/// `StateError` if it cannot be read, is too large, or may be read by others.
+pub(crate) fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    let Some(bytes) = read(path)? else { return Ok(None) };
+    let metadata = fs::metadata(path).map_err(|error| failed("look at", path, error))?;
+    let mode = metadata.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(StateError::Open { path: path.into(), mode: mode & 0o7777, wanted: "600" });
+    }
+    Ok(Some(bytes))
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    match fs::metadata(path) {
+        Ok(m) if m.len() > MAX_FILE => {
+            Err(StateError::Damaged { path: path.into(), why: format!("{} bytes", m.len()) })
         }
+        Ok(_) => fs::read(path).map(Some).map_err(|error| failed("read", path, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path, error)),
     }
 }
 
@@ -420,22 +386,6 @@ fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 
 fn open_sealed(bytes: &[u8]) -> Option<NetMap> {
     serde_json::from_slice(unseal(bytes)?).ok()
-}
-
-/// Puts a text's sum above it.
-pub(crate) fn seal(body: &[u8]) -> Vec<u8> {
-    checksummed_text::seal(body, sum)
-}
-
-/// Returns the text if the sum above it is its own.
-pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
-    checksummed_text::unseal(bytes, sum)
-}
-
-fn sum(bytes: &[u8]) -> [u8; 32] {
-    let mut sum = [0; 32];
-    sum.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    sum
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ use mesh_proto::ops::status as doc;
 use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
 use mesh_proto::wire::About;
 
-use crate::board::{Board, now};
+use crate::base::clock::now;
+use crate::base::text::{JOIN_HINT, age};
+use crate::board::Board;
 use crate::dataplane::{LaneStats, Stats};
 use crate::names::{self, NameError};
 use crate::render;
@@ -163,7 +165,7 @@ fn told(
 /// Returns what the operator should know, the gravest first.
 pub fn warnings(board: &Board, view: Option<&View>) -> Vec<String> {
     if board.enrolment.borrow().is_none() {
-        return vec![format!("this node has not joined a mesh; {}", crate::JOIN_HINT)];
+        return vec![format!("this node has not joined a mesh; {}", JOIN_HINT)];
     }
     let mut list = grave(board);
     list.extend(board.offers.borrow().warnings.iter().cloned());
@@ -180,7 +182,7 @@ fn grave(board: &Board) -> Vec<String> {
     let mut list: Vec<String> = upkeep.obstacles.iter().map(render::obstacle).collect();
     list.extend(upkeep.guards.missing.iter().cloned());
     if let Some((error, since)) = &board.offers.borrow().error {
-        let age = render::age(since.elapsed().as_secs());
+        let age = age(since.elapsed().as_secs());
         list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
     }
     let link = board.link.borrow();

@@ -16,12 +16,11 @@ use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use crate::agreement::Preshared;
+use crate::base::files::PRESHARED_KEYS;
 use crate::keys::sum;
 use crate::stance::Stance;
 use crate::state::{State, StateError};
 
-/// The file.
-pub(crate) const FILE: &str = "preshared.keys";
 /// Most keys; of more the oldest is given up.
 const MAX: usize = 16_384;
 /// Keys made within this time share one write.
@@ -47,7 +46,7 @@ struct Keys {
 impl Vault {
     /// Reads the keys that were stored. What cannot be read is left out, with a warning.
     pub fn load(state: &State) -> Self {
-        let bytes = state.secret(FILE).unwrap_or_else(|error| {
+        let bytes = state.secret(PRESHARED_KEYS).unwrap_or_else(|error| {
             tracing::warn!(%error, "preshared keys not read; new ones are made");
             None
         });
@@ -62,7 +61,11 @@ impl Vault {
             }
         }
         if bad > 0 {
-            tracing::warn!(lines = bad, file = FILE, "damaged preshared keys are left out; new ones are made");
+            tracing::warn!(
+                lines = bad,
+                file = PRESHARED_KEYS.name(),
+                "damaged preshared keys are left out; new ones are made"
+            );
         }
         keys.unsaved = bad > 0;
         drop(keys);
@@ -128,7 +131,7 @@ impl Vault {
             }
             keys.text()
         };
-        let saved = state.replace(FILE, text.as_bytes());
+        let saved = state.replace(PRESHARED_KEYS, text.as_bytes());
         if saved.is_err() {
             self.keys().unsaved = true;
         }
@@ -221,7 +224,7 @@ mod tests {
             (1..=4).map(|n| vault.get(NodeId(n)).map(|k| k.1)).collect::<Vec<_>>(),
             [Some(key(1)), Some(key(2)), Some(key(3)), None]
         );
-        let mode = std::fs::metadata(state.path(FILE)).unwrap().permissions().mode();
+        let mode = std::fs::metadata(state.path(PRESHARED_KEYS)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!format!("{vault:?}").contains("1, 1, 1"), "{vault:?}");
         let secret = BASE64URL_NOPAD.encode(&[1; 32]);
@@ -250,12 +253,12 @@ mod tests {
     #[test]
     fn any_flipped_bit_costs_at_most_the_keys_of_its_line_and_none_turns_into_another() {
         let (_dir, state) = stored(3);
-        let good = std::fs::read(state.path(FILE)).unwrap();
+        let good = std::fs::read(state.path(PRESHARED_KEYS)).unwrap();
         for at in 0..good.len() {
             for bit in 0..8 {
                 let mut bytes = good.clone();
                 bytes[at] ^= 1 << bit;
-                std::fs::write(state.path(FILE), &bytes).unwrap();
+                std::fs::write(state.path(PRESHARED_KEYS), &bytes).unwrap();
                 let vault = Vault::load(&state);
                 let read: Vec<_> = (1..=3).filter_map(|n| vault.get(NodeId(n)).map(|(_, read)| (n, read))).collect();
                 assert!(!read.is_empty() && read.iter().all(|(n, read)| *read == key(*n as u8)), "byte {at} bit {bit}");
@@ -264,7 +267,7 @@ mod tests {
             }
         }
         for length in 0..good.len() {
-            std::fs::write(state.path(FILE), &good[..length]).unwrap();
+            std::fs::write(state.path(PRESHARED_KEYS), &good[..length]).unwrap();
             assert!(Vault::load(&state).keys().by_peer.len() <= 3);
         }
     }

@@ -20,10 +20,11 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::dataplane::flow::FlowTable;
 use rustix::event::epoll;
 use rustix::io::Errno;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::Timespec;
 
 use self::alarm::Alarm;
 use self::patience::Patience;
+use crate::base::clock::now;
 use crate::config::Offload;
 use crate::lane::{Lane, Out, ROOM};
 use crate::mailbox::Mailbox;
@@ -70,12 +71,6 @@ struct Buffers {
     inbox: Inbox,
     out: Out,
     packet: Box<[u8]>,
-}
-
-/// Returns the time since boot.
-pub(crate) fn now() -> Timestamp {
-    let time = clock_gettime(ClockId::Boottime);
-    Timestamp::from_micros(time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() / 1000)
 }
 
 impl Worker {

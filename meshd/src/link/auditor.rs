@@ -19,17 +19,16 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Peer};
-use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Roll, Told, Witness};
+use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Told, Witness};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Channel, Dial, LinkError, random};
-use crate::board::{Board, now};
-use crate::state::{State, StateError, seal, unseal};
+use super::{Channel, Dial, LinkError};
+use crate::base::clock::now;
+use crate::base::entropy::share;
+use crate::board::Board;
+use crate::control::roll_file;
+use crate::state::State;
 
-/// The roll inside the state directory.
-const ROLL: &str = "roll.json";
-/// The same, for `State::forget`.
-pub(crate) const FILE: &str = ROLL;
 /// How often it is looked at what peers and the coordinator say.
 const TURN: Duration = Duration::from_secs(5);
 /// How often the log is read while nobody comes or goes; half of it and more, at random.
@@ -49,16 +48,6 @@ pub(crate) fn link(before: &LogHash, body: &[u8]) -> LogHash {
     let mut hash = LogHash::default();
     hash.0.copy_from_slice(context.finish().as_ref());
     hash
-}
-
-/// Stores how far the log was followed.
-pub(crate) fn write(state: &State, roll: &[u8]) -> Result<(), StateError> {
-    state.replace(ROLL, &seal(roll))
-}
-
-/// Returns a random number from 0 to 1.
-fn share() -> f64 {
-    f64::from(random()) / f64::from(u32::MAX)
 }
 
 /// Returns how long a node of a mesh of so many holds back after what all of them hear of at once, beside the time to its
@@ -85,27 +74,10 @@ pub(crate) struct Auditor {
     seen: Option<Arc<NetMap>>,
 }
 
-/// Returns how far the log was followed; none if it was not, or that is damaged.
-pub(crate) fn read(state: &State) -> Option<Roll> {
-    let bytes = state.secret(ROLL).unwrap_or_else(|error| {
-        tracing::warn!(%error, "what is known of the log is not read; it begins anew with what the coordinator says");
-        None
-    })?;
-    // One of an older version is not sealed.
-    let body = if bytes.starts_with(b"{") { Some(&bytes[..]) } else { unseal(&bytes) };
-    let roll = body.and_then(|body| serde_json::from_slice(body).ok());
-    if roll.is_none() {
-        tracing::warn!(
-            "what is known of the log is damaged; it begins anew with what the coordinator says, of revocations too"
-        );
-    }
-    roll
-}
-
 impl Auditor {
     /// Goes on from the roll of the state directory.
     pub(crate) fn new(state: State, board: Arc<Board>) -> Self {
-        let roll = read(&state);
+        let roll = roll_file::read(&state);
         let expelled = roll.as_ref().map(|roll| roll.expelled.clone()).unwrap_or_default();
         board.expelled.send_replace(Arc::new(expelled));
         // After a coordinator's restart, or a roll-out, not all nodes at once.
@@ -241,7 +213,7 @@ impl Auditor {
     async fn store(&self) {
         let Some(Ok(bytes)) = self.witness.roll().map(serde_json::to_vec) else { return };
         let state = self.state.clone();
-        let stored = tokio::task::spawn_blocking(move || write(&state, &bytes)).await;
+        let stored = tokio::task::spawn_blocking(move || roll_file::write(&state, &bytes)).await;
         if let Ok(Err(error)) = stored {
             tracing::warn!(%error, "how far the log was followed is not stored; a restart begins with what the coordinator says");
         }

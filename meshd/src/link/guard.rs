@@ -11,11 +11,11 @@ use mesh_proto::trust::high_water_mark::{Mark, WentBack};
 use mesh_proto::verifier::{Admitted, Verifier};
 use serde::{Deserialize, Serialize};
 
-use super::auditor;
+use crate::base::files::MARK;
+use crate::base::sealed_file::{seal, unseal};
+use crate::control::roll_file;
 use crate::keys::verify;
-use crate::state::{State, seal, unseal};
-
-const MARK: &str = "mark.json";
+use crate::state::{State, StateError};
 
 /// Follows one coordinator's history forward, and checks what it brings.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Guard {
     pub fn new(state: Option<State>) -> Self {
         let stored = state.as_ref().and_then(read).unwrap_or_default();
         let mut verifier = Verifier::new(verify).held_to(stored.lock);
-        if let Some(roll) = state.as_ref().and_then(auditor::read) {
+        if let Some(roll) = state.as_ref().and_then(roll_file::read) {
             verifier.expel(Arc::new(roll.expelled));
         }
         Self { verifier, stored, state }
@@ -138,7 +138,7 @@ impl Guard {
 ///
 /// # Errors
 /// If it cannot be written.
-pub(crate) fn begin(state: &State, map: &NetMap) -> Result<(), crate::state::StateError> {
+pub(crate) fn begin(state: &State, map: &NetMap) -> Result<(), StateError> {
     let mark = Mark { epoch: map.epoch.number, revision: map.revision };
     let lock = map.mesh.lock.as_ref().and_then(|lock| lock.key);
     save(state, Stored { mark, partial: false, lock })
@@ -148,7 +148,7 @@ pub(crate) fn begin(state: &State, map: &NetMap) -> Result<(), crate::state::Sta
 ///
 /// # Errors
 /// If the mark cannot be written.
-pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, crate::state::StateError> {
+pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, StateError> {
     let Some(stored) = read(state).filter(|stored| stored.lock.is_some()) else { return Ok(None) };
     // The cached map names the lock that was held to, and would bring it back.
     if let Some(mut map) = state.netmap() {
@@ -160,7 +160,7 @@ pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, crate::s
     Ok(stored.lock)
 }
 
-fn save(state: &State, stored: Stored) -> Result<(), crate::state::StateError> {
+fn save(state: &State, stored: Stored) -> Result<(), StateError> {
     state.replace(MARK, &seal(stored.text().as_bytes()))
 }
 
@@ -178,6 +178,3 @@ fn read(state: &State) -> Option<Stored> {
         Stored { partial: true, ..Stored::default() }
     }))
 }
-
-/// The file of the mark, which goes when the node leaves the mesh.
-pub(crate) const FILE: &str = MARK;

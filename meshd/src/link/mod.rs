@@ -25,6 +25,8 @@ use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use crate::base::entropy::share;
+
 pub use channel::{Channel, Dial, LinkError, Watch, adopt};
 pub use guard::Guard;
 pub use lock::{countersign, standing};
@@ -195,7 +197,7 @@ impl Link {
             }
             let waited = if patient { HARD } else { down_since.elapsed() };
             tokio::select! {
-                () = sleep(delay(attempt, waited, random())) => {}
+                () = sleep(delay(attempt, waited, share())) => {}
                 // It ends the wait, which is no harm: nobody is expelled often.
                 Ok(()) = self.expelled.changed() => self.judge_again().await,
                 Ok(()) = keys.changed() => {}
@@ -320,23 +322,15 @@ impl Link {
     }
 }
 
-/// Returns how long to wait before the next attempt: `random` in 0..=u32::MAX spreads the nodes of a mesh.
-fn delay(attempt: usize, down_for: Duration, random: u32) -> Duration {
+/// Returns how long to wait before the next attempt: `share`, from 0 to 1, spreads the nodes of a mesh.
+fn delay(attempt: usize, down_for: Duration, share: f64) -> Duration {
     let longest = if down_for < HARD {
         let doubling = Duration::from_millis(100) * (1 << attempt.min(4));
         doubling.min(HARD_WAIT)
     } else {
         SOFT_WAIT
     };
-    let share = f64::from(random) / f64::from(u32::MAX);
     longest.mul_f64(0.5 + share / 2.0)
-}
-
-/// Returns a random number.
-pub(crate) fn random() -> u32 {
-    let mut bytes = [0; 4];
-    crate::keys::entropy(&mut bytes);
-    u32::from_ne_bytes(bytes)
 }
 
 #[cfg(test)]

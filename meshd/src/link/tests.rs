@@ -35,10 +35,10 @@ use crate::state::tests::netmap;
 #[test]
 fn attempts_are_at_most_a_second_apart_in_the_first_minute_then_at_most_fifteen() {
     for attempt in 0..100 {
-        for random in [0, 1 << 31, u32::MAX] {
-            let early = delay(attempt, Duration::from_secs(59), random);
+        for share in [0.0, 0.5, 1.0] {
+            let early = delay(attempt, Duration::from_secs(59), share);
             assert!(early <= Duration::from_secs(1) && early >= Duration::from_millis(50));
-            let late = delay(attempt, Duration::from_secs(61), random);
+            let late = delay(attempt, Duration::from_secs(61), share);
             assert!(late <= Duration::from_secs(15) && late >= Duration::from_secs(7));
         }
     }
@@ -47,7 +47,7 @@ fn attempts_are_at_most_a_second_apart_in_the_first_minute_then_at_most_fifteen(
 #[test]
 fn jitter_spreads_the_attempts() {
     let long = Duration::from_secs(100);
-    assert_ne!(delay(5, long, 0), delay(5, long, u32::MAX));
+    assert_ne!(delay(5, long, 0.0), delay(5, long, 1.0));
 }
 
 #[tokio::test]

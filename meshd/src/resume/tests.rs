@@ -21,6 +21,7 @@ use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::{NodeFacts, WatchEvent};
 
 use super::*;
+use crate::base::files::{ENROLMENT, IDENTITY_KEY, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile, TUNNEL_KEY};
 use crate::board::Board;
 use crate::daemon::DaemonError;
 use crate::keys::Keys;
@@ -106,11 +107,11 @@ impl Home {
         start(&self.state, &enrolment(), &mut Guard::new(Some(self.state.clone())))
     }
 
-    fn flip(&self, name: &str) {
-        let mut bytes = fs::read(self.state.path(name)).unwrap();
+    fn flip(&self, file: StateFile) {
+        let mut bytes = fs::read(self.state.path(file)).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 4;
-        fs::write(self.state.path(name), bytes).unwrap();
+        fs::write(self.state.path(file), bytes).unwrap();
     }
 }
 
@@ -230,10 +231,10 @@ fn cache_damaged() {
     home.state.save_netmap(&older).unwrap();
     home.state.save_netmap(&home.map(6)).unwrap();
     assert_eq!(home.start().map.revision.0, 6);
-    home.flip("netmap.json");
+    home.flip(NETMAP);
     let started = home.start();
     assert_eq!((started.map.revision.0, verdicts(&started.map)[0]), (5, Verdict::Refuse(Refuse::Denied)));
-    home.flip("netmap.previous");
+    home.flip(PREVIOUS_NETMAP);
     let started = home.start();
     assert_eq!(verdicts(&started.map), CLOSED);
     assert!(started.current.is_none(), "so that all is fetched anew");
@@ -259,15 +260,15 @@ fn trust_root_missing() {
         assert!(told.contains("meshd leave"), "says what to do: {told}");
         assert!(matches!(DaemonError::from(error), DaemonError::Trust(_)), "{told}");
     };
-    for file in ["enrolment.json", "identity.key", "tunnel.key"] {
+    for file in [ENROLMENT, IDENTITY_KEY, TUNNEL_KEY] {
         let home = Home::new();
         home.flip(file);
         refused(&home);
     }
     let home = Home::new();
-    fs::remove_file(home.state.path("identity.key")).unwrap();
+    fs::remove_file(home.state.path(IDENTITY_KEY)).unwrap();
     refused(&home);
-    assert!(!home.state.path("identity.key").exists(), "nobody knows a new one");
+    assert!(!home.state.path(IDENTITY_KEY).exists(), "nobody knows a new one");
     let home = Home::new();
     home.state.save_enrolment(&Enrolment { pins: Vec::new(), ..enrolment() }).unwrap();
     refused(&home);
@@ -328,7 +329,7 @@ fn three_deaths_in_a_row_set_the_cached_map_aside() {
     let note = started.note.unwrap();
     assert!(note.contains("netmap.aside") && note.contains("died 3 times"), "{note}");
     assert_eq!(home.state.netmap(), None);
-    assert!(home.state.path("netmap.aside").exists());
+    assert!(home.state.path(NETMAP_ASIDE).exists());
 
     // What the coordinator sends then is cached and used again.
     home.state.save_netmap(&home.map(7)).unwrap();

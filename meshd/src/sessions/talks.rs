@@ -16,8 +16,9 @@ use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::dataplane::verdict::Drop;
 
 use super::talk::{Talk, Told, agreed};
-use super::{Received, Sealed, Sessions, Way, random};
+use super::{Received, Sealed, Sessions, Way};
 use crate::agreement::{Preshared, Progress};
+use crate::base::entropy::random;
 use crate::datagrams::{Endpoint, Outbox};
 use crate::lane_keys::LaneKey;
 use crate::peers::Peer;

@@ -8,6 +8,9 @@ use mesh_proto::base::id::Revision;
 use mesh_proto::model::netmap::{Mesh, OwnNode};
 
 use super::*;
+use crate::base::files::{
+    ALL_OF_NODE, FIRST_TUNNEL_KEY, FORMER_TUNNEL_KEY, IDENTITY_KEY, MARK, RECORD, ROLL, TUNNEL_KEY,
+};
 
 pub(crate) fn netmap(revision: u64) -> NetMap {
     NetMap {
@@ -75,6 +78,21 @@ fn an_enrolment_is_read_as_it_was_written_and_forgotten() {
 }
 
 #[test]
+fn who_leaves_forgets_every_file_of_the_mesh_and_none_of_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(&dir.path().join("s")).unwrap();
+    for &file in ALL_OF_MESH.iter().chain(ALL_OF_NODE) {
+        state.replace(file, b"x").unwrap();
+    }
+
+    state.forget().unwrap();
+
+    let left = |files: &[StateFile]| files.iter().filter(|&&file| state.path(file).exists()).count();
+    assert_eq!((left(ALL_OF_MESH), left(ALL_OF_NODE)), (0, ALL_OF_NODE.len()));
+    assert_eq!(fs::read_dir(state.path(LOCK).parent().unwrap()).unwrap().count(), ALL_OF_NODE.len());
+}
+
+#[test]
 fn a_torn_map_falls_back_to_the_one_before() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
@@ -96,8 +114,8 @@ fn a_torn_map_falls_back_to_the_one_before() {
 
 #[test]
 fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
+    use crate::control::roll_file;
     use crate::keys::{Keys, verify};
-    use crate::link::auditor;
     use crate::link::guard::{self, Guard};
     use crate::records::Author;
     use mesh_proto::trust::audit_log::Roll;
@@ -118,15 +136,15 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     let active = Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() };
     state.save_activity(&[active]).unwrap();
     let roll = Roll { members: [keys.identity()].into(), expelled: [IdentityKey([3; 32])].into(), ..Roll::default() };
-    auditor::write(&state, &json(&roll)).unwrap();
+    roll_file::write(&state, &json(&roll)).unwrap();
     let told = |keys: &Keys| (keys.tunnel().to_bytes(), keys.lanes(2).former_publics(), keys.identity());
     let known = told(&keys);
     let (mut noticed, mut flips) = (0, 0);
-    let files = [NETMAP, PREVIOUS, ENROLMENT, guard::FILE, auditor::FILE, "record.json", ACTIVITY];
-    for name in files.into_iter().chain(["tunnel.key", "tunnel.former", "tunnel.first", "identity.key"]) {
+    let files = [NETMAP, PREVIOUS_NETMAP, ENROLMENT, MARK, ROLL, RECORD, ACTIVITY];
+    for name in files.into_iter().chain([TUNNEL_KEY, FORMER_TUNNEL_KEY, FIRST_TUNNEL_KEY, IDENTITY_KEY]) {
         let whole = fs::read(state.path(name)).unwrap();
         // A record that is noticed is signed anew, and that is written to the disk.
-        let step = if name == "record.json" { 13 } else { 1 };
+        let step = if name == RECORD { 13 } else { 1 };
         for bit in (0..whole.len() * 8).step_by(step) {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -137,23 +155,23 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
                     let map = state.netmap();
                     (map == Some(netmap(2)), map == Some(netmap(1)))
                 }
-                PREVIOUS => (state.netmap() == Some(netmap(2)), false),
+                PREVIOUS_NETMAP => (state.netmap() == Some(netmap(2)), false),
                 ENROLMENT => {
                     let enrolled = state.enrolment();
                     (enrolled.as_ref().is_ok_and(|e| *e == Some(enrolment())), enrolled.is_err())
                 }
-                guard::FILE => {
+                MARK => {
                     let mut guard = Guard::new(Some(state.clone()));
                     guard.resume(netmap(2).into());
                     let back = guard.hears(Revision(1));
                     let is_held = back == Err(WentBack::Revision { at: Revision(1), seen: Revision(2) });
                     (is_held && guard.hears(Revision(3)).is_ok(), false)
                 }
-                auditor::FILE => {
-                    let read = auditor::read(&state);
+                ROLL => {
+                    let read = roll_file::read(&state);
                     (read.as_ref() == Some(&roll), read.is_none())
                 }
-                "record.json" => {
+                RECORD => {
                     let again = Author::new(&state).sealed(&keys, facts.clone(), record.sequence);
                     let signed = again.signed.as_ref().is_some_and(|signed| signed.is_by(&keys.identity(), verify));
                     let is_new = signed && again.sequence > record.sequence;
@@ -184,7 +202,7 @@ fn what_an_older_version_wrote_without_sums_is_read() {
     state.replace(ENROLMENT, &json(&enrolment())).unwrap();
     assert_eq!(state.enrolment().unwrap(), Some(enrolment()));
     let keys = Keys::load_or_make(&state).unwrap();
-    for name in ["tunnel.key", "identity.key"] {
+    for name in [TUNNEL_KEY, IDENTITY_KEY] {
         let text = fs::read_to_string(state.path(name)).unwrap();
         let (key, _) = text.split_once(' ').unwrap();
         state.replace(name, format!("{key}\n").as_bytes()).unwrap();

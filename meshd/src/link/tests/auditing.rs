@@ -7,7 +7,9 @@ use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 use mesh_proto::verifier::VerifiedMap;
 
 use super::*;
+use crate::base::files::ROLL;
 use crate::board::Board;
+use crate::control::roll_file;
 use crate::link::auditor::{self, Auditor, link};
 
 const MEMBER: IdentityKey = IdentityKey([1; 32]);
@@ -92,7 +94,7 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
     let page = LogPage { told, entries: vec![first, second] };
     let Node { server, state, board, _dir } = Node::of(roll, page).await;
     let tells = |told: Told| server.tells(&board, told);
-    let began = crate::board::now();
+    let began = crate::base::clock::now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let alarms = || board.link.borrow().alarms.clone();
     let mut auditor = Auditor::new(state.clone(), Arc::clone(&board));
@@ -131,7 +133,7 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     let page = LogPage { told, entries: vec![first, second, third] };
     let Node { server, state, board, _dir } = Node::of(roll, page).await;
     let tells = |told: Told| server.tells(&board, told);
-    let began = crate::board::now();
+    let began = crate::base::clock::now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let mut auditor = Auditor::new(state.clone(), Arc::clone(&board));
     tells(at_first);
@@ -150,7 +152,7 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     assert_eq!(**board.expelled.borrow(), expelled);
     assert_eq!(board.link.borrow().alarms, <[String; 0]>::default());
     // Also by the next life of the process.
-    assert_eq!(auditor::read(&state).map(|roll| roll.expelled), Some(expelled.clone()));
+    assert_eq!(roll_file::read(&state).map(|roll| roll.expelled), Some(expelled.clone()));
     board.expelled.send_replace(Arc::default());
     drop(Auditor::new(state, Arc::clone(&board)));
     assert_eq!(**board.expelled.borrow(), expelled);
@@ -161,8 +163,8 @@ async fn what_an_older_version_knew_of_the_log_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
     let roll = Roll { members: [MEMBER].into(), ..Roll::default() };
-    state.replace("roll.json", &serde_json::to_vec(&roll).unwrap()).unwrap();
-    assert_eq!(auditor::read(&state), Some(roll));
+    state.replace(ROLL, &serde_json::to_vec(&roll).unwrap()).unwrap();
+    assert_eq!(roll_file::read(&state), Some(roll));
 }
 
 /// The map of a coordinator that shows one more member, in order.
@@ -240,7 +242,7 @@ async fn a_guard_takes_up_who_was_expelled_with_the_cache() {
     let resumed = || Guard::new(Some(state.clone())).resume(Arc::new(shown(&keys))).0.map.peers.len();
     assert_eq!(resumed(), 1);
     let roll = Roll { expelled: [keys.identity()].into(), ..Roll::default() };
-    auditor::write(&state, &serde_json::to_vec(&roll).unwrap()).unwrap();
+    roll_file::write(&state, &serde_json::to_vec(&roll).unwrap()).unwrap();
     assert_eq!(resumed(), 0);
 }
 

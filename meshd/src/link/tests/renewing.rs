@@ -5,6 +5,7 @@ use mesh_proto::wire::Renewal;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::base::files::{IDENTITY_KEY, NEXT_IDENTITY_KEY, REFUSED_IDENTITY_KEY};
 use crate::board::Board;
 use crate::identity::{Answer, Renewer};
 use crate::keys::verify;
@@ -71,7 +72,7 @@ async fn a_change_is_asked_for_with_the_present_key_and_signed_by_both() {
     assert!(renewer.due().is_none() && renewer.next().is_none());
     renewer.begin();
     let next = node.next().unwrap();
-    let mode = std::fs::metadata(node.state.path("identity.next")).unwrap();
+    let mode = std::fs::metadata(node.state.path(NEXT_IDENTITY_KEY)).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
 
     let answer = ask(&mut renewer, &server).await;
@@ -117,7 +118,7 @@ async fn whenever_it_is_killed_it_asks_for_the_same_again_and_goes_on() {
     let mut renewer = node.start();
     renewer.begin();
     let next = node.next().unwrap();
-    std::fs::rename(node.state.path("identity.next"), node.state.path("identity.key")).unwrap();
+    std::fs::rename(node.state.path(NEXT_IDENTITY_KEY), node.state.path(IDENTITY_KEY)).unwrap();
     assert_eq!((node.start().next().is_none(), node.own()), (true, next));
     assert_eq!(renewer.settle(Answer::Taken).unwrap().identity(), next);
 }
@@ -158,13 +159,14 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
     }
     let server = Server::start(|_| refuse("identity")).await;
     let node = Node::new();
-    let next = std::fs::read(Keys::make_next(&node.state).map(|_| node.state.path("identity.next")).unwrap()).unwrap();
+    let next =
+        std::fs::read(Keys::make_next(&node.state).map(|_| node.state.path(NEXT_IDENTITY_KEY)).unwrap()).unwrap();
     let mut renewer = node.start();
     let answer = ask(&mut renewer, &server).await;
     assert!(renewer.settle(answer).is_none() && node.next().is_none());
     assert_eq!(node.board.notes(), Vec::<String>::new());
     // A coordinator that takes a key and denies it costs the node neither.
-    assert_eq!(std::fs::read(node.state.path("identity.refused")).unwrap(), next);
+    assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
     assert!(node.outcome().unwrap().unwrap_err().contains("identity.refused"));
 }
 
@@ -173,22 +175,22 @@ async fn a_key_that_was_taken_and_cannot_be_put_in_its_place_is_not_lost() {
     let node = Node::new();
     let mut renewer = node.start();
     renewer.begin();
-    let next = std::fs::read(node.state.path("identity.next")).unwrap();
+    let next = std::fs::read(node.state.path(NEXT_IDENTITY_KEY)).unwrap();
     // Nothing can be put in the place of a folder.
-    std::fs::remove_file(node.state.path("identity.key")).unwrap();
-    std::fs::create_dir(node.state.path("identity.key")).unwrap();
+    std::fs::remove_file(node.state.path(IDENTITY_KEY)).unwrap();
+    std::fs::create_dir(node.state.path(IDENTITY_KEY)).unwrap();
     assert!(renewer.settle(Answer::Taken).is_none());
     renewer.settle(Answer::Refused { is_final: false, why: "a stranger".into() });
-    assert_eq!(std::fs::read(node.state.path("identity.next")).unwrap(), next);
+    assert_eq!(std::fs::read(node.state.path(NEXT_IDENTITY_KEY)).unwrap(), next);
     renewer.settle(Answer::Refused { is_final: true, why: "no".into() });
-    assert_eq!(std::fs::read(node.state.path("identity.refused")).unwrap(), next);
+    assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
 }
 
 #[tokio::test]
 async fn a_damaged_next_key_is_told_and_kept_and_the_present_one_is_used() {
     let node = Node::new();
     Keys::make_next(&node.state).unwrap();
-    let path = node.state.path("identity.next");
+    let path = node.state.path(NEXT_IDENTITY_KEY);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[20] ^= 1;
     std::fs::write(&path, &bytes).unwrap();

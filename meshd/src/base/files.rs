@@ -1,0 +1,80 @@
+//! The files of the state directory: nobody else names one.
+//!
+//! Each is either the node's and stays when it leaves a mesh, or the mesh's and goes then.
+
+use std::fmt;
+
+/// A file of the state directory, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StateFile(&'static str);
+
+impl StateFile {
+    /// Returns its name inside the directory.
+    pub(crate) fn name(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Display for StateFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+macro_rules! files {
+    ($(#[$about:meta])* $all:ident: $($(#[$doc:meta])* $file:ident = $name:literal,)+) => {
+        $($(#[$doc])* pub(crate) const $file: StateFile = StateFile($name);)+
+        $(#[$about])* pub(crate) const $all: &[StateFile] = &[$($file),+];
+    };
+}
+
+files! {
+    /// What stays when the node leaves its mesh, so that it may join again as itself.
+    #[cfg(test)]
+    ALL_OF_NODE:
+    /// Held by the daemon that uses the directory.
+    LOCK = "lock",
+    /// The node's WireGuard secret.
+    TUNNEL_KEY = "tunnel.key",
+    /// The one before, while peers learn of the new one.
+    FORMER_TUNNEL_KEY = "tunnel.former",
+    /// The first one, from which the flow table's seed comes; none while it is the present one.
+    FIRST_TUNNEL_KEY = "tunnel.first",
+    /// The node's identity on the control channel.
+    IDENTITY_KEY = "identity.key",
+    /// What the node last signed of itself.
+    RECORD = "record.json",
+    /// The key of the network lock, where an operator put it.
+    LOCK_KEY = "lock.key",
+}
+
+files! {
+    /// What goes when the node leaves its mesh.
+    ALL_OF_MESH:
+    /// The identity that takes the present one's place once the coordinator has confirmed it.
+    NEXT_IDENTITY_KEY = "identity.next",
+    /// One that a coordinator refused, and may have taken all the same.
+    REFUSED_IDENTITY_KEY = "identity.refused",
+    /// Which mesh the node belongs to, and as whom.
+    ENROLMENT = "enrolment.json",
+    /// The last map. If it is torn or lost, the one before stands in for it.
+    NETMAP = "netmap.json",
+    /// The map before it.
+    PREVIOUS_NETMAP = "netmap.previous",
+    /// A map that brought the node down three times.
+    NETMAP_ASIDE = "netmap.aside",
+    /// Peers active lately, and where they answered.
+    ACTIVITY = "activity.json",
+    /// How often in a row the cached map brought the node down.
+    TRIAL = "trial",
+    /// How far the coordinator was followed, and the network lock.
+    MARK = "mark.json",
+    /// The preshared keys.
+    PRESHARED_KEYS = "preshared.keys",
+    /// How far the mesh follows the switch `preshared`.
+    PRESHARED = "preshared.json",
+    /// How far the log was followed, and who was admitted.
+    ROLL = "roll.json",
+    /// When a coordinator was last heard.
+    HEARD = "heard",
+}

@@ -1,0 +1,3 @@
+//! The way to the coordinators.
+
+pub(crate) mod roll_file;
