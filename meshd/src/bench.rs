@@ -8,7 +8,7 @@
 //! The lanes do the work in turns of their own (`lane::bench`); what they share is a `Phase`. Whoever asked holds the
 //! `Bench`: when it goes, because the figures are there or because nobody waits for them any more, the lanes stop.
 
-mod phase;
+pub(crate) mod phase;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,17 +18,16 @@ use mesh_proto::base::id::{NodeId, NodeName};
 use mesh_proto::dataplane::engine::SMALLEST_BENCH;
 use mesh_proto::model::netmap::Peer;
 use mesh_proto::ops::status as doc;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::time::sleep;
 
-use crate::base::clock::now;
+use crate::base::clock::{cpu_time, now};
 use crate::base::text::JOIN_HINT;
 use crate::board::Board;
+use crate::dataplane::bell::Bell;
 use crate::mailbox::Mailbox;
 use crate::names::{self, NameError};
 
-use phase::Load;
-pub(crate) use phase::{Phase, Plan};
+use phase::{Load, Phase, Plan};
 
 /// How long each phase with load may take, in seconds.
 pub const SECONDS: std::ops::RangeInclusive<u8> = 1..=10;
@@ -114,6 +113,7 @@ pub async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Benc
 pub(crate) struct Bench {
     peer: NodeId,
     lanes: Arc<[Mailbox]>,
+    bells: Arc<[Bell]>,
     busy: Arc<AtomicBool>,
 }
 
@@ -128,7 +128,8 @@ impl Bench {
     /// Takes the right to measure; `None` if somebody has it.
     pub(crate) fn begin(peer: NodeId, lanes: Arc<[Mailbox]>, busy: &Arc<AtomicBool>) -> Option<Self> {
         let taken = busy.swap(true, Ordering::AcqRel);
-        (!taken).then(|| Self { peer, lanes, busy: Arc::clone(busy) })
+        let bells = lanes.iter().map(Mailbox::bell).collect();
+        (!taken).then(|| Self { peer, lanes, bells, busy: Arc::clone(busy) })
     }
 
     async fn run(&self, node: &NodeName, peer: &Peer, seconds: Duration) -> Result<doc::Bench, BenchError> {
@@ -163,7 +164,7 @@ impl Bench {
 
     /// Makes sure that there are sessions, on all lanes if possible.
     async fn greet(&self, node: &NodeName) -> Result<(), BenchError> {
-        let phase = Arc::new(Phase::new(self.peer, Plan::Greet, &self.lanes, now()));
+        let phase = Arc::new(Phase::new(self.peer, Plan::Greet, &self.bells, now()));
         for _ in 0..GREETINGS {
             self.begin_phase(&phase);
             if until(GREETING, || phase.is_answered()).await {
@@ -176,7 +177,7 @@ impl Bench {
     /// Measures round trips without load.
     async fn idle(&self) -> Vec<u32> {
         let plan = Plan::Echo { every: IDLE_EVERY, count: IDLE_ECHOES };
-        let phase = Arc::new(Phase::new(self.peer, plan, &self.lanes, now()));
+        let phase = Arc::new(Phase::new(self.peer, plan, &self.bells, now()));
         self.begin_phase(&phase);
         until(IDLE_EVERY * IDLE_ECHOES + LATEST, || phase.is_finished(now())).await;
         phase.echoes()
@@ -194,7 +195,7 @@ impl Bench {
             count: echoes,
         };
         let cpu = cpu_time();
-        let phase = Arc::new(Phase::new(self.peer, plan, &self.lanes, began));
+        let phase = Arc::new(Phase::new(self.peer, plan, &self.bells, began));
         self.begin_phase(&phase);
         until(time + LATEST, || phase.is_finished(now())).await;
         let cpu = cpu_time().saturating_sub(cpu);
@@ -216,10 +217,4 @@ async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
         sleep(LOOK).await;
     }
     true
-}
-
-/// Returns the CPU time that this process has used.
-pub(crate) fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

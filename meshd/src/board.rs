@@ -16,8 +16,8 @@ use crate::base::notes::Notes;
 use crate::dataplane::DataPlane;
 use crate::identity::Outcome;
 use crate::kernel::Upkeep;
+use crate::keys::psk_policy::PskMode;
 use crate::link::{Dial, LinkState};
-use crate::stance::Stance;
 use crate::state::Enrolment;
 
 /// The node's own services.toml, as it was read last.
@@ -53,7 +53,7 @@ pub struct Board {
     /// The node's own services.toml.
     pub offers: watch::Sender<Offers>,
     /// How this node stands to preshared keys, and what the operator may wonder about.
-    pub preshared: watch::Sender<(Stance, Option<String>)>,
+    pub preshared: watch::Sender<(PskMode, Option<String>)>,
     /// Asks for services.toml to be read again.
     pub reload: Notify,
     /// Asks for another tunnel key.
@@ -93,7 +93,7 @@ impl Board {
             dial: watch::Sender::new(None),
             upkeep: watch::Sender::new(Upkeep::default()),
             offers: watch::Sender::new(Offers { path: services, ..Offers::default() }),
-            preshared: watch::Sender::new((Stance::Plain, None)),
+            preshared: watch::Sender::new((PskMode::Off, None)),
             reload: Notify::new(),
             rotate: Notify::new(),
             renew: Notify::new(),

@@ -18,6 +18,8 @@ use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::io::offloads::Offload;
+
 pub use keys::Keys;
 
 /// The keys of the file.
@@ -89,21 +91,6 @@ pub struct Dns {
     pub enabled: bool,
     /// `upstreams`: who is asked for names outside the mesh; at most 3.
     pub upstreams: Vec<SocketAddr>,
-}
-
-/// `[offload]`: what may be left to the kernel. True ("auto") uses what there is, false ("off") uses none of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Offload {
-    /// `tun`: super-packets and unfinished checksums on the interface.
-    pub tun: bool,
-    /// `udp`: runs of datagrams that the kernel divides (UDP_SEGMENT) and joins (UDP_GRO).
-    pub udp: bool,
-}
-
-impl Default for Offload {
-    fn default() -> Self {
-        Self { tun: true, udp: true }
-    }
 }
 
 impl Default for Config {

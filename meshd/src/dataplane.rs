@@ -6,6 +6,8 @@
 //!                ◀──── counters, peer cells (atomics) ──── …
 //! ```
 
+pub(crate) mod bell;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -25,15 +27,15 @@ use mesh_proto::trust::audit_log::Told;
 
 use crate::base::clock::now;
 use crate::bench::Bench;
-pub use crate::config::Offload;
 use crate::handover::Handover;
+pub use crate::io::offloads::{Offload, Offloads};
+use crate::keys::psk_policy::PskMode;
 use crate::lane::{Lane, Parts};
 pub use crate::lane_keys::{LaneKeys, MAX_LANES};
 use crate::mailbox::Mailbox;
 use crate::peers::Peers;
-use crate::stance::Stance;
 use crate::stats::Counters;
-pub use crate::stats::{LaneStats, Offloads, PeerStats, Stats};
+pub use crate::stats::{LaneStats, PeerStats, Stats};
 use crate::tun::{self, Queue, TunError};
 use crate::udp::{Sockets, UdpError};
 use crate::vault::Vault;
@@ -244,9 +246,9 @@ impl DataPlane {
     }
 
     /// Stands so to preshared keys from now on.
-    pub fn set_stance(&self, stance: Stance) {
+    pub fn set_mode(&self, mode: PskMode) {
         let Some(vault) = &self.vault else { return };
-        vault.set_stance(stance);
+        vault.set_mode(mode);
         let (view, _) = self.current();
         self.set_view(view);
     }
@@ -418,7 +420,7 @@ mod tests {
         let retain = |shown: &VerifiedMap, full: &VerifiedMap| {
             plane.set_view(view(shown));
             plane.retain_keys(full);
-            plane.set_stance(Stance::Strict);
+            plane.set_mode(PskMode::Require);
             stored()
         };
         assert!(retain(&all, &all));

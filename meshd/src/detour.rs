@@ -13,7 +13,7 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::packet::{FiveTuple, Header, Kind};
 
 use crate::peers::Cell;
-use crate::sessions::MOMENT;
+use crate::wireguard::timing::MOMENT;
 
 /// Places for flows.
 const PLACES: usize = 4096;
@@ -74,7 +74,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::sessions::PATIENCE;
+    use crate::wireguard::timing::PATIENCE;
 
     /// A packet of 241.1.0.1 to 241.1.0.2 of that protocol and source port, with these TCP flags.
     fn packet(protocol: u8, port: u16, flags: u8) -> Vec<u8> {

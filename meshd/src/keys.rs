@@ -1,13 +1,15 @@
 //! The node's own keys: made once with the operating system's entropy, kept for ever, never sent.
 
+pub(crate) mod encoding;
+pub mod psk_policy;
+
 use std::fmt;
 use std::fs;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
-use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::BASE64URL_NOPAD;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::signed_record::Signature;
 use x25519_dalek::StaticSecret;
@@ -18,6 +20,7 @@ use crate::base::files::{
     FIRST_TUNNEL_KEY, FORMER_TUNNEL_KEY, IDENTITY_KEY, NEXT_IDENTITY_KEY, PRESHARED_KEYS, REFUSED_IDENTITY_KEY,
     StateFile, TUNNEL_KEY,
 };
+use crate::keys::encoding::sum;
 use crate::lane_keys::LaneKeys;
 use crate::state::{State, StateError};
 
@@ -250,12 +253,6 @@ fn read(state: &State, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, St
         return Err(damaged(state, file, "its sum is that of another key"));
     }
     Ok(Some(bytes))
-}
-
-/// Returns what tells a key from one with a flipped bit: a tunnel key has no form of its own. 64 bits of a
-/// hash of 256 random bits tell nobody the key.
-pub(crate) fn sum(key: &[u8]) -> String {
-    HEXLOWER.encode(&digest(&SHA256, key).as_ref()[..8])
 }
 
 fn write(state: &State, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {

@@ -29,13 +29,13 @@ use crate::handover::Handover;
 use crate::lane_keys::LaneKey;
 use crate::packets::Packets;
 use crate::peers::Peers;
-use crate::sessions::{Received, Sealed, Sessions, Traffic, Way};
+use crate::sessions::Sessions;
 use crate::stats::Counters;
+use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::wireguard::timing::ROOM;
 
 use self::bench::Part;
 use self::train::Train;
-
-pub(crate) use crate::sessions::ROOM;
 
 /// What a lane wants written. Before each call both sides must have `ROOM`.
 #[derive(Debug)]

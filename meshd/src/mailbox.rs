@@ -3,17 +3,17 @@
 //! It has locks, and is looked into only after its bell rang: never for a packet.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::trust::audit_log::Told;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
-use crate::bench::Phase;
+use crate::bench::phase::Phase;
+use crate::dataplane::bell::Bell;
 use crate::lane_keys::LaneKey;
 use crate::peers::Peers;
 
@@ -25,7 +25,7 @@ const GREETS: usize = 1024;
 /// What others want from a lane: the newest of each, and a bell.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    bell: OwnedFd,
+    bell: Bell,
     stop: AtomicBool,
     view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
@@ -51,9 +51,8 @@ pub(crate) struct Mail {
 
 impl Mailbox {
     pub(crate) fn new() -> Result<Self, Errno> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self {
-            bell,
+            bell: Bell::new()?,
             stop: AtomicBool::new(false),
             view: Mutex::new(None),
             locals: Mutex::new(None),
@@ -108,8 +107,7 @@ impl Mailbox {
 
     /// Takes everything out and silences the bell; none if the lane is to stop.
     pub(crate) fn take(&self) -> Option<Mail> {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.bell, &mut count);
+        self.bell.silence();
         if self.stop.load(Ordering::Acquire) {
             return None;
         }
@@ -124,10 +122,14 @@ impl Mailbox {
         })
     }
 
+    /// Returns what wakes the lane.
+    pub(crate) fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
     /// Wakes the lane.
     pub(crate) fn ring(&self) {
-        // It fails only when the counter is full, and then the lane is awake.
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        self.bell.ring();
     }
 }
 

@@ -10,9 +10,9 @@
 use std::io::IoSlice;
 
 use mesh_proto::packet::gso::{Gso, MOST_SEGMENTS, Segments, VnetHeader};
-use mesh_proto::packet::{Checksum, Header, Kind};
+use mesh_proto::packet::{Checksum, Header};
 
-use crate::tun::MAX_PACKET;
+use crate::io::offloads::{Gathers, MAX_PACKET};
 
 /// Most parts of one write: the device's header, and one per segment.
 const MOST_PARTS: usize = MOST_SEGMENTS + 1;
@@ -44,44 +44,6 @@ struct Waiting {
 impl Waiting {
     fn count(&self) -> usize {
         self.len.div_ceil(self.stride.max(1)).max(1)
-    }
-}
-
-/// Which packets may leave as super-packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gathers {
-    /// TCP over IPv4.
-    pub tcp: bool,
-    /// UDP over IPv4.
-    pub udp: bool,
-}
-
-impl Gathers {
-    /// Every kind that there is.
-    pub const ALL: Self = Self { tcp: true, udp: true };
-    /// Each packet by itself.
-    pub const NONE: Self = Self { tcp: false, udp: false };
-
-    /// Says whether packets of a kind leave as super-packets.
-    pub fn takes(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Tcp(_) => self.tcp,
-            Kind::Udp => self.udp,
-            Kind::EchoRequest
-            | Kind::EchoReply
-            | Kind::IcmpError(_)
-            | Kind::IcmpOther
-            | Kind::Other
-            | Kind::LaterFragment => false,
-        }
-    }
-
-    fn kind(&mut self, gso: Gso) -> Option<&mut bool> {
-        match gso {
-            Gso::Tcp4 { .. } => Some(&mut self.tcp),
-            Gso::Udp => Some(&mut self.udp),
-            Gso::Tcp6 { .. } | Gso::None => None,
-        }
     }
 }
 
@@ -286,6 +248,7 @@ impl Packets {
 
 #[cfg(test)]
 mod tests {
+    use mesh_proto::packet::Kind;
     use mesh_proto::packet::gso::Run;
 
     use super::*;

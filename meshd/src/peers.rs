@@ -14,11 +14,11 @@ use mesh_proto::model::netmap::{LaneInfo, NetMap};
 use mesh_proto::trust::audit_log::Told;
 
 use crate::heard::Heard;
+use crate::keys::psk_policy::PskMode;
 use crate::lane_keys::{MAX_AGREEMENT, MAX_LANES};
-use crate::sessions::{MOMENT, PATIENCE};
-use crate::stance::Stance;
 use crate::stats::PeerStats;
 use crate::vault::Vault;
+use crate::wireguard::timing::{MOMENT, PATIENCE};
 
 /// Most nodes that are remembered for one address; a NAT hides no more from a lost session's repair.
 const MAX_BEHIND: usize = 8;
@@ -66,9 +66,9 @@ impl Peers {
         vault: Option<&Arc<Vault>>,
     ) -> Self {
         let node = &netmap.node;
-        let stance = vault.map_or(Stance::Plain, |vault| vault.stance());
-        let vault = vault.filter(|_| stance != Stance::Plain).map(Arc::clone);
-        let mut peers = Self { own: (node.id, Some(node.address)), vault, calls: stance.calls(), ..Self::default() };
+        let mode = vault.map_or(PskMode::Off, |vault| vault.mode());
+        let vault = vault.filter(|_| mode != PskMode::Off).map(Arc::clone);
+        let mut peers = Self { own: (node.id, Some(node.address)), vault, calls: mode.calls(), ..Self::default() };
         for (name, peer) in &netmap.peers {
             let lanes: Vec<LaneInfo> = peer.lanes.iter().copied().take(MAX_LANES).collect();
             let is_new = |key: &TunnelKey| {
@@ -92,7 +92,7 @@ impl Peers {
                 cell.set_preshared(vault.number(peer.id));
             }
             let address = Some(peer.address);
-            let lenient = stance.is_lenient();
+            let lenient = mode.is_lenient();
             peers.add(Peer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell });
         }
         peers
@@ -381,11 +381,11 @@ pub(crate) fn test_peer(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>,
 #[cfg(test)]
 pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Peer>) -> Peers {
     let address = Flat(std::net::Ipv4Addr::new(241, 1, 0, own.0 as u8));
-    let stance = vault.as_ref().map_or(Stance::Plain, |vault| vault.stance());
-    let vault = vault.filter(|_| stance != Stance::Plain);
-    let mut peers = Peers { own: (own, Some(address)), vault, calls: stance.calls(), ..Peers::default() };
+    let mode = vault.as_ref().map_or(PskMode::Off, |vault| vault.mode());
+    let vault = vault.filter(|_| mode != PskMode::Off);
+    let mut peers = Peers { own: (own, Some(address)), vault, calls: mode.calls(), ..Peers::default() };
     for mut peer in list {
-        peer.lenient = stance.is_lenient();
+        peer.lenient = mode.is_lenient();
         match &peers.vault {
             Some(vault) => peer.cell.set_preshared(vault.number(peer.id)),
             None => peer.agreement.clear(),

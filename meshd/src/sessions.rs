@@ -26,7 +26,6 @@ mod timers;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::HandshakeLimiter;
@@ -37,29 +36,15 @@ use mesh_proto::packet::Ecn;
 use crate::base::entropy::random;
 use crate::datagrams::{Endpoint, Outbox};
 use crate::detour::Detour;
+use crate::io::offloads::MAX_PACKET;
 use crate::lane_keys::LaneKey;
 use crate::peers::Peers;
 use crate::stats::Counters;
-use crate::tun::MAX_PACKET;
 use crate::tunnels::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened};
+use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
 
 use session::Session;
 use talks::Talks;
-
-/// Bytes of outbox that one call may need at most: a super-packet of the smallest segments that Linux makes (48
-/// bytes of payload, net.ipv4.tcp_min_snd_mss), sealed.
-pub(crate) const ROOM: usize = 192 << 10;
-/// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.
-const SILENCE: Duration = Duration::from_secs(12);
-/// Handshakes taken in per turn, so that a flood of them does not starve data.
-const HANDSHAKES_PER_TURN: u32 = 16;
-/// Lost sessions looked into per turn.
-const NUDGES_PER_TURN: u32 = 4;
-/// A way that carried something so recently may still hold it, in the socket of an overloaded peer: a flow that changed
-/// to another would overtake itself.
-pub(crate) const MOMENT: Duration = Duration::from_secs(1);
-/// How long packets that wait for a handshake keep newer ones from going another way.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// All tunnels of one lane.
 #[derive(Debug)]
@@ -95,50 +80,6 @@ pub(crate) struct Sessions {
     handshakes_left: u32,
     nudges_left: u32,
     scratch: Box<[u8]>,
-}
-
-/// The way to a peer, as it is now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// By the tunnel of that number.
-    Tunnel(u32),
-    /// This lane has no session; lane 0 is to send.
-    Elsewhere,
-    /// There is no preshared key yet; packets wait for it.
-    Keyless(NodeId),
-    /// There is none.
-    None,
-}
-
-/// What became of a packet that was to be sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sealed {
-    /// It is in the outbox, or waits for a handshake.
-    Done,
-    /// This lane has no session; lane 0 is to send it.
-    Elsewhere,
-    /// It is lost.
-    Dropped(Drop),
-}
-
-/// Whether a packet makes a peer count as active.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Traffic {
-    /// It does.
-    Payload,
-    /// It does not: answers and probes of our own, which would keep an idle mesh awake.
-    Own,
-}
-
-/// What was in a datagram.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Received<'a> {
-    /// A packet from a peer, by the tunnel of that number.
-    Packet(NodeId, u32, &'a mut [u8]),
-    /// Something that was dealt with.
-    Handled,
-    /// Something that was not.
-    Dropped(Drop),
 }
 
 impl Sessions {

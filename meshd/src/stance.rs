@@ -5,22 +5,22 @@
 //! depends on who has heard of our record, and only the number in our own map tells that the coordinator has.
 //!
 //! ```text
-//!  `preshared`  the coordinator's record of us       stance    a peer that names no agreement key  one that does, before there is a key
-//!  off          never named an agreement key         Plain     plain                               plain
-//!  on           does not name one yet                Waits     plain                               plain; we answer its call
-//!  on           names one for less than `overlap`    Overlaps  plain                               plain, and we call it
-//!  on           names one for longer, or we joined   Strict    plain                               nothing passes before the key
+//!  `preshared`  the coordinator's record of us       mode      a peer that names no agreement key  one that does, before there is a key
+//!  off          never named an agreement key         Off       plain                               plain
+//!  on           does not name one yet                Accept    plain                               plain; we answer its call
+//!  on           names one for less than `overlap`    Offer     plain                               plain, and we call it
+//!  on           names one for longer, or we joined   Require   plain                               nothing passes before the key
 //!               with it
-//!  off          still names one                      Waits     plain                               plain; we answer its call
+//!  off          still names one                      Accept    plain                               plain; we answer its call
 //! ```
-//! With whom there is a key, nothing passes without it, in all of these but Plain, which forgets all keys. Between two
+//! With whom there is a key, nothing passes without it, in all of these but Off, which forgets all keys. Between two
 //! nodes A (which is switched on) and B (which has it on):
 //!
 //! ```text
 //!  B's map of A       A's map of B       what happens
 //!  no agreement key   no agreement key   plain on both sides
 //!  no agreement key   has one            B speaks plain. A waits or overlaps and answers in kind; its calls find nobody
-//!  has one            no agreement key   A speaks plain. B, strict: goes on with open tunnels until they end, calls in vain
+//!  has one            no agreement key   A speaks plain. B requires: goes on with open tunnels until they end, calls in vain
 //!  has one            has one            whoever learns it last calls the other; the open tunnel carries all until the one
 //!                                        with the key hears the peer
 //! ```
@@ -35,35 +35,10 @@ use tokio::time::Instant;
 
 use crate::base::files::{PRESHARED, PRESHARED_KEYS};
 use crate::board::Board;
+use crate::keys::psk_policy::PskMode;
 use crate::records;
 use crate::state::State;
 use crate::vault::Vault;
-
-/// How a node stands to preshared keys.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Stance {
-    /// Plain WireGuard with everybody.
-    Plain,
-    /// It has a key with who calls for one, and with all others speaks plain WireGuard.
-    Waits,
-    /// The same, and it calls for keys itself.
-    Overlaps,
-    /// Nothing passes without a key between it and a peer that names an agreement key.
-    #[default]
-    Strict,
-}
-
-impl Stance {
-    /// Says whether a peer that names an agreement key is spoken to before there is a key.
-    pub(crate) fn is_lenient(self) -> bool {
-        matches!(self, Self::Waits | Self::Overlaps)
-    }
-
-    /// Says whether it calls such a peer.
-    pub(crate) fn calls(self) -> bool {
-        matches!(self, Self::Overlaps | Self::Strict)
-    }
-}
 
 /// The switch `preshared`, and how far the mesh follows it.
 #[derive(Debug)]
@@ -116,9 +91,9 @@ impl Switch {
     /// Reads how it stood, and the preshared keys, if the node uses such.
     pub(crate) fn start(state: &State, on: bool, board: &Board) -> (Self, Option<Arc<Vault>>) {
         let switch = Self::load(state, on);
-        board.preshared.send_replace((switch.stance(), switch.sentence()));
-        let vault = (switch.stance() != Stance::Plain).then(|| Vault::load(state));
-        vault.iter().for_each(|vault| vault.set_stance(switch.stance()));
+        board.preshared.send_replace((switch.mode(), switch.sentence()));
+        let vault = (switch.mode() != PskMode::Off).then(|| Vault::load(state));
+        vault.iter().for_each(|vault| vault.set_mode(switch.mode()));
         (switch, vault.map(Arc::new))
     }
 
@@ -127,20 +102,20 @@ impl Switch {
     pub(crate) fn follow(&mut self, board: &Board, known: u64, overlap: Duration) {
         let connected = board.link.borrow().connected;
         if self.step(known, connected, overlap, Instant::now()) {
-            let stance = self.stance();
-            tracing::info!(?stance, "preshared keys");
-            board.preshared.send_replace((stance, self.sentence()));
-            board.with_plane(|plane| plane.set_stance(stance));
+            let mode = self.mode();
+            tracing::info!(stance = %mode.logged(), "preshared keys");
+            board.preshared.send_replace((mode, self.sentence()));
+            board.with_plane(|plane| plane.set_mode(mode));
         }
     }
 
     /// Returns how the node stands.
-    fn stance(&self) -> Stance {
+    fn mode(&self) -> PskMode {
         match &self.kept {
-            None => Stance::Plain,
-            Some(kept) if !kept.on || !kept.known => Stance::Waits,
-            Some(kept) if !kept.settled => Stance::Overlaps,
-            Some(_) => Stance::Strict,
+            None => PskMode::Off,
+            Some(kept) if !kept.on || !kept.known => PskMode::Accept,
+            Some(kept) if !kept.settled => PskMode::Offer,
+            Some(_) => PskMode::Require,
         }
     }
 
@@ -152,9 +127,9 @@ impl Switch {
         }
     }
 
-    /// Goes on as far as it may. Says whether the stance changed.
+    /// Goes on as far as it may. Says whether the mode changed.
     fn step(&mut self, known: u64, connected: bool, overlap: Duration, now: Instant) -> bool {
-        let before = self.stance();
+        let before = self.mode();
         match &mut self.kept {
             Some(kept) if !kept.known && kept.record > 0 && known >= kept.record => {
                 kept.known = true;
@@ -177,22 +152,22 @@ impl Switch {
             }
             Some(_) | None => {}
         }
-        self.stance() != before
+        self.mode() != before
     }
 
     /// Says what the operator may wonder about.
     fn sentence(&self) -> Option<String> {
-        match (self.stance(), self.on) {
-            (Stance::Waits, true) => Some(
+        match (self.mode(), self.on) {
+            (PskMode::Accept, true) => Some(
                 "this node speaks plain WireGuard with peers with which it has no preshared key yet: it waits for the \
                  coordinator to know its agreement key"
                     .into(),
             ),
-            (Stance::Waits, false) => Some(
+            (PskMode::Accept, false) => Some(
                 "this node still uses its preshared keys: it waits for the coordinator to know that it wants none"
                     .into(),
             ),
-            (Stance::Plain | Stance::Overlaps | Stance::Strict, _) => None,
+            (PskMode::Off | PskMode::Offer | PskMode::Require, _) => None,
         }
     }
 }
@@ -237,7 +212,7 @@ mod tests {
                 switch.reported(9);
             }
             assert!(!switch.step(6, true, OVERLAP, at(100_000)));
-            assert_eq!(switch.stance(), Stance::Waits);
+            assert_eq!(switch.mode(), PskMode::Accept);
             assert!(switch.sentence().unwrap().contains("waits for the coordinator"));
         }
         assert!(switch.step(7, true, OVERLAP, at(0)), "the first one's number was kept");
@@ -245,34 +220,34 @@ mod tests {
             if start {
                 switch = Switch::load(&state, true);
             }
-            assert_eq!(switch.stance(), Stance::Overlaps);
+            assert_eq!(switch.mode(), PskMode::Offer);
             switch.step(8, true, OVERLAP, at(10));
             assert!(!switch.step(8, false, OVERLAP, at(1000)), "who is out of touch cannot tell");
             assert!(!switch.step(8, true, OVERLAP, at(99)));
             assert_eq!(switch.sentence(), None);
         }
         assert!(switch.step(8, true, OVERLAP, at(110)));
-        assert_eq!(Switch::load(&state, true).stance(), Stance::Strict);
+        assert_eq!(Switch::load(&state, true).mode(), PskMode::Require);
         assert!(!switch.step(3, true, OVERLAP, at(300)), "a coordinator that was restored");
-        assert_eq!(switch.stance(), Stance::Strict);
+        assert_eq!(switch.mode(), PskMode::Require);
     }
 
     #[tokio::test]
     async fn keys_are_used_until_the_coordinator_knows_that_there_are_none_any_more() {
         let (_dir, state) = state();
         joined(&state);
-        assert_eq!(Switch::load(&state, true).stance(), Stance::Strict, "nobody knows it without its agreement key");
+        assert_eq!(Switch::load(&state, true).mode(), PskMode::Require, "nobody knows it without its agreement key");
         let mut off = Switch::load(&state, false);
-        assert_eq!(off.stance(), Stance::Waits);
+        assert_eq!(off.mode(), PskMode::Accept);
         off.reported(5);
         assert!(!off.step(4, true, OVERLAP, Instant::now()));
         let mut off = Switch::load(&state, false);
-        assert_eq!(off.stance(), Stance::Waits, "after a restart, too");
+        assert_eq!(off.mode(), PskMode::Accept, "after a restart, too");
         assert!(off.sentence().unwrap().contains("still uses"));
         assert!(off.step(5, true, OVERLAP, Instant::now()));
-        assert_eq!((off.stance(), off.sentence()), (Stance::Plain, None));
-        assert_eq!(Switch::load(&state, false).stance(), Stance::Plain);
-        assert_eq!(Switch::load(&state, true).stance(), Stance::Waits, "on again");
+        assert_eq!((off.mode(), off.sentence()), (PskMode::Off, None));
+        assert_eq!(Switch::load(&state, false).mode(), PskMode::Off);
+        assert_eq!(Switch::load(&state, true).mode(), PskMode::Accept, "on again");
     }
 
     #[tokio::test]
@@ -284,14 +259,14 @@ mod tests {
         vault.save(&state).unwrap();
 
         let mut off = Switch::load(&state, false);
-        assert_eq!(off.stance(), Stance::Waits, "peers may insist on their keys with it");
+        assert_eq!(off.mode(), PskMode::Accept, "peers may insist on their keys with it");
         off.reported(5);
         let mut off = Switch::load(&state, false);
         assert!(!off.step(4, true, OVERLAP, Instant::now()));
         assert!(off.step(5, true, OVERLAP, Instant::now()));
-        vault.set_stance(off.stance());
+        vault.set_mode(off.mode());
         vault.save(&state).unwrap();
-        assert_eq!(Switch::load(&state, false).stance(), Stance::Plain, "and not again");
+        assert_eq!(Switch::load(&state, false).mode(), PskMode::Off, "and not again");
     }
 
     #[tokio::test]
@@ -303,9 +278,9 @@ mod tests {
             records::Author::new(&state).sealed(&keys, facts, 0);
         };
         sign(vec![mesh_proto::base::id::TunnelKey([3; 32])]);
-        assert_eq!(Switch::load(&state, false).stance(), Stance::Waits);
+        assert_eq!(Switch::load(&state, false).mode(), PskMode::Accept);
         sign(Vec::new());
-        assert_eq!(Switch::load(&state, false).stance(), Stance::Plain);
+        assert_eq!(Switch::load(&state, false).mode(), PskMode::Off);
     }
 
     #[tokio::test]
@@ -315,9 +290,9 @@ mod tests {
         let good = std::fs::read(state.path(PRESHARED)).unwrap();
         for length in 0..good.len() {
             std::fs::write(state.path(PRESHARED), &good[..length]).unwrap();
-            assert_eq!(Switch::load(&state, true).stance(), Stance::Waits);
+            assert_eq!(Switch::load(&state, true).mode(), PskMode::Accept);
         }
         let (_dir, state) = self::state();
-        assert_eq!(Switch::load(&state, false).stance(), Stance::Plain);
+        assert_eq!(Switch::load(&state, false).mode(), PskMode::Off);
     }
 }

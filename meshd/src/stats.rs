@@ -8,6 +8,7 @@ use std::time::Duration;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::verdict::{Drop, Refuse};
 
+use crate::io::offloads::Offloads;
 use crate::packets::Drained;
 use crate::udp::{Received, Sent};
 
@@ -126,27 +127,6 @@ counters!(
     /// Packets handed over to lane 0 because this lane had no session.
     handovers,
 );
-
-/// What the kernel does for a lane, as far as it was asked to and can.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// The interface takes super-packets of TCP.
-    pub tun_tcp: bool,
-    /// The interface takes super-packets of UDP.
-    pub tun_udp: bool,
-    /// The sockets divide what they send.
-    pub udp_segment: bool,
-    /// The sockets join what they receive.
-    pub udp_gro: bool,
-}
-
-impl Offloads {
-    /// Returns each by its name.
-    pub fn each(self) -> [(&'static str, bool); 4] {
-        let Self { tun_tcp, tun_udp, udp_segment, udp_gro } = self;
-        [("tun_tcp", tun_tcp), ("tun_udp", tun_udp), ("udp_segment", udp_segment), ("udp_gro", udp_gro)]
-    }
-}
 
 impl Counters {
     /// Counts a refused packet.

@@ -18,9 +18,9 @@ use crate::base::clock::now;
 use crate::base::text::{JOIN_HINT, age};
 use crate::board::Board;
 use crate::dataplane::{LaneStats, Stats};
+use crate::keys::psk_policy::PskMode;
 use crate::names::{self, NameError};
 use crate::render;
-use crate::stance::Stance;
 
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
@@ -220,10 +220,10 @@ fn node(board: &Board, view: Option<&View>) -> Option<doc::Node> {
         dns: range.dns(),
         guarded: board.upkeep.borrow().guards.masquerade,
         preshared: match board.preshared.borrow().0 {
-            Stance::Plain => doc::Preshared::Off,
-            Stance::Waits => doc::Preshared::Waits,
-            Stance::Overlaps => doc::Preshared::Begins,
-            Stance::Strict => doc::Preshared::On,
+            PskMode::Off => doc::Preshared::Off,
+            PskMode::Accept => doc::Preshared::Waits,
+            PskMode::Offer => doc::Preshared::Begins,
+            PskMode::Require => doc::Preshared::On,
         },
     })
 }

@@ -25,11 +25,8 @@ use mesh_proto::packet::gso::{Gso, VnetHeader};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::packets::Gathers;
+use crate::io::offloads::Gathers;
 use crate::steering;
-
-/// The largest packet that a queue gives or takes, in bytes.
-pub const MAX_PACKET: usize = 65535;
 
 /// Why the TUN device cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -17,8 +17,8 @@ use zeroize::Zeroizing;
 
 use crate::agreement::Preshared;
 use crate::base::files::PRESHARED_KEYS;
-use crate::keys::sum;
-use crate::stance::Stance;
+use crate::keys::encoding::sum;
+use crate::keys::psk_policy::PskMode;
 use crate::state::{State, StateError};
 
 /// Most keys; of more the oldest is given up.
@@ -40,7 +40,7 @@ struct Keys {
     newest: u64,
     /// Whether the file says something else.
     unsaved: bool,
-    stance: Stance,
+    mode: PskMode,
 }
 
 impl Vault {
@@ -73,14 +73,14 @@ impl Vault {
     }
 
     /// Returns how this node stands to preshared keys.
-    pub(crate) fn stance(&self) -> Stance {
-        self.keys().stance
+    pub(crate) fn mode(&self) -> PskMode {
+        self.keys().mode
     }
 
     /// Says how this node stands from now on. Who speaks plain WireGuard with everybody forgets all keys.
-    pub(crate) fn set_stance(&self, stance: Stance) {
-        self.keys().stance = stance;
-        if stance == Stance::Plain {
+    pub(crate) fn set_mode(&self, mode: PskMode) {
+        self.keys().mode = mode;
+        if mode == PskMode::Off {
             self.retain(|_| false);
         }
     }
@@ -99,7 +99,7 @@ impl Vault {
     pub(crate) fn put(&self, peer: NodeId, key: Preshared) -> u64 {
         let number = {
             let mut keys = self.keys();
-            if keys.stance == Stance::Plain {
+            if keys.mode == PskMode::Off {
                 return 0;
             }
             keys.put(peer, key)

@@ -25,13 +25,14 @@ use rustix::time::Timespec;
 use self::alarm::Alarm;
 use self::patience::Patience;
 use crate::base::clock::now;
-use crate::config::Offload;
-use crate::lane::{Lane, Out, ROOM};
+use crate::io::offloads::{Gathers, MAX_PACKET, Offload, Offloads};
+use crate::lane::{Lane, Out};
 use crate::mailbox::Mailbox;
-use crate::packets::{Gathers, Taken};
-use crate::stats::{Counters, Offloads};
-use crate::tun::{self, MAX_PACKET, Queue};
+use crate::packets::Taken;
+use crate::stats::Counters;
+use crate::tun::{self, Queue};
 use crate::udp::{BATCH, Inbox, Sockets};
+use crate::wireguard::timing::ROOM;
 
 /// Batches of messages read from a socket per turn; each message is one or more datagrams.
 const RECEIVES_PER_TURN: usize = 4;

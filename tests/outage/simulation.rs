@@ -30,11 +30,12 @@ use x25519_dalek::StaticSecret;
 
 use crate::datagrams::{Endpoint, Run};
 use crate::handover::Handover;
-use crate::lane::{Lane, Out, Parts, ROOM};
+use crate::lane::{Lane, Out, Parts};
 use crate::lane_keys::LaneKeys;
 use crate::packets::Taken;
 use crate::peers::Peers;
 use crate::stats::Counters;
+use crate::wireguard::timing::ROOM;
 
 const NODES: u8 = 3;
 const LANES: usize = 2;

@@ -9,7 +9,7 @@ use mesh_proto::base::id::NodeId;
 use mesh_proto::bench::{Burst, Echoes, Report, Sender, Tally};
 use mesh_proto::ops::status as doc;
 
-use crate::mailbox::Mailbox;
+use crate::dataplane::bell::Bell;
 
 /// What is done in a phase.
 #[derive(Debug, Clone, Copy)]
@@ -49,11 +49,11 @@ pub(crate) struct Phase {
     echoes: Mutex<Echoes>,
     /// One per lane; none without load.
     streams: Vec<Mutex<Sender>>,
-    bells: Arc<[Mailbox]>,
+    bells: Arc<[Bell]>,
 }
 
 impl Phase {
-    pub(crate) fn new(peer: NodeId, plan: Plan, bells: &Arc<[Mailbox]>, now: Timestamp) -> Self {
+    pub(crate) fn new(peer: NodeId, plan: Plan, bells: &Arc<[Bell]>, now: Timestamp) -> Self {
         let (every, count) = match plan {
             Plan::Greet => (Duration::ZERO, 0),
             Plan::Echo { every, count } | Plan::Load { every, count, .. } => (every, count),

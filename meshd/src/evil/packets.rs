@@ -16,11 +16,12 @@ use super::{CART, Dice, EVIL, FRONT, HONEST, VICTIM, World, address, home, lanes
 use crate::datagrams::{Endpoint, Run};
 use crate::handover::Handover;
 use crate::keys::verify;
-use crate::lane::{Lane, Out, Parts, ROOM};
+use crate::lane::{Lane, Out, Parts};
 use crate::packets::Taken;
 use crate::peers::Peers;
 use crate::stats::Counters;
 use crate::tunnels::{Door, INITIATION, Made, Opened, Tunnel};
+use crate::wireguard::timing::ROOM;
 
 /// How many packets are forged.
 const FORGED: usize = 80_000;

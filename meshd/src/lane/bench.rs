@@ -9,10 +9,12 @@ use mesh_proto::bench::Report;
 use mesh_proto::dataplane::engine::BenchPacket;
 use mesh_proto::dataplane::verdict::Drop;
 
-use super::{Lane, Out, ROOM};
-use crate::bench::{Phase, cpu_time};
-use crate::sessions::{Sealed, Traffic};
+use super::{Lane, Out};
+use crate::base::clock::cpu_time;
+use crate::bench::phase::Phase;
 use crate::tunnels::OVERHEAD;
+use crate::wireguard::sessions::outcome::{Sealed, Traffic};
+use crate::wireguard::timing::ROOM;
 
 /// Most bytes sent per turn, and most frames: two runs of segments, well below `ROOM`.
 const BURST_BYTES: usize = 128 << 10;

@@ -5,7 +5,7 @@ use mesh_proto::base::id::NodeId;
 use mesh_proto::packet::Header;
 use mesh_proto::packet::gso::Run;
 
-use crate::packets::Gathers;
+use crate::io::offloads::Gathers;
 
 /// Packets that lie back to back at the start of the free space for the TUN device, not yet judged. There are at
 /// most `mesh_proto::packet::gso::MOST_SEGMENTS`, in at most 65,535 bytes of payload.

@@ -4,9 +4,11 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::Admission;
 use mesh_proto::dataplane::verdict::Drop;
 
-use super::{Received, Sessions, timers};
+use super::Sessions;
 use crate::datagrams::{Endpoint, Outbox};
 use crate::tunnels::{Bad, Credentials, Made};
+use crate::wireguard::sessions::outcome::Received;
+use crate::wireguard::timing::{FIRST_BACKOFF, NUDGE_INTERVAL, QUICK_PROBES};
 
 impl Sessions {
     /// Somebody wants a session: cheap checks first, a bounded number of costly ones per turn.
@@ -108,7 +110,7 @@ impl Sessions {
                 return Received::Dropped(Drop::Unauthenticated);
             }
         }
-        session.backoff = timers::FIRST_BACKOFF;
+        session.backoff = FIRST_BACKOFF;
         session.peer.cell.set_handshake(now);
         self.counters.handshakes.add(1);
         self.heard(number, from, outbox, now);
@@ -134,7 +136,7 @@ impl Sessions {
         }
         if !session.ready && session.tunnel.has_session() {
             session.ready = true;
-            session.quick_probes = timers::QUICK_PROBES;
+            session.quick_probes = QUICK_PROBES;
             session.probe_due = Some(now);
             let id = session.peer.id;
             self.met.push(id);
@@ -162,7 +164,7 @@ impl Sessions {
             number
         });
         let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
-        let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < timers::NUDGE_INTERVAL);
+        let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < NUDGE_INTERVAL);
         if recent(session.nudged) || session.ready && recent(session.heard) {
             return;
         }

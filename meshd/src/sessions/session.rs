@@ -6,10 +6,10 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::TunnelKey;
 
-use super::{MOMENT, PATIENCE, SILENCE, timers};
 use crate::path::Path;
 use crate::peers::Peer;
 use crate::tunnels::Tunnel;
+use crate::wireguard::timing::{FIRST_BACKOFF, MOMENT, PATIENCE, SILENCE};
 
 /// One tunnel and what is known about it.
 pub(super) struct Session {
@@ -85,7 +85,7 @@ impl Session {
             repeated: 0,
             expired: false,
             retry: None,
-            backoff: timers::FIRST_BACKOFF,
+            backoff: FIRST_BACKOFF,
             unanswered: None,
             heard: None,
             nudged: None,

@@ -7,9 +7,10 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 
-use super::{Sealed, Sessions, Traffic};
+use super::Sessions;
 use crate::datagrams::Outbox;
 use crate::peers::Peers;
+use crate::wireguard::sessions::outcome::{Sealed, Traffic};
 
 /// How long an open tunnel stays that does not fit, at most: less than WireGuard keeps a session (180 s).
 const STALE: Duration = Duration::from_secs(170);

@@ -7,12 +7,12 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::TunnelKey;
 
-use super::timers::REPEATS;
 use crate::agreement::{Exchange, Frame, MAX_PACKET, Pair, Preshared, Progress};
 use crate::datagrams::{Endpoint, Outbox};
 use crate::path::Path;
 use crate::peers::{Peer, Peers};
 use crate::tunnels::{Door, INITIATION, Made, Opened, Tunnel};
+use crate::wireguard::timing::REPEATS;
 
 /// Pause between two initiations once the quick ones are over.
 const PAUSE: Duration = Duration::from_secs(5);

@@ -15,14 +15,15 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::dataplane::verdict::Drop;
 
+use super::Sessions;
 use super::talk::{Talk, Told, agreed};
-use super::{Received, Sealed, Sessions, Way};
 use crate::agreement::{Preshared, Progress};
 use crate::base::entropy::random;
 use crate::datagrams::{Endpoint, Outbox};
 use crate::lane_keys::LaneKey;
 use crate::peers::Peer;
 use crate::tunnels::{Door, FIRST_AGREEMENT, MAX_WAITING};
+use crate::wireguard::sessions::outcome::{Received, Sealed, Way};
 
 /// Most agreements at the same time; for others packets wait until there is a place.
 const MAX_TALKS: usize = 1024;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_proto::model::netmap::LaneInfo;
 use proptest::prelude::*;

@@ -6,9 +6,10 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::verdict::Drop;
 
-use super::{HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, Sessions};
+use super::Sessions;
 use crate::datagrams::Outbox;
 use crate::tunnels::{INITIATION, Made};
+use crate::wireguard::timing::{HANDSHAKES_PER_TURN, NUDGES_PER_TURN, REPEATS, ROOM};
 
 /// How often tunnels are ticked.
 const TICK: Duration = Duration::from_millis(250);
@@ -16,21 +17,13 @@ const TICK: Duration = Duration::from_millis(250);
 const GREETING: Duration = Duration::from_millis(10);
 /// Peers greeted per turn.
 const GREETINGS_PER_TURN: usize = 16;
-/// At most one initiation per tunnel in this time because of a data message for an unknown session.
-pub(super) const NUDGE_INTERVAL: Duration = Duration::from_secs(5);
-/// Pause before starting again once a tunnel gave up; it doubles up to the longest.
-pub(super) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest pause before starting again once a tunnel gave up.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
-/// How long the first initiations wait for an answer; boringtun itself repeats one after 5 s, which a peer
-/// that is just starting, or one lost datagram, would make every first call wait for.
-pub(super) const REPEATS: [Duration; 4] =
-    [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1200), Duration::from_millis(1600)];
 /// A peer heard within this time is called again after giving up, even if nothing is to be sent.
 const RECENT: Duration = Duration::from_secs(600);
 /// A packet that came along within this time means that there is something to send.
 const WANTED: Duration = Duration::from_secs(90);
-/// Round trips measured quickly after a session starts.
-pub(super) const QUICK_PROBES: u8 = 5;
+/// Pause between two round trips while they are measured quickly, and after that.
 const QUICK_PROBE: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(5);
 /// A peer without traffic for this long is not probed.

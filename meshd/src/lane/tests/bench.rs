@@ -3,8 +3,8 @@
 use mesh_proto::bench::Tally;
 
 use super::*;
-use crate::bench::{Phase, Plan};
-use crate::mailbox::Mailbox;
+use crate::bench::phase::{Phase, Plan};
+use crate::dataplane::bell::Bell;
 
 const EVERY: Duration = Duration::from_millis(5);
 
@@ -15,7 +15,7 @@ fn measured(pair: &mut Pair, packet_bytes: usize) -> Arc<Phase> {
     pair.nodes.iter_mut().for_each(|node| node.delivered.clear());
     let until = pair.now + Duration::from_millis(50);
     let plan = Plan::Load { run: 1, packet_bytes, until, every: EVERY, count: 5 };
-    let bells = (0..2).map(|_| Mailbox::new().unwrap()).collect();
+    let bells = (0..2).map(|_| Bell::new().unwrap()).collect();
     let phase = Arc::new(Phase::new(NodeId(2), plan, &bells, pair.now));
     pair.nodes[0].lanes.iter_mut().for_each(|lane| lane.set_bench(Some(Arc::clone(&phase))));
     for _ in 0..2000 {

@@ -1,6 +1,7 @@
 //! What was given first arrives first, whichever tunnel carries it.
 
 use super::*;
+use crate::wireguard::timing::{MOMENT, PATIENCE, ROOM};
 
 /// Two nodes, the second with two lanes; a session between its lane 1 and the only lane of the first.
 fn with_a_session_of_lane_1() -> Net {

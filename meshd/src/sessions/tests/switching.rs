@@ -3,28 +3,28 @@
 use super::preshared::{Agreeing, BOTH, peers};
 use super::*;
 use crate::agreement::Preshared;
-use crate::stance::Stance;
+use crate::keys::psk_policy::PskMode;
 use crate::vault::Vault;
 
 /// Only node 2 is known to use preshared keys.
 const OTHER: [bool; 2] = [false, true];
 
-/// Gives a node another map, in which those nodes name agreement keys, and its present stance.
+/// Gives a node another map, in which those nodes name agreement keys, and its present mode.
 fn tell(two: &mut Agreeing, own: u8, uses: [bool; 2]) {
     let vault = Arc::clone(&two.vaults[usize::from(own) - 1]);
     let peers = peers(own, uses, Some(vault));
     (0..2).for_each(|lane| two.net.lane(own, lane).set_peers(Arc::clone(&peers)));
 }
 
-fn take(two: &mut Agreeing, stance: Stance) {
-    two.vaults[0].set_stance(stance);
+fn take(two: &mut Agreeing, mode: PskMode) {
+    two.vaults[0].set_mode(mode);
     tell(two, 1, BOTH);
 }
 
 /// Node 1 was just switched on: node 2 has not heard of it.
-fn switched_on(stance: Stance) -> Agreeing {
+fn switched_on(mode: PskMode) -> Agreeing {
     let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
-    vaults[0].set_stance(stance);
+    vaults[0].set_mode(mode);
     let mut two = Agreeing::with(BOTH, vaults);
     tell(&mut two, 2, OTHER);
     two
@@ -71,8 +71,8 @@ fn lost(two: &Agreeing) -> u64 {
 
 #[test]
 fn who_is_switched_on_while_nobody_can_hear_of_it_speaks_plain() {
-    for stance in [Stance::Waits, Stance::Overlaps] {
-        let mut two = switched_on(stance);
+    for mode in [PskMode::Accept, PskMode::Offer] {
+        let mut two = switched_on(mode);
         talk(&mut two, 1, Duration::from_secs(1));
         for tag in 2..5 {
             talk(&mut two, tag, Duration::ZERO);
@@ -81,9 +81,9 @@ fn who_is_switched_on_while_nobody_can_hear_of_it_speaks_plain() {
         (0..2).for_each(|lane| two.net.lane(1, lane).greet(NodeId(2)));
         two.pass(Duration::from_secs(1));
         talk(&mut two, 5, Duration::from_secs(1));
-        assert_eq!((two.keys(), lost(&two)), ([None, None], 0), "{stance:?}");
+        assert_eq!((two.keys(), lost(&two)), ([None, None], 0), "{mode:?}");
         let calls = two.net.nodes[&2].dropped.iter().filter(|&&reason| reason == Drop::UnknownPeer).count();
-        assert_eq!(calls > 0, stance == Stance::Overlaps, "{stance:?}");
+        assert_eq!(calls > 0, mode == PskMode::Offer, "{mode:?}");
     }
 }
 
@@ -91,12 +91,12 @@ fn who_is_switched_on_while_nobody_can_hear_of_it_speaks_plain() {
 fn switched_on_under_traffic_nothing_is_lost_whoever_hears_of_it_first() {
     // What happens, in which order: node 2 hears of node 1's agreement key, node 1 hears that the coordinator has it.
     for order in [[0, 1], [1, 0]] {
-        let mut two = switched_on(Stance::Waits);
+        let mut two = switched_on(PskMode::Accept);
         talk(&mut two, 1, Duration::from_secs(1));
         for (at, what) in order.into_iter().enumerate() {
             match what {
                 0 => tell(&mut two, 2, BOTH),
-                _ => take(&mut two, Stance::Overlaps),
+                _ => take(&mut two, PskMode::Offer),
             }
             talk(&mut two, 2, Duration::ZERO);
             assert_eq!(two.agree(), at == 1 || what == 0, "{order:?} {at}: who knows the other's key calls");
@@ -112,24 +112,24 @@ fn switched_on_under_traffic_nothing_is_lost_whoever_hears_of_it_first() {
         assert!(two.agree());
         two.all_sealed();
         assert_eq!((dropped(&two), lost(&two)), (vec![], 0), "{order:?}");
-        take(&mut two, Stance::Strict);
+        take(&mut two, PskMode::Require);
         talk(&mut two, 5, Duration::ZERO);
     }
 }
 
 #[test]
 fn the_first_call_of_all_loses_nothing_while_one_of_the_two_waits() {
-    for stance in [Stance::Waits, Stance::Overlaps] {
+    for mode in [PskMode::Accept, PskMode::Offer] {
         for caller in [1, 2] {
-            let mut two = switched_on(stance);
+            let mut two = switched_on(mode);
             tell(&mut two, 2, BOTH);
             for tag in 0..3 {
                 assert_eq!(two.net.send(caller, 0, 3 - caller, tag), Sealed::Done);
             }
             two.settle();
             (0..8).for_each(|_| two.pass(Duration::from_millis(250)));
-            assert_eq!(two.net.got(3 - caller), [0, 1, 2], "{stance:?} {caller}");
-            assert!(two.agree() && lost(&two) == 0, "{stance:?} {caller}");
+            assert_eq!(two.net.got(3 - caller), [0, 1, 2], "{mode:?} {caller}");
+            assert!(two.agree() && lost(&two) == 0, "{mode:?} {caller}");
             two.all_sealed();
         }
     }
@@ -138,7 +138,7 @@ fn the_first_call_of_all_loses_nothing_while_one_of_the_two_waits() {
 #[test]
 fn two_that_are_both_switched_on_end_with_a_key() {
     let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
-    vaults.iter().for_each(|vault| vault.set_stance(Stance::Overlaps));
+    vaults.iter().for_each(|vault| vault.set_mode(PskMode::Offer));
     let mut two = Agreeing::with(BOTH, vaults);
     talk(&mut two, 1, Duration::from_secs(1));
     for _ in 0..40 {
@@ -157,7 +157,7 @@ fn switched_off_under_traffic_nothing_is_lost_whoever_hears_of_it_first() {
         two.net.send(1, 0, 2, 1);
         two.settle();
         // It starts with the switch off, and the coordinator does not know.
-        two.vaults[0].set_stance(Stance::Waits);
+        two.vaults[0].set_mode(PskMode::Accept);
         two.start(1, BOTH);
         two.net.send(2, 0, 1, 0);
         (0..8).for_each(|_| two.pass(Duration::from_millis(250)));
@@ -166,7 +166,7 @@ fn switched_off_under_traffic_nothing_is_lost_whoever_hears_of_it_first() {
         for what in order {
             match what {
                 0 => tell(&mut two, 2, OTHER),
-                _ => take(&mut two, Stance::Plain),
+                _ => take(&mut two, PskMode::Off),
             }
             for _ in 0..8 {
                 talk(&mut two, 2, Duration::ZERO);
@@ -191,7 +191,7 @@ fn a_peer_with_a_key_that_a_waiting_node_lost_gets_another() {
     for caller in [1, 2] {
         let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
         vaults[1].put(NodeId(1), Preshared::new([6; 32]));
-        vaults[0].set_stance(Stance::Waits);
+        vaults[0].set_mode(PskMode::Accept);
         let mut two = Agreeing::with(BOTH, vaults);
         two.net.send(caller, 0, 3 - caller, 1);
         two.settle();
@@ -203,7 +203,7 @@ fn a_peer_with_a_key_that_a_waiting_node_lost_gets_another() {
 
 #[test]
 fn an_open_tunnel_without_a_key_ends_if_none_comes() {
-    let mut two = switched_on(Stance::Waits);
+    let mut two = switched_on(PskMode::Accept);
     talk(&mut two, 1, Duration::from_secs(1));
     tell(&mut two, 2, BOTH);
     // Whoever keeps them from agreeing keeps them from talking.
@@ -223,10 +223,10 @@ fn an_open_tunnel_without_a_key_ends_if_none_comes() {
 
 #[test]
 fn who_turns_back_soon_is_not_spoken_to_by_a_session_that_it_lost() {
-    let mut two = switched_on(Stance::Waits);
+    let mut two = switched_on(PskMode::Accept);
     talk(&mut two, 1, Duration::from_secs(1));
     tell(&mut two, 2, BOTH);
-    take(&mut two, Stance::Overlaps);
+    take(&mut two, PskMode::Offer);
     (0..4).for_each(|_| two.pass(Duration::from_millis(250)));
     assert!(two.agree());
 
@@ -237,7 +237,7 @@ fn who_turns_back_soon_is_not_spoken_to_by_a_session_that_it_lost() {
     talk(&mut two, 2, Duration::ZERO);
     tell(&mut two, 2, OTHER);
     talk(&mut two, 3, Duration::ZERO);
-    take(&mut two, Stance::Plain);
+    take(&mut two, PskMode::Off);
     for _ in 0..8 {
         talk(&mut two, 4, Duration::ZERO);
         two.pass(Duration::from_millis(250));

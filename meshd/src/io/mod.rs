@@ -1,0 +1,3 @@
+//! The interface and the sockets.
+
+pub mod offloads;

@@ -1,0 +1,3 @@
+//! All tunnels of one lane.
+
+pub(crate) mod outcome;

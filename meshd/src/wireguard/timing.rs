@@ -1,0 +1,28 @@
+//! How long tunnels wait, and how much one call or one turn of theirs may cost.
+
+use std::time::Duration;
+
+/// Bytes of outbox that one call may need at most: a super-packet of the smallest segments that Linux makes (48
+/// bytes of payload, net.ipv4.tcp_min_snd_mss), sealed.
+pub(crate) const ROOM: usize = 192 << 10;
+/// Handshakes taken in per turn, so that a flood of them does not starve data.
+pub(crate) const HANDSHAKES_PER_TURN: u32 = 16;
+/// Lost sessions looked into per turn.
+pub(crate) const NUDGES_PER_TURN: u32 = 4;
+/// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.
+pub(crate) const SILENCE: Duration = Duration::from_secs(12);
+/// A way that carried something so recently may still hold it, in the socket of an overloaded peer: a flow that changed
+/// to another would overtake itself.
+pub(crate) const MOMENT: Duration = Duration::from_secs(1);
+/// How long packets that wait for a handshake keep newer ones from going another way.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause before starting again once a tunnel gave up; it doubles with each time.
+pub(crate) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// How long the first initiations wait for an answer; boringtun itself repeats one after 5 s, which a peer
+/// that is just starting, or one lost datagram, would make every first call wait for.
+pub(crate) const REPEATS: [Duration; 4] =
+    [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1200), Duration::from_millis(1600)];
+/// At most one initiation per tunnel in this time because of a data message for an unknown session.
+pub(crate) const NUDGE_INTERVAL: Duration = Duration::from_secs(5);
+/// Round trips measured quickly after a session starts.
+pub(crate) const QUICK_PROBES: u8 = 5;
