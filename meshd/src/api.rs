@@ -10,6 +10,9 @@
 //! ```
 //! Who may ask is decided by the kernel's word (SO_PEERCRED): root, and the user that runs the daemon.
 
+mod bench;
+pub mod openmetrics;
+
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -28,32 +31,19 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use self::bench::MeasureError;
+
 use crate::base::text::JOIN_HINT;
-use crate::bench::{self, BenchError};
+use crate::bench::{BenchError, DEFAULT_SECONDS, SECONDS};
 use crate::board::{Board, Order};
 use crate::names::{self, NameError};
-use crate::{identity, link, metrics, status};
+use crate::node::error::SocketError;
+use crate::{identity, link, status};
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 32;
 /// How long a request's head may take.
 const HEAD: Duration = Duration::from_secs(5);
-
-/// Why the control socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Another meshd answers on it.
-    #[error("another meshd answers on {}; stop it first (systemctl stop meshd), or set another `socket`", .0.display())]
-    Taken(PathBuf),
-    /// The operating system refuses.
-    #[error("cannot listen on {}: {error}; run as root, or set another `socket` in meshd.toml", path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-}
 
 /// A bound control socket; its file goes with it.
 #[derive(Debug)]
@@ -151,7 +141,7 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         (&Method::GET, "/v1/peers") => json(&doc::Peers { schema: doc::PEERS.into(), peers: status::peer_list(board) }),
         (&Method::GET, "/v1/services") => services(board, parameter(query, "name")),
         (&Method::GET, "/v1/flows") => json(&doc::Flows { schema: doc::FLOWS.into(), flows: status::flows(board) }),
-        (&Method::GET, "/v1/metrics") => text(metrics::text(&status::status(board))),
+        (&Method::GET, "/v1/metrics") => text(openmetrics::text(&status::status(board))),
         (&Method::GET, "/v1/resolve") => {
             let Some(name) = parameter(query, "name") else {
                 return malformed("name");
@@ -285,20 +275,22 @@ async fn measure(board: &Board, query: &str) -> Response<Full<Bytes>> {
     let Some(node) = parameter(query, "node") else {
         return malformed("node");
     };
-    let seconds = parameter(query, "seconds").map_or(Ok(bench::DEFAULT_SECONDS), |seconds| seconds.parse());
-    let Some(seconds) = seconds.ok().filter(|seconds| bench::SECONDS.contains(seconds)) else {
+    let seconds = parameter(query, "seconds").map_or(Ok(DEFAULT_SECONDS), |seconds| seconds.parse());
+    let Some(seconds) = seconds.ok().filter(|seconds| SECONDS.contains(seconds)) else {
         return malformed("seconds from 1 to 10");
     };
     match bench::measure(board, &node, seconds).await {
         Ok(measured) => json(&measured),
         Err(error) => {
             let (status, word) = match &error {
-                BenchError::Name(_) => (StatusCode::NOT_FOUND, "not_found"),
-                BenchError::NotJoined => (StatusCode::CONFLICT, "not_joined"),
-                BenchError::Busy => (StatusCode::CONFLICT, "busy"),
-                BenchError::NoAnswer(_) | BenchError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, "no_answer"),
-                BenchError::Old(_) => (StatusCode::BAD_GATEWAY, "old_peer"),
-                BenchError::Narrow { .. } => (StatusCode::BAD_GATEWAY, "narrow"),
+                MeasureError::Name(_) => (StatusCode::NOT_FOUND, "not_found"),
+                MeasureError::NotJoined => (StatusCode::CONFLICT, "not_joined"),
+                MeasureError::Busy => (StatusCode::CONFLICT, "busy"),
+                MeasureError::Bench(BenchError::NoAnswer(_) | BenchError::Silent(_)) => {
+                    (StatusCode::GATEWAY_TIMEOUT, "no_answer")
+                }
+                MeasureError::Bench(BenchError::Old(_)) => (StatusCode::BAD_GATEWAY, "old_peer"),
+                MeasureError::Bench(BenchError::Narrow { .. }) => (StatusCode::BAD_GATEWAY, "narrow"),
             };
             failure(status, word, error.to_string())
         }

@@ -21,11 +21,8 @@ use mesh_proto::ops::status as doc;
 use tokio::time::sleep;
 
 use crate::base::clock::{cpu_time, now};
-use crate::base::text::JOIN_HINT;
-use crate::board::Board;
 use crate::dataplane::bell::Bell;
 use crate::mailbox::Mailbox;
-use crate::names::{self, NameError};
 
 use phase::{Load, Phase, Plan};
 
@@ -61,15 +58,6 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Why nothing was measured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BenchError {
-    /// The word names no other node.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// There is no map yet.
-    #[error("this node has no map of a mesh yet; {hint}", hint = JOIN_HINT)]
-    NotJoined,
-    /// Another measurement runs.
-    #[error("this node measures already: wait for the other `meshd bench` (at most 30 s), or end it")]
-    Busy,
     /// There is no session, and none can be made.
     #[error(
         "`{0}` does not answer through the tunnel; `meshd peers` shows whether it has an endpoint and a handshake, and its UDP port must be open"
@@ -93,19 +81,6 @@ pub enum BenchError {
     /// The path went away.
     #[error("`{0}` fell silent while it was measured; `meshd peers` shows whether it is back")]
     Silent(NodeName),
-}
-
-/// Measures the way to a node, with that many seconds for each phase with load.
-///
-/// # Errors
-/// `BenchError` that says why nothing could be measured, and what to do.
-pub async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Bench, BenchError> {
-    let view = board.view.borrow().clone().ok_or(BenchError::NotJoined)?;
-    let (name, peer) = names::peer(view.netmap(), node)?;
-    let bench = board.with_plane(|plane| plane.bench(peer.id)).ok_or(BenchError::NotJoined)?;
-    let bench = bench.ok_or(BenchError::Busy)?;
-    let seconds = Duration::from_secs(seconds.clamp(*SECONDS.start(), *SECONDS.end()).into());
-    bench.run(name, peer, seconds).await
 }
 
 /// The right to measure; one at a time. Dropping it ends the measurement.
@@ -132,7 +107,11 @@ impl Bench {
         (!taken).then(|| Self { peer, lanes, bells, busy: Arc::clone(busy) })
     }
 
-    async fn run(&self, node: &NodeName, peer: &Peer, seconds: Duration) -> Result<doc::Bench, BenchError> {
+    /// Measures, with so long for each phase with load.
+    ///
+    /// # Errors
+    /// `BenchError` that says why nothing could be measured, and what to do.
+    pub(crate) async fn run(&self, node: &NodeName, peer: &Peer, seconds: Duration) -> Result<doc::Bench, BenchError> {
         let node = node.clone();
         self.greet(&node).await?;
         let idle = self.idle().await;

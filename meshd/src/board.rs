@@ -14,7 +14,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::base::notes::Notes;
 use crate::dataplane::DataPlane;
-use crate::identity::Outcome;
 use crate::kernel::Upkeep;
 use crate::keys::psk_policy::PskMode;
 use crate::link::{Dial, LinkState};
@@ -32,6 +31,9 @@ pub struct Offers {
     /// What is wrong with the file on disk, and since when; the offers in force are then older ones.
     pub error: Option<(String, Instant)>,
 }
+
+/// What came of a change of the identity key: the former and the present one, or why it is not done.
+pub type Outcome = Result<(IdentityKey, IdentityKey), String>;
 
 /// Where every part posts how it stands.
 #[derive(Debug)]

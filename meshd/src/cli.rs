@@ -1,14 +1,15 @@
 //! The command line: every verb and its arguments, as DESIGN 9 names them.
 
+pub mod error;
+pub(crate) mod output;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_proto::base::id::{IdentityKey, NodeName};
 
 use crate::bench::{DEFAULT_SECONDS, SECONDS};
-
-/// Where meshd looks for its configuration.
-pub const CONFIG: &str = "/etc/meshd/meshd.toml";
+use crate::config::CONFIG;
 
 /// The node of the mesh: encrypted tunnels, translation, policy and names for every pod and host.
 #[derive(Debug, Parser)]

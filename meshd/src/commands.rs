@@ -9,20 +9,20 @@ use clap::CommandFactory;
 use hyper::Method;
 use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::bench;
-use crate::cli::{CONFIG, Cli, ConfigArg, Output, Verb};
+use crate::cli::error::CommandError;
+use crate::cli::output::{Asker, finish, load, print, print_json, socket};
+use crate::cli::{Cli, ConfigArg, Output, Verb};
 use crate::client::{Client, ClientError, encode};
-use crate::config::{Config, ConfigError};
-use crate::daemon::{self, DaemonError};
+use crate::config::{CONFIG, Config};
 use crate::identity;
-use crate::join::{self, Credential, JoinError};
-use crate::kernel::{self, KernelError, Obstacle, Shape};
-use crate::locking::{self, LockError};
+use crate::join::{self, Credential};
+use crate::kernel::{self, Obstacle, Shape};
+use crate::locking;
+use crate::node::error::DaemonError;
 use crate::render;
-use crate::state::{State, StateError};
+use crate::state::State;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -35,49 +35,9 @@ const DENIED: u8 = 5;
 /// How long a daemon may take to end or leave.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why a verb failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CommandError {
-    /// The configuration is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The daemon did not answer as asked.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The daemon could not run.
-    #[error(transparent)]
-    Daemon(#[from] DaemonError),
-    /// The node did not join.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The state cannot be used.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The lock's key was not used.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The kernel refused.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The daemon did not end in time.
-    #[error("meshd does not {0}; see `journalctl -u meshd`, or kill it and run this again")]
-    Stuck(&'static str),
-    /// No runtime could be made.
-    #[error("cannot start: {0}; check the limits of this process")]
-    Runtime(io::Error),
-    /// There is no such node.
-    #[error("no node of this mesh is called `{0}`; `meshd peers` lists them")]
-    NoPeer(String),
-    /// The peer never answered.
-    #[error(
-        "`{0}` does not answer through the tunnel; `meshd peers` shows whether it has an endpoint and a handshake, and its UDP port must be open"
-    )]
-    NoAnswer(String),
-}
-
-/// Runs one command line to its end.
-pub fn main(cli: Cli) -> ExitCode {
-    let code = match execute(cli) {
+/// Runs one command line to its end; `daemon` runs the daemon.
+pub fn main(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> ExitCode {
+    let code = match execute(cli, daemon) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(io::stderr(), "meshd: {error}");
@@ -99,22 +59,22 @@ fn exit_code(error: &CommandError) -> u8 {
     }
 }
 
-fn execute(cli: Cli) -> Result<u8, CommandError> {
+fn execute(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
         .build()
         .map_err(CommandError::Runtime)?;
-    runtime.block_on(verb(cli))
+    runtime.block_on(verb(cli, daemon))
 }
 
-async fn verb(cli: Cli) -> Result<u8, CommandError> {
+async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
     let json = cli.output == Output::Json;
     let ask = Asker { client: Client::new(socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
     match cli.verb {
         Verb::Run(config) => {
             log();
-            daemon::run(load(&config, cli.socket)?).await?;
+            daemon(load(&config, cli.socket)?).await?;
             Ok(0)
         }
         Verb::Join { token, token_file, oidc_token_file, coordinator, pin, ephemeral, config } => {
@@ -195,28 +155,6 @@ async fn verb(cli: Cli) -> Result<u8, CommandError> {
             print(String::from_utf8_lossy(&script).trim_end());
             Ok(0)
         }
-    }
-}
-
-/// Asks the daemon and prints what it says.
-pub(crate) struct Asker {
-    pub(crate) client: Client,
-    pub(crate) json: bool,
-}
-
-impl Asker {
-    pub(crate) async fn show<T: Serialize + DeserializeOwned>(
-        &self,
-        path: &str,
-        table: impl Fn(&T) -> String,
-    ) -> Result<T, CommandError> {
-        let document: T = self.client.get(path).await?;
-        if self.json {
-            print_json(&document);
-        } else {
-            print(&table(&document));
-        }
-        Ok(document)
     }
 }
 
@@ -418,7 +356,7 @@ async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<Stri
     // Before the join, what the join sets is not there, and that is no obstacle.
     let ours = |o: &Obstacle| o.sentence.contains("ip meshd") || o.sentence.contains(&shape.interface);
     found.retain(|o| joined || !ours(o));
-    warnings.extend(found.iter().map(render::obstacle));
+    warnings.extend(found.iter().map(ToString::to_string));
     match kernel::host_facts().await {
         Ok(host) => errors.extend(host.collision(shape.range)),
         Err(error) => errors.push(error.to_string()),
@@ -435,39 +373,6 @@ fn default_shape(config: &Config) -> Shape {
         mtu: 1420,
         pods: config.pods.clone(),
     }
-}
-
-/// Reads the configuration; `--socket` has the last word.
-pub(crate) fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, CommandError> {
-    let mut config = Config::load(&arg.config)?;
-    if let Some(socket) = socket {
-        config.socket = socket;
-    }
-    Ok(config)
-}
-
-/// Returns where the daemon listens: `--socket`, else what the configuration says, else the default.
-fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
-    let configured = || Config::load(config).unwrap_or_default().socket;
-    given.map_or_else(configured, Into::into)
-}
-
-pub(crate) fn finish(json: bool, done: Vec<String>) {
-    if json {
-        print_json(&doc::Done { schema: doc::DONE.into(), done });
-    } else {
-        print(&done.join("\n"));
-    }
-}
-
-fn print_json<T: Serialize>(value: &T) {
-    let text = serde_json::to_string_pretty(value);
-    print(&text.expect("documents have string keys and no failing parts"));
-}
-
-/// Prints a text and a line end; a reader that went away is no error.
-pub(crate) fn print(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// Logs to standard error: what MESHD_LOG says, else what an operator cares about.

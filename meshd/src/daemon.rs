@@ -7,7 +7,6 @@
 //! A member forwards from the cached map before it has said a word to the coordinator; every new map is
 //! applied first and stored after.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,56 +15,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::api::{Socket, SocketError};
+use crate::api::Socket;
 use crate::base::retry::patient;
 use crate::base::text::JOIN_HINT;
 use crate::board::{Board, Order};
 use crate::config::Config;
-use crate::dataplane::DataPlaneError;
-use crate::kernel::{self, KernelError};
+use crate::kernel;
 use crate::member::Member;
-use crate::state::{Enrolment, State, StateError};
+use crate::node::error::DaemonError;
+use crate::state::{Enrolment, State};
 use crate::{metrics, offers, resume};
 
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
-
-/// Why the daemon cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum DaemonError {
-    /// The state cannot be read or written.
-    #[error(transparent)]
-    State(StateError),
-    /// What the node trusts, or is trusted by, is lost or in doubt: no tunnels.
-    #[error("no tunnels: {0}")]
-    Trust(StateError),
-    /// The control socket cannot be had.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The kernel refuses.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The data path cannot start.
-    #[error(transparent)]
-    DataPlane(#[from] DataPlaneError),
-    /// Signals cannot be received.
-    #[error("cannot receive signals: {0}; check the limits of this process")]
-    Signals(std::io::Error),
-    /// A directory cannot be made.
-    #[error("cannot make {}: {error}; run as root, or set `runtime_dir` in meshd.toml", path.display())]
-    Runtime {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-}
-
-impl From<StateError> for DaemonError {
-    fn from(error: StateError) -> Self {
-        if error.is_of_trust() { Self::Trust(error) } else { Self::State(error) }
-    }
-}
 
 /// Runs until a signal or `/v1/stop` ends it.
 ///

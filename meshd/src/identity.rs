@@ -11,14 +11,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::base::id::{IdentityKey, NodeId};
+use mesh_proto::base::id::NodeId;
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::wire::{NodeFacts, Renewal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::board::Board;
+use crate::board::{Board, Outcome};
 use crate::keys::Keys;
 use crate::link::{Channel, Dial, LinkError};
 use crate::state::{State, StateError};
@@ -33,9 +33,6 @@ const KEPT: &str = "the key is kept as identity.refused: if no coordinator knows
 
 /// How long whoever asked for a change waits for what comes of it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What came of a change of the identity key: the former and the present one, or why it is not done.
-pub type Outcome = Result<(IdentityKey, IdentityKey), String>;
 
 /// What the coordinators said to one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]

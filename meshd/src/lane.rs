@@ -24,6 +24,7 @@ use mesh_proto::packet::gso::{Gso, Segments, VnetHeader};
 use mesh_proto::packet::{self, Checksum, Header};
 use mesh_proto::trust::audit_log::Told;
 
+use crate::bench::phase::Part;
 use crate::datagrams::{Outbox, Run};
 use crate::handover::Handover;
 use crate::lane_keys::LaneKey;
@@ -34,7 +35,6 @@ use crate::stats::Counters;
 use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
 use crate::wireguard::timing::ROOM;
 
-use self::bench::Part;
 use self::train::Train;
 
 /// What a lane wants written. Before each call both sides must have `ROOM`.

@@ -34,11 +34,13 @@ mod lane;
 pub mod lane_keys;
 mod lease;
 pub mod link;
+pub mod linux;
 pub mod locking;
 mod mailbox;
 pub mod member;
 pub mod metrics;
 pub mod names;
+pub mod node;
 pub mod offers;
 #[cfg(feature = "virtual-time")]
 #[path = "../../tests/outage/simulation.rs"]
@@ -46,6 +48,7 @@ pub mod outage;
 pub mod packets;
 mod path;
 mod peers;
+pub mod psk;
 mod records;
 pub mod render;
 mod resume;

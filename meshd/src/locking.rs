@@ -13,53 +13,11 @@ use zeroize::Zeroizing;
 
 use crate::base::files::LOCK_KEY;
 use crate::cli::Lock;
+use crate::cli::error::{CommandError, LockError};
+use crate::cli::output::{Asker, finish, load};
 use crate::client::{Client, encode};
-use crate::commands::{Asker, CommandError, finish, load};
 use crate::link::guard;
-use crate::state::{State, StateError, read_secret};
-
-/// Why nothing was signed.
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    /// The key cannot be read.
-    #[error("cannot read the lock's key: {0}")]
-    State(StateError),
-    /// There is no key.
-    #[error("there is no lock key in {}; run this where it lies, or name it with --key FILE", .0.display())]
-    Missing(PathBuf),
-    /// The file holds something else.
-    #[error("{} is no Ed25519 key; name the file that `mesh-coordinator lock init` wrote", .0.display())]
-    Damaged(PathBuf),
-    /// It is another key.
-    #[error("{} holds the key {own}, but this node holds to the lock {held}; name the file of that one", path.display())]
-    Another {
-        /// The file.
-        path: PathBuf,
-        /// Its public half.
-        own: IdentityKey,
-        /// The lock of the mesh.
-        held: IdentityKey,
-    },
-    /// There is no lock.
-    #[error("this mesh is not locked, so that nobody waits for a signature")]
-    Unlocked,
-    /// The node does not wait.
-    #[error("no node `{0}` needs a signature; `meshd lock status` lists those that do")]
-    Nobody(NodeName),
-    /// It is somebody else than the operator meant.
-    #[error(
-        "node `{node}` has the {subject}, not the one that you named: somebody else uses this name, or the coordinator lies; nothing was signed"
-    )]
-    Stranger {
-        /// The node.
-        node: NodeName,
-        /// What it has.
-        subject: Subject,
-    },
-    /// Nobody is there to be asked.
-    #[error("nothing was signed: say --identity KEY, as `meshd lock status` shows it on that node, or --yes")]
-    Unconfirmed,
-}
+use crate::state::{State, read_secret};
 
 /// Does what `lock` says.
 pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -> Result<u8, CommandError> {

@@ -6,5 +6,5 @@ use clap::Parser;
 use meshd::cli::Cli;
 
 fn main() -> ExitCode {
-    meshd::commands::main(Cli::parse())
+    meshd::commands::main(Cli::parse(), meshd::daemon::run)
 }

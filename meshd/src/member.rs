@@ -21,7 +21,6 @@ use crate::base::entropy::random;
 use crate::base::retry::patient;
 use crate::board::{Board, Order};
 use crate::config::Config;
-use crate::daemon::DaemonError;
 use crate::dataplane::{Activity, DataPlane, Setup};
 use crate::identity::Renewer;
 use crate::kernel::{self, HostFacts, Keeper, MARK, Shape};
@@ -30,6 +29,7 @@ use crate::lane_keys::LaneKeys;
 use crate::lease::LastHeard;
 use crate::link::auditor::Auditor;
 use crate::link::{self, Dial, Guard, Link, LinkState};
+use crate::node::error::DaemonError;
 use crate::records::Author;
 use crate::rotation::Rotation;
 use crate::splice::{self, Splices};
@@ -371,7 +371,7 @@ impl<'d> Member<'d> {
         let view = self.board.view.borrow().clone();
         let serve = self.board.offers.borrow().serve.clone();
         let wanted = view.map_or_else(Vec::new, |v| splice::wanted(v.netmap(), &serve));
-        self.splices.set(&wanted, self.board);
+        self.splices.set(&wanted, &self.board.notes);
     }
 
     /// Signs what this node says of itself.

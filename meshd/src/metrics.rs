@@ -1,166 +1,27 @@
-//! The status as Prometheus text, and the listener that serves it.
+//! The listener that serves the status to Prometheus.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_proto::ops::status::Status;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
+use crate::api::openmetrics::{CONTENT_TYPE, text};
 use crate::board::Board;
 use crate::status;
 
-/// What the text is, for the reader.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 16;
 /// How long a request's head may take.
 const HEAD: Duration = Duration::from_secs(5);
 /// How often binding is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-
-type Labels = Vec<(&'static str, String)>;
-type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
-type Counters = Family<Labels, Counter>;
-
-/// Writes a status as OpenMetrics text.
-pub fn text(status: &Status) -> String {
-    let mut registry = Registry::with_prefix("meshd");
-    let info = Gauges::default();
-    registry.register("build_info", "The version that runs", info.clone());
-    info.get_or_create(&vec![("version", status.version.clone())]).set(1.0);
-    let connected = f64::from(u8::from(status.coordinator.connected));
-    let in_force = f64::from(u8::from(status.file.in_force));
-    for (name, help, value) in [
-        ("control_connected", "Whether the control channel is up", connected),
-        ("config_revision", "The revision of the map in force", status.coordinator.revision.0 as f64),
-        ("config_last_reload_success", "Whether the services.toml on disk is in force", in_force),
-        ("flows", "Entries of the flow table in use", status.flows.used as f64),
-        ("flow_slots", "Entries that the flow table can hold", status.flows.slots as f64),
-        ("warnings", "Warnings that meshd status shows", status.warnings.len() as f64),
-    ] {
-        let gauge = Gauge::<f64, AtomicU64>::default();
-        gauge.set(value);
-        registry.register(name, help, gauge);
-    }
-    let refused = Counter::<u64>::default();
-    refused.inc_by(status.coordinator.records_refused);
-    registry.register("records_refused", "Records of peers that failed this node's checks", refused);
-    let alarms = Counter::<u64>::default();
-    alarms.inc_by(status.coordinator.log_alarms);
-    registry.register("log_alarms", "Times that the coordinator's log was not what it should be", alarms);
-    services(&mut registry, status);
-    peers(&mut registry, status);
-    lanes(&mut registry, status);
-    let dropped = Counters::default();
-    registry.register("packets_dropped", "Packets refused or dropped, by reason", dropped.clone());
-    for (reason, &count) in &status.drops {
-        dropped.get_or_create(&vec![("reason", reason.clone())]).inc_by(count);
-    }
-    let mut text = String::new();
-    encode(&mut text, &registry).expect("a string takes everything");
-    text
-}
-
-fn services(registry: &mut Registry, status: &Status) {
-    let (backends, connections) = (Gauges::default(), Gauges::default());
-    registry.register("service_backends", "Live backends of a service", backends.clone());
-    let help = "Connections of this node through a VIP that are alive";
-    registry.register("service_connections", help, connections.clone());
-    for s in &status.services {
-        let labels = vec![("service", s.name.to_string()), ("namespace", s.namespace.to_string())];
-        backends.get_or_create(&labels).set(s.backends.len() as f64);
-        let sum: u64 = s.backends.iter().map(|b| b.connections).sum();
-        connections.get_or_create(&labels).set(sum as f64);
-    }
-}
-
-fn peers(registry: &mut Registry, status: &Status) {
-    let handshake = Gauges::default();
-    let rtt = Gauges::default();
-    let (rx, tx) = (Counters::default(), Counters::default());
-    let name = "peer_last_handshake";
-    registry.register_with_unit(name, "Time since the last handshake", Unit::Seconds, handshake.clone());
-    registry.register_with_unit("peer_rtt", "Round trip through the tunnel", Unit::Seconds, rtt.clone());
-    registry.register_with_unit("tunnel_rx", "Bytes received through the tunnel", Unit::Bytes, rx.clone());
-    registry.register_with_unit("tunnel_tx", "Bytes sent through the tunnel", Unit::Bytes, tx.clone());
-    for peer in &status.peers {
-        let labels = vec![("peer", peer.name.to_string())];
-        if let Some(seconds) = peer.last_handshake_s {
-            handshake.get_or_create(&labels).set(seconds as f64);
-        }
-        if let Some(ms) = peer.rtt_ms {
-            rtt.get_or_create(&labels).set(ms / 1000.0);
-        }
-        rx.get_or_create(&labels).inc_by(peer.rx_bytes);
-        tx.get_or_create(&labels).inc_by(peer.tx_bytes);
-    }
-}
-
-/// The worker threads: which of them is busy, which loses what, and whether the kernel takes packets by the dozen.
-fn lanes(registry: &mut Registry, status: &Status) {
-    let mut family = |name: &str, help: &str| {
-        let counters = Counters::default();
-        registry.register(name, help, counters.clone());
-        counters
-    };
-    let packets = family("lane_packets", "Packets of a lane, in super-packets counted one by one");
-    let supers = family("lane_super_packets", "Super-packets, and messages of several datagrams");
-    let segments = family("lane_super_packet_segments", "Packets that super-packets were made of");
-    let fallbacks = family("lane_offload_fallbacks", "Super-packets that the kernel refused");
-    let dropped = family("lane_packets_dropped", "Packets of a lane refused or dropped, by reason");
-    let failures = family("lane_decrypt_failures", "Data messages that did not authenticate or came twice");
-    let overflows = family("lane_socket_overflows", "Datagrams lost to a full receive buffer");
-    let handshakes = family("lane_handshakes", "Handshakes completed");
-    let handovers = family("lane_handovers", "Packets sent by lane 0 because the lane had no session");
-    let (bytes, offloads) = (Counters::default(), Gauges::default());
-    registry.register_with_unit("lane", "Bytes of a lane's packets", Unit::Bytes, bytes.clone());
-    registry.register("lane_offload", "Whether the kernel does it for the lane", offloads.clone());
-    for l in &status.lanes {
-        let lane = ("lane", l.lane.to_string());
-        let labels = |more: &[(&'static str, &str)]| -> Labels {
-            let more = more.iter().map(|&(name, value)| (name, value.to_owned()));
-            [lane.clone()].into_iter().chain(more).collect()
-        };
-        for (side, direction, [n, b, s, g]) in [
-            ("tun", "rx", [l.tun_rx_packets, l.tun_rx_bytes, l.tun_rx_super_packets, l.tun_rx_super_segments]),
-            ("tun", "tx", [l.tun_tx_packets, l.tun_tx_bytes, l.tun_tx_super_packets, l.tun_tx_super_segments]),
-            ("udp", "rx", [l.udp_rx_packets, l.udp_rx_bytes, l.udp_rx_super_packets, l.udp_rx_super_segments]),
-            ("udp", "tx", [l.udp_tx_packets, l.udp_tx_bytes, l.udp_tx_super_packets, l.udp_tx_super_segments]),
-        ] {
-            let labels = labels(&[("side", side), ("direction", direction)]);
-            for (family, count) in [(&packets, n), (&bytes, b), (&supers, s), (&segments, g)] {
-                family.get_or_create(&labels).inc_by(count);
-            }
-        }
-        for (side, count) in [("tun", l.tun_fallbacks), ("udp", l.udp_fallbacks)] {
-            fallbacks.get_or_create(&labels(&[("side", side)])).inc_by(count);
-        }
-        for (reason, &count) in &l.drops {
-            dropped.get_or_create(&labels(&[("reason", reason)])).inc_by(count);
-        }
-        for (name, &on) in &l.offloads {
-            offloads.get_or_create(&labels(&[("offload", name)])).set(f64::from(u8::from(on)));
-        }
-        let alone = labels(&[]);
-        failures.get_or_create(&alone).inc_by(l.decrypt_failures);
-        overflows.get_or_create(&alone).inc_by(l.udp_rx_overflows);
-        handshakes.get_or_create(&alone).inc_by(l.handshakes);
-        handovers.get_or_create(&alone).inc_by(l.handovers);
-    }
-}
 
 /// Serves `/metrics`, `/livez` and `/readyz` until the task is dropped. A port that cannot be bound is a
 /// note on the board, and tried again.
@@ -220,80 +81,4 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let kind = hyper::header::HeaderValue::from_static(kind);
     response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
     response
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use mesh_proto::base::addr::Flat;
-    use mesh_proto::ops::status::{Lane, Peer, Service};
-
-    use super::*;
-
-    #[test]
-    fn the_text_has_the_names_that_dashboards_use() {
-        let board = Board::new("/none".into());
-        let mut status = status::status(&board);
-        status.drops.insert("denied".into(), 3);
-        status.peers.push(Peer {
-            name: "n2".parse().unwrap(),
-            site: "c1".parse().unwrap(),
-            address: Flat([241, 1, 0, 2].into()),
-            endpoint: None,
-            rtt_ms: Some(1.5),
-            rtt_count: 1,
-            last_handshake_s: Some(7),
-            post_quantum: true,
-            rx_bytes: 10,
-            tx_bytes: 20,
-        });
-        status.services.push(Service {
-            name: "cart".parse().unwrap(),
-            namespace: Default::default(),
-            vip: Flat([241, 0, 0, 100].into()),
-            ports: Vec::new(),
-            backends: Vec::new(),
-        });
-
-        status.lanes.push(Lane {
-            lane: 1,
-            tun_rx_packets: 50,
-            udp_tx_bytes: 70_000,
-            udp_tx_super_packets: 2,
-            udp_tx_super_segments: 43,
-            tun_fallbacks: 1,
-            udp_rx_overflows: 4,
-            decrypt_failures: 5,
-            offloads: [("udp_gro".to_owned(), true)].into(),
-            drops: [("denied".to_owned(), 3)].into(),
-            ..Lane::default()
-        });
-
-        let text = text(&status);
-
-        let version = env!("CARGO_PKG_VERSION");
-        for line in [
-            "meshd_control_connected 0.0",
-            "meshd_config_revision 0.0",
-            "meshd_packets_dropped_total{reason=\"denied\"} 3",
-            "meshd_peer_rtt_seconds{peer=\"n2\"} 0.0015",
-            "meshd_peer_last_handshake_seconds{peer=\"n2\"} 7.0",
-            "meshd_tunnel_rx_bytes_total{peer=\"n2\"} 10",
-            "meshd_tunnel_tx_bytes_total{peer=\"n2\"} 20",
-            "meshd_service_backends{service=\"cart\",namespace=\"default\"} 0.0",
-            "meshd_lane_packets_total{lane=\"1\",side=\"tun\",direction=\"rx\"} 50",
-            "meshd_lane_bytes_total{lane=\"1\",side=\"udp\",direction=\"tx\"} 70000",
-            "meshd_lane_super_packets_total{lane=\"1\",side=\"udp\",direction=\"tx\"} 2",
-            "meshd_lane_super_packet_segments_total{lane=\"1\",side=\"udp\",direction=\"tx\"} 43",
-            "meshd_lane_offload_fallbacks_total{lane=\"1\",side=\"tun\"} 1",
-            "meshd_lane_offload{lane=\"1\",offload=\"udp_gro\"} 1.0",
-            "meshd_lane_packets_dropped_total{lane=\"1\",reason=\"denied\"} 3",
-            "meshd_lane_socket_overflows_total{lane=\"1\"} 4",
-            "meshd_lane_decrypt_failures_total{lane=\"1\"} 5",
-            &format!("meshd_build_info{{version=\"{version}\"}} 1.0"),
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} in {text}");
-        }
-    }
 }

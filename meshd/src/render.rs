@@ -4,7 +4,6 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use mesh_proto::ops::status as doc;
 
 use crate::base::text::age;
-use crate::kernel::Obstacle;
 
 /// Shows who the node is, how it is connected, and what is wrong.
 pub fn status(status: &doc::Status) -> String {
@@ -212,14 +211,6 @@ pub fn why(why: &doc::Why) -> String {
         lines.extend(missing.lines().map(|line| format!("  {line}")));
     }
     lines.join("\n")
-}
-
-/// Writes an obstacle with the command that mends it.
-pub fn obstacle(obstacle: &Obstacle) -> String {
-    match obstacle.command.as_str() {
-        "" => obstacle.sentence.clone(),
-        command => format!("{}; run `{command}`", obstacle.sentence),
-    }
 }
 
 fn port(p: &doc::Port) -> String {

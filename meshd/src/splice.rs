@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::board::Board;
+use crate::base::notes::Notes;
 
 /// Most connections at a time of one `[[serve]]`.
 const MAX_CONNECTIONS: usize = 1024;
@@ -32,7 +32,7 @@ impl Drop for Splices {
 
 impl Splices {
     /// Starts and ends listeners so that they are what the file says.
-    pub fn set(&mut self, wanted: &[(SocketAddr, SocketAddr)], board: &Arc<Board>) {
+    pub fn set(&mut self, wanted: &[(SocketAddr, SocketAddr)], notes: &Notes) {
         self.0.retain(|pair, task| {
             let keep = wanted.contains(pair);
             if !keep {
@@ -41,11 +41,11 @@ impl Splices {
             keep
         });
         for &(listen, to) in wanted {
-            let start = || tokio::spawn(run(listen, to, Arc::clone(board)));
+            let start = || tokio::spawn(run(listen, to, notes.clone()));
             self.0.entry((listen, to)).or_insert_with(start);
         }
         if self.0.is_empty() {
-            board.note("splice", None);
+            notes.set("splice", None);
         }
     }
 }
@@ -66,22 +66,22 @@ pub fn wanted(map: &NetMap, serve: &[ServeSpec]) -> Vec<(SocketAddr, SocketAddr)
     serve.iter().filter_map(pair).collect()
 }
 
-async fn run(listen: SocketAddr, to: SocketAddr, board: Arc<Board>) {
+async fn run(listen: SocketAddr, to: SocketAddr, notes: Notes) {
     let listener = loop {
         match TcpListener::bind(listen).await {
             Ok(listener) => break listener,
             Err(error) => {
                 let hint = "let the server listen on its `bind` address alone";
                 let sentence = format!("[[serve]] cannot listen on {listen}: {error}; {hint}");
-                if !board.notes().contains(&sentence) {
+                if !notes.all().contains(&sentence) {
                     tracing::warn!("{sentence}");
                 }
-                board.note("splice", Some(sentence));
+                notes.set("splice", Some(sentence));
                 sleep(RETRY).await;
             }
         }
     };
-    board.note("splice", None);
+    notes.set("splice", None);
     tracing::info!(%listen, %to, "serving a loopback server");
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -121,9 +121,9 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listen = free.local_addr().unwrap();
         drop(free);
-        let board = Arc::new(Board::new("/none".into()));
+        let notes = Notes::default();
         let mut splices = Splices::default();
-        splices.set(&[(listen, to)], &board);
+        splices.set(&[(listen, to)], &notes);
 
         let mut caller = loop {
             match TcpStream::connect(listen).await {
@@ -139,7 +139,7 @@ mod tests {
         caller.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"pong");
 
-        splices.set(&[], &board);
+        splices.set(&[], &notes);
         while TcpStream::connect(listen).await.is_ok() {
             tokio::task::yield_now().await;
         }

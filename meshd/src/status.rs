@@ -20,7 +20,6 @@ use crate::board::Board;
 use crate::dataplane::{LaneStats, Stats};
 use crate::keys::psk_policy::PskMode;
 use crate::names::{self, NameError};
-use crate::render;
 
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
@@ -179,7 +178,7 @@ pub fn warnings(board: &Board, view: Option<&View>) -> Vec<String> {
 /// What makes a node degraded.
 fn grave(board: &Board) -> Vec<String> {
     let upkeep = board.upkeep.borrow();
-    let mut list: Vec<String> = upkeep.obstacles.iter().map(render::obstacle).collect();
+    let mut list: Vec<String> = upkeep.obstacles.iter().map(ToString::to_string).collect();
     list.extend(upkeep.guards.missing.iter().cloned());
     if let Some((error, since)) = &board.offers.borrow().error {
         let age = age(since.elapsed().as_secs());

@@ -6,9 +6,9 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::{Bucket, Rate};
 
-use super::Preshared;
 use super::frame::{Frame, Parts, Step};
 use super::kem::{self, Offer, Pair, Proof};
+use crate::psk::preshared::Preshared;
 
 /// How long the next step is waited for until one is repeated; it doubles up to the longest.
 const REPEAT: Duration = Duration::from_millis(250);

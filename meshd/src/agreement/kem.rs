@@ -7,7 +7,7 @@ use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use zeroize::Zeroize;
 
-use super::Preshared;
+use crate::psk::preshared::Preshared;
 
 /// Bytes of an encapsulation key, which is all of an offer.
 pub(super) const OFFER: usize = 1184;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::bench::{Burst, Echoes, Report, Sender, Tally};
+use mesh_proto::dataplane::engine::BenchPacket;
 use mesh_proto::ops::status as doc;
 
 use crate::dataplane::bell::Bell;
@@ -157,6 +158,16 @@ impl Phase {
     pub(crate) fn echoes(&self) -> Vec<u32> {
         lock(&self.echoes).answers().to_vec()
     }
+}
+
+/// A lane's part in our own measurement.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) phase: Arc<Phase>,
+    /// The packets to send; none without load.
+    pub(crate) packet: Option<BenchPacket>,
+    /// Packets of the host's at the last turn.
+    pub(crate) host_packets: u64,
 }
 
 /// What a phase with load came to.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_proto::services::duration;
 use toml::de::DeValue;
 
-use super::{Reader, Value};
+use super::reader::{Reader, Value};
 
 /// The keys of `[keys]`.
 const KEYS: [&str; 3] = ["rotate", "overlap", "preshared"];
@@ -27,30 +27,29 @@ impl Default for Keys {
     }
 }
 
-impl Reader<'_> {
-    pub(super) fn keys(&mut self, value: &Value<'_>, keys: &mut Keys) {
-        let DeValue::Table(table) = value.get_ref() else {
-            return self.mistake(value.span(), "`keys` is a table: write `[keys]`".into());
-        };
-        self.known(table, &KEYS, " in [keys]");
-        if let Some(value) = table.get("preshared") {
-            match value.get_ref().as_str() {
-                Some("auto") => keys.preshared = true,
-                Some("off") => keys.preshared = false,
-                Some(_) | None => self.mistake(value.span(), "`preshared` is \"auto\" or \"off\"".into()),
-            }
+/// Reads `[keys]` into `keys`.
+pub(super) fn read(reader: &mut Reader<'_>, value: &Value<'_>, keys: &mut Keys) {
+    let DeValue::Table(table) = value.get_ref() else {
+        return reader.mistake(value.span(), "`keys` is a table: write `[keys]`".into());
+    };
+    reader.known(table, &KEYS, " in [keys]");
+    if let Some(value) = table.get("preshared") {
+        match value.get_ref().as_str() {
+            Some("auto") => keys.preshared = true,
+            Some("off") => keys.preshared = false,
+            Some(_) | None => reader.mistake(value.span(), "`preshared` is \"auto\" or \"off\"".into()),
         }
-        for (key, least, least_text, into) in
-            [("rotate", 3600, "1h", &mut keys.rotate), ("overlap", 4, "4s", &mut keys.overlap)]
-        {
-            let Some(value) = table.get(key) else { continue };
-            match value.get_ref().as_str().and_then(duration) {
-                Some(span) if span >= Duration::from_secs(least) => *into = span,
-                Some(_) | None => self.mistake(
-                    value.span(),
-                    format!("`{key}` is a time of {least_text} or more, such as \"30d\", \"12h\" or \"180s\""),
-                ),
-            }
+    }
+    for (key, least, least_text, into) in
+        [("rotate", 3600, "1h", &mut keys.rotate), ("overlap", 4, "4s", &mut keys.overlap)]
+    {
+        let Some(value) = table.get(key) else { continue };
+        match value.get_ref().as_str().and_then(duration) {
+            Some(span) if span >= Duration::from_secs(least) => *into = span,
+            Some(_) | None => reader.mistake(
+                value.span(),
+                format!("`{key}` is a time of {least_text} or more, such as \"30d\", \"12h\" or \"180s\""),
+            ),
         }
     }
 }

@@ -11,8 +11,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::RouteType;
 
+use super::error::KernelError;
 use super::route::{self, Link, PROTOCOL, Routes};
-use super::{KernelError, TABLE};
+use crate::linux::shape::TABLE;
 
 /// Most routes that are looked at for a collision; a host with a full table of the Internet has a million.
 pub const MAX_ROUTES: usize = 100_000;

@@ -9,8 +9,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use mesh_proto::base::addr::overlap;
 
+use super::error::KernelError;
 use super::nft::{self, Chain, Expr, Family, Fate, Header, Hook, Meta};
-use super::{KernelError, Obstacle, Shape};
+use crate::linux::shape::{Obstacle, Shape};
 
 /// How deep chains may call each other; the kernel allows 16.
 const DEPTH: usize = 16;

@@ -15,8 +15,9 @@
 //! `entering`; what meshd delivers to a pod has the pod's own address and is not for `leaving`. The table
 //! has no owner, so that it outlives the process.
 
+use super::error::KernelError;
 use super::nft::{self, Base, Batch, Chain, Expr, Family, Fate, Hook};
-use super::{Guards, KernelError, MARK, Shape};
+use crate::linux::shape::{Guards, MARK, Shape};
 
 /// The name of our table.
 pub(super) const NAME: &str = "meshd";

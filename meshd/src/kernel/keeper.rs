@@ -14,9 +14,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::error::KernelError;
 use super::guards::Dropped;
 use super::route::Routes;
-use super::{Guards, KernelError, Obstacle, Shape, guards, obstacles};
+use super::{guards, obstacles};
+use crate::linux::shape::{Guards, Obstacle, Shape};
 
 /// How often it looks when nothing happens.
 const EVERY: Duration = Duration::from_secs(1);

@@ -21,67 +21,12 @@ pub mod nft;
 mod obstacles;
 mod route;
 
-use std::net::Ipv4Addr;
-
-use ipnet::Ipv4Net;
-use mesh_proto::base::addr::{Flat, MeshRange};
-
 pub use error::KernelError;
 pub use facts::{HostFacts, HostRoute, MAX_ROUTES};
 pub use keeper::{Keeper, Upkeep};
 use route::Routes;
 
-/// The firewall mark of outer sockets, so that tunnel packets never enter the tunnel.
-///
-/// It uses none of the bits that kube-proxy (0xc000), Cilium (0x0f00), Calico (0xffff_0000) and the AWS VPC
-/// CNI (0x80) give a meaning to.
-pub const MARK: u32 = 0x3041;
-/// The routing table that holds the mesh range; not 51820, which wg-quick takes for itself.
-pub const TABLE: u32 = 24_105;
-/// The priority of the one `ip rule`: after `local` (0, or 100 with Cilium), before every CNI's own.
-pub const RULE_PRIORITY: u32 = 105;
-
-/// What one node sets in its kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shape {
-    /// The name of the mesh interface.
-    pub interface: String,
-    /// The mesh range.
-    pub range: MeshRange,
-    /// The node's own address in the mesh.
-    pub address: Flat,
-    /// The MTU of the mesh interface, in bytes.
-    pub mtu: u16,
-    /// The pod blocks behind this node, as their interfaces carry them.
-    pub pods: Vec<Ipv4Net>,
-}
-
-impl Shape {
-    /// Returns the address that this node's DNS server listens on.
-    pub fn dns(&self) -> Ipv4Addr {
-        self.range.dns().0
-    }
-}
-
-/// Which guards are in force. A guard that is missing says why.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Guards {
-    /// Whether a CNI's masquerading cannot hide a pod behind the node; true where there are no pods.
-    pub masquerade: bool,
-    /// Whether the filter chains stand: nothing leaves in clear, nobody enters around the mesh interface.
-    pub filter: bool,
-    /// Why a guard is missing, in sentences.
-    pub missing: Vec<String>,
-}
-
-/// Something on this host that stands in the way of mesh packets.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Obstacle {
-    /// What it is and what it does.
-    pub sentence: String,
-    /// The command that mends it; empty if there is no single one.
-    pub command: String,
-}
+pub use crate::linux::shape::{Guards, MARK, Obstacle, RULE_PRIORITY, Shape, TABLE};
 
 /// Closes the mesh range: rule, table, unreachable route and guards. Idempotent; outlives the process; needs no interface.
 ///

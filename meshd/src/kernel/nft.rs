@@ -5,9 +5,9 @@
 
 mod expr;
 
-pub use expr::{Expr, Header, Meta, Register};
+pub use expr::{Expr, Family, Fate, Header, Meta, Register};
 
-use super::KernelError;
+use super::error::KernelError;
 use super::nfnetlink::{self, Attributes, Writer};
 
 const NEWTABLE: u16 = 0;
@@ -20,50 +20,6 @@ const GETRULE: u16 = 7;
 const DELRULE: u16 = 8;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-
-/// Which packets a table sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4 and IPv6 (`inet`).
-    Inet,
-    /// IPv4 (`ip`).
-    Ip,
-    /// IPv6 (`ip6`).
-    Ip6,
-    /// Another family, by its number.
-    Other(u8),
-}
-
-impl Family {
-    fn number(self) -> u8 {
-        match self {
-            Self::Inet => 1,
-            Self::Ip => 2,
-            Self::Ip6 => 10,
-            Self::Other(number) => number,
-        }
-    }
-
-    fn from_number(number: u8) -> Self {
-        match number {
-            1 => Self::Inet,
-            2 => Self::Ip,
-            10 => Self::Ip6,
-            other => Self::Other(other),
-        }
-    }
-}
-
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Inet => f.pad("inet"),
-            Self::Ip => f.pad("ip"),
-            Self::Ip6 => f.pad("ip6"),
-            Self::Other(number) => write!(f, "family {number}"),
-        }
-    }
-}
 
 /// Where in a packet's way a chain is called, for the families ip, ip6 and inet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,47 +41,6 @@ impl Hook {
     fn from_number(number: u32) -> Option<Self> {
         let all = [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
         all.into_iter().find(|&hook| hook as u32 == number)
-    }
-}
-
-/// What becomes of a packet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
-    /// It goes on to the next base chain.
-    Accept,
-    /// It ends here.
-    Drop,
-    /// The calling chain goes on.
-    Return,
-    /// Another chain is called, and this one goes on after it.
-    Jump(String),
-    /// Another chain is called instead of the rest of this one.
-    Goto(String),
-    /// Another verdict, by its number.
-    Other(i32),
-}
-
-impl Fate {
-    fn code(&self) -> i32 {
-        match self {
-            Self::Drop => 0,
-            Self::Accept => 1,
-            Self::Jump(_) => -3,
-            Self::Goto(_) => -4,
-            Self::Return => -5,
-            Self::Other(code) => *code,
-        }
-    }
-
-    fn from_code(code: i32, chain: Option<String>) -> Self {
-        match (code, chain) {
-            (0, _) => Self::Drop,
-            (1, _) => Self::Accept,
-            (-3, Some(chain)) => Self::Jump(chain),
-            (-4, Some(chain)) => Self::Goto(chain),
-            (-5, _) => Self::Return,
-            (code, _) => Self::Other(code),
-        }
     }
 }
 

@@ -7,8 +7,10 @@ use mesh_proto::base::addr::overlap;
 use netlink_packet_route::route::{RouteMessage, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
+use super::error::KernelError;
 use super::route::{self, Routes};
-use super::{KernelError, Obstacle, RULE_PRIORITY, Shape, TABLE, forward, guards};
+use super::{forward, guards};
+use crate::linux::shape::{Obstacle, RULE_PRIORITY, Shape, TABLE};
 
 /// The kernel's table of local addresses, which comes first everywhere.
 const LOCAL: u32 = 255;

@@ -18,8 +18,8 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
-use super::error::errno;
-use super::{KernelError, RULE_PRIORITY, Shape, TABLE};
+use super::error::{KernelError, errno};
+use crate::linux::shape::{RULE_PRIORITY, Shape, TABLE};
 
 /// The routing protocol number that marks our rule and routes; a free one in rt_protos.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(105);

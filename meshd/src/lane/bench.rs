@@ -6,12 +6,11 @@ use std::sync::Arc;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::bench::Report;
-use mesh_proto::dataplane::engine::BenchPacket;
 use mesh_proto::dataplane::verdict::Drop;
 
 use super::{Lane, Out};
 use crate::base::clock::cpu_time;
-use crate::bench::phase::Phase;
+use crate::bench::phase::{Part, Phase};
 use crate::tunnels::OVERHEAD;
 use crate::wireguard::sessions::outcome::{Sealed, Traffic};
 use crate::wireguard::timing::ROOM;
@@ -21,16 +20,6 @@ const BURST_BYTES: usize = 128 << 10;
 const BURST: u32 = 126;
 /// What part of that in a turn that had packets of the host's to send.
 const YIELD: u32 = 8;
-
-/// A lane's part in our own measurement.
-#[derive(Debug)]
-pub(super) struct Part {
-    phase: Arc<Phase>,
-    /// The packets to send; none without load.
-    packet: Option<BenchPacket>,
-    /// Packets of the host's at the last turn.
-    host_packets: u64,
-}
 
 impl Lane {
     /// Takes part in a phase of our own measurement, or in none.

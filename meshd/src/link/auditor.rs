@@ -22,7 +22,7 @@ use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Told, Witness};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Channel, Dial, LinkError};
+use super::channel::{Channel, Dial, LinkError};
 use crate::base::clock::now;
 use crate::base::entropy::share;
 use crate::board::Board;

@@ -2,7 +2,7 @@
 
 use mesh_proto::wire::{Countersign, LockStanding};
 
-use super::{Channel, Dial, LinkError};
+use super::channel::{Channel, Dial, LinkError};
 
 /// Asks the coordinators, in turn, who waits for the lock's signature.
 ///

@@ -5,7 +5,91 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::super::nfnetlink::{Attributes, Writer};
-use super::{Family, Fate};
+
+/// Which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4 and IPv6 (`inet`).
+    Inet,
+    /// IPv4 (`ip`).
+    Ip,
+    /// IPv6 (`ip6`).
+    Ip6,
+    /// Another family, by its number.
+    Other(u8),
+}
+
+impl Family {
+    pub(super) fn number(self) -> u8 {
+        match self {
+            Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
+            Self::Other(number) => number,
+        }
+    }
+
+    pub(super) fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Inet,
+            2 => Self::Ip,
+            10 => Self::Ip6,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Inet => f.pad("inet"),
+            Self::Ip => f.pad("ip"),
+            Self::Ip6 => f.pad("ip6"),
+            Self::Other(number) => write!(f, "family {number}"),
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on to the next base chain.
+    Accept,
+    /// It ends here.
+    Drop,
+    /// The calling chain goes on.
+    Return,
+    /// Another chain is called, and this one goes on after it.
+    Jump(String),
+    /// Another chain is called instead of the rest of this one.
+    Goto(String),
+    /// Another verdict, by its number.
+    Other(i32),
+}
+
+impl Fate {
+    pub(super) fn code(&self) -> i32 {
+        match self {
+            Self::Drop => 0,
+            Self::Accept => 1,
+            Self::Jump(_) => -3,
+            Self::Goto(_) => -4,
+            Self::Return => -5,
+            Self::Other(code) => *code,
+        }
+    }
+
+    pub(super) fn from_code(code: i32, chain: Option<String>) -> Self {
+        match (code, chain) {
+            (0, _) => Self::Drop,
+            (1, _) => Self::Accept,
+            (-3, Some(chain)) => Self::Jump(chain),
+            (-4, Some(chain)) => Self::Goto(chain),
+            (-5, _) => Self::Return,
+            (code, _) => Self::Other(code),
+        }
+    }
+}
 
 /// A 16-byte register; the rules here need two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,9 +11,12 @@ pub(crate) mod lifecycle;
 mod skip;
 
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+use mesh_proto::base::addr::{Flat, MeshRange};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;

@@ -39,7 +39,7 @@ impl Node {
         Keys::next(&self.state).unwrap().map(|keys| keys.identity())
     }
 
-    fn outcome(&self) -> Option<crate::identity::Outcome> {
+    fn outcome(&self) -> Option<crate::board::Outcome> {
         self.board.renewed.borrow().clone()
     }
 }

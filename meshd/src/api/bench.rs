@@ -1,0 +1,40 @@
+//! `meshd bench` as the control socket hears of it.
+
+use std::time::Duration;
+
+use mesh_proto::ops::status as doc;
+
+use crate::base::text::JOIN_HINT;
+use crate::bench::{BenchError, SECONDS};
+use crate::board::Board;
+use crate::names::{self, NameError};
+
+/// Why a request to measure brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MeasureError {
+    /// The word names no other node.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// There is no map yet.
+    #[error("this node has no map of a mesh yet; {JOIN_HINT}")]
+    NotJoined,
+    /// Another measurement runs.
+    #[error("this node measures already: wait for the other `meshd bench` (at most 30 s), or end it")]
+    Busy,
+    /// Nothing could be measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+}
+
+/// Measures the way to a node, with that many seconds for each phase with load.
+///
+/// # Errors
+/// `MeasureError` that says why nothing could be measured, and what to do.
+pub(super) async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Bench, MeasureError> {
+    let view = board.view.borrow().clone().ok_or(MeasureError::NotJoined)?;
+    let (name, peer) = names::peer(view.netmap(), node)?;
+    let bench = board.with_plane(|plane| plane.bench(peer.id)).ok_or(MeasureError::NotJoined)?;
+    let bench = bench.ok_or(MeasureError::Busy)?;
+    let seconds = Duration::from_secs(seconds.clamp(*SECONDS.start(), *SECONDS.end()).into());
+    Ok(bench.run(name, peer, seconds).await?)
+}

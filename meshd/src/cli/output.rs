@@ -1,0 +1,70 @@
+//! What all verbs share: which daemon to ask, and how to print.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use mesh_proto::ops::status as doc;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::cli::ConfigArg;
+use crate::cli::error::CommandError;
+use crate::client::Client;
+use crate::config::Config;
+
+/// Asks the daemon and prints what it says.
+pub(crate) struct Asker {
+    pub(crate) client: Client,
+    pub(crate) json: bool,
+}
+
+impl Asker {
+    pub(crate) async fn show<T: Serialize + DeserializeOwned>(
+        &self,
+        path: &str,
+        table: impl Fn(&T) -> String,
+    ) -> Result<T, CommandError> {
+        let document: T = self.client.get(path).await?;
+        if self.json {
+            print_json(&document);
+        } else {
+            print(&table(&document));
+        }
+        Ok(document)
+    }
+}
+
+/// Reads the configuration; `--socket` has the last word.
+pub(crate) fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, CommandError> {
+    let mut config = Config::load(&arg.config)?;
+    if let Some(socket) = socket {
+        config.socket = socket;
+    }
+    Ok(config)
+}
+
+/// Returns where the daemon listens: `--socket`, else what the configuration says, else the default.
+pub(crate) fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
+    let configured = || Config::load(config).unwrap_or_default().socket;
+    given.map_or_else(configured, Into::into)
+}
+
+/// Prints what was done.
+pub(crate) fn finish(json: bool, done: Vec<String>) {
+    if json {
+        print_json(&doc::Done { schema: doc::DONE.into(), done });
+    } else {
+        print(&done.join("\n"));
+    }
+}
+
+/// Prints a document for programs.
+pub(crate) fn print_json<T: Serialize>(value: &T) {
+    let text = serde_json::to_string_pretty(value);
+    print(&text.expect("documents have string keys and no failing parts"));
+}
+
+/// Prints a text and a line end; a reader that went away is no error.
+pub(crate) fn print(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}

@@ -1,0 +1,3 @@
+//! What meshd sets in the kernel.
+
+pub mod shape;

@@ -1,0 +1,61 @@
+//! Why a node cannot run, in sentences that end with what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::dataplane::DataPlaneError;
+use crate::kernel::KernelError;
+use crate::state::StateError;
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    State(StateError),
+    /// What the node trusts, or is trusted by, is lost or in doubt: no tunnels.
+    #[error("no tunnels: {0}")]
+    Trust(StateError),
+    /// The control socket cannot be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The data path cannot start.
+    #[error(transparent)]
+    DataPlane(#[from] DataPlaneError),
+    /// Signals cannot be received.
+    #[error("cannot receive signals: {0}; check the limits of this process")]
+    Signals(io::Error),
+    /// A directory cannot be made.
+    #[error("cannot make {}: {error}; run as root, or set `runtime_dir` in meshd.toml", path.display())]
+    Runtime {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl From<StateError> for DaemonError {
+    fn from(error: StateError) -> Self {
+        if error.is_of_trust() { Self::Trust(error) } else { Self::State(error) }
+    }
+}
+
+/// Why the control socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another meshd answers on it.
+    #[error("another meshd answers on {}; stop it first (systemctl stop meshd), or set another `socket`", .0.display())]
+    Taken(PathBuf),
+    /// The operating system refuses.
+    #[error("cannot listen on {}: {error}; run as root, or set another `socket` in meshd.toml", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}

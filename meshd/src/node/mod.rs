@@ -1,0 +1,3 @@
+//! What a node does.
+
+pub mod error;

@@ -1,0 +1,3 @@
+//! The preshared keys of tunnels.
+
+pub mod preshared;
