@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest;
 use data_encoding::HEXLOWER;
 use mesh_proto::base::clock::Timestamp;
-use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::Chart;
 use mesh_proto::wire::NodeFacts;
