@@ -13,18 +13,22 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::{self, SocketError};
+use crate::admin::socket;
+use crate::admin::socket::SocketError;
+use crate::channel::listener;
 use crate::channel::peer::Doors;
+use crate::cli::restore;
 use crate::config::Config;
+use crate::core::Hub;
 use crate::core::open_store::{open_store, setup};
-use crate::hub::Hub;
-use crate::keys::{Identity, KeyError};
+use crate::keys::identity::{Identity, KeyError};
+use crate::keys::tls;
 use crate::registry::OpenError;
-use crate::server;
-use crate::sharing::{enter, keep_up};
-use crate::tending::tend;
-use crate::watch::{begin, follow, load};
-use crate::{backups, metrics, restore, tls};
+use crate::tasks::backups;
+use crate::tasks::ephemeral_nodes::tend;
+use crate::tasks::replicas::{enter, keep_up};
+use crate::tasks::services_file::{begin, follow, load};
+use crate::telemetry::prometheus;
 
 /// How long connections may take to finish when the coordinator stops.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -92,9 +96,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         listeners.push(bind(address).await?);
     }
     let listen: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let admin_listener = admin::bind(&config.admin_socket)?;
+    let admin_listener = socket::bind(&config.admin_socket)?;
     let metrics_listener = match config.metrics {
-        Some(address) => metrics::bind(address).await,
+        Some(address) => prometheus::bind(address).await,
         None => None,
     };
     let metrics = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
@@ -111,16 +115,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let mut servers = JoinSet::new();
     for listener in listeners {
         let (acceptor, hub, doors) = (acceptor.clone(), Arc::clone(&hub), Arc::clone(&doors));
-        servers.spawn(server::serve(listener, acceptor, hub, doors, stopping.clone()));
+        servers.spawn(listener::serve(listener, acceptor, hub, doors, stopping.clone()));
     }
-    servers.spawn(admin::serve(admin_listener, Arc::clone(&hub), stopping));
+    servers.spawn(socket::serve(admin_listener, Arc::clone(&hub), stopping));
     let mut helpers = JoinSet::new();
     helpers.spawn(follow(Arc::clone(&hub)));
     helpers.spawn(keep_up(Arc::clone(&hub)));
     helpers.spawn(backups::keep(Arc::clone(&hub)));
     helpers.spawn(tend(Arc::clone(&hub)));
     if let Some(listener) = metrics_listener {
-        helpers.spawn(metrics::serve(listener, Arc::clone(&hub)));
+        helpers.spawn(prometheus::serve(listener, Arc::clone(&hub)));
     }
     tracing::info!(?listen, key = %key, revision = %hub.world().revision, "the coordinator is ready");
     Ok(Running { listen, metrics, key, admin_socket, hub, stop, servers, helpers })

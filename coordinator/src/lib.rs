@@ -2,69 +2,33 @@
 //!
 //! ```text
 //!                        hands                    decides                    hands
-//! services.toml ─ watch ──┐
-//! verbs ───────── admin ──┼─▶ hub ─ Change ─▶ registry ─▶ store ─ World ─▶ charts ─▶ feed ─▶ nodes
-//! nodes ─ tls ─ server ───┘                   (durable before visible)       (Snapshot, then Deltas)
+//! services.toml ─ tasks ──┐
+//! verbs ───────── admin ──┼─▶ core ─ Change ─▶ registry ─▶ store ─ World ─▶ map_cache ─▶ watch ─▶ nodes
+//! nodes ─ tls ─ channel ──┘                    (durable before visible)          (Snapshot, then Deltas)
 //! ```
 //! It never carries a packet and never holds a node's private key.
 
 #![forbid(unsafe_code)]
 
-mod about;
-pub mod admin;
-pub mod api;
-mod audit;
-mod backups;
-/// What everything else stands on.
-pub mod base {
-    pub(crate) mod clock;
-    pub(crate) mod read_file;
-    pub mod state_files;
-    pub(crate) mod stop;
-    pub(crate) mod sync;
-    pub(crate) mod text_time;
-    pub mod words;
-}
-/// What nodes ask, and what they are answered.
-mod channel {
-    pub(crate) mod context;
-    pub(crate) mod peer;
-}
-mod charts;
-pub mod cli;
-pub mod client;
-pub mod config;
-/// What all tasks of the coordinator share.
-mod core {
-    pub(crate) mod counters;
-    pub(crate) mod failure;
-    pub(crate) mod file_report;
-    pub(crate) mod open_store;
-}
-pub mod daemon;
-mod enrol;
-mod export;
-mod feed;
-mod hub;
-pub mod init;
+// Layer 0: what everything stands on.
+pub mod base;
+// Layer 1: what is kept, and keys.
 pub mod keys;
-mod limits;
-mod locking;
-mod metrics;
-pub mod registry;
-pub mod render;
-mod renewing;
-mod report;
-pub mod restore;
-mod rotating;
-mod server;
-mod session;
-mod sharing;
-mod signed;
 pub mod store;
-mod tending;
-pub mod tls;
-mod trust;
-pub mod verbs;
-mod watch;
-mod witness;
+// Layer 2: what decides, and how it is set.
+pub mod config;
+pub mod registry;
+// Layer 3: whom else we believe.
+pub(crate) mod oidc;
+// Layer 4: what all tasks share.
+pub mod core;
+// Layer 5: who asks, and what goes on by itself.
+pub(crate) mod channel;
+pub(crate) mod tasks;
+// Layer 6: what the operator asks.
+pub mod admin;
+// Layer 7: what is printed and measured.
+pub mod cli;
+pub(crate) mod telemetry;
+// Layer 8: where everything meets.
+pub mod daemon;

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use coordinator::cli::args::{Cli, Verb};
 use coordinator::cli::outcome::Outcome;
-use coordinator::cli::{Cli, Verb};
+use coordinator::cli::verbs::perform;
 use coordinator::config::Config;
 use coordinator::daemon;
-use coordinator::verbs::perform;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use coordinator::keys::Identity;
+use coordinator::keys::identity::Identity;
 use ipnet::Ipv4Net;
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeId, TunnelKey};

@@ -6,10 +6,10 @@ use mesh_proto::base::id::NodeName;
 
 use crate::base::stop::Stop;
 use crate::channel::peer::Peer;
+use crate::core::Hub;
 use crate::core::failure::Failure;
-use crate::hub::Hub;
 use crate::registry::Refused;
-use crate::registry::succession::superseded;
+use crate::registry::identity_rotation::superseded;
 
 /// What every request finds.
 #[derive(Clone)]

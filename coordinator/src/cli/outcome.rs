@@ -3,9 +3,9 @@
 use hyper::Method;
 use serde::Serialize;
 
-use crate::api;
-use crate::cli::{Cli, Output};
-use crate::client::{AskError, ask, fetch};
+use crate::cli::args::{Cli, Output};
+use crate::cli::client::{AskError, ask, fetch};
+use crate::core::documents;
 
 /// The exit status of a verb that failed.
 pub const FAILED: u8 = 1;
@@ -78,7 +78,7 @@ pub(crate) async fn done(
     path: &str,
     body: Option<&(impl Serialize + Sync)>,
 ) -> Result<Outcome, AskError> {
-    let answer: api::Done = ask(&cli.socket, method, path, body).await?;
-    let table = |done: &api::Done| format!("{}\n", done.message);
+    let answer: documents::Done = ask(&cli.socket, method, path, body).await?;
+    let table = |done: &documents::Done| format!("{}\n", done.message);
     Ok(Outcome::ok(printed(cli.output, &answer, table)))
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::api::{FileState, FileStatus};
+use crate::core::documents::{FileState, FileStatus};
 
 /// What is known of services.toml.
 #[derive(Debug, Clone)]

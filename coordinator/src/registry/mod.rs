@@ -8,31 +8,31 @@
 //! only then seen by anybody. A change that alters nothing costs no write and no revision. Time and entropy
 //! come from outside.
 
+mod audit_entry;
 mod backup;
+mod batch;
 pub(crate) mod change;
 mod claims;
+mod codec;
 mod coordinators;
-mod deed;
 mod ephemeral;
-mod expelled;
-mod group;
+pub mod free_names;
 mod history;
-mod join;
-mod live;
-mod lock;
+pub(crate) mod identity_rotation;
+pub(crate) mod join_oidc;
+mod join_token;
 mod log;
-pub mod names;
-mod records;
-mod renewal;
-mod restoring;
+mod network_lock;
+mod presence;
+mod refresh;
+mod restore;
+mod revocations;
 mod services;
-mod sharing;
 mod state;
-pub(crate) mod succession;
 #[cfg(test)]
 mod tests;
 mod tokens;
-pub(crate) mod vouch;
+mod tunnel_keys;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -45,16 +45,16 @@ use mesh_proto::trust::signed_record::Epoch;
 use mesh_proto::world::World;
 
 use crate::store::{Store, StoreError};
+use audit_entry::Told;
 pub use change::{
     Actor, Applied, Change, LockStep, OpenError, Parse, Refused, Setup, Sighting, Signatures, TokenSpec, Vouched,
     Withdrawn,
 };
-use deed::Told;
 pub use ephemeral::Sightings;
-pub use expelled::Expelled;
 use history::History;
-pub use live::{Live, LiveNode};
 pub use log::{Entry, LogHash, LogHead, Logged};
+pub use presence::{Live, LiveNode};
+pub use revocations::Expelled;
 pub use state::Accepted;
 use state::State;
 pub use state::coordinators::CoordinatorRecord;
@@ -79,7 +79,7 @@ impl Registry {
     /// # Errors
     /// If the store cannot be read, holds what this version does not understand, or its log does not verify.
     pub fn open(store: Box<dyn Store>, setup: Setup) -> Result<Self, OpenError> {
-        let state = records::read(&store.load()?, &setup)?;
+        let state = codec::read(&store.load()?, &setup)?;
         state.log.verify(&*store)?;
         let history = History::new(Arc::clone(&state.world));
         Ok(Self { store, setup, state, history, live: Live::default(), told: Told::default(), failure: None })

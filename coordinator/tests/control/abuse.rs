@@ -141,7 +141,7 @@ async fn a_report_cannot_claim_more_than_the_wire_allows_nor_run_ahead() {
         warnings: vec!["ä".repeat(100_000 / 2); 2],
     };
     let _: ReportResponse = channel.post("/v1/report", &report).await.unwrap();
-    let nodes: coordinator::api::Nodes = coordinator.fetch("/v1/nodes").await;
+    let nodes: coordinator::core::documents::Nodes = coordinator.fetch("/v1/nodes").await;
     assert_eq!(nodes.nodes[0].applied, Some(joined.netmap.revision));
     assert!(nodes.nodes[0].warnings.iter().all(|warning| warning.len() <= 1024));
 }

@@ -1,7 +1,7 @@
 //! The control channel, from a node's side, over real connections.
 
 use coordinator::daemon;
-use coordinator::keys::Identity;
+use coordinator::keys::identity::Identity;
 use hyper::StatusCode;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::join_token::JoinToken;
@@ -159,7 +159,7 @@ async fn a_token_admits_once_and_the_same_node_again() {
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 1, "serve": [], "uses": 1});
     let short = coordinator.token_for(&wanted).await;
     until("the token expires", async || {
-        let tokens: coordinator::api::Tokens = coordinator.fetch("/v1/tokens").await;
+        let tokens: coordinator::core::documents::Tokens = coordinator.fetch("/v1/tokens").await;
         tokens.tokens.iter().any(|t| t.id == short.id_text() && !t.usable)
     })
     .await;
@@ -191,8 +191,8 @@ async fn a_revoked_node_is_a_stranger_at_once() {
 
     let path = "/v1/nodes/n1";
     let method = hyper::Method::DELETE;
-    let _: coordinator::api::Done =
-        coordinator::client::ask(&coordinator.socket(), method, path, None::<&()>).await.unwrap();
+    let _: coordinator::core::documents::Done =
+        coordinator::cli::client::ask(&coordinator.socket(), method, path, None::<&()>).await.unwrap();
 
     assert_eq!(lines.next().await, None);
     let (status, body) = channel.watch(None).await.map(|_| ()).unwrap_err();

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
+use coordinator::cli::client;
 use coordinator::config::Config;
+use coordinator::core::documents;
 use coordinator::daemon::{self, Running};
-use coordinator::keys::Identity;
-use coordinator::{api, client, tls};
+use coordinator::keys::identity::Identity;
+use coordinator::keys::tls;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
@@ -124,7 +126,7 @@ impl Coordinator {
         client::fetch(&self.socket(), path).await.unwrap()
     }
 
-    pub(crate) async fn status(&self) -> api::Status {
+    pub(crate) async fn status(&self) -> documents::Status {
         self.fetch("/v1/status").await
     }
 
@@ -134,7 +136,8 @@ impl Coordinator {
     }
 
     pub(crate) async fn token_for(&self, wanted: &serde_json::Value) -> JoinToken {
-        let line: api::TokenLine = client::ask(&self.socket(), Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
+        let line: documents::TokenLine =
+            client::ask(&self.socket(), Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
         line.token.parse().unwrap()
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use coordinator::api::{FileState, Services, Status};
+use coordinator::core::documents::{FileState, Services, Status};
 
 use crate::common::{Coordinator, SERVICES, until};
 

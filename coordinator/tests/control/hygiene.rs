@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use coordinator::render;
+use coordinator::cli::render;
 use mesh_proto::base::id::Revision;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};

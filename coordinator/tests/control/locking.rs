@@ -2,11 +2,11 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use coordinator::api;
-use coordinator::cli::Cli;
+use coordinator::cli::args::Cli;
 use coordinator::cli::outcome::Outcome;
-use coordinator::keys::Identity;
-use coordinator::verbs::perform;
+use coordinator::cli::verbs::perform;
+use coordinator::core::documents;
+use coordinator::keys::identity::Identity;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Countersign, LockStanding, WatchEvent};
 
@@ -81,14 +81,15 @@ async fn who_joins_a_locked_mesh_is_sent_to_nobody_before_the_key_signs_on_delta
     let good = |map: &NetMap| {
         map.peers.iter().all(|(name, peer)| {
             let member = peer.member(name).unwrap();
-            peer.countersigned.is_some_and(|s| member.is_by(&mesh, &key.public(), &s, coordinator::keys::verify))
+            peer.countersigned
+                .is_some_and(|s| member.is_by(&mesh, &key.public(), &s, coordinator::keys::identity::verify))
         })
     };
     assert!(sees(&one.map, "n2") && good(&one.map), "nobody is cut off by it");
 
     let (third, joined) = coordinator.join("n3").await;
     assert!(is_locked(&joined.netmap), "a newcomer learns the lock at the join");
-    let nodes: api::Nodes = coordinator.fetch("/v1/nodes").await;
+    let nodes: documents::Nodes = coordinator.fetch("/v1/nodes").await;
     let waits: Vec<_> = nodes.nodes.iter().filter(|node| node.waits).map(|node| node.name.as_str()).collect();
     assert_eq!(waits, ["n3"]);
     for words in [&["status"][..], &["nodes"], &["lock", "status"]] {
@@ -152,7 +153,7 @@ async fn a_backup_from_before_the_lock_is_locked_again_by_the_same_key() {
         "state_dir = \"state\"\nservices = \"services.toml\"\nadmin_socket = \"state/admin.sock\"\n",
     )
     .unwrap();
-    let said = coordinator::restore::restore(&config, Some(backup.as_ref())).unwrap();
+    let said = coordinator::cli::restore::restore(&config, Some(backup.as_ref())).unwrap();
     assert!(said.iter().any(|line| line.contains("lock init --key FILE")), "{said:?}");
 
     let coordinator = Coordinator::start_in(dir).await;

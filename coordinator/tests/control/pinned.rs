@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use coordinator::tls;
+use coordinator::keys::tls;
 use mesh_proto::base::id::IdentityKey;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};

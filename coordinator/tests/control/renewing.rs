@@ -1,7 +1,7 @@
 //! A node changes its identity key over the control channel, and may ask again when the answer was lost.
 
-use coordinator::api;
-use coordinator::keys::{Identity, verify};
+use coordinator::core::documents;
+use coordinator::keys::identity::{Identity, verify};
 use hyper::StatusCode;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::model::netmap::NetMap;
@@ -77,7 +77,7 @@ async fn a_node_goes_on_with_another_key_and_the_former_is_a_strangers() {
     let proof = seen.peers[&"n2".parse().unwrap()].proof.clone().unwrap();
     let (from, to) = (former.identity.public(), next.identity.public());
     assert!(proof.identity == to && leads(&proof.lineage, joined.id, &from, &to, verify));
-    let nodes: api::Nodes = coordinator.fetch("/v1/nodes").await;
+    let nodes: documents::Nodes = coordinator.fetch("/v1/nodes").await;
     let listed = nodes.nodes.iter().find(|node| node.name.as_str() == "n2").unwrap();
     assert_eq!((listed.identity, listed.identity_changes), (Some(to), 1));
 }

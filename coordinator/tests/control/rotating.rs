@@ -1,7 +1,8 @@
 //! A coordinator changes its identity key, and no node that was there is left behind.
 
-use coordinator::keys::{Identity, verify};
-use coordinator::{api, client};
+use coordinator::cli::client;
+use coordinator::core::documents;
+use coordinator::keys::identity::{Identity, verify};
 use hyper::Method;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
@@ -9,8 +10,9 @@ use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 use crate::common::{Coordinator, Lines, Node, until};
 
 async fn rotate(coordinator: &Coordinator, commit: bool, force: bool) -> Result<String, String> {
-    let wanted = api::RotateKey { commit, force };
-    let done = client::ask::<api::Done>(&coordinator.socket(), Method::POST, "/v1/rotate-key", Some(&wanted)).await;
+    let wanted = documents::RotateKey { commit, force };
+    let done =
+        client::ask::<documents::Done>(&coordinator.socket(), Method::POST, "/v1/rotate-key", Some(&wanted)).await;
     done.map(|done| done.message).map_err(|error| error.to_string())
 }
 
@@ -62,6 +64,6 @@ async fn a_next_key_is_announced_by_the_present_one_and_used_once_all_nodes_know
     let map = next_map(&mut node.connect().await.watch(None).await.unwrap(), None).await;
     let listed: Vec<_> = map.mesh.coordinators.iter().map(|one| (one.key, one.next)).collect();
     assert_eq!(listed, [(next.key, None)], "the former key is trusted no more");
-    let log: api::Log = coordinator.fetch("/v1/log").await;
+    let log: documents::Log = coordinator.fetch("/v1/log").await;
     assert!(log.entries.iter().any(|logged| logged.entry.kind == "coordinator_next"));
 }

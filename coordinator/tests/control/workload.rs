@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use coordinator::{api, client, render};
+use coordinator::cli::{client, render};
+use coordinator::core::documents;
 use hyper::{Method, StatusCode};
 use mesh_proto::trust::join_token::{OidcToken, TokenSecret};
 use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse};
@@ -21,9 +22,9 @@ async fn start() -> Coordinator {
     Coordinator::start_with(&trust).await
 }
 
-async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<api::Done, client::AskError> {
+async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<documents::Done, client::AskError> {
     let path = format!("/v1/trust/{name}");
-    client::ask(&coordinator.socket(), Method::POST, &path, Some(&api::NewKeys { jwks })).await
+    client::ask(&coordinator.socket(), Method::POST, &path, Some(&documents::NewKeys { jwks })).await
 }
 
 async fn join(node: &Node, token: &str) -> Result<JoinResponse, (StatusCode, ErrorBody)> {
@@ -88,14 +89,14 @@ async fn pushed_keys_outlive_a_restart_and_are_shown() {
     let issuer = Issuer::new("a");
     assert!(push(&coordinator, "other", issuer.jwks()).await.unwrap_err().to_string().contains("has no [[trust]]"));
     assert!(push(&coordinator, "k8s", "{}".into()).await.unwrap_err().to_string().contains("keys cannot be used"));
-    let trusts: api::Trusts = coordinator.fetch("/v1/trust").await;
+    let trusts: documents::Trusts = coordinator.fetch("/v1/trust").await;
     assert!(render::trusts(&trusts).contains("none yet"), "{}", render::trusts(&trusts));
     push(&coordinator, "k8s", issuer.jwks()).await.unwrap();
 
     let coordinator = coordinator.restart().await;
     let node = Node::new(&coordinator, "c1-n1");
     join(&node, &issuer.token("EdDSA", &claims("c1-n1", "1", now()))).await.unwrap();
-    let trusts: api::Trusts = coordinator.fetch("/v1/trust").await;
+    let trusts: documents::Trusts = coordinator.fetch("/v1/trust").await;
     assert_eq!((trusts.trusts[0].keys, trusts.trusts[0].error.as_deref()), (3, None));
     assert!(render::trusts(&trusts).contains("3, taken"), "{}", render::trusts(&trusts));
 }

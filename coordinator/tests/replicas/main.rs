@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use coordinator::cli::client;
+use coordinator::core::documents;
 use coordinator::store::etcd::Options;
-use coordinator::{api, client};
 use hyper::{Method, StatusCode};
 use mesh_proto::base::id::Revision;
 use mesh_proto::model::netmap::NetMap;
@@ -51,7 +52,7 @@ impl Replica {
         );
         std::fs::write(dir.path().join("coordinator.toml"), text).unwrap();
         std::fs::write(dir.path().join("services.toml"), services).unwrap();
-        coordinator::keys::Identity::load_or_create(&dir.path().join("state")).unwrap();
+        coordinator::keys::identity::Identity::load_or_create(&dir.path().join("state")).unwrap();
         let mut replica = Self { dir, port, child: None };
         replica.run().await;
         replica
@@ -83,11 +84,11 @@ impl Replica {
         std::fs::write(self.dir.path().join("services.toml"), services).unwrap();
     }
 
-    async fn try_status(&self) -> Option<api::Status> {
+    async fn try_status(&self) -> Option<documents::Status> {
         client::fetch(&self.socket(), "/v1/status").await.ok()
     }
 
-    async fn status(&self) -> api::Status {
+    async fn status(&self) -> documents::Status {
         self.try_status().await.expect("it answers")
     }
 
@@ -96,7 +97,7 @@ impl Replica {
     }
 
     async fn node(&self, name: &str) -> Node {
-        let identity = coordinator::keys::Identity::generate().unwrap();
+        let identity = coordinator::keys::identity::Identity::generate().unwrap();
         let address = format!("127.0.0.1:{}", self.port).parse().unwrap();
         Node { name: name.into(), identity, address, pin: self.status().await.key }
     }
@@ -116,7 +117,7 @@ impl Replica {
 
 async fn token(socket: &std::path::Path) -> Result<JoinToken, String> {
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": [], "uses": 1});
-    let line: api::TokenLine =
+    let line: documents::TokenLine =
         client::ask(socket, Method::POST, "/v1/tokens", Some(&wanted)).await.map_err(|error| error.to_string())?;
     Ok(line.token.parse().unwrap())
 }
@@ -176,7 +177,7 @@ async fn a_write_through_one_coordinator_is_seen_by_the_nodes_of_all() {
     }
     // Expelled through one, cut off at another.
     let began = Instant::now();
-    let done: api::Done =
+    let done: documents::Done =
         client::ask(&replicas[0].socket(), Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
     assert!(done.message.contains("n2"), "{}", done.message);
     let (mut lines, _) = watches.pop().unwrap();
@@ -214,11 +215,11 @@ async fn tokens_answers_and_maps_name_all_coordinators_until_one_is_forgotten() 
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
     let path = format!("/v1/coordinators/{gone}");
-    let _: api::Done = client::ask(&replicas[0].socket(), Method::DELETE, &path, None::<&()>).await.unwrap();
+    let _: documents::Done = client::ask(&replicas[0].socket(), Method::DELETE, &path, None::<&()>).await.unwrap();
     keys.remove(&gone);
     map_that(&mut lines, &mut None, |map| told(map) == keys).await;
     let itself = format!("/v1/coordinators/{}", replicas[0].status().await.key);
-    let refused = client::ask::<api::Done>(&replicas[0].socket(), Method::DELETE, &itself, None::<&()>).await;
+    let refused = client::ask::<documents::Done>(&replicas[0].socket(), Method::DELETE, &itself, None::<&()>).await;
     assert!(refused.unwrap_err().to_string().contains("ask another one"));
 }
 
@@ -272,7 +273,11 @@ async fn on_a_restored_etcd_a_new_epoch_is_begun_and_no_number_given_twice() {
     let mut map = None;
     map_that(&mut lines, &mut map, |_| true).await;
     let map = map.unwrap();
-    assert!(map.epoch.number == 3 && map.epoch.is_by(&[node.pin], coordinator::keys::verify), "{:?}", map.epoch);
+    assert!(
+        map.epoch.number == 3 && map.epoch.is_by(&[node.pin], coordinator::keys::identity::verify),
+        "{:?}",
+        map.epoch
+    );
     let (_, second) = one.join("n2").await;
     assert!(second.id.0 > joined.id.0 + (1 << 20), "{:?}", second.id);
 }
@@ -285,28 +290,30 @@ async fn a_coordinator_that_starts_with_another_file_does_not_undo_what_is_in_fo
     let before = one.status().await.revision;
 
     let mut two = Replica::start(&etcd, SERVICES).await;
-    assert_eq!(two.status().await.services.state, api::FileState::Superseded);
+    assert_eq!(two.status().await.services.state, documents::FileState::Superseded);
     let (_, joined) = two.join("n1").await;
     assert_eq!(weight(&joined.netmap), Some(33));
     assert!(two.status().await.revision > before);
 
     two.save(&SERVICES.replace("weight = 80", "weight = 44"));
     until("the saved file is in force", || async {
-        two.status().await.services.state == api::FileState::Accepted
-            && one.status().await.services.state == api::FileState::Superseded
+        two.status().await.services.state == documents::FileState::Accepted
+            && one.status().await.services.state == documents::FileState::Superseded
     })
     .await;
     // What was taken from here is not taken again after another coordinator's, but an altered file is.
     one.save(&SERVICES.replace("weight = 80", "weight = 55"));
-    until("the other one is in force", || async { one.status().await.services.state == api::FileState::Accepted })
-        .await;
+    until("the other one is in force", || async {
+        one.status().await.services.state == documents::FileState::Accepted
+    })
+    .await;
     two.kill();
     two.run().await;
-    assert_eq!(two.status().await.services.state, api::FileState::Superseded);
+    assert_eq!(two.status().await.services.state, documents::FileState::Superseded);
     two.kill();
     two.save(&SERVICES.replace("weight = 80", "weight = 66"));
     two.run().await;
-    assert_eq!(two.status().await.services.state, api::FileState::Accepted);
+    assert_eq!(two.status().await.services.state, documents::FileState::Accepted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -371,7 +378,7 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     let ledger = std::mem::take(&mut *ledger.lock().unwrap());
     let mut revisions = Vec::new();
     for replica in &replicas {
-        let there: api::Tokens = client::fetch(&replica.socket(), "/v1/tokens").await.unwrap();
+        let there: documents::Tokens = client::fetch(&replica.socket(), "/v1/tokens").await.unwrap();
         let there: BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
         let lost: Vec<_> = ledger.iter().filter(|id| !there.contains(*id)).collect();
         assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use coordinator::keys::Identity;
-use coordinator::{api, client};
+use coordinator::cli::client;
+use coordinator::core::documents;
+use coordinator::keys::identity::Identity;
 use futures_util::stream::{self, StreamExt as _};
 use hyper::{Method, StatusCode};
 use mesh_proto::base::id::{IdentityKey, TunnelKey};
@@ -99,7 +100,7 @@ impl Process {
         self.dir.path().join("state/admin.sock")
     }
 
-    async fn status(&self) -> Option<api::Status> {
+    async fn status(&self) -> Option<documents::Status> {
         client::fetch(&self.socket(), "/v1/status").await.ok()
     }
 
@@ -112,7 +113,7 @@ impl Process {
 
     async fn token(&self, uses: usize) -> JoinToken {
         let wanted = json!({"site": "new", "name": null, "ttl_s": 600, "serve": [], "uses": uses});
-        let line: api::TokenLine =
+        let line: documents::TokenLine =
             client::ask(&self.socket(), Method::POST, "/v1/tokens", Some(&wanted)).await.unwrap();
         line.token.parse().unwrap()
     }

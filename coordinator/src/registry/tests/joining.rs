@@ -167,12 +167,12 @@ fn tokens_that_make_no_sense_are_refused() {
 fn names_that_the_file_refers_to_are_known_until_somebody_has_them() {
     let mut registry = registry();
     let awaited =
-        |registry: &Registry| names::awaited(&registry.world()).iter().map(|n| n.to_string()).collect::<Vec<_>>();
+        |registry: &Registry| free_names::awaited(&registry.world()).iter().map(|n| n.to_string()).collect::<Vec<_>>();
     assert_eq!(awaited(&registry), ["n1", "vm"]);
     join(&mut registry, 1, "vm", "dc", &[]).unwrap();
     assert_eq!(awaited(&registry), ["n1"]);
-    assert!(names::refers(&registry.world(), &"vm".parse().unwrap()));
-    assert!(!names::refers(&registry.world(), &"other".parse().unwrap()));
+    assert!(free_names::refers(&registry.world(), &"vm".parse().unwrap()));
+    assert!(!free_names::refers(&registry.world(), &"other".parse().unwrap()));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use mesh_proto::trust::network_lock::LockChange;
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 
 use super::*;
-use crate::keys::{Identity, verify};
+use crate::keys::identity::{Identity, verify};
 
 /// All may call all.
 const OPEN: &str = "site dc\nnode static 9";

@@ -206,7 +206,7 @@ fn only_what_changed_is_written() {
     let mut moved = facts(1, &[]);
     moved.endpoints.clear();
     report(&mut registry, 1, moved).unwrap();
-    let writes = records::differences(&before, &registry.state).unwrap();
+    let writes = codec::differences(&before, &registry.state).unwrap();
     let places: Vec<_> = writes.iter().map(|write| (write.table, &*write.key)).collect();
     assert_eq!(places, [(Table::Nodes, "n1")]);
 }

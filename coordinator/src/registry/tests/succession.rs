@@ -8,8 +8,8 @@ use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::Renewal;
 
 use super::*;
-use crate::keys::{Identity, verify};
-use crate::registry::succession::aged;
+use crate::keys::identity::{Identity, verify};
+use crate::registry::identity_rotation::aged;
 
 fn key() -> Identity {
     Identity::generate().unwrap()

@@ -17,10 +17,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::super::StoreError;
 use super::message::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
 use super::message::{WatchRequest, WatchResponse};
 use super::options::{Options, User};
+use crate::store::StoreError;
 
 /// How long a connection may take to be set up.
 const CONNECT: Duration = Duration::from_secs(1);

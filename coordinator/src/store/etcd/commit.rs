@@ -9,10 +9,10 @@
 use mesh_proto::base::id::Revision;
 use tokio::time::Instant;
 
-use super::super::{StoreError, Table, Write};
 use super::client::{CallError, TXN};
 use super::message::{Request, RequestOp, TxnRequest, TxnResponse, delete, op, put, read, unaltered};
 use super::session::{Cache, Session, ended, record_name};
+use crate::store::{StoreError, Table, Write};
 
 /// Most operations on one level of a transaction: three levels of them are within etcd's 128.
 pub(super) const LEVEL: usize = 40;

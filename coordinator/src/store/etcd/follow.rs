@@ -14,9 +14,9 @@ use std::time::Duration;
 use mesh_proto::base::id::Revision;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::StoreError;
 use super::message::{WatchCreateRequest, WatchRequest};
 use super::session::Session;
+use crate::store::StoreError;
 
 /// How often the guard is looked at although the watch says nothing.
 const LOOK: Duration = Duration::from_secs(1);

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use zeroize::Zeroizing;
 
-use super::super::StoreError;
 use crate::base::words::public;
+use crate::store::StoreError;
 
 /// The port of etcd where none is given.
 const PORT: u16 = 2379;

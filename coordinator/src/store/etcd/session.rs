@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::super::{Records, Seen, StoreError, Table};
 use super::client::{CallError, Client, RANGE};
 use super::message::{KeyValue, RangeRequest, RangeResponse};
+use crate::store::{Records, Seen, StoreError, Table};
 
 /// How long a read or a commit goes on trying. A new leader is elected in less.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);

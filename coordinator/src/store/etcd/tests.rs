@@ -6,12 +6,12 @@ mod secured;
 
 use std::time::Duration;
 
-use super::super::tests::cluster::Cluster;
 use super::client::{CallError, TXN};
 use super::commit::{LEVEL, Outcome, nested};
 use super::message::{Request, RequestOp, TxnResponse, delete};
 use super::session::{PATIENCE, check_version};
 use super::*;
+use crate::store::tests::cluster::Cluster;
 
 /// Opens the store as one of several writers.
 fn open(cluster: &Cluster, writer: &str) -> Etcd {

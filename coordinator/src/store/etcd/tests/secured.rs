@@ -7,8 +7,8 @@ use std::process::Command;
 
 use prost::Message;
 
-use super::super::super::tests::cluster::is_there;
 use super::*;
+use crate::store::tests::cluster::is_there;
 
 #[derive(Clone, PartialEq, Message)]
 struct UserAdd {

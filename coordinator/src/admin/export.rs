@@ -1,0 +1,49 @@
+//! `export`: all that is stored as one JSON document, for people and for other programs. It holds no secret.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use crate::core::Hub;
+use crate::core::failure::Failure;
+use crate::store::Table;
+
+/// The schema of the document.
+const EXPORT: &str = "coordinator.export/1";
+
+/// Answers with everything but the log, which `log` tells.
+pub(crate) async fn export(State(hub): State<Arc<Hub>>) -> Result<Json<Value>, Failure> {
+    let read = hub.with(|registry| (registry.snapshot(), registry.epoch(), registry.log_head())).await;
+    let (stored, epoch, head) = read;
+    let internal = |error: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error);
+    let (revision, writes) = stored.map_err(|error| internal(error.to_string()))?;
+    let mut tables: Map<String, Value> = Map::new();
+    for table in Table::ALL {
+        tables.insert(table.name().to_owned(), json!({}));
+    }
+    for write in writes {
+        let (Some(table), Some(value)) = (tables.get_mut(write.table.name()), write.value) else {
+            continue;
+        };
+        let mut value: Value = serde_json::from_slice(&value).map_err(|error| internal(error.to_string()))?;
+        if write.table == Table::Tokens
+            && let Some(token) = value.as_object_mut()
+        {
+            token.insert("digest".into(), json!("[redacted]"));
+        }
+        if let Some(table) = table.as_object_mut() {
+            table.insert(write.key, value);
+        }
+    }
+    Ok(Json(json!({
+        "schema": EXPORT,
+        "mesh": hub.world().mesh.name,
+        "revision": revision,
+        "epoch": epoch,
+        "log": head,
+        "tables": tables,
+    })))
+}

@@ -1,0 +1,61 @@
+//! The operator's side: which issuers are trusted, and keys for those that cannot be asked.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use mesh_proto::trust::jwt::MAX_JWKS;
+
+use crate::config::JwksSource;
+use crate::core::Hub;
+use crate::core::documents;
+use crate::core::failure::{Failure, read};
+use crate::registry::{Actor, Change};
+
+/// Returns the routes of the admin socket about issuers.
+pub(crate) fn routes() -> Router<Arc<Hub>> {
+    Router::new().route("/v1/trust", get(list)).route("/v1/trust/{name}", post(push))
+}
+
+async fn list(State(hub): State<Arc<Hub>>) -> Json<documents::Trusts> {
+    let trusts = hub.trusts.standing().map(|standing| {
+        let (trust, keys) = (standing.trust, standing.keys);
+        documents::Trust {
+            name: trust.name.clone(),
+            issuer: trust.expected.issuer.clone(),
+            audience: trust.expected.audience.clone(),
+            site: trust.site.clone(),
+            subjects: trust.expected.subjects.clone(),
+            jwks: match &trust.jwks {
+                JwksSource::Url { url, .. } => url.clone(),
+                JwksSource::File(path) => path.display().to_string(),
+                JwksSource::Pushed => "push".into(),
+            },
+            keys: keys.count(),
+            keys_age_s: keys.age().map(|age| age.as_secs()),
+            error: keys.error().map(str::to_owned),
+        }
+    });
+    Json(documents::Trusts { schema: documents::TRUSTS.into(), trusts: trusts.collect() })
+}
+
+async fn push(
+    State(hub): State<Arc<Hub>>,
+    Extension(by): Extension<Actor>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Json<documents::Done>, Failure> {
+    // Escapes make a document in JSON longer than it is.
+    let documents::NewKeys { jwks } = read(request, 2 * MAX_JWKS).await?;
+    if !hub.trusts.pushed().any(|known| known == name) {
+        let message = format!(
+            "coordinator.toml has no [[trust]] with name = \"{name}\" and jwks = \"push\"; add one and restart, or see mesh-coordinator trust list"
+        );
+        return Err(Failure::new(StatusCode::NOT_FOUND, "unknown_trust", message));
+    }
+    hub.apply(Change::TrustPush { trust: name.clone(), jwks }, by).await?;
+    hub.take_pushed().await;
+    Ok(Json(documents::Done::new(format!("the keys of {name} are in force"))))
+}

@@ -1,0 +1,223 @@
+//! What the operator is told: documents of `api`, made from the world and from what nodes last said.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::clock::UnixTime;
+use mesh_proto::base::id::{NodeName, ServiceKey};
+use mesh_proto::plan;
+use mesh_proto::services::{BackendAt, BackendSpec, ServiceSpec};
+use mesh_proto::world::{NodeRecord, World};
+
+use crate::base::clock::now;
+use crate::core::Hub;
+use crate::core::documents;
+use crate::registry::{LiveNode, TokenRecord};
+
+/// Most nodes that are told to be behind.
+const MAX_BEHIND: usize = 100;
+
+/// Says how the mesh is.
+pub(crate) async fn status(hub: &Arc<Hub>) -> documents::Status {
+    let (world, notes) = snapshot(hub).await;
+    let mut services = hub.file().status();
+    if services.state == documents::FileState::Accepted && hub.is_other_in_force().await {
+        services.state = documents::FileState::Superseded;
+    }
+    let mut live = documents::Live { current: 0, connected: 0, nodes: 0 };
+    let (mut warnings, mut behind) = (Vec::new(), Vec::new());
+    for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
+        let note = notes.get(name);
+        let connected = hub.is_watching(name);
+        let current = note.is_some_and(|note| hub.is_current(name, note.applied));
+        live.nodes += 1;
+        live.connected += usize::from(connected);
+        live.current += usize::from(current);
+        if !current && behind.len() < MAX_BEHIND {
+            let applied = note.map(|note| note.applied).filter(|revision| revision.0 > 0);
+            behind.push(documents::Behind { node: name.clone(), connected, applied });
+        }
+        let said = note.map(|note| note.warnings.as_slice()).unwrap_or_default();
+        warnings.extend(said.iter().map(|warning| format!("{name}: {warning}")));
+    }
+    if let Some(error) = hub.store_error() {
+        warnings.push(format!("the store does not answer, nodes keep what they have: {error}"));
+    }
+    warnings.extend(hub.with(|registry| registry.shortage()).await);
+    if hub.backup_failed() {
+        let dir = hub.config.backups.display();
+        warnings.push(format!(
+            "no backup can be written to {dir}; see the coordinator's log, or set `backups` in coordinator.toml"
+        ));
+    }
+    if hub.config.public.is_empty() {
+        warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());
+    }
+    if let Some(address) = hub.unserved {
+        warnings.push(format!(
+            "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
+        ));
+    }
+    documents::Status {
+        schema: documents::STATUS.into(),
+        mesh: world.mesh.name.clone(),
+        range: world.mesh.range.net(),
+        software: env!("CARGO_PKG_VERSION").into(),
+        key: hub.key,
+        listen: hub.listen.clone(),
+        public: hub.config.public.clone(),
+        uptime_s: hub.started.elapsed().as_secs(),
+        revision: world.revision,
+        live,
+        behind,
+        store: hub.store.clone(),
+        store_error: hub.store_error(),
+        shared: hub.is_shared(),
+        lock: world.mesh.lock.as_ref().and_then(|lock| lock.key),
+        waiting: world.nodes.iter().filter(|(_, n)| world.waits(n)).map(|(n, _)| n.clone()).take(MAX_BEHIND).collect(),
+        services,
+        coordinators: crate::tasks::replicas::replicas(hub).await,
+        warnings,
+    }
+}
+
+/// Lists the nodes.
+pub(crate) async fn nodes(hub: &Arc<Hub>) -> documents::Nodes {
+    let (world, notes) = snapshot(hub).await;
+    let now = now();
+    let nodes = world.nodes.iter().map(|(name, record)| {
+        let connected = hub.is_watching(name);
+        documents::Node { waits: world.waits(record), ..node(name, record, connected, notes.get(name), now) }
+    });
+    documents::Nodes { schema: documents::NODES.into(), revision: world.revision, nodes: nodes.collect() }
+}
+
+fn node(
+    name: &NodeName,
+    record: &NodeRecord,
+    connected: bool,
+    note: Option<&LiveNode>,
+    now: UnixTime,
+) -> documents::Node {
+    let observed = record.observed.zip(record.facts.lanes.first());
+    let observed = observed.map(|(address, lane)| (address, lane.port).into());
+    let mut endpoints = record.facts.endpoints.clone();
+    endpoints.extend(observed.filter(|seen| !endpoints.contains(seen)));
+    let heard = note.map(|note| now.since(note.last_seen).as_secs());
+    documents::Node {
+        name: name.clone(),
+        site: record.site.clone(),
+        address: record.address,
+        r#static: record.identity.is_none(),
+        connected,
+        applied: note.map(|note| note.applied).filter(|revision| revision.0 > 0),
+        endpoints,
+        blocks: record.blocks.clone(),
+        // An open watch answers pings all the time.
+        last_seen_s: if connected { Some(0) } else { heard },
+        software: record.facts.software.clone(),
+        waits: false,
+        identity: record.identity,
+        identity_changes: record.lineage.len(),
+        warnings: note.map(|note| note.warnings.clone()).unwrap_or_default(),
+    }
+}
+
+/// Lists the services, as the file has them and as nodes are told of them.
+pub(crate) fn services(world: &World) -> documents::Services {
+    let told = told_backends(world);
+    let services = world.services.services.iter().filter_map(|spec| {
+        let vip = world.vips.get(&spec.key)?.address;
+        let told = told.get(&spec.key).map(Vec::as_slice).unwrap_or_default();
+        Some(documents::Service {
+            name: spec.key.name.clone(),
+            namespace: spec.key.namespace.clone(),
+            vip,
+            ports: spec.ports.clone(),
+            backends: backends(world, spec, told),
+        })
+    });
+    let mut services: Vec<_> = services.collect();
+    services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    documents::Services { schema: documents::SERVICES.into(), revision: world.revision, services }
+}
+
+/// The live backends of every service; the same for every node but for their order.
+fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<documents::Backend>> {
+    let chart = plan::Chart::new(Arc::new(world.clone()));
+    let told = chart.all_services().map(|(key, service)| {
+        let backends = service.backends.into_iter().map(|backend| documents::Backend {
+            name: backend.name,
+            node: backend.node,
+            address: Some(backend.address),
+            weight: backend.weight,
+            live: true,
+        });
+        (key.clone(), backends.collect())
+    });
+    told.collect()
+}
+
+fn backends(world: &World, spec: &ServiceSpec, told: &[documents::Backend]) -> Vec<documents::Backend> {
+    let mut all = told.to_vec();
+    for backend in &spec.backends {
+        let address = address(world, backend);
+        let is_told = |t: &documents::Backend| t.node == *backend.at.node() && t.address == address;
+        if !told.iter().any(is_told) {
+            all.push(documents::Backend {
+                name: backend.name.clone(),
+                node: backend.at.node().clone(),
+                address,
+                weight: backend.weight.unwrap_or(100),
+                live: false,
+            });
+        }
+    }
+    all.sort_by(|a, b| (&a.node, a.address).cmp(&(&b.node, b.address)));
+    all
+}
+
+fn address(world: &World, backend: &BackendSpec) -> Option<Flat> {
+    let record = world.nodes.get(backend.at.node())?;
+    let BackendAt::Pod { addr, .. } = &backend.at else {
+        return Some(record.address);
+    };
+    let block = record.blocks.iter().find(|block| block.real.contains(addr))?;
+    let host = u32::from(*addr) & u32::from(block.real.hostmask());
+    Some(Flat((u32::from(block.flat.network()) | host).into()))
+}
+
+/// Lists the join tokens.
+pub(crate) async fn tokens(hub: &Arc<Hub>) -> documents::Tokens {
+    let now = now();
+    let list = hub.with(move |registry| {
+        let tokens = registry.tokens().map(|(id, record)| token(id, record, now));
+        tokens.collect()
+    });
+    documents::Tokens { schema: documents::TOKENS.into(), tokens: list.await }
+}
+
+fn token(id: &str, record: &TokenRecord, now: UnixTime) -> documents::Token {
+    documents::Token {
+        id: id.into(),
+        name: record.name.clone(),
+        site: record.site.clone(),
+        serve: record.serve.clone(),
+        created: record.created.0,
+        expires: record.expires.0,
+        expires_in_s: record.expires.since(now).as_secs(),
+        uses_left: record.uses_left,
+        usable: record.is_usable(now),
+    }
+}
+
+/// The world, and what is known of its nodes, at one moment.
+async fn snapshot(hub: &Arc<Hub>) -> (Arc<World>, BTreeMap<NodeName, LiveNode>) {
+    hub.with(|registry| {
+        let notes = registry.live().nodes();
+        let notes = notes.map(|(name, note)| (name.clone(), note.clone()));
+        (registry.world(), notes.collect())
+    })
+    .await
+}

@@ -1,0 +1,169 @@
+//! The control channel's listener: connections, their limits, and HTTP/2 on each.
+//!
+//! ```text
+//! accept ─▶ door (strangers: 1024 in all, 32 from one address, or one IPv6 /64) ─▶ TLS within 5 s ─▶ whose key?
+//!             member   ─▶ leaves the strangers' count; at most 16 connections each
+//!             stranger ─▶ has 30 s to join
+//! ```
+//! Nothing that a peer sends ends the accept loop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use mesh_proto::base::id::IdentityKey;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::base::stop::{Stop, stopped};
+use crate::channel::peer::{Doors, Peer, Place};
+use crate::channel::routes;
+use crate::core::Hub;
+use crate::core::rate_limits::household;
+use crate::keys::tls;
+
+/// How long a peer may take for its TLS handshake.
+const HELLO: Duration = Duration::from_secs(5);
+/// How long after its handshake a peer may take for its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// How long a stranger may stay without becoming a member.
+const STRANGER: Duration = Duration::from_secs(30);
+/// How often a silent peer is asked for a sign of life, and how long it may take to give it.
+const PING: Duration = Duration::from_secs(10);
+/// Most requests of one connection at the same time.
+const MAX_STREAMS: u32 = 16;
+/// Most bytes of a request's headers.
+const MAX_HEADERS: u32 = 16 * 1024;
+/// How long the listener rests when the system gives no more connections (EMFILE).
+const REST: Duration = Duration::from_millis(100);
+
+/// Serves connections until told to stop, then lets those that are open finish.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    hub: Arc<Hub>,
+    doors: Arc<Doors>,
+    mut stop: Stop,
+) {
+    let routes = routes::routes(Arc::clone(&hub), stop.clone());
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = stopped(&mut stop) => break,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be taken; trying again");
+                sleep(REST).await;
+                continue;
+            }
+        };
+        let address = household(from.ip());
+        let Some(place) = doors.admit(address) else {
+            hub.metrics.turned_away();
+            continue;
+        };
+        let (acceptor, routes, stop) = (acceptor.clone(), routes.clone(), stop.clone());
+        let (hub, doors) = (Arc::clone(&hub), Arc::clone(&doors));
+        connections.spawn(async move {
+            let served = connection(stream, from, place, acceptor, routes, hub, doors, stop).await;
+            if let Err(error) = served {
+                tracing::debug!(peer = %from, %error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would say nothing more")]
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    place: Place,
+    acceptor: TlsAcceptor,
+    routes: Router,
+    hub: Arc<Hub>,
+    doors: Arc<Doors>,
+    stop: Stop,
+) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let local = stream.local_addr()?.ip().to_canonical();
+    let stream = timeout(HELLO, acceptor.accept(stream)).await??;
+    let identity = proven(&stream)?;
+    let peer = Peer::new(identity, from.ip().to_canonical(), place);
+    let Some(_seat) = doors.seat(identity) else {
+        hub.metrics.turned_away();
+        return Err(io::Error::other("too many connections of this key"));
+    };
+    if hub.world().member(&identity).is_some() {
+        peer.welcome();
+    }
+    hub.note_underlay(local).await;
+    speak(stream, peer, routes, stop).await
+}
+
+/// Returns whose key the handshake proved.
+fn proven(stream: &TlsStream<TcpStream>) -> io::Result<IdentityKey> {
+    let (_, connection) = stream.get_ref();
+    let keys = connection.peer_certificates().unwrap_or_default();
+    let identity = keys.first().and_then(|key| tls::identity_of(key));
+    identity.ok_or_else(|| io::Error::other("the peer presented no Ed25519 key"))
+}
+
+/// Speaks HTTP/2 until either side ends it.
+async fn speak(stream: TlsStream<TcpStream>, peer: Peer, routes: Router, mut stop: Stop) -> io::Result<()> {
+    let stranger = peer.clone();
+    let routes = TowerToHyperService::new(routes);
+    let identified = service_fn(move |mut request: Request<Incoming>| {
+        peer.speaks();
+        request.extensions_mut().insert(peer.clone());
+        routes.call(request)
+    });
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), identified));
+    let began = Instant::now();
+    let mut deadlines = [began + FIRST_REQUEST, began + STRANGER].into_iter();
+    let mut deadline = deadlines.next();
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(io::Error::other),
+            () = stopped(&mut stop), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = sleep_until(deadline.unwrap_or(began)), if deadline.is_some() => {
+                if !stranger.has_spoken() {
+                    return Err(io::Error::other("no request came"));
+                }
+                deadline = deadlines.next();
+                if deadline.is_none() && stranger.is_stranger() {
+                    return Err(io::Error::other("the peer did not join"));
+                }
+            }
+        }
+    }
+}

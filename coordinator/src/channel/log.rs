@@ -1,0 +1,69 @@
+//! What nodes ask to follow the log of operations by themselves: its entries as they are hashed, and who belongs to
+//! the mesh at its end.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use mesh_proto::trust::audit_log::{LogPage, Roll};
+use mesh_proto::wire::MAX_LOG;
+use serde::Deserialize;
+
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::core::Hub;
+use crate::core::failure::Failure;
+use crate::registry::Refused;
+
+/// What an entry may take beside its body in an answer, its escapes included, as a share of the body.
+const OVERHEAD: usize = 2;
+
+/// From where on.
+#[derive(Deserialize)]
+pub(crate) struct After {
+    after: u64,
+}
+
+/// Answers a member with entries of the log.
+pub(crate) async fn log(
+    State(Context { hub, .. }): State<Context>,
+    Extension(peer): Extension<Peer>,
+    after: Result<Query<After>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<LogPage>, Failure> {
+    let Query(After { after }) = after.map_err(|rejection| {
+        let message = format!("{}; write /v1/log?after=N", rejection.body_text());
+        Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
+    })?;
+    may_ask(&hub, &peer).await?;
+    let read = hub.with(move |registry| (registry.world().told(), registry.raw_log(after.saturating_add(1))));
+    let (told, entries) = read.await;
+    let entries = entries.map_err(|error| Failure::from(Refused::from(error)))?;
+    let mut room = MAX_LOG / 2;
+    let fits = entries.into_iter().take_while(|entry| {
+        let size = (entry.body.len() + 100) * OVERHEAD;
+        let fits = size <= room;
+        room = room.saturating_sub(size);
+        fits
+    });
+    Ok(Json(LogPage { told, entries: fits.collect() }))
+}
+
+/// Answers a member with the keys of all members, and of those who were expelled.
+pub(crate) async fn roll(
+    State(Context { hub, .. }): State<Context>,
+    Extension(peer): Extension<Peer>,
+) -> Result<Json<Roll>, Failure> {
+    may_ask(&hub, &peer).await?;
+    let expelled = hub.with(|registry| registry.expelled()).await;
+    Ok(Json(expelled.roll()))
+}
+
+async fn may_ask(hub: &Arc<Hub>, peer: &Peer) -> Result<(), Failure> {
+    member(hub, peer).await?;
+    if hub.may_report(peer.identity) {
+        return Ok(());
+    }
+    let message = "this node asks too often; try again in a second";
+    Err(Refused { word: "busy", message: message.into() }.into())
+}

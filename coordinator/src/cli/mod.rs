@@ -1,0 +1,11 @@
+//! The command line.
+
+pub mod args;
+pub mod client;
+pub mod init;
+pub(crate) mod log;
+pub(crate) mod network_lock;
+pub mod outcome;
+pub mod render;
+pub mod restore;
+pub mod verbs;

@@ -1,0 +1,216 @@
+//! Lock mode's hands: what nodes and the operator ask about it, and the verbs that hold the lock's key for a moment.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::{Extension, Json};
+use hyper::Method;
+use mesh_proto::base::id::MeshName;
+use mesh_proto::trust::network_lock::{LockChange, Member};
+use mesh_proto::wire::{self, Countersign, LockStanding, MAX_WAITING};
+use mesh_proto::world::World;
+
+use crate::channel::context::{Context, member};
+use crate::channel::peer::Peer;
+use crate::cli::args::{Cli, Lock};
+use crate::cli::client::{AskError, fetch};
+use crate::cli::outcome::{Outcome, done, show as print};
+use crate::cli::render::{shown, table};
+use crate::core::Hub;
+use crate::core::documents;
+use crate::core::failure::{Failure, read};
+use crate::keys::identity::{Identity, KeyError};
+use crate::registry::identity_rotation::aged;
+use crate::registry::{Actor, Change, LockStep, Refused, Signatures};
+
+/// How often a verb signs again because a node joined meanwhile.
+const ATTEMPTS: usize = 5;
+/// The largest step that is read, in bytes: signatures for 10,000 nodes and more.
+const MAX_STEP: usize = 4 * 1024 * 1024;
+
+/// Tells a member who waits.
+pub(crate) async fn standing(
+    State(Context { hub, .. }): State<Context>,
+    Extension(peer): Extension<Peer>,
+) -> Result<Json<LockStanding>, Failure> {
+    allowed(&hub, &peer).await?;
+    Ok(Json(stands(&hub.world())))
+}
+
+/// Takes a signature that a member brings. What counts is the lock's key, not who brings it.
+pub(crate) async fn countersign(
+    State(Context { hub, .. }): State<Context>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Result<Json<LockStanding>, Failure> {
+    let by = allowed(&hub, &peer).await?;
+    let Countersign { node, signature } = read(request, wire::MAX_REQUEST).await?;
+    let step = LockStep::Admit { node: node.clone(), signature };
+    hub.ask(Change::Lock(step), by).await?;
+    tracing::info!(%node, "admitted by the lock's key");
+    Ok(Json(stands(&hub.world())))
+}
+
+async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
+    let node = member(hub, peer).await?;
+    if hub.may_report(peer.identity) {
+        return Ok(Actor::Node(node));
+    }
+    let message = "this node asks too often; try again in a second";
+    Err(Refused { word: "busy", message: message.into() }.into())
+}
+
+fn stands(world: &World) -> LockStanding {
+    LockStanding {
+        lock: world.mesh.lock.clone(),
+        waiting: members(world, true).take(MAX_WAITING).collect(),
+        aged: aged(world).take(MAX_WAITING).collect(),
+    }
+}
+
+fn members(world: &World, waiting: bool) -> impl Iterator<Item = Member> {
+    let nodes = world.nodes.iter().filter(move |(_, record)| world.waits(record) == waiting);
+    nodes.filter_map(|(name, record)| record.member(name))
+}
+
+/// Tells the operator who waits, and what there is to be signed.
+pub(crate) async fn show(State(hub): State<Arc<Hub>>) -> Json<documents::Lock> {
+    let world = hub.world();
+    Json(documents::Lock {
+        schema: documents::LOCK.into(),
+        mesh: world.mesh.name.clone(),
+        lock: world.mesh.lock.clone(),
+        members: members(&world, false).collect(),
+        waiting: members(&world, true).collect(),
+    })
+}
+
+/// Takes a step that a verb signed.
+pub(crate) async fn step(
+    State(hub): State<Arc<Hub>>,
+    Extension(by): Extension<Actor>,
+    request: Request,
+) -> Result<Json<documents::Done>, Failure> {
+    let step: LockStep = read(request, MAX_STEP).await?;
+    let told = match &step {
+        LockStep::Begin { key, signatures } => {
+            format!("the mesh is locked by {key}, {} nodes are admitted", signatures.len())
+        }
+        LockStep::Change { change: LockChange { to: Some(to), .. }, .. } => format!("the mesh is locked by {to}"),
+        LockStep::Change { .. } => "the mesh is not locked any more".into(),
+        LockStep::Abandon => {
+            "the mesh is not locked any more; nodes hold to the lock until you run `meshd lock forget` on each,".into()
+        }
+        LockStep::Admit { node, .. } => format!("{node} is admitted"),
+    };
+    let applied = hub.apply(Change::Lock(step), by).await?;
+    tracing::info!(revision = %applied.revision, "{told}");
+    Ok(Json(documents::Done::new(format!("{told} since revision {}", applied.revision))))
+}
+
+/// Does what `lock` says.
+pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError> {
+    match words {
+        Lock::Status => print(cli, "/v1/lock", render).await,
+        Lock::Init { key: file } => {
+            let (key, fresh) = match load_or_make(file) {
+                Ok(found) => found,
+                Err(error) => return Ok(Outcome::failed(&error.to_string())),
+            };
+            let step = |lock: &documents::Lock| LockStep::Begin {
+                key: key.public(),
+                signatures: signatures(&key, &lock.mesh, &lock.members),
+            };
+            let told = send(cli, step).await;
+            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Forbidden(_))) {
+                let _ = std::fs::remove_file(file);
+            }
+            told.map(|told| with_advice(told, file))
+        }
+        Lock::Replace { key: file, new } => {
+            let keys = load(file).and_then(|key| Ok((key, load_or_make(new)?)));
+            let (key, (next, fresh)) = match keys {
+                Ok(found) => found,
+                Err(error) => return Ok(Outcome::failed(&error.to_string())),
+            };
+            let step = |lock: &documents::Lock| LockStep::Change {
+                change: change(&key, &lock.mesh, Some(&next)),
+                signatures: signatures(&next, &lock.mesh, &lock.members),
+            };
+            let told = send(cli, step).await;
+            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Forbidden(_))) {
+                let _ = std::fs::remove_file(new);
+            }
+            told.map(|told| with_advice(told, new))
+        }
+        Lock::Disable { key: None, .. } => send(cli, |_| LockStep::Abandon).await,
+        Lock::Disable { key: Some(file), .. } => match load(file) {
+            Ok(key) => {
+                let step = |lock: &documents::Lock| LockStep::Change {
+                    change: change(&key, &lock.mesh, None),
+                    signatures: Signatures::new(),
+                };
+                send(cli, step).await
+            }
+            Err(error) => Ok(Outcome::failed(&error.to_string())),
+        },
+    }
+}
+
+/// Signs for what is there, and again if that changed meanwhile.
+async fn send(cli: &Cli, step: impl Fn(&documents::Lock) -> LockStep) -> Result<Outcome, AskError> {
+    let mut attempt = 1;
+    loop {
+        let lock: documents::Lock = fetch(&cli.socket, "/v1/lock").await?;
+        match done(cli, Method::POST, "/v1/lock", Some(&step(&lock))).await {
+            Err(AskError::Refused(body)) if body.error == "busy" && attempt < ATTEMPTS => attempt += 1,
+            told => return told,
+        }
+    }
+}
+
+fn signatures(key: &Identity, mesh: &MeshName, members: &[Member]) -> Signatures {
+    members.iter().map(|member| (member.name.clone(), key.sign(&member.message(mesh)))).collect()
+}
+
+fn change(key: &Identity, mesh: &MeshName, to: Option<&Identity>) -> LockChange {
+    let (from, to) = (key.public(), to.map(Identity::public));
+    let signature = key.sign(&LockChange::message(mesh, &from, to.as_ref()));
+    LockChange { from, to, signature }
+}
+
+fn load(file: &Path) -> Result<Identity, KeyError> {
+    Identity::load_file(file)
+}
+
+/// Reads a key, or makes one that is in its file before anybody relies on it. Says whether it made it.
+fn load_or_make(file: &Path) -> Result<(Identity, bool), KeyError> {
+    match Identity::load_file(file) {
+        Err(KeyError::NoFile(_)) => {}
+        found => return found.map(|key| (key, false)),
+    }
+    let key = Identity::generate()?;
+    key.save_new(file)?;
+    Ok((key, true))
+}
+
+fn with_advice(mut told: Outcome, file: &Path) -> Outcome {
+    told.err = format!(
+        "next: move {} to a node that admits others (/var/lib/meshd/lock.key, mode 600), keep a copy offline, and delete it here: whoever has it and this coordinator can add nodes unseen\n",
+        file.display()
+    );
+    told
+}
+
+fn render(lock: &documents::Lock) -> String {
+    let Some(key) = lock.lock.as_ref().and_then(|lock| lock.key) else {
+        return "the mesh is not locked; `mesh-coordinator lock init --key FILE` locks it\n".into();
+    };
+    let mut table = table(["WAITS", "SITE", "KEY"]);
+    for member in &lock.waiting {
+        table.add_row([member.name.to_string(), member.site.to_string(), member.subject.to_string()]);
+    }
+    let rows = shown(&table, lock.waiting.len(), "nobody waits for a signature");
+    format!("locked by {key}, {} nodes admitted\n{rows}", lock.members.len())
+}

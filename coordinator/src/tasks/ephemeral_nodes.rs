@@ -1,0 +1,42 @@
+//! Now and then: which ephemeral nodes are still there?
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::base::clock::now;
+use crate::core::Hub;
+use crate::registry::{Actor, Change, Sightings};
+
+/// How often is looked.
+const EVERY: Duration = Duration::from_secs(20);
+
+/// Runs until the task is dropped.
+pub(crate) async fn tend(hub: Arc<Hub>) {
+    let mut sightings = Sightings::default();
+    loop {
+        sleep(EVERY).await;
+        let world = hub.world();
+        let mut connected = BTreeSet::new();
+        for (name, _) in world.nodes.iter().filter(|(_, node)| node.contact.is_some()) {
+            if hub.is_watching(name) {
+                connected.insert(name.clone());
+            }
+        }
+        let seen = sightings.look(&world, now());
+        drop(world);
+        if hub.store_error().is_some() {
+            sightings.interrupt();
+            continue;
+        }
+        if seen.is_empty() {
+            continue;
+        }
+        if let Err(refused) = hub.apply(Change::Tend { connected, seen }, Actor::Coordinator).await {
+            sightings.interrupt();
+            tracing::warn!(%refused, "ephemeral nodes are not tended; trying again");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! services.toml on disk: seen when it is saved, read when it is settled, taken whole or not at all.
+//!
+//! The *directory* is watched, because editors rename files and ConfigMaps swap symlinks. What lies there is
+//! also compared every two seconds, for file systems that tell nobody. A file with errors changes nothing.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_proto::services;
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::base::read_file::read_file;
+use crate::core::Hub;
+use crate::core::documents::FileState;
+use crate::core::file_report::Reading;
+use crate::registry::{Actor, Change};
+
+/// How long nothing may happen before the file is read.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How long a file that is written without a pause may postpone its reading.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the file is compared although nobody said that it changed.
+const POLL: Duration = Duration::from_secs(2);
+/// What tells one state of a file from another without reading it.
+type Stamp = Option<(u64, u64, u64, i64, i64)>;
+
+/// Follows the file for ever.
+pub(crate) async fn follow(hub: Arc<Hub>) {
+    let path = hub.config.services.clone();
+    let touched = Arc::new(Notify::new());
+    let mut watcher = None;
+    let mut seen = stamp(&path);
+    let mut poll = interval(POLL);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // The directory may appear later than we do, or be replaced.
+        if watcher.is_none() {
+            watcher = watch(&path, &touched);
+        }
+        tokio::select! {
+            () = touched.notified() => {}
+            _ = poll.tick() => {
+                if stamp(&path) == seen && !hub.file().is_put_off() { continue }
+            }
+        }
+        settle(&touched).await;
+        let present = stamp(&path);
+        let due = hub.file().is_due();
+        if present != seen || due {
+            seen = present;
+            load(&hub).await;
+        }
+    }
+}
+
+/// Waits until nothing has happened for a moment.
+async fn settle(touched: &Notify) {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        tokio::select! {
+            () = touched.notified() => {}
+            () = sleep(SETTLE) => return,
+        }
+    }
+}
+
+fn watch(path: &Path, touched: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.unwrap_or_else(|| Path::new("."));
+    let signal = Arc::clone(touched);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            signal.notify_one();
+        }
+    });
+    let watched = watcher.and_then(|mut watcher| {
+        watcher.watch(dir, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    });
+    watched
+        .inspect_err(|error| tracing::debug!(%error, dir = %dir.display(), "no directory watch; comparing every 2 s"))
+        .ok()
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let at = fs::metadata(path).ok()?;
+    Some((at.dev(), at.ino(), at.len(), at.mtime(), at.mtime_nsec()))
+}
+
+/// Reads the file at the start, and puts it in force unless another coordinator's is.
+pub(crate) async fn begin(hub: &Arc<Hub>) {
+    let text = read_file(&hub.config.services).unwrap_or_default();
+    if !hub.is_superseded(&text).await {
+        return load(hub).await;
+    }
+    let file = hub.config.services.display();
+    tracing::warn!(%file, "not taken: another coordinator's services.toml is in force; save this one to put it in force");
+    hub.file().enter(FileState::Superseded, Reading::default());
+}
+
+/// Reads the file and puts it in force, or says why not.
+pub(crate) async fn load(hub: &Arc<Hub>) {
+    let path = hub.config.services.clone();
+    let (state, reading) = take(hub, &path).await;
+    match state {
+        FileState::Accepted => {
+            hub.metrics.reload("accepted");
+            for warning in &reading.warnings {
+                tracing::warn!("{warning}");
+            }
+        }
+        FileState::Rejected | FileState::Unreadable | FileState::Unread | FileState::Superseded => {
+            hub.metrics.reload("refused");
+            tracing::error!("services.toml is not taken; what was in force before still is\n{}", reading.rendered);
+        }
+    }
+    hub.file().enter(state, reading);
+}
+
+async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Reading) {
+    let text = match read_file(path) {
+        Ok(text) => text,
+        Err(error) => {
+            let message = format!("{}: {error}; write it, or restore it", path.display());
+            let reading = Reading { rendered: message.clone(), errors: vec![message], ..Reading::default() };
+            return (FileState::Unreadable, reading);
+        }
+    };
+    let file = path.display().to_string();
+    let parsed = match services::parse(&text, &file) {
+        Ok(parsed) => parsed,
+        Err(diagnostics) => {
+            let reading =
+                Reading { errors: diagnostics.lines(), rendered: diagnostics.render(false), ..Reading::default() };
+            return (FileState::Rejected, reading);
+        }
+    };
+    let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
+    let taken = text.clone();
+    let change = Change::Services { file: file.clone(), text, services: Arc::new(parsed.services) };
+    match hub.apply(change, Actor::File).await {
+        Ok(applied) => {
+            hub.note_taken(&taken);
+            tracing::info!(%file, revision = %applied.revision, altered = applied.altered, "services.toml is in force");
+            let warnings = warnings.into_iter().chain(applied.refused).collect();
+            let reading = Reading { warnings, ..Reading::default() };
+            (FileState::Accepted, reading)
+        }
+        Err(refused) => {
+            let errors = refused.message.lines().map(|line| format!("{file}: {line}"));
+            let again = matches!(refused.word, "busy" | "internal");
+            let reading = Reading { errors: errors.collect(), rendered: refused.message, warnings, again };
+            (FileState::Rejected, reading)
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Figures for Prometheus, as OpenMetrics text over HTTP on a loopback address.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::admin::status;
+use crate::core::Hub;
+use crate::core::documents::FileState;
+
+/// Answers on a bound address for as long as the task lives.
+pub(crate) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
+    let routes = Router::new().route("/metrics", get(scrape)).with_state(hub);
+    if let Err(error) = axum::serve(listener, routes).await {
+        tracing::warn!(%error, "metrics are no longer served");
+    }
+}
+
+/// Binds the metrics address; a failure is a warning, because the mesh needs no metrics.
+pub(crate) async fn bind(address: SocketAddr) -> Option<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%address, %error, "metrics are not served; set `metrics` in coordinator.toml to a free address");
+            None
+        }
+    }
+}
+
+async fn scrape(State(hub): State<Arc<Hub>>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, kind)], text(&hub).await.unwrap_or_default())
+}
+
+/// Writes all figures.
+pub(crate) async fn text(hub: &Arc<Hub>) -> Result<String, fmt::Error> {
+    let status = status::status(hub).await;
+    let mut registry = Registry::default();
+    let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("coordinator_build", "The version of this program", version);
+    let good_file = matches!(status.services.state, FileState::Accepted | FileState::Superseded);
+    let gauges = [
+        ("coordinator_nodes", "Nodes that have joined", status.live.nodes),
+        ("coordinator_nodes_connected", "Nodes that listen for changes", status.live.connected),
+        ("coordinator_nodes_current", "Connected nodes that have the present revision in force", status.live.current),
+        ("coordinator_watchers", "Open watches", hub.watchers()),
+        (
+            "coordinator_services_file_ok",
+            "Whether services.toml as it lies on disk is in force",
+            usize::from(good_file),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        registry.register(name, help, ConstGauge::new(value));
+    }
+    let revision = i64::try_from(status.revision.0).unwrap_or(i64::MAX);
+    registry.register("coordinator_revision", "The revision in force", ConstGauge::new(revision));
+    let own = &hub.metrics;
+    registry.register("coordinator_enrolments", "Requests to join, by what became of them", own.enrolments.clone());
+    registry.register(
+        "coordinator_services_reloads",
+        "Readings of services.toml, by what became of them",
+        own.reloads.clone(),
+    );
+    registry.register("coordinator_reports", "Reports of nodes", own.reports.clone());
+    registry.register(
+        "coordinator_connections_turned_away",
+        "Connections that were not served because there were too many",
+        own.turned_away.clone(),
+    );
+    let mut out = String::new();
+    encode(&mut out, &registry)?;
+    Ok(out)
+}
