@@ -15,16 +15,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::api::Socket;
+use crate::api::server::Socket;
 use crate::base::retry::patient;
+use crate::base::state_dir::{Enrolment, State};
 use crate::base::text::JOIN_HINT;
-use crate::board::{Board, Order};
 use crate::config::Config;
-use crate::kernel;
-use crate::member::Member;
+use crate::linux;
+use crate::node::Member;
 use crate::node::error::DaemonError;
-use crate::state::{Enrolment, State};
-use crate::{metrics, offers, resume};
+use crate::node::shared::{Board, Order};
+use crate::node::{cached_map, services_file};
+use crate::telemetry::prometheus;
 
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
@@ -41,15 +42,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
     let board = Arc::new(Board::new(config.services.clone()));
     // The first report must already say what the node serves, or its backends would be gone for a moment.
-    offers::load(&board, &config.services);
+    services_file::load(&board, &config.services);
     let socket = patient(|| Socket::bind(&config.socket)).await?;
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
     background.spawn(socket.serve(Arc::clone(&board)));
     background.spawn(signals(Arc::clone(&board))?);
-    background.spawn(offers::keep(Arc::clone(&board)));
+    background.spawn(services_file::keep(Arc::clone(&board)));
     if let Some(listen) = config.metrics {
-        background.spawn(metrics::serve(listen, Arc::clone(&board)));
+        background.spawn(prometheus::serve(listen, Arc::clone(&board)));
     }
     let mut order = board.order.subscribe();
     while *order.borrow_and_update() != Order::Stop {
@@ -60,7 +61,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             Ok(member) => member,
             Err(error) => {
                 // A port that is taken says nothing against the cached map.
-                resume::pass(&state);
+                cached_map::pass(&state);
                 return Err(error);
             }
         };
@@ -130,7 +131,7 @@ async fn leave(config: &Config, state: &State, board: &Board) -> Result<(), Daem
     board.enrolment.send_replace(None);
     board.link.send_replace(Default::default());
     board.upkeep.send_replace(Default::default());
-    for removed in kernel::cleanup(&config.interface).await? {
+    for removed in linux::cleanup(&config.interface).await? {
         tracing::info!(removed, "kernel set-up undone");
     }
     tracing::info!("left the mesh");

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use meshd::cli::Cli;
+use meshd::cli::args::Cli;
 
 fn main() -> ExitCode {
-    meshd::commands::main(Cli::parse(), meshd::daemon::run)
+    meshd::cli::verbs::main(Cli::parse(), meshd::daemon::run)
 }

@@ -9,9 +9,9 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use meshd::datagrams::Outbox;
 use meshd::dataplane::{LaneStats, Offload, Offloads};
-use meshd::udp::Sockets;
+use meshd::io::udp::Sockets;
+use meshd::io::udp_outbox::Outbox;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 use namespaces::skip::skip;
@@ -141,7 +141,7 @@ fn a_path_too_narrow_for_a_run_gets_its_datagrams_singly_and_turns_nothing_off()
 
     assert_eq!((wide.datagrams, wide.super_packets, wide.fallbacks, wide.lost), (10, 0, 1, 0));
     assert_eq!((narrow.datagrams, narrow.super_packets, narrow.fallbacks, narrow.lost), (10, 1, 0, 0));
-    let mut inbox = meshd::udp::Inbox::default();
+    let mut inbox = meshd::io::udp::Inbox::default();
     let mut got = 0;
     eventually(|| {
         got += to.each().next().unwrap().receive(&mut inbox).map(|_| inbox.received().datagrams).unwrap();

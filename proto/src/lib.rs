@@ -22,7 +22,6 @@ pub mod trust;
 // Layer 3: what a node is told.
 pub mod model;
 // Layer 4: texts, messages, documents and names.
-pub mod bench;
 pub mod dns;
 pub mod ops;
 pub mod services;

@@ -24,7 +24,7 @@ use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 use mesh_tests::daemon::{Binaries, Daemon, Process, wait_until};
 use mesh_tests::topology::{Network, PORT, Underlay, start_coordinator, token, write_coordinator, write_node};
-use meshd::state::State;
+use meshd::base::state_dir::State;
 
 use crate::figures::{FEW_ROW, MANY_ROW, Table};
 use crate::ground::{folder, prefix};

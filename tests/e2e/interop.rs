@@ -15,7 +15,7 @@ use mesh_tests::pair::{Pair, SERVICES, STARTING};
 use mesh_tests::skip::in_path;
 use mesh_tests::topology::{PORT, Underlay};
 use mesh_tests::traffic;
-use meshd::state::State;
+use meshd::base::state_dir::State;
 
 /// Its secret; any 32 bytes are one.
 const SECRET: [u8; 32] = [0x42; 32];
@@ -81,7 +81,7 @@ fn set_up(binaries: &Binaries, program: &Path, lanes: u16) -> io::Result<Scene> 
     }
     let peer_address = peer_address(&pair).unwrap_or(Ipv4Addr::UNSPECIFIED);
     let state = State::open(&pair.a.node.folder.join("state")).map_err(io::Error::other)?;
-    let keys = meshd::keys::Keys::load_or_make(&state).map_err(io::Error::other)?;
+    let keys = meshd::keys::node::Keys::load_or_make(&state).map_err(io::Error::other)?;
     let node = PublicKey::from(keys.tunnel()).to_bytes();
     let target = SocketAddr::new(pair.network.ip(1, 11), PORT);
     configure(&socket, &node, target)?;

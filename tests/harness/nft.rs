@@ -5,8 +5,8 @@
 use std::fmt::Write as _;
 
 use ipnet::Ipv4Net;
-use meshd::kernel::KernelError;
-use meshd::kernel::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, chains, rules, tables};
+use meshd::linux::KernelError;
+use meshd::linux::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, chains, rules, tables};
 
 use crate::netns::Namespace;
 

@@ -28,13 +28,13 @@ use mesh_proto::verifier::Verifier;
 use mesh_proto::wire::NodeFacts;
 use x25519_dalek::StaticSecret;
 
-use crate::datagrams::{Endpoint, Run};
-use crate::handover::Handover;
-use crate::lane::{Lane, Out, Parts};
-use crate::lane_keys::LaneKeys;
-use crate::packets::Taken;
-use crate::peers::Peers;
-use crate::stats::Counters;
+use crate::dataplane::counters::Counters;
+use crate::dataplane::handover::Handover;
+use crate::dataplane::lane::{Lane, Out, Parts};
+use crate::io::tun_outbox::Taken;
+use crate::io::udp_outbox::{Endpoint, Run};
+use crate::keys::lanes::LaneKeys;
+use crate::wireguard::peers::Peers;
 use crate::wireguard::timing::ROOM;
 
 const NODES: u8 = 3;

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use mesh_proto::ops::status as doc;
 
+use crate::api::names;
+use crate::api::names::NameError;
 use crate::base::text::JOIN_HINT;
-use crate::bench::{BenchError, SECONDS};
-use crate::board::Board;
-use crate::names::{self, NameError};
+use crate::dataplane::bench::{BenchError, SECONDS};
+use crate::node::shared::Board;
 
 /// Why a request to measure brought nothing.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum MeasureError {
+pub(crate) enum MeasureError {
     /// The word names no other node.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -30,7 +31,7 @@ pub(super) enum MeasureError {
 ///
 /// # Errors
 /// `MeasureError` that says why nothing could be measured, and what to do.
-pub(super) async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Bench, MeasureError> {
+pub(crate) async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Bench, MeasureError> {
     let view = board.view.borrow().clone().ok_or(MeasureError::NotJoined)?;
     let (name, peer) = names::peer(view.netmap(), node)?;
     let bench = board.with_plane(|plane| plane.bench(peer.id)).ok_or(MeasureError::NotJoined)?;

@@ -151,8 +151,8 @@ mod tests {
     use mesh_proto::ops::status::{Lane, Peer, Service};
 
     use super::*;
-    use crate::board::Board;
-    use crate::status;
+    use crate::api::status;
+    use crate::node::shared::Board;
 
     #[test]
     fn the_text_has_the_names_that_dashboards_use() {

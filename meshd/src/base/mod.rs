@@ -6,4 +6,5 @@ pub(crate) mod files;
 pub mod notes;
 pub(crate) mod retry;
 pub(crate) mod sealed_file;
+pub mod state_dir;
 pub(crate) mod text;

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::network_lock::Subject;
 
-use crate::client::ClientError;
+use crate::base::state_dir::StateError;
+use crate::cli::client::ClientError;
 use crate::config::ConfigError;
-use crate::join::JoinError;
-use crate::kernel::KernelError;
+use crate::linux::KernelError;
 use crate::node::error::DaemonError;
-use crate::state::StateError;
+use crate::node::join::JoinError;
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]

@@ -7,9 +7,9 @@ use mesh_proto::ops::status as doc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::ConfigArg;
+use crate::cli::args::ConfigArg;
+use crate::cli::client::Client;
 use crate::cli::error::CommandError;
-use crate::client::Client;
 use crate::config::Config;
 
 /// Asks the daemon and prints what it says.

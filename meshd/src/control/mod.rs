@@ -1,3 +1,338 @@
-//! The way to the coordinators.
+//! The way to the coordinators: joining once, then one channel that is kept up for as long as meshd runs.
+//!
+//! ```text
+//!   coordinator 1 ─┐                       ┌─▶ maps: the newest NetMap      (daemon applies it)
+//!   coordinator 2 ─┼─ tried in turn ─ Link ┼─▶ state: connected, last error (status, metrics)
+//!   …             ─┘                       └─◀ report: facts and revision in force
+//! ```
+//! Nothing in the data path waits for this: a coordinator that is dead for days costs nothing but news.
+
+mod channel;
+pub(crate) mod log_auditor;
+pub(crate) mod map_guard;
+mod network_lock;
+mod tls;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::base::id::{IdentityKey, Revision};
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::audit_log::Told;
+use mesh_proto::verifier::{Admitted, VerifiedMap};
+use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::base::entropy::share;
+
+pub use channel::{Channel, Dial, LinkError, Watch, adopt};
+pub use map_guard::Guard;
+pub use network_lock::{countersign, standing};
+
+/// How long meshd tries hard after a channel broke.
+const HARD: Duration = Duration::from_secs(60);
+/// The longest wait between attempts in that time.
+const HARD_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait after that.
+const SOFT_WAIT: Duration = Duration::from_secs(15);
+/// How long a request waits that the coordinator had no time for.
+const BUSY: Duration = Duration::from_secs(1);
+/// How often a request to join is sent again for that reason.
+const BUSY_TRIES: usize = 5;
+/// How long several changes are gathered into one report.
+const COALESCE: Duration = Duration::from_millis(30);
+
+/// How the control channel stands.
+#[derive(Debug, Clone, Default)]
+pub struct LinkState {
+    /// Whether it is up.
+    pub connected: bool,
+    /// The coordinator it is up with, or that was tried last.
+    pub address: Option<String>,
+    /// When the coordinator was last heard.
+    pub last_heard: Option<Instant>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+    /// What the coordinator refused of the last report, in sentences.
+    pub refused: Vec<String>,
+    /// What this node refused of the last map, in sentences.
+    pub rejected: Vec<String>,
+    /// How many records of peers were refused since the start.
+    pub records_refused: u64,
+    /// The key that has to have signed for every peer, if the mesh is locked.
+    pub lock: Option<IdentityKey>,
+    /// The last entry of the log of operations, as the coordinator tells it.
+    pub log: Option<Told>,
+    /// What is wrong with the log, in sentences; they stay until a restart.
+    pub alarms: Vec<String>,
+}
+
+/// Asks the coordinators, in turn, about a node that this one is not told of; none if nobody knows it, or answers.
+pub async fn about(dial: &Dial, word: &str) -> Option<About> {
+    for address in &dial.coordinators {
+        let Ok(mut channel) = Channel::open(dial, address).await else { continue };
+        match channel.about(word).await {
+            Ok(about) => return Some(about),
+            Err(LinkError::Refused(_)) => return None,
+            Err(error) => tracing::debug!(%error, "nobody tells who that is"),
+        }
+    }
+    None
+}
+
+/// Asks the coordinators of a token, in turn, to let this node in.
+///
+/// # Errors
+/// The first refusal; if nobody answered, what the last one failed at (a wrong key before anything else).
+pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, LinkError> {
+    let mut worst: Option<LinkError> = None;
+    for address in &dial.coordinators {
+        let attempt = async || Channel::open(dial, address).await?.join(request).await;
+        let mut answer = attempt().await;
+        for _ in 0..BUSY_TRIES {
+            if !matches!(&answer, Err(LinkError::Refused(body)) if body.error == "busy") {
+                break;
+            }
+            sleep(BUSY).await;
+            answer = attempt().await;
+        }
+        match answer {
+            Ok(response) => return Ok(response),
+            // Another coordinator may have time, or a store that answers.
+            Err(error @ LinkError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
+            Err(error) => {
+                if !matches!(worst, Some(LinkError::Pin(_))) {
+                    worst = Some(error);
+                }
+            }
+        }
+    }
+    Err(worst.unwrap_or_else(|| LinkError::Malformed("the token names no coordinator".into())))
+}
+
+/// Keeps one channel up.
+#[derive(Debug)]
+pub struct Link {
+    /// Whom to reach, as whom.
+    pub dial: Dial,
+    /// The last map as it came, from which a watch resumes.
+    pub current: Option<Arc<NetMap>>,
+    /// What a map must pass.
+    pub guard: Guard,
+    /// Where new maps go; only the newest counts.
+    pub maps: watch::Sender<Option<VerifiedMap>>,
+    /// Where the channel's state goes.
+    pub state: watch::Sender<LinkState>,
+    /// What is reported; `None` until the first facts are known.
+    pub report: watch::Receiver<Option<Report>>,
+    /// Identities that never come back.
+    pub expelled: watch::Receiver<Arc<BTreeSet<IdentityKey>>>,
+}
+
+impl Link {
+    /// Runs until the task is dropped.
+    pub async fn run(mut self) {
+        self.state.send_modify(|s| s.lock = self.guard.lock());
+        let mut down_since = Instant::now();
+        let mut attempt = 0_usize;
+        let mut turn = 0_usize;
+        let mut keys = self.dial.keys.clone();
+        loop {
+            keys.mark_unchanged();
+            let count = self.dial.coordinators.len().max(1);
+            let address = self.dial.coordinators.get(turn % count).cloned();
+            let address = address.unwrap_or_default();
+            self.state.send_modify(|s| s.address = Some(address.clone()));
+            let error = match self.session(&address).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            if matches!(error, LinkError::Renewed) {
+                tracing::info!(coordinator = address, "{error}");
+                self.state.send_modify(|s| s.connected = false);
+                continue;
+            }
+            let was_up = self.state.borrow().connected;
+            if was_up {
+                tracing::warn!(coordinator = address, %error, "control channel lost");
+                down_since = Instant::now();
+                attempt = 0;
+            } else {
+                tracing::debug!(coordinator = address, %error, "coordinator not reached");
+                attempt = attempt.wrapping_add(1);
+            }
+            // The next one may be well whatever this one suffers from.
+            turn = turn.wrapping_add(1);
+            if attempt == 1 {
+                tracing::warn!(coordinator = address, %error, "coordinator not reached; forwarding goes on from the last map");
+            }
+            let patient = match &error {
+                LinkError::Fenced => true,
+                // Another coordinator may have newer data.
+                LinkError::WentBack(_) => count == 1,
+                // Another coordinator may have time, or a store that answers.
+                refused @ LinkError::Refused(_) => count == 1 || !refused.may_differ_elsewhere(),
+                LinkError::Resolve { .. }
+                | LinkError::Connect { .. }
+                | LinkError::Timeout(_)
+                | LinkError::Pin(_)
+                | LinkError::Tls { .. }
+                | LinkError::Broken(_)
+                | LinkError::Ended
+                | LinkError::Silent
+                | LinkError::Malformed(_)
+                | LinkError::Leaving
+                | LinkError::Renewed
+                | LinkError::Retired(_) => false,
+            };
+            let handed_over = matches!(error, LinkError::Leaving) && count > 1;
+            self.state.send_modify(|s| {
+                s.connected = false;
+                s.error = Some(error.to_string());
+            });
+            if handed_over {
+                continue;
+            }
+            let waited = if patient { HARD } else { down_since.elapsed() };
+            tokio::select! {
+                () = sleep(delay(attempt, waited, share())) => {}
+                // It ends the wait, which is no harm: nobody is expelled often.
+                Ok(()) = self.expelled.changed() => self.judge_again().await,
+                Ok(()) = keys.changed() => {}
+            }
+        }
+    }
+
+    async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, LinkError> {
+        let mut keys = self.dial.keys.clone();
+        keys.mark_unchanged();
+        let mut channel = Channel::open(&self.dial, address).await?;
+        let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
+        let epoch = self.current.as_ref().map_or(0, |map| map.epoch.number);
+        let mut watch = channel.watch(from, epoch).await?;
+        let key = channel.key;
+        let mut report = self.report.clone();
+        let refused = self.state.clone();
+        let reports = async move {
+            report.mark_changed();
+            loop {
+                if report.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                sleep(COALESCE).await;
+                let newest = report.borrow_and_update().clone();
+                let Some(newest) = newest else { continue };
+                match channel.report(&newest).await {
+                    Ok(answer) => refused.send_modify(|s| s.refused = answer.refused),
+                    Err(LinkError::Refused(body)) if body.error == "busy" => {
+                        sleep(BUSY).await;
+                        report.mark_changed();
+                    }
+                    Err(LinkError::Refused(body)) => {
+                        refused.send_modify(|s| s.refused = vec![body.message]);
+                    }
+                    Err(error) => return error,
+                }
+            }
+        };
+        tokio::pin!(reports);
+        loop {
+            let event = tokio::select! {
+                event = watch.next() => event?,
+                error = &mut reports => return Err(error),
+                Ok(()) = keys.changed() => return Err(LinkError::Renewed),
+                Ok(()) = self.expelled.changed() => {
+                    self.judge_again().await;
+                    continue;
+                }
+            };
+            self.event(event).await?;
+            // Not before: who says what this node does not follow is not the coordinator it is connected to.
+            let first = !self.state.borrow().connected;
+            self.state.send_modify(|s| {
+                s.connected = true;
+                s.error = None;
+                s.last_heard = Some(Instant::now());
+            });
+            if first {
+                tracing::info!(coordinator = address, revision = %from, "control channel up");
+            }
+            if key.is_some_and(|key| !self.dial.pins.contains(&key)) {
+                return Err(LinkError::Retired(address.to_owned()));
+            }
+        }
+    }
+
+    async fn event(&mut self, event: WatchEvent) -> Result<(), LinkError> {
+        let map = match event {
+            WatchEvent::Snapshot { netmap } => *netmap,
+            WatchEvent::Delta { delta } => {
+                let current = self.current.as_ref().ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
+                match delta.apply(current) {
+                    Ok(map) => map,
+                    Err(error) => {
+                        // So that the next watch starts with a snapshot.
+                        self.current = None;
+                        return Err(LinkError::Malformed(error.to_string()));
+                    }
+                }
+            }
+            WatchEvent::Alive { revision, log } => {
+                self.guard.hears(revision).map_err(LinkError::WentBack)?;
+                self.state.send_modify(|s| s.log = log);
+                return Ok(());
+            }
+            WatchEvent::Unknown => return Ok(()),
+            WatchEvent::Fenced => return Err(LinkError::Fenced),
+            WatchEvent::Leaving => return Err(LinkError::Leaving),
+        };
+        if self.current.as_deref() == Some(&map) {
+            return Ok(());
+        }
+        let map = Arc::new(map);
+        let admitted = self.guard.follow(Arc::clone(&map), &self.dial.pins).await.map_err(LinkError::WentBack)?;
+        // Not before: who went back names no coordinators.
+        self.dial.adopt(&map.mesh);
+        self.current = Some(map);
+        self.pass(admitted);
+        Ok(())
+    }
+
+    /// Takes those who were expelled out of the map in force.
+    async fn judge_again(&mut self) {
+        let expelled = Arc::clone(&self.expelled.borrow_and_update());
+        if let Some(admitted) = self.guard.expel(expelled, self.current.as_ref()).await {
+            self.pass(admitted);
+        }
+    }
+
+    /// Passes on what came of a map.
+    fn pass(&self, admitted: Admitted) {
+        for sentence in &admitted.refused {
+            tracing::warn!("{sentence}");
+        }
+        self.state.send_modify(|s| {
+            s.rejected = admitted.refused;
+            s.records_refused = self.guard.refused();
+            s.lock = self.guard.lock();
+        });
+        self.maps.send_replace(Some(admitted.map));
+    }
+}
+
+/// Returns how long to wait before the next attempt: `share`, from 0 to 1, spreads the nodes of a mesh.
+fn delay(attempt: usize, down_for: Duration, share: f64) -> Duration {
+    let longest = if down_for < HARD {
+        let doubling = Duration::from_millis(100) * (1 << attempt.min(4));
+        doubling.min(HARD_WAIT)
+    } else {
+        SOFT_WAIT
+    };
+    longest.mul_f64(0.5 + share / 2.0)
+}
 
 pub(crate) mod roll_file;
+#[cfg(test)]
+mod tests;

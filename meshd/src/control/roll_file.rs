@@ -4,7 +4,7 @@ use mesh_proto::trust::audit_log::Roll;
 
 use crate::base::files::ROLL;
 use crate::base::sealed_file::{seal, unseal};
-use crate::state::{State, StateError};
+use crate::base::state_dir::{State, StateError};
 
 /// Returns how far the log was followed; none if it was not, or that is damaged.
 pub(crate) fn read(state: &State) -> Option<Roll> {

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::base::state_dir::StateError;
 use crate::dataplane::DataPlaneError;
-use crate::kernel::KernelError;
-use crate::state::StateError;
+use crate::linux::KernelError;
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]

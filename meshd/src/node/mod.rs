@@ -1,3 +1,483 @@
-//! What a node does.
+//! What a node does while it belongs to a mesh: it forwards from the cached map before it has said a word
+//! to the coordinator, puts every new map in force before it stores it, and reports what changed.
 
+pub(crate) mod cached_map;
 pub mod error;
+pub mod facts;
+pub mod identity_rotation;
+pub mod join;
+mod key_changes;
+pub(crate) mod offline_lease;
+pub mod psk_rollout;
+pub(crate) mod self_record;
+pub mod services_file;
+pub mod shared;
+pub(crate) mod tunnel_key_rotation;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::offline_lease::Lease;
+use mesh_proto::verifier::VerifiedMap;
+use mesh_proto::wire::{NodeFacts, Report};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use crate::base::clock::now;
+use crate::base::entropy::random;
+use crate::base::retry::patient;
+use crate::base::state_dir::{Active, Enrolment, State};
+use crate::config::Config;
+use crate::control;
+use crate::control::log_auditor::Auditor;
+use crate::control::{Dial, Guard, Link, LinkState};
+use crate::dataplane::{Activity, DataPlane, Setup};
+use crate::dns::server;
+use crate::keys::lanes::LaneKeys;
+use crate::keys::node::Keys;
+use crate::keys::psk_store::Vault;
+use crate::linux;
+use crate::linux::{HostFacts, Keeper, MARK, Shape};
+use crate::node::error::DaemonError;
+use crate::node::identity_rotation::Renewer;
+use crate::node::offline_lease::LastHeard;
+use crate::node::psk_rollout::Switch;
+use crate::node::self_record::Author;
+use crate::node::shared::{Board, Order};
+use crate::node::tunnel_key_rotation::Rotation;
+use crate::proxy::loopback;
+use crate::proxy::loopback::Splices;
+
+/// How often the active peers are stored, if they changed.
+const ACTIVITY: Duration = Duration::from_secs(10);
+/// How often is looked whether the keys are to be changed.
+const TURN: Duration = Duration::from_secs(1);
+/// The topic of what is to be said of the cached map.
+const CACHE: &str = "cache";
+/// The topic of a map that nobody stands by any more.
+const LEASE: &str = "lease";
+/// How long each part may take to stop.
+const STOP: Duration = Duration::from_millis(400);
+
+/// Everything that runs while the node belongs to a mesh.
+pub(crate) struct Member<'d> {
+    config: &'d Config,
+    state: &'d State,
+    board: &'d Arc<Board>,
+    keys: Arc<Keys>,
+    lanes: LaneKeys,
+    /// The preshared keys; none for plain WireGuard.
+    vault: Option<Arc<Vault>>,
+    switch: Switch,
+    /// The number of the record that was reported last.
+    sequence: u64,
+    author: Author,
+    renewer: Renewer,
+    rotation: Option<Rotation>,
+    /// When the cached map is no danger to the node; none once that is known.
+    trial: Option<Instant>,
+    /// The newest map; less of it is in force once no coordinator was heard for too long.
+    map: VerifiedMap,
+    lease: Lease,
+    last_heard: LastHeard,
+    host: HostFacts,
+    enrolment: Enrolment,
+    shape: Shape,
+    keeper: Keeper,
+    splices: Splices,
+    maps: watch::Receiver<Option<VerifiedMap>>,
+    /// The map in force, for the name server.
+    view: watch::Sender<Arc<View>>,
+    report: watch::Sender<Option<Report>>,
+    addresses: mpsc::Receiver<()>,
+    store: watch::Sender<Option<Arc<NetMap>>>,
+    storing: JoinHandle<()>,
+    active: Vec<Active>,
+    /// Dropping the set ends its tasks: the link, DNS, the address watch.
+    tasks: JoinSet<()>,
+}
+
+impl<'d> Member<'d> {
+    /// Closes the range, starts the data path from the cached map, and everything else behind it.
+    ///
+    /// # Errors
+    /// `DaemonError` that says what cannot be had.
+    pub(crate) async fn start(
+        config: &'d Config,
+        state: &'d State,
+        board: &'d Arc<Board>,
+        enrolment: Enrolment,
+    ) -> Result<Self, DaemonError> {
+        let keys = Arc::new(Keys::load(state)?);
+        let lanes = keys.lanes(config.lanes);
+        let (switch, vault) = Switch::start(state, config.keys.preshared, board);
+        let host = linux::host_facts().await?;
+        let shape = join::shape(config, &enrolment, facts::mtu(&host));
+        let guards = linux::close_range(&shape).await?;
+        board.upkeep.send_modify(|upkeep| upkeep.guards = guards);
+        let mut guard = Guard::new(Some(state.clone())).claiming(config.pods.clone());
+        let cached_map::Start { map, current, note, on_trial } = cached_map::start(state, &enrolment, &mut guard);
+        board.note(CACHE, note);
+        let last_heard = LastHeard::new(state);
+        let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), now());
+        let active = state.activity();
+        let view = Arc::new(View::compile(believed(&map, &lease)));
+        let open = || {
+            DataPlane::start(Setup {
+                interface: config.interface.clone(),
+                lanes: config.lanes,
+                offload: config.offload,
+                port: config.port,
+                mark: MARK,
+                mtu: shape.mtu,
+                keys: lanes.clone(),
+                flow_file: Some(config.flow_file()),
+                vault: vault.clone(),
+                view: Arc::clone(&view),
+                locals: facts::locals(&host).into(),
+                active: active.iter().map(activity).collect(),
+            })
+        };
+        let plane = patient(open).await?;
+        board.view.send_replace(Some(Arc::clone(&view)));
+        let view = watch::Sender::new(view);
+        board.set_plane(Some(plane));
+        linux::attach(&shape).await?;
+        let keeper = Keeper::start(shape.clone(), board.upkeep.clone())?;
+        let mut tasks = JoinSet::new();
+        let (tell, addresses) = mpsc::channel(1);
+        tasks.spawn(facts::address_changes(tell));
+        if let Some(vault) = vault.clone() {
+            tasks.spawn(vault.keep(state.clone()));
+        }
+        if config.dns.enabled {
+            let upstreams = config.dns.upstreams.clone();
+            let view = view.subscribe();
+            tasks.spawn(names(view, shape.dns(), upstreams, Arc::clone(board)));
+        }
+        let author = Author::new(state);
+        let renewer = Renewer::new(state, board, enrolment.id, Arc::clone(&keys));
+        let report = watch::Sender::new(None);
+        let maps = watch::Sender::new(None);
+        let (store, storing) = storing(state.clone());
+        let mut member = Self {
+            config,
+            state,
+            board,
+            keys,
+            lanes,
+            vault,
+            switch,
+            // The coordinator may have the record that the next key signed.
+            sequence: renewer.next().map_or(0, |next| author.number(&next.identity())),
+            author,
+            renewer,
+            rotation: None,
+            trial: on_trial.then(|| Instant::now() + cached_map::WELL),
+            map,
+            lease,
+            last_heard,
+            host,
+            shape,
+            keeper,
+            splices: Splices::default(),
+            maps: maps.subscribe(),
+            view,
+            report: report.clone(),
+            addresses,
+            store,
+            storing,
+            active,
+            tasks,
+            enrolment,
+        };
+        member.say_lease();
+        member.report();
+        let Enrolment { coordinators, pins, .. } = member.enrolment.clone();
+        let dial = Dial { coordinators, pins, keys: member.renewer.keys() };
+        let dial = dial.spread(random() as u32);
+        member.board.dial.send_replace(Some(dial.clone()));
+        let expelled = board.expelled.subscribe();
+        let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe(), expelled };
+        let mut member = member;
+        if !member.lanes.former_publics().is_empty() {
+            member.rotation = Some(Rotation::begun(member.sequence));
+        }
+        member.tasks.spawn(link.run());
+        member.tasks.spawn(Auditor::new(state.clone(), Arc::clone(board)).run());
+        member.splice();
+        let node = &member.enrolment.node;
+        tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %member.map.revision, "forwarding");
+        Ok(member)
+    }
+
+    /// Runs until the daemon is ordered to do something else.
+    pub(crate) async fn run(&mut self) {
+        let mut order = self.board.order.subscribe();
+        let mut offers = self.board.offers.subscribe();
+        let mut upkeep = self.board.upkeep.subscribe();
+        let mut link = self.board.link.subscribe();
+        let mut tick = interval(ACTIVITY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut turn = interval(TURN);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = order.wait_for(|&order| order != Order::Run) => return,
+                changed = self.maps.changed() => {
+                    let newest = self.maps.borrow_and_update().clone();
+                    match (changed, newest) {
+                        (Ok(()), Some(map)) => self.apply(map).await,
+                        (Ok(()), None) => {}
+                        // The link never ends by itself; if it did, forwarding goes on.
+                        (Err(_), _) => sleep(ACTIVITY).await,
+                    }
+                }
+                Ok(()) = offers.changed() => {
+                    self.splice();
+                    self.report();
+                }
+                Ok(()) = upkeep.changed() => self.report(),
+                Ok(()) = link.changed(), if self.trial.is_some() || self.lease.left().is_some() => {
+                    self.try_cache(&link.borrow_and_update().clone());
+                    self.look_at_lease();
+                }
+                Some(()) = self.addresses.recv() => self.refresh_host().await,
+                () = self.board.rotate.notified() => self.rotate(),
+                () = self.board.renew.notified() => self.renew(),
+                Some(answer) = self.renewer.heard() => self.settle(answer),
+                _ = turn.tick() => {
+                    self.try_cache(&LinkState::default());
+                    self.look_at_lease();
+                    self.turn();
+                    self.ask_for_identity();
+                    self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
+                }
+                _ = tick.tick() => self.save_activity(),
+            }
+        }
+    }
+
+    /// Ends every part; rule, unreachable route and guards stay.
+    pub(crate) async fn stop(mut self) {
+        cached_map::pass(self.state);
+        self.tasks.shutdown().await;
+        let plane = self.board.set_plane(None);
+        let stopped = tokio::task::spawn_blocking(move || plane.map(DataPlane::stop));
+        let _ = timeout(STOP, self.keeper.stop()).await;
+        drop(self.store);
+        let _ = timeout(STOP, self.storing).await;
+        let _ = timeout(STOP, stopped).await;
+        if let Some(Err(error)) = self.vault.map(|vault| vault.save(self.state)) {
+            tracing::error!(%error, "preshared keys not stored; the next start makes new ones");
+        }
+    }
+
+    /// Puts a map in force: the data path first, then names, kernel, disk, and the word to the coordinator.
+    async fn apply(&mut self, map: VerifiedMap) {
+        if !cached_map::belongs(&map, &self.enrolment) {
+            tracing::warn!(node = %map.node.name, "a map for another node is ignored");
+            return;
+        }
+        self.map = map.clone();
+        self.put_in_force();
+        self.board.note(CACHE, None);
+        tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
+        self.enrol(&map).await;
+        self.store.send_replace(Some(Arc::clone(map.netmap())));
+        self.splice();
+        self.report();
+        self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
+    }
+
+    /// Gives the data path and the names what is believed of the map.
+    fn put_in_force(&self) {
+        let map = believed(&self.map, &self.lease);
+        let before = self.board.view.borrow().clone();
+        let view = Arc::new(match &before {
+            Some(before) => View::compile_after(map, before),
+            None => View::compile(map),
+        });
+        self.board.with_plane(|plane| {
+            plane.set_view(Arc::clone(&view));
+            plane.retain_keys(&self.map);
+        });
+        self.view.send_replace(Arc::clone(&view));
+        self.board.view.send_replace(Some(view));
+    }
+
+    /// Believes less of the map once no coordinator was heard for too long, and all of it when one is.
+    fn look_at_lease(&mut self) {
+        let now = now();
+        let changed = if self.board.link.borrow().connected {
+            self.last_heard.note(SystemTime::now(), now);
+            self.lease.hears(now)
+        } else {
+            let board = self.board;
+            self.lease.look(|| board.with_plane(DataPlane::talking).unwrap_or_default(), now)
+        };
+        if changed {
+            self.put_in_force();
+            self.say_lease();
+            self.splice();
+        }
+    }
+
+    fn say_lease(&self) {
+        let sentence = self.lease.left().map(|left| {
+            format!(
+                "no coordinator was heard for longer than `max_offline`: of {} peers, only the {} stay that this node is speaking to; see that a coordinator can be reached",
+                self.map.peers.len(),
+                left.len()
+            )
+        });
+        sentence.iter().for_each(|sentence| tracing::error!("{sentence}"));
+        self.board.note(LEASE, sentence);
+    }
+
+    /// Follows a change of the node's own address or blocks, or of the coordinators.
+    async fn enrol(&mut self, map: &NetMap) {
+        let mut enrolment = self.enrolment.clone();
+        enrolment.site = map.node.site.clone();
+        enrolment.address = map.node.address;
+        enrolment.blocks = map.node.blocks.clone();
+        enrolment.domains = map.mesh.domains.clone();
+        control::adopt(&map.mesh, &mut enrolment.coordinators, &mut enrolment.pins);
+        if enrolment == self.enrolment {
+            return;
+        }
+        let shape = join::shape(self.config, &enrolment, self.shape.mtu);
+        self.enrolment = enrolment;
+        self.board.enrolment.send_replace(Some(self.enrolment.clone()));
+        if let Err(error) = self.state.save_enrolment(&self.enrolment) {
+            tracing::error!(%error, "enrolment not stored");
+        }
+        if shape == self.shape {
+            return;
+        }
+        self.shape = shape;
+        self.keeper.set_shape(self.shape.clone());
+        if let Err(error) = linux::attach(&self.shape).await {
+            tracing::error!(%error, "new address not set; it is tried again");
+        }
+    }
+
+    async fn refresh_host(&mut self) {
+        match linux::host_facts().await {
+            Ok(host) if host != self.host => {
+                tracing::info!(addresses = ?host.addresses, "addresses of this host changed");
+                self.host = host;
+                let locals: Arc<[_]> = facts::locals(&self.host).into();
+                self.board.with_plane(|plane| plane.set_locals(locals));
+                self.report();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "addresses of this host not read"),
+        }
+    }
+
+    fn splice(&mut self) {
+        let view = self.board.view.borrow().clone();
+        let serve = self.board.offers.borrow().serve.clone();
+        let wanted = view.map_or_else(Vec::new, |v| loopback::wanted(v.netmap(), &serve));
+        self.splices.set(&wanted, &self.board.notes);
+    }
+
+    /// Signs what this node says of itself.
+    fn sealed(&mut self, keys: &Keys) -> NodeFacts {
+        let guarded = self.board.upkeep.borrow().guards.masquerade;
+        let serve = self.board.offers.borrow().serve.clone();
+        let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
+        let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        // Whichever key signed the last one, and whether or not it was heard.
+        let facts = self.author.sealed(keys, facts, known.max(self.sequence));
+        self.sequence = facts.sequence;
+        facts
+    }
+
+    fn report(&mut self) {
+        let upkeep = self.board.upkeep.borrow().clone();
+        let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
+        let obstacles = upkeep.obstacles.iter().map(|o| o.sentence.clone());
+        let facts = self.sealed(&Arc::clone(&self.keys));
+        self.switch.reported(facts.sequence);
+        let report = Report {
+            facts,
+            applied: applied.unwrap_or_default(),
+            warnings: obstacles.chain(upkeep.guards.missing.iter().cloned()).collect(),
+        };
+        self.report.send_if_modified(|last| {
+            let changed = last.as_ref() != Some(&report);
+            if changed {
+                *last = Some(report);
+            }
+            changed
+        });
+    }
+
+    /// Ends the trial of the cached map once the coordinator is heard, or the node has lived on it for a while.
+    fn try_cache(&mut self, link: &LinkState) {
+        if link.connected || self.trial.is_some_and(|until| Instant::now() >= until) {
+            self.trial = None;
+            cached_map::pass(self.state);
+        }
+    }
+
+    fn save_activity(&mut self) {
+        let active = self.board.with_plane(|plane| plane.activity()).unwrap_or_default();
+        let active: Vec<Active> = active.into_iter().map(|a| Active { peer: a.peer, endpoint: a.endpoint }).collect();
+        if active == self.active {
+            return;
+        }
+        if let Err(error) = self.state.save_activity(&active) {
+            tracing::warn!(%error, "active peers not stored");
+        }
+        self.active = active;
+    }
+}
+
+/// Returns what of a map may be acted on.
+pub(crate) fn believed(map: &VerifiedMap, lease: &Lease) -> VerifiedMap {
+    lease.left().map_or_else(|| map.clone(), |left| map.only(left))
+}
+
+fn activity(active: &Active) -> Activity {
+    Activity { peer: active.peer.clone(), endpoint: active.endpoint }
+}
+
+/// Stores maps beside the control loop; of several that wait, only the newest.
+fn storing(state: State) -> (watch::Sender<Option<Arc<NetMap>>>, JoinHandle<()>) {
+    let (store, mut maps) = watch::channel(None::<Arc<NetMap>>);
+    let task = tokio::spawn(async move {
+        while maps.changed().await.is_ok() {
+            let Some(map) = maps.borrow_and_update().clone() else {
+                continue;
+            };
+            let state = state.clone();
+            let saved = tokio::task::spawn_blocking(move || state.save_netmap(&map)).await;
+            if let Ok(Err(error)) = saved {
+                tracing::error!(%error, "map not stored; a restart would begin with an older one");
+            }
+        }
+    });
+    (store, task)
+}
+
+/// Answers names until the task is dropped; a port that cannot be had is a note, and tried again.
+async fn names(view: watch::Receiver<Arc<View>>, address: Ipv4Addr, upstreams: Vec<SocketAddr>, board: Arc<Board>) {
+    loop {
+        let listen = vec![(address, 53).into()];
+        let never = std::future::pending();
+        if let Err(error) = server::serve(listen, view.clone(), upstreams.clone(), never).await {
+            let hint = "see who listens there with `ss -lunp`";
+            board.note("dns", Some(format!("no DNS on {address}:53: {error}; {hint}")));
+        }
+        sleep(Duration::from_secs(1)).await;
+        board.note("dns", None);
+    }
+}

@@ -29,11 +29,11 @@ use std::sync::Arc;
 use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::bench::{Report, Runs};
 use crate::dataplane::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
 use crate::dataplane::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
+use crate::ops::bench::{Report, Runs};
 use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite};
 use crate::trust::audit_log::Told;
 

@@ -8,8 +8,8 @@ use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::token;
 use mesh_tests::traffic;
-use meshd::keys::Keys;
-use meshd::state::State;
+use meshd::base::state_dir::State;
+use meshd::keys::node::Keys;
 
 use crate::probe::{Probe, said, ten};
 use crate::rotate::seen_by;

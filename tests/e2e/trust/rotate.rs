@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use mesh_proto::model::netmap::Peer;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::Pair;
-use meshd::state::State;
+use meshd::base::state_dir::State;
 
 use crate::probe::{Probe, said, ten};
 

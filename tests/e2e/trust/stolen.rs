@@ -7,7 +7,7 @@ use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::token;
 use mesh_tests::traffic;
-use meshd::state::State;
+use meshd::base::state_dir::State;
 
 use crate::fork::{copy, is_connected};
 use crate::probe::said;

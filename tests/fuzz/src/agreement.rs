@@ -5,7 +5,7 @@
 use mesh_proto::base::addr::Flat;
 use mesh_proto::dataplane::engine::{RESERVED, write_reserved};
 
-#[path = "../../../meshd/src/agreement/frame.rs"]
+#[path = "../../../meshd/src/psk/frame.rs"]
 mod frame;
 
 use frame::{Frame, MAX_PACKET, Parts, Step};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use mesh_tests::boutique::Role;
 use mesh_tests::evil::{Attacker, Kind, Observer, packet};
 use mesh_tests::topology::PORT;
-use meshd::keys::Keys;
-use meshd::state::State;
+use meshd::base::state_dir::State;
+use meshd::keys::node::Keys;
 
 use super::tools::{ensure, said, until};
 use crate::lab::Lab;

@@ -1,3 +1,413 @@
-//! All tunnels of one lane.
+//! All tunnels of one lane: which there are, which is used, when they shake hands, where they lead.
+//!
+//! ```text
+//!            own lane i                                   peer with M lanes
+//!   seal ──▶ pair tunnel (i, i mod M) ── hears? ──▶ send
+//!                │ silent or no session
+//!                ├─ lane 0: keep the packet in the tunnel until its handshake is done
+//!                └─ other lanes: `Elsewhere` (lane 0 sends it), and shake hands meanwhile
+//! ```
+//!
+//! Handshakes are lazy. Besides a packet to send, these start one: a peer that was active before the restart,
+//! a data message for a session that we lost, 12 s of silence after we sent, and a failed attempt while the
+//! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
+//!
+//! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`talks`). While
+//! one of the two does not know that of the other, plain tunnels go on (`switch`).
+
+mod handshake;
+mod psk_exchange;
+mod psk_exchanges;
+mod psk_migration;
+mod rekey;
+mod session;
+mod timers;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::handshake_limiter::HandshakeLimiter;
+use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::dataplane::verdict::Drop;
+use mesh_proto::packet::Ecn;
+
+use crate::base::entropy::random;
+use crate::dataplane::counters::Counters;
+use crate::io::offloads::MAX_PACKET;
+use crate::io::udp_outbox::{Endpoint, Outbox};
+use crate::keys::lanes::LaneKey;
+use crate::wireguard::lane0_fallback::Detour;
+use crate::wireguard::peers::Peers;
+use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::wireguard::tunnel::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened};
+
+use psk_exchanges::Talks;
+use session::Session;
+
+/// All tunnels of one lane.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    lane: usize,
+    door: Door,
+    /// The door of the key before, while we change it; and whether we call from there.
+    former: Option<Door>,
+    calls_by_former: bool,
+    limiter: HandshakeLimiter,
+    peers: Arc<Peers>,
+    counters: Arc<Counters>,
+    slab: Vec<Option<Session>>,
+    free: Vec<u32>,
+    by_peer: HashMap<NodeId, Vec<u32>>,
+    by_endpoint: HashMap<SocketAddr, u32>,
+    /// Tunnels whose timers run.
+    ticking: Vec<u32>,
+    /// Tunnels that offer an initiation.
+    racing: Vec<u32>,
+    /// Tunnels with packets that waited for their session.
+    flushing: Vec<u32>,
+    /// Peers to shake hands with as soon as possible, a few per turn.
+    greeting: Vec<NodeId>,
+    /// Peers whose round trip is to be measured.
+    probes: Vec<NodeId>,
+    /// Peers that this lane has a new session with.
+    met: Vec<NodeId>,
+    /// The agreements on preshared keys; lane 0's alone.
+    talks: Talks,
+    detour: Detour,
+    next_tick: Option<Timestamp>,
+    handshakes_left: u32,
+    nudges_left: u32,
+    scratch: Box<[u8]>,
+}
+
+impl Sessions {
+    pub(crate) fn new(lane: usize, keys: &LaneKey, peers: Arc<Peers>, counters: Arc<Counters>) -> Self {
+        Self {
+            lane,
+            door: Door::new(&keys.current),
+            former: keys.former.as_ref().map(Door::new),
+            calls_by_former: keys.calls_by_former,
+            limiter: HandshakeLimiter::new(random()),
+            peers,
+            counters,
+            slab: Vec::new(),
+            free: Vec::new(),
+            by_peer: HashMap::new(),
+            by_endpoint: HashMap::new(),
+            ticking: Vec::new(),
+            racing: Vec::new(),
+            flushing: Vec::new(),
+            greeting: Vec::new(),
+            probes: Vec::new(),
+            met: Vec::new(),
+            talks: Talks::new(keys),
+            detour: Detour::default(),
+            next_tick: None,
+            handshakes_left: 0,
+            nudges_left: 0,
+            scratch: vec![0; MAX_PACKET + 2 * OVERHEAD].into(),
+        }
+    }
+
+    /// Asks for a handshake with a peer as soon as possible.
+    pub(crate) fn greet(&mut self, peer: NodeId) {
+        if self.peers.get(peer).is_none() {
+            return;
+        }
+        self.drop_stale(peer);
+        if !self.greeting.contains(&peer) {
+            self.greeting.push(peer);
+        }
+    }
+
+    /// Asks for a measurement of the round trip. A session that is still to be made measures it by itself.
+    pub(crate) fn ping(&mut self, peer: NodeId) {
+        let lanes = self.peers.get(peer).map_or(1, |peer| peer.lanes.len());
+        let session = self.tunnel_to(peer, self.lane % lanes).and_then(|n| self.slab[n as usize].as_ref());
+        if session.is_none_or(|session| !session.ready) {
+            self.greet(peer);
+        } else if !self.probes.contains(&peer) {
+            self.probes.push(peer);
+        }
+    }
+
+    /// Seals a packet for a peer into the outbox, which must have `ROOM`.
+    pub(crate) fn seal(
+        &mut self,
+        peer: NodeId,
+        packet: &[u8],
+        traffic: Traffic,
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Sealed {
+        let way = self.way(peer, packet, traffic, outbox, now);
+        self.seal_by(way, packet, outbox, now)
+    }
+
+    /// Finds the way to a peer, for one packet or all segments of a super-packet.
+    pub(crate) fn way(
+        &mut self,
+        peer: NodeId,
+        packet: &[u8],
+        traffic: Traffic,
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Way {
+        let Some(index) = self.choose(peer, now) else { return self.keyless(peer, now) };
+        let Some(session) = self.slab[index as usize].as_mut() else { return Way::None };
+        if traffic == Traffic::Payload {
+            session.wanted = Some(now);
+            session.active = Some(now);
+        }
+        if self.lane > 0 {
+            let hears = session.hears(now);
+            if !hears || self.detour.has(packet, &session.peer.cell, now) {
+                self.detour.note(packet, now);
+                let full = session.peer.cell.is_full(now);
+                if !hears {
+                    self.shake_hands(index, outbox, now);
+                }
+                return if full { Way::None } else { Way::Elsewhere };
+            }
+        }
+        Way::Tunnel(index)
+    }
+
+    /// Seals a packet into the outbox by a way that was just found.
+    pub(crate) fn seal_by(&mut self, way: Way, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        let index = match way {
+            Way::Tunnel(index) => index,
+            Way::Elsewhere => return Sealed::Elsewhere,
+            Way::Keyless(peer) => return self.hold_for_key(peer, packet, outbox, now),
+            Way::None => return Sealed::Dropped(Drop::NoTunnel),
+        };
+        let Some(session) = self.slab[index as usize].as_mut() else {
+            return Sealed::Dropped(Drop::NoTunnel);
+        };
+        if !session.ready && session.peer.is_plain_meanwhile() {
+            return self.hold_in_doubt(index, packet, outbox, now);
+        }
+        if !session.ready {
+            return self.hold(index, packet, outbox, now);
+        }
+        let Some(endpoint) = session.path.endpoint() else {
+            return Sealed::Dropped(Drop::NoEndpoint);
+        };
+        match session.tunnel.seal(packet, outbox.space()) {
+            Some(Made::Message(len)) => outbox.commit_with(len, endpoint, Ecn::of_packet(packet)),
+            Some(Made::Initiation | Made::Nothing | Made::Expired) => return self.lost_session(index, outbox, now),
+            None => return Sealed::Dropped(Drop::SocketFull),
+        }
+        session.unanswered.get_or_insert(now);
+        session.carried = Some(now);
+        session.tx_bytes += packet.len() as u64;
+        Sealed::Done
+    }
+
+    /// Opens a datagram into `into`, which must hold as many bytes; what is to be answered goes to the outbox,
+    /// which must have `ROOM`.
+    pub(crate) fn open<'a>(
+        &mut self,
+        from: Endpoint,
+        datagram: &[u8],
+        into: &'a mut [u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> Received<'a> {
+        let number = match Door::sort(datagram) {
+            None => return Received::Dropped(Drop::NotWireguard),
+            Some(Message::Initiation) => return self.initiation(from, datagram, outbox, now),
+            Some(Message::Response(number) | Message::Cookie(number)) => {
+                return self.response(number, from, datagram, outbox, now);
+            }
+            Some(Message::Data(number)) => number,
+        };
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) else {
+            return self.strange(number, from, datagram, into, outbox, now);
+        };
+        match session.tunnel.open(from.remote.ip(), datagram, into) {
+            Opened::Packet(packet) => {
+                session.rx_bytes += packet.len() as u64;
+                let peer = session.peer.id;
+                self.heard(number, from, outbox, now);
+                Received::Packet(peer, number, packet)
+            }
+            Opened::Keepalive => {
+                self.heard(number, from, outbox, now);
+                Received::Handled
+            }
+            Opened::NotIpv4 => Received::Dropped(Drop::NotIpv4),
+            Opened::Malformed => Received::Dropped(Drop::Malformed),
+            Opened::Unauthenticated => {
+                self.counters.decrypt_failures.add(1);
+                Received::Dropped(Drop::Unauthenticated)
+            }
+            Opened::UnknownSession => {
+                self.nudge(from, outbox, now);
+                Received::Dropped(Drop::UnknownSession)
+            }
+        }
+    }
+
+    /// Takes note that a packet that came by a tunnel was meant for somebody here.
+    pub(crate) fn delivered(&mut self, number: u32, now: Timestamp) {
+        if let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) {
+            session.active = Some(now);
+        }
+    }
+
+    /// Returns the next peer whose round trip is to be measured.
+    pub(crate) fn next_probe(&mut self) -> Option<NodeId> {
+        self.probes.pop()
+    }
+
+    /// Returns the next peer that this lane has a new session with.
+    pub(crate) fn next_met(&mut self) -> Option<NodeId> {
+        self.met.pop()
+    }
+
+    /// Chooses the tunnel to send by: the pair's, or another that hears the peer while that does not; but the one
+    /// that is busy for as long as it is. While keys change, one of newer keys as soon as it hears the peer: it shares
+    /// the way of the older, so that nothing is overtaken.
+    fn choose(&mut self, peer: NodeId, now: Timestamp) -> Option<u32> {
+        let lane = self.lane;
+        if let Some(numbers) = self.by_peer.get(&peer) {
+            let at = |number: &u32| self.slab[*number as usize].as_ref();
+            let hears = |number: &&u32| at(number).is_some_and(|s| s.hears(now));
+            let fresh = |number: &u32| at(number).map_or(0, Session::rank);
+            let freshest = numbers.iter().filter(hears).map(fresh).max();
+            let good = || numbers.iter().filter(|number| freshest.is_none_or(|most| fresh(number) == most));
+            let pair = |number: &&u32| at(number).is_some_and(|s| s.peer_lane == lane % s.peer.lanes.len());
+            let busy = good().find(|number| at(number).is_some_and(|s| s.busy(now)));
+            let paired = || good().find(pair).filter(hears);
+            if let Some(&number) = busy.or_else(paired).or_else(|| good().find(hears)) {
+                return Some(number);
+            }
+        }
+        let lanes = self.peers.get(peer)?.lanes.len();
+        self.tunnel_to(peer, lane % lanes)
+    }
+
+    /// Returns the tunnel to a peer's lane and makes it if need be; `None` if its key is no good.
+    fn tunnel_to(&mut self, id: NodeId, peer_lane: usize) -> Option<u32> {
+        let key = self.peers.get(id)?.lanes.get(peer_lane)?.key;
+        self.tunnel_between(self.caller().key(), id, peer_lane, key)
+    }
+
+    /// Returns the tunnel between a key of ours and one of a peer's lane; `None` as well without a preshared key where
+    /// one is needed.
+    fn tunnel_between(&mut self, own: TunnelKey, id: NodeId, peer_lane: usize, key: TunnelKey) -> Option<u32> {
+        let peer = Arc::clone(self.peers.get(id)?);
+        let known = self.by_peer.get(&id).into_iter().flatten();
+        let fits = |s: &Session| s.own == own && s.key == key && !s.stale && peer.admits(s.preshared);
+        if let Some(&number) = { known }.find(|n| self.slab[**n as usize].as_ref().is_some_and(fits)) {
+            return Some(number);
+        }
+        let (generation, preshared) = self.preshared(&peer)?.unzip();
+        let number = self.free.last().copied().unwrap_or(self.slab.len() as u32);
+        let door = self.former.as_ref().filter(|door| door.key() == own).unwrap_or(&self.door);
+        let tunnel = door.tunnel(key, number, preshared.as_ref()).filter(|_| number < MAX_TUNNELS)?;
+        let mut session = Session::new(tunnel, (own, key), peer, peer_lane);
+        session.preshared = generation.unwrap_or(0);
+        session.set_fresh(self.door.key());
+        match self.free.pop() {
+            Some(free) => self.slab[free as usize] = Some(session),
+            None => self.slab.push(Some(session)),
+        }
+        self.by_peer.entry(id).or_default().push(number);
+        Some(number)
+    }
+
+    fn remove(&mut self, number: u32) {
+        let Some(session) = self.slab[number as usize].take() else { return };
+        self.counters.count_dropped_many(Drop::NoTunnel, session.waiting);
+        session.peer.cell.forget_holds();
+        if let Some(numbers) = self.by_peer.get_mut(&session.peer.id) {
+            numbers.retain(|&n| n != number);
+            if numbers.is_empty() {
+                self.by_peer.remove(&session.peer.id);
+            }
+        }
+        self.by_endpoint.retain(|_, &mut n| n != number);
+        for list in [&mut self.ticking, &mut self.racing, &mut self.flushing] {
+            list.retain(|&n| n != number);
+        }
+        self.free.push(number);
+    }
+
+    /// Lets a packet wait in its tunnel for the handshake.
+    fn hold(&mut self, number: u32, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab[number as usize].as_mut() else {
+            return Sealed::Dropped(Drop::NoTunnel);
+        };
+        if session.waiting >= MAX_WAITING {
+            session.peer.cell.set_full(now);
+            return Sealed::Dropped(Drop::NoTunnel);
+        }
+        let last = session.peer.cell.endpoint();
+        if session.path.endpoint().is_none() && session.peer.candidates(session.peer_lane, last).is_empty() {
+            return Sealed::Dropped(Drop::NoEndpoint);
+        }
+        let Some(made) = session.tunnel.seal(packet, &mut self.scratch) else {
+            return Sealed::Dropped(Drop::Oversized);
+        };
+        session.keep(now);
+        session.peer.cell.set_holds(now, true);
+        if made == Made::Initiation {
+            self.offer_scratch(number, outbox, now);
+        }
+        Sealed::Done
+    }
+
+    /// The tunnel kept the packet instead of sealing it: the session went between two ticks.
+    fn lost_session(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) -> Sealed {
+        if let Some(session) = self.slab[number as usize].as_mut() {
+            session.ready = false;
+            session.keep(now);
+        }
+        self.initiate(number, outbox, now);
+        Sealed::Done
+    }
+
+    /// Starts a handshake unless one is under way or to be awaited.
+    fn shake_hands(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        self.wake(number, outbox, now);
+        let session = self.slab[number as usize].as_ref();
+        if session.is_some_and(|s| !s.initiated && s.retry.is_none()) {
+            self.initiate(number, outbox, now);
+        }
+    }
+
+    /// Makes an initiation and offers it; none for a tunnel that is on its way out.
+    fn initiate(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        let Some(session) = self.slab[number as usize].as_mut().filter(|session| !session.stale) else { return };
+        let Some(scratch) = self.scratch.first_chunk_mut::<INITIATION>() else { return };
+        if session.tunnel.initiate(scratch) {
+            self.offer_scratch(number, outbox, now);
+        }
+    }
+
+    /// Offers the initiation that stands at the start of the scratch buffer to the peer's addresses.
+    fn offer_scratch(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
+        let Some(initiation) = self.scratch.first_chunk::<INITIATION>() else { return };
+        let Some(session) = self.slab[number as usize].as_mut().filter(|session| !session.stale) else { return };
+        let candidates = session.peer.candidates(session.peer_lane, session.peer.cell.endpoint());
+        session.initiated = true;
+        session.initiated_at = Some(now);
+        session.expired = false;
+        session.retry = None;
+        if session.path.offer(initiation, &candidates, now) && !self.racing.contains(&number) {
+            self.racing.push(number);
+        }
+        self.keep_ticking(number);
+        self.race(outbox, now);
+    }
+}
 
 pub(crate) mod outcome;
+#[cfg(test)]
+mod tests;

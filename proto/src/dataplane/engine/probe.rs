@@ -15,8 +15,8 @@ use super::Engine;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
 use crate::dataplane::verdict::{Drop, Verdict};
+use crate::ops::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
 use crate::packet::{FiveTuple, Header, Kind, UDP};
 use crate::trust::audit_log::Told;
 

@@ -1,7 +1,7 @@
 //! Measurements between nodes: counted, reported, and nothing else.
 
 use super::*;
-use crate::bench::{Data, Report, Sender};
+use crate::ops::bench::{Data, Report, Sender};
 
 /// The engine of node b.
 fn far() -> Engine {

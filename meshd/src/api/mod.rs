@@ -1,0 +1,7 @@
+//! The control socket: what is asked of a running meshd.
+
+pub(crate) mod bench;
+pub mod names;
+pub mod openmetrics;
+pub mod server;
+pub mod status;

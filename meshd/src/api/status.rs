@@ -1,0 +1,364 @@
+//! Reads the board into the documents of the control socket.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use mesh_proto::base::id::ServiceKey;
+use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
+use mesh_proto::dataplane::flow::{Flow, Side, State};
+use mesh_proto::dataplane::verdict::Refuse;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::{NetMap, Service};
+use mesh_proto::ops::status as doc;
+use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
+use mesh_proto::wire::About;
+
+use crate::api::names;
+use crate::api::names::NameError;
+use crate::base::clock::now;
+use crate::base::text::{JOIN_HINT, age};
+use crate::dataplane::{LaneStats, Stats};
+use crate::keys::psk_policy::PskMode;
+use crate::node::shared::Board;
+
+/// Most flows that are listed.
+const MAX_FLOWS: usize = 10_000;
+
+/// Connections alive, by dialled address and backend address.
+type Connections = BTreeMap<(Ipv4Addr, Ipv4Addr), u64>;
+
+/// Reads everything.
+pub fn status(board: &Board) -> doc::Status {
+    let view = board.view.borrow().clone();
+    let stats = board.with_plane(|plane| plane.stats()).unwrap_or_default();
+    let slots = board.with_plane(|plane| plane.flows().slots()).unwrap_or(0);
+    let drops = stats.drops.iter().map(|(&reason, &n)| (reason.into(), n));
+    doc::Status {
+        schema: doc::STATUS.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        state: health(board, view.as_deref()),
+        uptime_s: board.started.elapsed().as_secs(),
+        node: node(board, view.as_deref()),
+        coordinator: coordinator(board, view.as_deref()),
+        peers: view.as_ref().map_or_else(Vec::new, |v| peers(v.netmap(), &stats)),
+        services: services(board),
+        drops: drops.collect(),
+        warnings: warnings(board, view.as_deref()),
+        lanes: lanes(&stats),
+        flows: doc::FlowCount { used: stats.flows, slots },
+        file: file(board),
+    }
+}
+
+/// Reads the other nodes.
+pub fn peer_list(board: &Board) -> Vec<doc::Peer> {
+    let stats = board.with_plane(|plane| plane.stats()).unwrap_or_default();
+    let view = board.view.borrow().clone();
+    view.map_or_else(Vec::new, |v| peers(v.netmap(), &stats))
+}
+
+/// Reads the services with the connections of this node.
+pub fn services(board: &Board) -> Vec<doc::Service> {
+    let Some(view) = board.view.borrow().clone() else {
+        return Vec::new();
+    };
+    let connections = connections(board, &view);
+    let services = view.netmap().services.iter();
+    services.map(|(key, s)| service(key, s, &connections)).collect()
+}
+
+/// Reads the live flows, opener's direction only; at most 10,000.
+pub fn flows(board: &Board) -> Vec<doc::Flow> {
+    let Some(view) = board.view.borrow().clone() else {
+        return Vec::new();
+    };
+    let mut list = Vec::new();
+    each_opened(board, |tuple, flow| {
+        if list.len() < MAX_FLOWS {
+            list.push(doc::Flow {
+                transport: transport(tuple.protocol),
+                source: format!("{}:{}", tuple.source, tuple.source_port),
+                destination: format!("{}:{}", tuple.destination, tuple.destination_port),
+                backend: format!("{}:{}", flow.to.destination, flow.to.destination_port),
+                peer: flow.remote.and_then(|id| view.peer_name(id).cloned()),
+                idle_s: now().since(flow.last_seen).as_secs(),
+            });
+        }
+    });
+    list
+}
+
+/// Judges a call as the engine would.
+///
+/// # Errors
+/// `NameError` if a word names nothing.
+pub fn why(view: &View, source: &str, destination: &str, udp: bool) -> Result<doc::Why, NameError> {
+    let map = view.netmap();
+    let from = names::source(map, source)?;
+    let to = names::target(map, destination, udp)?;
+    let explained = explain(view, from, to.address, to.protocol, to.port);
+    Ok(told((source, from), (destination, to), explained))
+}
+
+/// Returns the name or address of the node that is called and that the map does not contain, if that is so.
+pub fn stranger(view: &View, source: &str, destination: &str, udp: bool) -> Option<String> {
+    let map = view.netmap();
+    let from = names::source(map, source).ok()?;
+    match names::target(map, destination, udp) {
+        Ok(to) => {
+            let verdict = explain(view, from, to.address, to.protocol, to.port).verdict;
+            (verdict == Refuse::NoRoute.label()).then(|| to.address.to_string())
+        }
+        Err(_) => names::stranger(destination).map(|(name, _)| name.to_string()),
+    }
+}
+
+/// Says why a node that the map does not contain cannot be called.
+///
+/// # Errors
+/// `NameError` if a word names nothing.
+pub fn why_not(
+    view: &View,
+    source: &str,
+    destination: &str,
+    udp: bool,
+    stranger: &About,
+) -> Result<doc::Why, NameError> {
+    let from = names::source(view.netmap(), source)?;
+    let to = names::target(view.netmap(), destination, udp).or_else(|error| {
+        let (_, port) = names::stranger(destination).ok_or(error)?;
+        Ok(names::plain(stranger.address.0, port, udp))
+    })?;
+    let explained = explain_stranger(view, from, to.address, stranger);
+    Ok(told((source, from), (destination, to), explained))
+}
+
+fn told(
+    (source, from): (&str, Ipv4Addr),
+    (destination, to): (&str, names::Target),
+    explained: Explanation,
+) -> doc::Why {
+    let step = |s: &mesh_proto::dataplane::explain::Step| doc::Step {
+        name: s.name.clone(),
+        outcome: s.outcome.clone(),
+        ok: s.ok,
+    };
+    doc::Why {
+        schema: doc::WHY.into(),
+        source: source.into(),
+        source_address: from,
+        destination: destination.into(),
+        destination_address: to.address,
+        transport: transport(to.protocol),
+        port: to.port,
+        allowed: explained.allowed,
+        verdict: explained.verdict,
+        steps: explained.steps.iter().map(step).collect(),
+        rule: explained.rule.map(|r| doc::RuleAt { file: r.file, line: r.line }),
+        missing: explained.missing,
+        backend: explained.backend.map(|b| doc::WhyBackend { node: b.node, address: b.address, port: b.port }),
+        peer: explained.peer,
+    }
+}
+
+/// Returns what the operator should know, the gravest first.
+pub fn warnings(board: &Board, view: Option<&View>) -> Vec<String> {
+    if board.enrolment.borrow().is_none() {
+        return vec![format!("this node has not joined a mesh; {}", JOIN_HINT)];
+    }
+    let mut list = grave(board);
+    list.extend(board.offers.borrow().warnings.iter().cloned());
+    list.extend(board.preshared.borrow().1.clone());
+    list.extend(view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));
+    let mut seen = BTreeSet::new();
+    list.retain(|sentence| seen.insert(sentence.clone()));
+    list
+}
+
+/// What makes a node degraded.
+fn grave(board: &Board) -> Vec<String> {
+    let upkeep = board.upkeep.borrow();
+    let mut list: Vec<String> = upkeep.obstacles.iter().map(ToString::to_string).collect();
+    list.extend(upkeep.guards.missing.iter().cloned());
+    if let Some((error, since)) = &board.offers.borrow().error {
+        let age = age(since.elapsed().as_secs());
+        list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
+    }
+    let link = board.link.borrow();
+    if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {
+        list.push(format!("no control channel: {error}"));
+    }
+    list.extend(link.alarms.iter().cloned());
+    list.extend(link.refused.iter().cloned());
+    list.extend(link.rejected.iter().cloned());
+    list.extend(board.notes());
+    list
+}
+
+fn health(board: &Board, view: Option<&View>) -> doc::Health {
+    if board.enrolment.borrow().is_none() {
+        doc::Health::NotJoined
+    } else if view.is_none() || board.with_plane(|_| ()).is_none() || !grave(board).is_empty() {
+        doc::Health::Degraded
+    } else {
+        doc::Health::Ok
+    }
+}
+
+fn node(board: &Board, view: Option<&View>) -> Option<doc::Node> {
+    let enrolment = board.enrolment.borrow().clone()?;
+    let own = view.map(|v| v.netmap().node.clone());
+    let range = view.map_or(enrolment.range, |v| v.netmap().mesh.range);
+    Some(doc::Node {
+        name: enrolment.node,
+        site: enrolment.site,
+        address: own.as_ref().map_or(enrolment.address, |n| n.address),
+        mesh: enrolment.mesh,
+        range,
+        blocks: own.map_or(enrolment.blocks, |n| n.blocks),
+        dns: range.dns(),
+        guarded: board.upkeep.borrow().guards.masquerade,
+        preshared: match board.preshared.borrow().0 {
+            PskMode::Off => doc::Preshared::Off,
+            PskMode::Accept => doc::Preshared::Waits,
+            PskMode::Offer => doc::Preshared::Begins,
+            PskMode::Require => doc::Preshared::On,
+        },
+    })
+}
+
+fn coordinator(board: &Board, view: Option<&View>) -> doc::Coordinator {
+    let link = board.link.borrow();
+    doc::Coordinator {
+        connected: link.connected,
+        revision: view.map(View::revision).unwrap_or_default(),
+        address: link.address.clone(),
+        last_heard_s: link.last_heard.map(|at| at.elapsed().as_secs()),
+        error: link.error.clone(),
+        records_refused: link.records_refused,
+        lock: link.lock,
+        log: link.log,
+        log_alarms: link.alarms.len() as u64,
+    }
+}
+
+fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
+    let peer = |(name, peer): (&mesh_proto::base::id::NodeName, &mesh_proto::model::netmap::Peer)| {
+        let seen = stats.peers.get(&peer.id).cloned().unwrap_or_default();
+        doc::Peer {
+            name: name.clone(),
+            site: peer.site.clone(),
+            address: peer.address,
+            endpoint: seen.endpoint,
+            rtt_ms: seen.rtt.map(|rtt| rtt.as_micros() as f64 / 1000.0),
+            rtt_count: seen.rtt_count,
+            last_handshake_s: seen.last_handshake.map(|age| age.as_secs()),
+            post_quantum: stats.post_quantum.contains(&peer.id),
+            rx_bytes: seen.rx_bytes,
+            tx_bytes: seen.tx_bytes,
+        }
+    };
+    map.peers.iter().map(peer).collect()
+}
+
+fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> doc::Service {
+    let port = |p: &mesh_proto::model::netmap::ServicePort| doc::Port {
+        name: p.name.as_ref().map(ToString::to_string),
+        transport: p.transport,
+        port: p.port,
+        target: p.target,
+    };
+    let backend = |b: &mesh_proto::model::netmap::Backend| doc::Backend {
+        name: b.name.as_ref().map_or_else(|| b.node.to_string(), ToString::to_string),
+        node: b.node.clone(),
+        address: b.address,
+        weight: b.weight,
+        connections: connections.get(&(service.vip.0, b.address.0)).copied().unwrap_or(0),
+    };
+    doc::Service {
+        name: key.name.clone(),
+        namespace: key.namespace.clone(),
+        vip: service.vip,
+        ports: service.ports.iter().map(port).collect(),
+        backends: service.backends.iter().map(backend).collect(),
+    }
+}
+
+/// Counts the connections through VIPs that this node's callers hold open. A backend on this node is
+/// met by its real address.
+fn connections(board: &Board, view: &View) -> Connections {
+    let mut connections = Connections::new();
+    each_opened(board, |tuple, flow| {
+        if view.is_vip(tuple.destination) && matches!(flow.state, State::Open | State::HalfOpen) {
+            let to = flow.to.destination;
+            let flat = view.flat(mesh_proto::base::addr::Real(to)).map_or(to, |flat| flat.0);
+            *connections.entry((tuple.destination, flat)).or_default() += 1;
+        }
+    });
+    connections
+}
+
+fn each_opened(board: &Board, mut f: impl FnMut(FiveTuple, Flow)) {
+    let table = board.with_plane(|plane| Arc::clone(plane.flows()));
+    if let Some(table) = table {
+        table.for_each(now(), |key, flow| {
+            if flow.opened && key.side == Side::Outbound {
+                f(key.tuple, flow);
+            }
+        });
+    }
+}
+
+fn lanes(stats: &Stats) -> Vec<doc::Lane> {
+    stats.lanes.iter().enumerate().map(|(number, stats)| lane(number, stats)).collect()
+}
+
+fn lane(lane: usize, s: &LaneStats) -> doc::Lane {
+    doc::Lane {
+        lane,
+        tun_rx_packets: s.tun_rx_packets,
+        tun_rx_bytes: s.tun_rx_bytes,
+        tun_rx_super_packets: s.tun_rx_super_packets,
+        tun_rx_super_segments: s.tun_rx_super_segments,
+        tun_tx_packets: s.tun_tx_packets,
+        tun_tx_bytes: s.tun_tx_bytes,
+        tun_tx_super_packets: s.tun_tx_super_packets,
+        tun_tx_super_segments: s.tun_tx_super_segments,
+        tun_fallbacks: s.tun_fallbacks,
+        udp_rx_packets: s.udp_rx_packets,
+        udp_rx_bytes: s.udp_rx_bytes,
+        udp_rx_super_packets: s.udp_rx_super_packets,
+        udp_rx_super_segments: s.udp_rx_super_segments,
+        udp_rx_overflows: s.udp_rx_overflows,
+        udp_tx_packets: s.udp_tx_packets,
+        udp_tx_bytes: s.udp_tx_bytes,
+        udp_tx_super_packets: s.udp_tx_super_packets,
+        udp_tx_super_segments: s.udp_tx_super_segments,
+        udp_fallbacks: s.udp_fallbacks,
+        decrypt_failures: s.decrypt_failures,
+        handshakes: s.handshakes,
+        handovers: s.handovers,
+        offloads: s.offloads.each().into_iter().map(|(name, on)| (name.into(), on)).collect(),
+        drops: s.drops.iter().map(|(&reason, &n)| (reason.into(), n)).collect(),
+    }
+}
+
+fn file(board: &Board) -> doc::File {
+    let offers = board.offers.borrow();
+    doc::File {
+        path: offers.path.display().to_string(),
+        in_force: offers.error.is_none(),
+        error: offers.error.as_ref().map(|(error, _)| error.clone()),
+        error_age_s: offers.error.as_ref().map(|(_, since)| since.elapsed().as_secs()),
+    }
+}
+
+fn transport(protocol: u8) -> String {
+    match protocol {
+        ICMP => "icmp".into(),
+        TCP => "tcp".into(),
+        UDP => "udp".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,9 @@
+//! The command line.
+
+pub mod args;
+pub mod client;
+pub mod error;
+pub mod network_lock;
+pub(crate) mod output;
+pub mod render;
+pub mod verbs;

@@ -1,0 +1,127 @@
+//! `meshd lock`: the lock's key is read here, shows what it signs, signs, and is forgotten; the daemon never sees it.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use data_encoding::BASE64URL_NOPAD;
+use mesh_proto::base::id::{IdentityKey, NodeName};
+use mesh_proto::ops::status as doc;
+use mesh_proto::trust::network_lock::{Member, Subject};
+use mesh_proto::trust::signed_record::Signature;
+use zeroize::Zeroizing;
+
+use crate::base::files::LOCK_KEY;
+use crate::base::state_dir::{State, read_secret};
+use crate::cli::args::Lock;
+use crate::cli::client::{Client, encode};
+use crate::cli::error::{CommandError, LockError};
+use crate::cli::output::{Asker, finish, load};
+use crate::control::map_guard;
+
+/// Does what `lock` says.
+pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -> Result<u8, CommandError> {
+    match words {
+        Lock::Status => ask.show("/v1/lock", render).await.map(|_: doc::Lock| 0),
+        Lock::Sign { node, key, identity, yes, config } => {
+            let config = load(&config, socket)?;
+            let path = key.unwrap_or_else(|| config.state_dir.join(LOCK_KEY.name()));
+            let key = read(&path)?;
+            let client = Client::new(config.socket);
+            let standing: doc::Lock = client.get("/v1/lock").await?;
+            let member = named(&standing, &node)?;
+            check(&standing, member, &key, &path, identity)?;
+            show(&standing, member);
+            if identity.is_none() && !yes && !confirmed() {
+                return Err(LockError::Unconfirmed.into());
+            }
+            let signature = Signature(signed(&key, &member.message(&standing.mesh)));
+            let words = (encode(node.as_str()), BASE64URL_NOPAD.encode(&signature.0));
+            let _: doc::Lock = client.post(&format!("/v1/lock?node={}&signature={}", words.0, words.1)).await?;
+            finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")]);
+            Ok(0)
+        }
+        Lock::Forget(config) => {
+            let state = State::open(&load(&config, socket)?.state_dir)?;
+            let _lock = state.lock()?;
+            let done = match map_guard::forget_lock(&state)? {
+                Some(lock) => format!("this node does not hold to the lock {lock} any more; start meshd again"),
+                None => "this node holds to no lock".into(),
+            };
+            finish(ask.json, vec![done]);
+            Ok(0)
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Ed25519KeyPair, LockError> {
+    let bytes = read_secret(path).map_err(LockError::State)?;
+    let bytes = Zeroizing::new(bytes.ok_or_else(|| LockError::Missing(path.into()))?);
+    Ed25519KeyPair::from_pkcs8(&bytes).map_err(|_| LockError::Damaged(path.into()))
+}
+
+fn public(key: &Ed25519KeyPair) -> IdentityKey {
+    IdentityKey(key.public_key().as_ref().try_into().expect("an Ed25519 key is 32 bytes"))
+}
+
+fn signed(key: &Ed25519KeyPair, message: &[u8]) -> [u8; 64] {
+    key.sign(message).as_ref().try_into().expect("an Ed25519 signature is 64 bytes")
+}
+
+fn named<'a>(standing: &'a doc::Lock, node: &NodeName) -> Result<&'a Member, LockError> {
+    let member = standing.waiting.iter().chain(&standing.aged).find(|member| member.name == *node);
+    member.ok_or_else(|| LockError::Nobody(node.clone()))
+}
+
+fn check(
+    standing: &doc::Lock,
+    member: &Member,
+    key: &Ed25519KeyPair,
+    path: &Path,
+    identity: Option<IdentityKey>,
+) -> Result<(), LockError> {
+    let held = standing.lock.ok_or(LockError::Unlocked)?;
+    let own = public(key);
+    if own != held {
+        return Err(LockError::Another { path: path.into(), own, held });
+    }
+    if identity.is_some_and(|identity| member.subject != Subject::Identity(identity)) {
+        return Err(LockError::Stranger { node: member.name.clone(), subject: member.subject });
+    }
+    Ok(())
+}
+
+/// Shows what is about to be signed.
+fn show(standing: &doc::Lock, member: &Member) {
+    let Member { id, name, site, subject } = member;
+    let text = format!("{name} of site {site} in mesh {}, number {}, {subject}", standing.mesh, id.0);
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Asks whoever sits there.
+fn confirmed() -> bool {
+    if !io::stdin().is_terminal() {
+        return false;
+    }
+    let _ = write!(io::stderr(), "is that what `meshd lock status` says on that node? [y/N] ");
+    let mut word = String::new();
+    let read = io::stdin().read_line(&mut word);
+    read.is_ok() && ["y", "yes"].contains(&word.trim())
+}
+
+fn render(lock: &doc::Lock) -> String {
+    let mut lines = vec![match lock.lock {
+        Some(key) => format!("mesh {} is locked by {key}", lock.mesh),
+        None => format!("mesh {} is not locked", lock.mesh),
+    }];
+    lines.push(format!("this node is {} with the identity {}", lock.node, lock.identity));
+    for Member { name, site, subject, .. } in &lock.waiting {
+        lines.push(format!("{name} of site {site} waits, {subject}"));
+    }
+    for Member { name, site, subject, .. } in &lock.aged {
+        lines.push(format!(
+            "{name} of site {site} is admitted, but has to be signed for anew before its identity changes again, {subject}"
+        ));
+    }
+    lines.join("\n")
+}

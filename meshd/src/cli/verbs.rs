@@ -1,0 +1,397 @@
+//! What every verb does: ask the daemon or do it here, print, and end with the right exit code.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::CommandFactory;
+use hyper::Method;
+use mesh_proto::ops::status as doc;
+use mesh_proto::services::Diagnostics;
+
+use crate::base::state_dir::State;
+use crate::cli::args::{Cli, ConfigArg, Output, Verb};
+use crate::cli::client::{Client, ClientError, encode};
+use crate::cli::error::CommandError;
+use crate::cli::network_lock;
+use crate::cli::output::{Asker, finish, load, print, print_json, socket};
+use crate::cli::render;
+use crate::config::{CONFIG, Config};
+use crate::dataplane::bench;
+use crate::linux;
+use crate::linux::{Obstacle, Shape};
+use crate::node::error::DaemonError;
+use crate::node::identity_rotation;
+use crate::node::join;
+use crate::node::join::Credential;
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const DEGRADED: u8 = 3;
+const NOT_RUNNING: u8 = 4;
+/// What the node trusts, or is trusted by, is lost: nothing that a restart would cure (EX_CONFIG of sysexits.h).
+const NO_TRUST: u8 = 78;
+const DENIED: u8 = 5;
+
+/// How long a daemon may take to end or leave.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs one command line to its end; `daemon` runs the daemon.
+pub fn main(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> ExitCode {
+    let code = match execute(cli, daemon) {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "meshd: {error}");
+            exit_code(&error)
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn exit_code(error: &CommandError) -> u8 {
+    if matches!(error, CommandError::Client(ClientError::NotRunning(_) | ClientError::Ended)) {
+        NOT_RUNNING
+    } else if matches!(error, CommandError::Config(_)) {
+        USAGE
+    } else if matches!(error, CommandError::Daemon(DaemonError::Trust(_))) {
+        NO_TRUST
+    } else {
+        FAILED
+    }
+}
+
+fn execute(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(CommandError::Runtime)?;
+    runtime.block_on(verb(cli, daemon))
+}
+
+async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
+    let json = cli.output == Output::Json;
+    let ask = Asker { client: Client::new(socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
+    match cli.verb {
+        Verb::Run(config) => {
+            log();
+            daemon(load(&config, cli.socket)?).await?;
+            Ok(0)
+        }
+        Verb::Join { token, token_file, oidc_token_file, coordinator, pin, ephemeral, config } => {
+            let credential = match oidc_token_file {
+                Some(file) => Credential::Oidc { file, coordinators: coordinator, pins: pin },
+                None => Credential::Token(join::read_token(token.as_deref(), token_file.as_deref())?),
+            };
+            let joined = join::join(&load(&config, cli.socket)?, &credential, ephemeral).await?;
+            let mut done = vec![join::sentence(&joined)];
+            done.extend(joined.warnings.iter().map(|w| format!("warning: {w}")));
+            finish(json, done);
+            Ok(0)
+        }
+        Verb::Leave(config) => leave(&load(&config, cli.socket)?, json).await,
+        Verb::Status => {
+            let status: doc::Status = ask.show("/v1/status", render::status).await?;
+            let fine = status.state == doc::Health::Ok;
+            Ok(if fine { 0 } else { DEGRADED })
+        }
+        Verb::Peers => {
+            let shown = |d: &doc::Peers| render::peers(&d.peers);
+            ask.show("/v1/peers", shown).await.map(|_| 0)
+        }
+        Verb::Services { name } => {
+            let query = name.map_or_else(String::new, |n| format!("?name={}", encode(&n)));
+            let shown = |d: &doc::Services| render::services(&d.services);
+            ask.show(&format!("/v1/services{query}"), shown).await.map(|_| 0)
+        }
+        Verb::Resolve { name } => {
+            let shown = |d: &doc::Resolve| {
+                let addresses: Vec<_> = d.addresses.iter().map(ToString::to_string).collect();
+                format!("{} is the {} {}", addresses.join(" "), d.kind, d.full_name)
+            };
+            ask.show(&format!("/v1/resolve?name={}", encode(&name)), shown).await.map(|_| 0)
+        }
+        Verb::Ping { node } => ping(&ask, &node).await,
+        Verb::Bench { node, seconds } => measure(&ask, &node, seconds).await,
+        Verb::Why { src, dst, udp } => {
+            let udp = if udp { "&udp=1" } else { "" };
+            let path = format!("/v1/why?src={}&dst={}{udp}", encode(&src), encode(&dst));
+            let why: doc::Why = ask.show(&path, render::why).await?;
+            Ok(match (why.allowed, why.verdict.as_str()) {
+                (true, _) => 0,
+                (false, "denied") => DENIED,
+                (false, _) => FAILED,
+            })
+        }
+        Verb::Check(config) => check(&config, cli.socket, json).await,
+        Verb::Flows => {
+            let shown = |d: &doc::Flows| render::flows(&d.flows);
+            ask.show("/v1/flows", shown).await.map(|_| 0)
+        }
+        Verb::Metrics => {
+            let bytes = ask.client.ask(Method::GET, "/v1/metrics").await?;
+            print(String::from_utf8_lossy(&bytes).trim_end());
+            Ok(0)
+        }
+        Verb::Reload => {
+            let done: doc::Done = ask.client.post("/v1/reload").await?;
+            finish(json, done.done);
+            Ok(0)
+        }
+        Verb::Rotate { identity } => {
+            let (path, patience) = match identity {
+                true => ("/v1/rotate?identity=1", identity_rotation::PATIENCE + PATIENCE),
+                false => ("/v1/rotate", PATIENCE),
+            };
+            let done: doc::Done = ask.client.post_within(path, patience).await?;
+            finish(json, done.done);
+            Ok(0)
+        }
+        Verb::Lock(words) => network_lock::perform(&ask, words, cli.socket).await,
+        Verb::Cleanup(config) => cleanup(&load(&config, cli.socket)?, json).await,
+        Verb::Guard(config) => guard(&load(&config, cli.socket)?, json).await,
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "meshd", &mut script);
+            print(String::from_utf8_lossy(&script).trim_end());
+            Ok(0)
+        }
+    }
+}
+
+/// Measures the round trip to a node, by whichever of its names it is called.
+async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
+    let word = node.strip_prefix("host:").unwrap_or(node);
+    let called = |p: &doc::Peer| p.name.as_str() == word || p.address.to_string() == word;
+    let asked = Instant::now();
+    let mut before = None;
+    loop {
+        let peers: doc::Peers = ask.client.get("/v1/peers").await?;
+        let found = peers.peers.into_iter().find(called);
+        let peer = found.ok_or_else(|| CommandError::NoPeer(word.into()))?;
+        match before {
+            None => {
+                before = Some(peer.rtt_count);
+                let path = format!("/v1/probe?node={}", encode(peer.name.as_str()));
+                let _: doc::Done = ask.client.post(&path).await?;
+            }
+            Some(count) if peer.rtt_count > count => {
+                show_ping(&peer, ask.json);
+                return Ok(0);
+            }
+            Some(_) if asked.elapsed() > PATIENCE => return Err(CommandError::NoAnswer(word.into())),
+            Some(_) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Measures the way to a node.
+async fn measure(ask: &Asker, node: &str, seconds: u8) -> Result<u8, CommandError> {
+    if io::stderr().is_terminal() {
+        let most = bench::usual(seconds).as_secs();
+        let _ = writeln!(io::stderr(), "measuring for some {most} s; Ctrl-C ends it");
+    }
+    let path = format!("/v1/bench?node={}&seconds={seconds}", encode(node));
+    let patience = bench::longest(seconds) + PATIENCE;
+    let measured: doc::Bench = ask.client.post_within(&path, patience).await?;
+    if ask.json {
+        print_json(&measured);
+    } else {
+        print(&render::bench(&measured));
+    }
+    Ok(0)
+}
+
+fn show_ping(peer: &doc::Peer, json: bool) {
+    if json {
+        return print_json(peer);
+    }
+    let endpoint = peer.endpoint.map_or_else(String::new, |e| format!(" by {e}"));
+    let rtt = peer.rtt_ms.unwrap_or_default();
+    print(&format!("{} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.name, peer.address));
+}
+
+async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
+    let client = Client::new(config.socket.clone());
+    let node = client.get::<doc::Status>("/v1/status").await.ok().and_then(|status| status.node);
+    match client.post::<doc::Done>("/v1/leave").await {
+        Ok(_) => {
+            let gone = |status: &Result<doc::Status, ClientError>| status.as_ref().is_ok_and(|s| s.node.is_none());
+            let asked = Instant::now();
+            while !gone(&client.get("/v1/status").await) {
+                if asked.elapsed() > PATIENCE {
+                    return Err(CommandError::Stuck("leave"));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let mut done = vec!["left the mesh; the running meshd waits for the next `meshd join`".to_owned()];
+            done.extend(node.map(|node| revoke_hint(node.name.as_str())));
+            finish(json, done);
+        }
+        Err(ClientError::NotRunning(_) | ClientError::Ended) => {
+            let mut node = None;
+            if config.state_dir.exists() {
+                let state = State::open(&config.state_dir)?;
+                let _lock = state.lock()?;
+                // A damaged enrolment is left as well.
+                node = state.enrolment().ok().flatten().map(|enrolment| enrolment.node);
+                state.forget()?;
+            }
+            let mut done = removed(linux::cleanup(&config.interface).await?);
+            match node {
+                Some(node) => done.extend(["left the mesh".into(), revoke_hint(node.as_str())]),
+                None => done.push("this node is in no mesh".into()),
+            }
+            finish(json, done);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(0)
+}
+
+fn removed(things: Vec<String>) -> Vec<String> {
+    things.into_iter().map(|thing| format!("removed {thing}")).collect()
+}
+
+/// The coordinator cannot know that a node that is gone will not come back.
+fn revoke_hint(node: &str) -> String {
+    format!("others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator")
+}
+
+async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
+    let client = Client::new(config.socket.clone());
+    let mut done = Vec::new();
+    match client.post::<doc::Done>("/v1/stop").await {
+        Ok(_) => {
+            let asked = Instant::now();
+            while config.socket.exists() {
+                if asked.elapsed() > PATIENCE {
+                    return Err(CommandError::Stuck("stop"));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            done.push("stopped the running meshd".into());
+        }
+        // One that was killed a moment ago may still have taken the call.
+        Err(ClientError::NotRunning(_) | ClientError::Ended) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let removed = removed(linux::cleanup(&config.interface).await?);
+    if removed.is_empty() {
+        done.push("nothing of meshd is left in the kernel".into());
+    }
+    done.extend(removed);
+    finish(json, done);
+    Ok(0)
+}
+
+async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
+    let Some((range, shape)) = join::stored_range(config)? else {
+        finish(json, vec!["not joined: nothing to close".into()]);
+        return Ok(0);
+    };
+    let guards = linux::close_range(&shape).await?;
+    let mut done = vec![format!("closed {range}")];
+    done.extend(guards.missing.iter().map(|w| format!("warning: {w}")));
+    finish(json, done);
+    Ok(0)
+}
+
+/// Checks what can be checked without a daemon.
+async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u8, CommandError> {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let mut drawn = None;
+    match load(arg, socket) {
+        Ok(config) => {
+            drawn = services(&config, &mut errors, &mut warnings);
+            host(&config, &mut errors, &mut warnings).await;
+        }
+        Err(error) => errors.extend(error.to_string().lines().map(Into::into)),
+    }
+    let code = if errors.is_empty() && drawn.is_none() { 0 } else { FAILED };
+    if json {
+        errors.extend(drawn.iter().flat_map(Diagnostics::lines));
+        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings });
+        return Ok(code);
+    }
+    if let Some(drawn) = &drawn {
+        print(&drawn.render(io::stdout().is_terminal()));
+    }
+    for error in &errors {
+        print(&format!("error: {error}"));
+    }
+    for warning in &warnings {
+        print(&format!("warning: {warning}"));
+    }
+    if code == 0 {
+        print(if warnings.is_empty() { "all is well" } else { "no errors" });
+    }
+    Ok(code)
+}
+
+/// Checks the node's services.toml; returns its mistakes with their places.
+fn services(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) -> Option<Diagnostics> {
+    let name = config.services.display().to_string();
+    let Ok(text) = std::fs::read_to_string(&config.services) else {
+        errors.extend(crate::node::services_file::read(&config.services).err());
+        return None;
+    };
+    match mesh_proto::services::parse_node(&text, &name) {
+        Ok((_, list)) => {
+            warnings.extend(Diagnostics::new(&name, &text, list).lines());
+            None
+        }
+        Err(bad) => Some(bad),
+    }
+}
+
+/// Checks the kernel: what stands in the way, and whether the range is free.
+async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+    let (joined, shape) = match join::stored_range(config) {
+        Ok(Some((_, shape))) => (true, shape),
+        Ok(None) => (false, default_shape(config)),
+        Err(error) => return errors.push(error.to_string()),
+    };
+    let mut found = linux::obstacles(&shape).await;
+    // Before the join, what the join sets is not there, and that is no obstacle.
+    let ours = |o: &Obstacle| o.sentence.contains("ip meshd") || o.sentence.contains(&shape.interface);
+    found.retain(|o| joined || !ours(o));
+    warnings.extend(found.iter().map(ToString::to_string));
+    match linux::host_facts().await {
+        Ok(host) => errors.extend(host.collision(shape.range)),
+        Err(error) => errors.push(error.to_string()),
+    }
+}
+
+/// Returns what the kernel would carry after a join with the default range.
+fn default_shape(config: &Config) -> Shape {
+    let range = mesh_proto::base::addr::MeshRange::default();
+    Shape {
+        interface: config.interface.clone(),
+        range,
+        address: mesh_proto::base::addr::Flat(range.nodes().network()),
+        mtu: 1420,
+        pods: config.pods.clone(),
+    }
+}
+
+/// Logs to standard error: what MESHD_LOG says, else what an operator cares about.
+fn log() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| {
+        EnvFilter::new("info,hickory_server=warn,hickory_net=warn,hickory_proto=warn,boringtun=error")
+    });
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
+    if journal {
+        format.without_time().init();
+    } else {
+        format.init();
+    }
+}

@@ -1,0 +1,430 @@
+//! One connection to one coordinator: TLS, HTTP/2, and the three requests of the wire.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_proto::base::id::{IdentityKey, Revision};
+use mesh_proto::model::netmap::Mesh;
+use mesh_proto::trust::audit_log::{LogPage, Roll};
+use mesh_proto::trust::high_water_mark::WentBack;
+use mesh_proto::wire::{
+    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Renewal, Report,
+    ReportResponse, WatchEvent,
+};
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::tls::{client_config, identity_of};
+use crate::keys::node::{Keys, verify};
+
+/// How long a connection may take to be set up, from the name to HTTP/2.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The same where there is another coordinator to go to.
+const CONNECT_ONE_OF_MANY: Duration = Duration::from_secs(2);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a watch may be silent: the coordinator promises a line in 10 s.
+const SILENCE: Duration = Duration::from_secs(15);
+/// The largest answer to a report or error that is read, in bytes.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// Why a coordinator did not give what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The name has no address.
+    #[error("cannot find the coordinator `{address}`: {error}; check the name and this host's DNS")]
+    Resolve {
+        /// The coordinator, as configured.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Nothing listens there, or the way is blocked.
+    #[error(
+        "cannot reach the coordinator at {address}: {error}; check that it runs and that a firewall lets TCP through"
+    )]
+    Connect {
+        /// The coordinator, as configured.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Nothing answered in time.
+    #[error("the coordinator at {0} does not answer; check that it runs and that a firewall lets TCP through")]
+    Timeout(String),
+    /// Who answers is somebody else.
+    #[error(
+        "the coordinator at {0} has another key than the token's pin: it is not the one that made the token, or it lost its keys; get a new token from the right coordinator"
+    )]
+    Pin(String),
+    /// TLS failed in another way.
+    #[error("no secure channel with {address}: {error}; check that it is a mesh-coordinator of a matching version")]
+    Tls {
+        /// The coordinator, as configured.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The coordinator said no; it says why and what to do.
+    #[error("{}", .0.message)]
+    Refused(ErrorBody),
+    /// The connection broke.
+    #[error("the connection to the coordinator broke: {0}")]
+    Broken(String),
+    /// The coordinator ended the watch.
+    #[error("the coordinator ended the watch")]
+    Ended,
+    /// The coordinator stops, and says so.
+    #[error("the coordinator stops")]
+    Leaving,
+    /// The coordinator was silent for too long.
+    #[error("the coordinator was silent for 15 s")]
+    Silent,
+    /// What came is not of this protocol.
+    #[error("the coordinator's answer cannot be read: {0}; check that both run matching versions")]
+    Malformed(String),
+    /// It runs on older data than this node has seen.
+    #[error(transparent)]
+    WentBack(WentBack),
+    /// The mesh does not list this coordinator any more.
+    #[error("the coordinator at {0} does not serve this mesh any more; going on to another")]
+    Retired(String),
+    /// The node has another identity key now.
+    #[error("the identity key of this node has changed; connecting with the new one")]
+    Renewed,
+    /// Another machine uses this node's identity.
+    #[error(
+        "another meshd with this node's identity took over the channel; if that is a copy of this machine, remove the copy's state directory and join it anew"
+    )]
+    Fenced,
+}
+
+impl LinkError {
+    /// Says whether another coordinator of the mesh may answer otherwise.
+    pub(super) fn may_differ_elsewhere(&self) -> bool {
+        matches!(self, Self::Refused(body) if matches!(&*body.error, "busy" | "internal"))
+    }
+}
+
+/// What is needed to reach the coordinators of one mesh.
+#[derive(Debug, Clone)]
+pub struct Dial {
+    /// Their addresses, as `host:port`.
+    pub coordinators: Vec<String>,
+    /// Their keys.
+    pub pins: Vec<IdentityKey>,
+    /// The node's own: those of the moment.
+    pub keys: watch::Receiver<Arc<Keys>>,
+}
+
+impl Dial {
+    /// Begins at another coordinator than the first, so that not all nodes go to the same; `random` says at which.
+    pub fn spread(mut self, random: u32) -> Self {
+        let count = self.coordinators.len().max(1);
+        self.coordinators.rotate_left(random as usize % count);
+        self
+    }
+
+    /// Takes up which coordinators there are, as a map says; one that names none changes nothing.
+    pub fn adopt(&mut self, mesh: &Mesh) {
+        adopt(mesh, &mut self.coordinators, &mut self.pins);
+    }
+}
+
+/// Takes up addresses and keys of the coordinators that a map names. A map of an older coordinator names none,
+/// and one whose coordinators state no address leaves those that are known.
+pub fn adopt(mesh: &Mesh, coordinators: &mut Vec<String>, pins: &mut Vec<IdentityKey>) {
+    if mesh.coordinators.is_empty() {
+        return;
+    }
+    *pins = mesh.coordinators.iter().map(|coordinator| coordinator.key).collect();
+    // A coordinator's next key is as good as its present one, if that one says so.
+    for coordinator in &mesh.coordinators {
+        pins.extend(coordinator.next.filter(|next| next.is_by(&coordinator.key, verify)).map(|next| next.key));
+    }
+    let mut addresses: Vec<String> = Vec::new();
+    for address in mesh.coordinators.iter().flat_map(|coordinator| &coordinator.addresses) {
+        if !addresses.contains(address) {
+            addresses.push(address.clone());
+        }
+    }
+    if !addresses.is_empty() {
+        *coordinators = addresses;
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Channel {
+    /// The key that the coordinator proved.
+    pub key: Option<IdentityKey>,
+    sender: SendRequest<Full<Bytes>>,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Channel {
+    /// Connects to one of the coordinators.
+    ///
+    /// # Errors
+    /// `LinkError` that says which step failed.
+    pub async fn open(dial: &Dial, address: &str) -> Result<Self, LinkError> {
+        let patience = if dial.coordinators.len() > 1 { CONNECT_ONE_OF_MANY } else { CONNECT };
+        let opened = timeout(patience, Self::dial(dial, address)).await;
+        opened.map_err(|_| LinkError::Timeout(address.into()))?
+    }
+
+    async fn dial(dial: &Dial, address: &str) -> Result<Self, LinkError> {
+        let stream = connect(address).await?;
+        stream.set_nodelay(true).ok();
+        keep_alive(&stream).ok();
+        let named = |error| LinkError::Tls { address: address.into(), error };
+        let keys = Arc::clone(&dial.keys.borrow());
+        let config = client_config(&keys, &dial.pins).map_err(|e| named(io::Error::other(e)))?;
+        let name = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let stream =
+            stream.map_err(|error| if is_pin(&error) { LinkError::Pin(address.into()) } else { named(error) })?;
+        let proven = stream.get_ref().1.peer_certificates().and_then(|keys| keys.first());
+        let key = proven.and_then(|key| identity_of(key));
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(1 << 20)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (sender, connection) = handshake.map_err(|e| LinkError::Broken(e.to_string()))?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "control connection ended");
+            }
+        });
+        Ok(Self { key, sender, driver })
+    }
+
+    /// Asks to become a member.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn join(&mut self, request: &JoinRequest) -> Result<JoinResponse, LinkError> {
+        self.post("/v1/join", request, MAX_EVENT).await
+    }
+
+    /// Tells what the node is and does.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn report(&mut self, report: &Report) -> Result<ReportResponse, LinkError> {
+        self.post("/v1/report", report, MAX_ANSWER).await
+    }
+
+    /// Asks to go on with another identity, over a channel of the former one.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn renew(&mut self, renewal: &Renewal) -> Result<ReportResponse, LinkError> {
+        self.post("/v1/identity", renewal, MAX_ANSWER).await
+    }
+
+    /// Asks about a node that this one is not told of, by its name or address.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` if there is none, or why there was no answer.
+    pub async fn about(&mut self, word: &str) -> Result<About, LinkError> {
+        self.get(&format!("/v1/about?name={word}")).await
+    }
+
+    /// Asks who waits for the lock's signature.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn lock(&mut self) -> Result<LockStanding, LinkError> {
+        self.get("/v1/lock").await
+    }
+
+    /// Brings the lock's signature for a node.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn countersign(&mut self, signed: &Countersign) -> Result<LockStanding, LinkError> {
+        self.post("/v1/lock", signed, MAX_ANSWER).await
+    }
+
+    /// Asks for the entries of the log after one.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn log(&mut self, after: u64) -> Result<LogPage, LinkError> {
+        self.get_within(&format!("/v1/log?after={after}"), MAX_LOG).await
+    }
+
+    /// Asks who belongs to the mesh.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn roll(&mut self) -> Result<Roll, LinkError> {
+        self.get_within("/v1/roll", MAX_LOG).await
+    }
+
+    async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, LinkError> {
+        self.get_within(path, MAX_ANSWER).await
+    }
+
+    async fn get_within<A: DeserializeOwned>(&mut self, path: &str, most: usize) -> Result<A, LinkError> {
+        let body = self.send(Method::GET, path, Bytes::new()).await?;
+        let bytes = collect(body, most).await?;
+        serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
+    }
+
+    /// Starts a watch from a revision of an epoch on.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn watch(&mut self, revision: Revision, epoch: u64) -> Result<Watch, LinkError> {
+        let path = format!("/v1/watch?revision={revision}&epoch={epoch}");
+        let body = self.send(Method::GET, &path, Bytes::new()).await?;
+        Ok(Watch { body, buffer: Vec::new(), searched: 0 })
+    }
+
+    async fn post<Q: Serialize, A: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        request: &Q,
+        most: usize,
+    ) -> Result<A, LinkError> {
+        let body = serde_json::to_vec(request).map_err(|e| LinkError::Malformed(e.to_string()))?;
+        let body = self.send(Method::POST, path, body.into()).await?;
+        let bytes = collect(body, most).await?;
+        serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Incoming, LinkError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://coordinator{path}"))
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| LinkError::Malformed(e.to_string()))?;
+        let answered = timeout(ANSWER, self.sender.send_request(request)).await;
+        let answered = answered.map_err(|_| LinkError::Silent)?;
+        let response = answered.map_err(|e| LinkError::Broken(cause(&e)))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.into_body());
+        }
+        let bytes = collect(response.into_body(), MAX_ANSWER).await?;
+        Err(refusal(status, &bytes))
+    }
+}
+
+/// The lines of a watch.
+#[derive(Debug)]
+pub struct Watch {
+    body: Incoming,
+    buffer: Vec<u8>,
+    /// Bytes of `buffer` that are known to hold no line end.
+    searched: usize,
+}
+
+impl Watch {
+    /// Waits for the next event; a line is at most `MAX_EVENT` bytes.
+    ///
+    /// # Errors
+    /// `LinkError` when the watch is over; it never goes on after that.
+    pub async fn next(&mut self) -> Result<WatchEvent, LinkError> {
+        loop {
+            let end = self.buffer[self.searched..].iter().position(|&b| b == b'\n');
+            if let Some(end) = end.map(|i| i + self.searched) {
+                let event = serde_json::from_slice(&self.buffer[..end]);
+                self.buffer.drain(..=end);
+                self.buffer.shrink_to(64 * 1024);
+                self.searched = 0;
+                return event.map_err(|e| LinkError::Malformed(e.to_string()));
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > MAX_EVENT {
+                return Err(LinkError::Malformed("a line without end".into()));
+            }
+            let frame = timeout(SILENCE, self.body.frame()).await;
+            let frame = frame.map_err(|_| LinkError::Silent)?;
+            let frame = frame.ok_or(LinkError::Ended)?;
+            let frame = frame.map_err(|e| LinkError::Broken(cause(&e)))?;
+            if let Ok(data) = frame.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
+async fn connect(address: &str) -> Result<TcpStream, LinkError> {
+    let resolved = tokio::net::lookup_host(address).await;
+    let resolved: Vec<SocketAddr> =
+        resolved.map_err(|error| LinkError::Resolve { address: address.into(), error })?.collect();
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for socket in resolved {
+        match TcpStream::connect(socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(LinkError::Connect { address: address.into(), error: last })
+}
+
+/// Lets the kernel notice a dead path under a connection that has data in flight or is idle.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(3))?;
+    sockopt::set_tcp_user_timeout(stream, 12_000)
+}
+
+fn is_pin(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)))
+}
+
+async fn collect(body: Incoming, most: usize) -> Result<Bytes, LinkError> {
+    let collected = timeout(ANSWER, Limited::new(body, most).collect()).await;
+    let collected = collected.map_err(|_| LinkError::Silent)?;
+    let collected = collected.map_err(|e| LinkError::Broken(e.to_string()))?;
+    Ok(collected.to_bytes())
+}
+
+fn refusal(status: StatusCode, bytes: &[u8]) -> LinkError {
+    match serde_json::from_slice(bytes) {
+        Ok(body) => LinkError::Refused(body),
+        Err(_) => LinkError::Malformed(format!("status {status} without a reason")),
+    }
+}
+
+/// Returns the innermost reason; hyper's own is only "http2 error".
+fn cause(error: &hyper::Error) -> String {
+    let mut inner: &dyn std::error::Error = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    let text = inner.to_string();
+    // What rustls says of a process that was killed is addressed to programmers.
+    if text.contains("close_notify") { "it was closed at the other end".into() } else { text }
+}

@@ -1,0 +1,445 @@
+//! The channel against a server of its own kind: raw public keys, HTTP/2, scripted answers.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod auditing;
+mod failover;
+mod renewing;
+
+use std::sync::Mutex;
+
+use futures_util::stream::pending;
+use futures_util::{StreamExt, TryStreamExt};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::id::{IdentityKey, NodeId};
+use mesh_proto::model::netmap::Delta;
+use mesh_proto::trust::join_token::TokenSecret;
+use mesh_proto::wire::{ErrorBody, NodeFacts, ReportResponse, VERSION};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::server::AlwaysResolvesServerRawPublicKeys;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::CertifiedKey;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::base::state_dir::State;
+use crate::base::state_dir::tests::netmap;
+use crate::keys::node::Keys;
+
+#[test]
+fn attempts_are_at_most_a_second_apart_in_the_first_minute_then_at_most_fifteen() {
+    for attempt in 0..100 {
+        for share in [0.0, 0.5, 1.0] {
+            let early = delay(attempt, Duration::from_secs(59), share);
+            assert!(early <= Duration::from_secs(1) && early >= Duration::from_millis(50));
+            let late = delay(attempt, Duration::from_secs(61), share);
+            assert!(late <= Duration::from_secs(15) && late >= Duration::from_secs(7));
+        }
+    }
+}
+
+#[test]
+fn jitter_spreads_the_attempts() {
+    let long = Duration::from_secs(100);
+    assert_ne!(delay(5, long, 0.0), delay(5, long, 1.0));
+}
+
+#[tokio::test]
+async fn a_join_proves_both_keys() {
+    let server = Server::start(|request| match request.path.as_str() {
+        "/v1/join" => ok(&welcome()),
+        _ => refuse("malformed"),
+    })
+    .await;
+
+    let response = join(&server.dial(&[server.key]), &request()).await.unwrap();
+
+    assert_eq!(response, welcome());
+    let asked = server.asked();
+    assert_eq!(asked[0].by, server.node.identity());
+    let body: JoinRequest = serde_json::from_slice(&asked[0].body).unwrap();
+    assert_eq!(body, request());
+}
+
+#[tokio::test]
+async fn a_wrong_pin_is_told_and_nothing_is_sent() {
+    let server = Server::start(|_| ok(&welcome())).await;
+
+    let error = join(&server.dial(&[IdentityKey([9; 32])]), &request()).await.unwrap_err();
+
+    assert!(matches!(error, LinkError::Pin(_)), "{error}");
+    assert!(error.to_string().contains("another key"), "{error}");
+    assert!(server.asked().is_empty(), "the one-time secret never leaves");
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_coordinators_own_sentence() {
+    let server = Server::start(|_| refuse("token")).await;
+
+    let error = join(&server.dial(&[server.key]), &request()).await.unwrap_err();
+
+    assert_eq!(error.to_string(), "the token is used up; make another");
+}
+
+#[tokio::test]
+async fn the_next_coordinator_is_tried_when_one_is_gone() {
+    let server = Server::start(|_| ok(&welcome())).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut dial = server.dial(&[server.key]);
+    dial.coordinators.insert(0, gone.to_string());
+
+    assert!(join(&dial, &request()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() {
+    let second = NetMap { warnings: vec!["changed".into()], ..netmap(2) };
+    let lines = [
+        WatchEvent::Snapshot { netmap: Box::new(netmap(1)) },
+        WatchEvent::Alive { revision: Revision(1), log: None },
+        WatchEvent::Delta { delta: Box::new(Delta::between(&netmap(1), &second)) },
+    ];
+    let body: String = lines.iter().map(|l| serde_json::to_string(l).unwrap() + "\n").collect();
+    let server = Server::start(move |request| match request.path.as_str() {
+        "/v1/report" => ok(&ReportResponse { observed: [127, 0, 0, 1].into(), refused: vec!["pods refused".into()] }),
+        _ => Response::new(Full::new(Bytes::from(body.clone()))),
+    })
+    .await;
+    let maps = watch::Sender::new(None);
+    let state = watch::Sender::new(LinkState::default());
+    let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
+    let facts = watch::Sender::new(Some(report));
+    let link = Link {
+        dial: server.dial(&[server.key]),
+        current: None,
+        guard: Guard::new(None),
+        maps: maps.clone(),
+        state: state.clone(),
+        report: facts.subscribe(),
+        expelled: watch::Sender::default().subscribe(),
+    };
+    let running = tokio::spawn(link.run());
+
+    let mut newest = maps.subscribe();
+    let map = newest.wait_for(|m| m.as_ref().is_some_and(|m| m.revision == Revision(2))).await.unwrap().clone();
+    assert_eq!(map.as_deref(), Some(&second));
+    server.wait(|asked| asked.iter().any(|a| a.query == "revision=2&epoch=0")).await;
+    assert_eq!(server.asked()[0].query, "revision=0&epoch=0");
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
+    let lines = |events: &[WatchEvent]| -> String {
+        events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
+    };
+    let snapshot = WatchEvent::Snapshot { netmap: Box::new(netmap(1)) };
+    let (first, second) =
+        (lines(&[snapshot, WatchEvent::Leaving]), lines(&[WatchEvent::Alive { revision: Revision(1), log: None }]));
+    let leaving = Server::start(move |_| Response::new(Full::new(Bytes::from(first.clone())))).await;
+    let staying = Server::start(move |_| open(second.clone())).await;
+    let mut dial = leaving.dial(&[leaving.key, staying.key]);
+    dial.coordinators.push(staying.address.clone());
+    let maps = watch::Sender::new(None);
+    let link = Link {
+        dial,
+        current: None,
+        guard: Guard::new(None),
+        maps: maps.clone(),
+        state: watch::Sender::new(LinkState::default()),
+        report: watch::Sender::new(None).subscribe(),
+        expelled: watch::Sender::default().subscribe(),
+    };
+    let mut newest = maps.subscribe();
+    let running = tokio::spawn(link.run());
+
+    newest.wait_for(Option::is_some).await.unwrap();
+    let left = Instant::now();
+    staying.wait(|asked| asked.iter().any(|a| a.query == "revision=1&epoch=0")).await;
+    assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_coordinator_that_went_back_is_not_followed_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = State::open(&dir.path().join("s")).unwrap();
+    for (revision, followed) in [(5, true), (4, false), (5, true)] {
+        let line = WatchEvent::Snapshot { netmap: Box::new(netmap(revision)) };
+        let body = serde_json::to_string(&line).unwrap() + "\n";
+        let server = Server::start(move |_| Response::new(Full::new(Bytes::from(body.clone())))).await;
+        let maps = watch::Sender::new(None);
+        let state = watch::Sender::new(LinkState::default());
+        let link = Link {
+            dial: server.dial(&[server.key]),
+            current: None,
+            guard: Guard::new(Some(kept.clone())),
+            maps: maps.clone(),
+            state: state.clone(),
+            report: watch::Sender::new(None).subscribe(),
+            expelled: watch::Sender::default().subscribe(),
+        };
+        let running = tokio::spawn(link.run());
+        let mut state = state.subscribe();
+        let ended = state.wait_for(|s| s.error.is_some() && !s.connected).await.unwrap().error.clone().unwrap();
+        running.abort();
+        assert_eq!(maps.borrow().is_some(), followed);
+        assert_eq!(ended.contains("went back to revision 4"), !followed, "{ended}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_coordinator_had_no_time_for_is_sent_again() {
+    let busy = std::sync::atomic::AtomicBool::new(true);
+    let server = Server::start(move |request| match request.path.as_str() {
+        "/v1/report" if busy.swap(false, std::sync::atomic::Ordering::Relaxed) => refuse("busy"),
+        "/v1/report" => ok(&ReportResponse { observed: [127, 0, 0, 1].into(), refused: vec!["taken".into()] }),
+        _ => open(serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n"),
+    })
+    .await;
+    let state = watch::Sender::new(LinkState::default());
+    let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
+    let link = Link {
+        dial: server.dial(&[server.key]),
+        current: None,
+        guard: Guard::new(None),
+        maps: watch::Sender::new(None),
+        state: state.clone(),
+        report: watch::Sender::new(Some(report)).subscribe(),
+        expelled: watch::Sender::default().subscribe(),
+    };
+    let running = tokio::spawn(link.run());
+
+    let mut state = state.subscribe();
+    state.wait_for(|s| s.refused == ["taken"]).await.unwrap();
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_line_that_is_no_event_ends_the_watch_with_a_reason() {
+    let server = Server::start(|_| Response::new(Full::new(Bytes::from("{\"type\":\"snapshot\"}\n")))).await;
+    let mut channel = Channel::open(&server.dial(&[server.key]), &server.address).await.unwrap();
+    let mut watch = channel.watch(Revision(0), 0).await.unwrap();
+
+    let error = watch.next().await.unwrap_err();
+
+    assert!(matches!(error, LinkError::Malformed(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_event_of_an_unknown_kind_is_passed_over() {
+    let server = Server::start(|_| Response::new(Full::new(Bytes::from("{\"type\":\"tune\",\"song\":1}\n")))).await;
+    let mut channel = Channel::open(&server.dial(&[server.key]), &server.address).await.unwrap();
+    let mut watch = channel.watch(Revision(0), 0).await.unwrap();
+
+    assert_eq!(watch.next().await.unwrap(), WatchEvent::Unknown);
+    assert!(matches!(watch.next().await, Err(LinkError::Ended)));
+}
+
+fn request() -> JoinRequest {
+    JoinRequest {
+        ephemeral: false,
+        version: VERSION,
+        token: "0909090909090909".into(),
+        secret: TokenSecret([5; 32]),
+        oidc: None,
+        name: "n1".parse().unwrap(),
+        facts: NodeFacts::default(),
+    }
+}
+
+fn welcome() -> JoinResponse {
+    JoinResponse {
+        version: VERSION,
+        node: "n1".parse().unwrap(),
+        id: NodeId(1),
+        site: "c1".parse().unwrap(),
+        mesh: "boutique".parse().unwrap(),
+        range: MeshRange::default(),
+        address: Flat([241, 1, 0, 1].into()),
+        blocks: Vec::new(),
+        pins: Vec::new(),
+        coordinators: Vec::new(),
+        netmap: netmap(1),
+        refused: Vec::new(),
+    }
+}
+
+fn ok<T: serde::Serialize>(value: &T) -> Response<Full<Bytes>> {
+    Response::new(Full::new(serde_json::to_vec(value).unwrap().into()))
+}
+
+fn refuse(word: &str) -> Response<Full<Bytes>> {
+    let mut response = ok(&ErrorBody { error: word.into(), message: "the token is used up; make another".into() });
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    response
+}
+
+/// The header of answers that never end.
+const OPEN: &str = "open";
+
+fn open(body: String) -> Response<Full<Bytes>> {
+    Response::builder().header(OPEN, "yes").body(Full::new(Bytes::from(body))).unwrap()
+}
+
+/// What a client asked, and with which key.
+#[derive(Debug, Clone)]
+struct Asked {
+    by: IdentityKey,
+    path: String,
+    query: String,
+    body: Bytes,
+}
+
+/// A scripted coordinator on loopback.
+struct Server {
+    key: IdentityKey,
+    address: String,
+    node: Arc<Keys>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+    news: Arc<tokio::sync::Notify>,
+    task: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    async fn start<F>(script: F) -> Self
+    where
+        F: Fn(&Asked) -> Response<Full<Bytes>> + Send + Sync + 'static,
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let own = Keys::load_or_make(&State::open(&dir.path().join("own")).unwrap()).unwrap();
+        let node = Keys::load_or_make(&State::open(&dir.path().join("node")).unwrap()).unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config(&own)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let news = Arc::new(tokio::sync::Notify::new());
+        let (script, list, tell) = (Arc::new(script), Arc::clone(&asked), Arc::clone(&news));
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, script) = (acceptor.clone(), Arc::clone(&script));
+                let (list, tell) = (Arc::clone(&list), Arc::clone(&tell));
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let shown = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+                    let by = IdentityKey(shown[shown.len() - 32..].try_into().unwrap());
+                    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                        let (script, list, tell) = (Arc::clone(&script), Arc::clone(&list), Arc::clone(&tell));
+                        async move {
+                            let path = request.uri().path().to_owned();
+                            let query = request.uri().query().unwrap_or_default().to_owned();
+                            let body = request.into_body().collect().await?.to_bytes();
+                            let asked = Asked { by, path, query, body };
+                            let response = script(&asked);
+                            list.lock().unwrap().push(asked);
+                            tell.notify_one();
+                            Ok::<_, hyper::Error>(if response.headers().contains_key(OPEN) {
+                                response.map(|body| {
+                                    let sent = body.into_data_stream().map_ok(Frame::data);
+                                    BodyExt::boxed(StreamBody::new(sent.chain(pending())))
+                                })
+                            } else {
+                                response.map(BodyExt::boxed)
+                            })
+                        }
+                    });
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { key: own.identity(), address, node: Arc::new(node), asked, news, task, _dir: dir }
+    }
+
+    fn dial(&self, pins: &[IdentityKey]) -> Dial {
+        Dial {
+            coordinators: vec![self.address.clone()],
+            pins: pins.to_vec(),
+            keys: watch::Sender::new(Arc::clone(&self.node)).subscribe(),
+        }
+    }
+
+    fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    async fn wait(&self, enough: impl Fn(&[Asked]) -> bool) {
+        while !enough(&self.asked()) {
+            self.news.notified().await;
+        }
+    }
+}
+
+fn config(keys: &Keys) -> ServerConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let signer = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(keys.pkcs8())).unwrap();
+    let spki = signer.public_key().unwrap().to_vec();
+    let key = CertifiedKey::new(vec![CertificateDer::from(spki)], signer);
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(Arc::new(AnyKey(provider)))
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::new(key))));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// Takes any raw public key that signs.
+#[derive(Debug)]
+struct AnyKey(Arc<rustls::crypto::CryptoProvider>);
+
+impl ClientCertVerifier for AnyKey {
+    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: rustls::pki_types::UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let spki = rustls::pki_types::SubjectPublicKeyInfoDer::from(cert.as_ref());
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature_with_raw_key(message, &spki, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        vec![rustls::SignatureScheme::ED25519]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}

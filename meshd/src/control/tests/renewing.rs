@@ -1,0 +1,247 @@
+//! Another identity key: whenever the node is killed, whatever is answered, one key is good and the node finds it.
+
+use mesh_proto::trust::identity_rotation::Succession;
+use mesh_proto::wire::Renewal;
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::base::files::{IDENTITY_KEY, NEXT_IDENTITY_KEY, REFUSED_IDENTITY_KEY};
+use crate::keys::node::verify;
+use crate::node::identity_rotation::{Answer, Renewer};
+use crate::node::shared::Board;
+
+const NODE: NodeId = NodeId(7);
+
+/// A node's state directory, and the daemon that is killed again and again.
+struct Node {
+    state: State,
+    board: Arc<Board>,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        Keys::load_or_make(&state).unwrap();
+        Self { state, board: Arc::new(Board::new("/none".into())), _dir: dir }
+    }
+
+    fn start(&self) -> Renewer {
+        Renewer::new(&self.state, &self.board, NODE, Arc::new(Keys::load(&self.state).unwrap()))
+    }
+
+    fn own(&self) -> IdentityKey {
+        Keys::load(&self.state).unwrap().identity()
+    }
+
+    fn next(&self) -> Option<IdentityKey> {
+        Keys::next(&self.state).unwrap().map(|keys| keys.identity())
+    }
+
+    fn outcome(&self) -> Option<crate::node::shared::Outcome> {
+        self.board.renewed.borrow().clone()
+    }
+}
+
+/// Asks a server once, and returns what it answered.
+async fn ask(renewer: &mut Renewer, server: &Server) -> Answer {
+    let dial = Dial { keys: renewer.keys(), ..server.dial(&[server.key]) };
+    let mut tasks = JoinSet::new();
+    assert!(renewer.due().is_some());
+    renewer.ask(&mut tasks, dial, NodeFacts::default());
+    assert!(renewer.due().is_none(), "one at a time");
+    renewer.heard().await.unwrap()
+}
+
+fn renewal(asked: &Asked) -> Renewal {
+    assert_eq!(asked.path, "/v1/identity");
+    serde_json::from_slice(&asked.body).unwrap()
+}
+
+fn taken() -> Response<Full<Bytes>> {
+    ok(&ReportResponse { observed: [127, 0, 0, 1].into(), refused: Vec::new() })
+}
+
+#[tokio::test]
+async fn a_change_is_asked_for_with_the_present_key_and_signed_by_both() {
+    let server = Server::start(|_| taken()).await;
+    let node = Node::new();
+    let former = node.own();
+    let mut renewer = node.start();
+    assert!(renewer.due().is_none() && renewer.next().is_none());
+    renewer.begin();
+    let next = node.next().unwrap();
+    let mode = std::fs::metadata(node.state.path(NEXT_IDENTITY_KEY)).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o600);
+
+    let answer = ask(&mut renewer, &server).await;
+    let asked = server.asked();
+    let Succession { from, to, .. } = renewal(&asked[0]).succession;
+    assert_eq!((asked[0].by, from, to), (former, former, next));
+    assert!(renewal(&asked[0]).succession.is_good(NODE, verify));
+    assert_eq!(node.own(), former, "not before it is confirmed");
+
+    let keys = renewer.settle(answer).unwrap();
+    assert_eq!((keys.identity(), node.own(), node.next()), (next, next, None));
+    assert_eq!(renewer.keys().borrow().identity(), next);
+    assert_eq!(node.outcome(), Some(Ok((former, next))));
+    assert!(node.start().next().is_none());
+}
+
+#[tokio::test]
+async fn whenever_it_is_killed_it_asks_for_the_same_again_and_goes_on() {
+    let server = Server::start(|_| taken()).await;
+    for killed in ["before it asked", "before it heard"] {
+        let node = Node::new();
+        let mut renewer = node.start();
+        renewer.begin();
+        let next = node.next().unwrap();
+        let before = server.asked().len();
+        if killed != "before it asked" {
+            let answer = ask(&mut renewer, &server).await;
+            assert_eq!(answer, Answer::Taken);
+        }
+        drop(renewer);
+
+        let mut renewer = node.start();
+        assert_eq!(renewer.next().map(|keys| keys.identity()), Some(next), "{killed}");
+        let answer = ask(&mut renewer, &server).await;
+        assert!(renewer.settle(answer).is_some(), "{killed}");
+        assert_eq!((node.own(), node.next()), (next, None), "{killed}");
+        let asked = server.asked();
+        let successions: Vec<_> = asked[before..].iter().map(|asked| renewal(asked).succession).collect();
+        assert!(successions.iter().all(|other| *other == successions[0]), "{killed}");
+    }
+    // After the file was renamed; the daemon may live on, if it was the disk that failed.
+    let node = Node::new();
+    let mut renewer = node.start();
+    renewer.begin();
+    let next = node.next().unwrap();
+    std::fs::rename(node.state.path(NEXT_IDENTITY_KEY), node.state.path(IDENTITY_KEY)).unwrap();
+    assert_eq!((node.start().next().is_none(), node.own()), (true, next));
+    assert_eq!(renewer.settle(Answer::Taken).unwrap().identity(), next);
+}
+
+#[tokio::test]
+async fn a_refusal_ends_a_change_that_nobody_can_have_taken() {
+    for word in ["identity", "malformed", "revoked", "unknown_node"] {
+        let server = Server::start(move |_| refuse(word)).await;
+        let node = Node::new();
+        let former = node.own();
+        let mut renewer = node.start();
+        renewer.begin();
+        let answer = ask(&mut renewer, &server).await;
+        assert!(renewer.settle(answer).is_none());
+        assert_eq!((node.own(), node.next(), renewer.next().is_none()), (former, None, true), "{word}");
+        assert_eq!(node.outcome(), Some(Err("the token is used up; make another".into())), "{word}");
+    }
+}
+
+#[tokio::test]
+async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides() {
+    // What a coordinator may say to the former key, or one that knows nothing of such changes.
+    for word in ["revoked", "unknown_node", "superseded", "malformed", "busy", "record", "internal"] {
+        let server = Server::start(move |_| refuse(word)).await;
+        let node = Node::new();
+        let former = node.own();
+        let mut renewer = node.start();
+        renewer.begin();
+        let next = node.next();
+        assert!(renewer.settle(Answer::Unknown("the answer was lost".into())).is_none());
+        assert!(node.board.notes()[0].contains("the answer was lost"), "{:?}", node.board.notes());
+        drop(renewer);
+        let mut renewer = node.start();
+        let answer = ask(&mut renewer, &server).await;
+        assert!(renewer.settle(answer).is_none());
+        assert_eq!((node.own(), node.next(), node.outcome()), (former, next, None), "{word}");
+        assert!(node.board.notes()[0].contains("is being changed"), "{word}");
+    }
+    let server = Server::start(|_| refuse("identity")).await;
+    let node = Node::new();
+    let next =
+        std::fs::read(Keys::make_next(&node.state).map(|_| node.state.path(NEXT_IDENTITY_KEY)).unwrap()).unwrap();
+    let mut renewer = node.start();
+    let answer = ask(&mut renewer, &server).await;
+    assert!(renewer.settle(answer).is_none() && node.next().is_none());
+    assert_eq!(node.board.notes(), Vec::<String>::new());
+    // A coordinator that takes a key and denies it costs the node neither.
+    assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
+    assert!(node.outcome().unwrap().unwrap_err().contains("identity.refused"));
+}
+
+#[tokio::test]
+async fn a_key_that_was_taken_and_cannot_be_put_in_its_place_is_not_lost() {
+    let node = Node::new();
+    let mut renewer = node.start();
+    renewer.begin();
+    let next = std::fs::read(node.state.path(NEXT_IDENTITY_KEY)).unwrap();
+    // Nothing can be put in the place of a folder.
+    std::fs::remove_file(node.state.path(IDENTITY_KEY)).unwrap();
+    std::fs::create_dir(node.state.path(IDENTITY_KEY)).unwrap();
+    assert!(renewer.settle(Answer::Taken).is_none());
+    renewer.settle(Answer::Refused { is_final: false, why: "a stranger".into() });
+    assert_eq!(std::fs::read(node.state.path(NEXT_IDENTITY_KEY)).unwrap(), next);
+    renewer.settle(Answer::Refused { is_final: true, why: "no".into() });
+    assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
+}
+
+#[tokio::test]
+async fn a_damaged_next_key_is_told_and_kept_and_the_present_one_is_used() {
+    let node = Node::new();
+    Keys::make_next(&node.state).unwrap();
+    let path = node.state.path(NEXT_IDENTITY_KEY);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+
+    let mut renewer = node.start();
+    assert!(renewer.next().is_none() && renewer.keys().borrow().identity() == node.own());
+    assert!(node.board.notes()[0].contains("identity.next is damaged"), "{:?}", node.board.notes());
+    renewer.begin();
+    assert!(renewer.due().is_none() && node.outcome().unwrap().unwrap_err().contains("is damaged"));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_gone_or_busy_leaves_it_to_the_next() {
+    let good = Server::start(|_| taken()).await;
+    let busy = Server::start(|_| refuse("busy")).await;
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let node = Node::new();
+    let mut renewer = node.start();
+    renewer.begin();
+    let coordinators = vec![gone, busy.address.clone(), good.address.clone()];
+    let dial = Dial { coordinators, pins: vec![busy.key, good.key], keys: renewer.keys() };
+    let mut tasks = JoinSet::new();
+    renewer.ask(&mut tasks, dial, NodeFacts::default());
+    assert_eq!(renewer.heard().await, Some(Answer::Taken));
+}
+
+#[tokio::test]
+async fn the_channel_goes_on_with_the_next_key_without_a_restart() {
+    let line = serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n";
+    let server = Server::start(move |_| open(line.clone())).await;
+    let node = Node::new();
+    let former = node.own();
+    let mut renewer = node.start();
+    let link = Link {
+        dial: Dial { keys: renewer.keys(), ..server.dial(&[server.key]) },
+        current: None,
+        guard: Guard::new(None),
+        maps: watch::Sender::new(None),
+        state: watch::Sender::default(),
+        report: watch::Sender::new(None).subscribe(),
+        expelled: watch::Sender::default().subscribe(),
+    };
+    let running = tokio::spawn(link.run());
+    server.wait(|asked| asked.iter().any(|asked| asked.by == former)).await;
+
+    renewer.begin();
+    let next = node.next().unwrap();
+    renewer.settle(Answer::Taken).unwrap();
+    let began = Instant::now();
+    server.wait(|asked| asked.iter().any(|asked| asked.by == next && asked.path == "/v1/watch")).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    running.abort();
+}

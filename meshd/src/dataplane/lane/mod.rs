@@ -1,0 +1,380 @@
+//! One lane: engine and sessions put together, without a syscall.
+//!
+//! ```text
+//! TUN ──▶ handle_packet ───▶ Engine::outbound ─ Forward ─▶ Sessions::seal ─▶ Outbox ──▶ sockets
+//!   ▲                             │ Deliver, Reply, Refuse         │ Elsewhere ─▶ Handover ─▶ lane 0
+//!   └── Packets ◀─────────────────┘                                │
+//! sockets ──▶ handle_datagram ─▶ Sessions::open ─▶ Engine::inbound ┤ Reply, Refuse
+//!                                 Deliver ─▶ Packets ──▶ TUN       └─▶ Outbox ──▶ sockets
+//! ```
+
+mod gro;
+mod measure;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::flow::{FlowTable, Seen};
+use mesh_proto::dataplane::verdict::{Drop, Verdict};
+use mesh_proto::dataplane::view::View;
+use mesh_proto::packet::gso::{Gso, Segments, VnetHeader};
+use mesh_proto::packet::{self, Checksum, Header};
+use mesh_proto::trust::audit_log::Told;
+
+use crate::dataplane::bench::phase::Part;
+use crate::dataplane::counters::Counters;
+use crate::dataplane::handover::Handover;
+use crate::io::tun_outbox::Packets;
+use crate::io::udp_outbox::{Outbox, Run};
+use crate::keys::lanes::LaneKey;
+use crate::wireguard::peers::Peers;
+use crate::wireguard::sessions::Sessions;
+use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::wireguard::timing::ROOM;
+
+use self::gro::Train;
+
+/// What a lane wants written. Before each call both sides must have `ROOM`.
+#[derive(Debug)]
+pub(crate) struct Out {
+    pub(crate) tun: Packets,
+    pub(crate) udp: Outbox,
+}
+
+impl Out {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { tun: Packets::new(bytes), udp: Outbox::new(bytes) }
+    }
+
+    /// Says whether one side may lack room for another call.
+    pub(crate) fn is_full(&self) -> bool {
+        self.tun.room() < ROOM || self.udp.room() < ROOM
+    }
+}
+
+/// What a lane is made of.
+pub(crate) struct Parts<'a> {
+    pub(crate) lane: usize,
+    pub(crate) key: &'a LaneKey,
+    pub(crate) view: Arc<View>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) flows: Arc<FlowTable>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) handover: Arc<Handover>,
+    pub(crate) mtu: u16,
+}
+
+/// Engine and sessions of one lane.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    engine: Engine,
+    sessions: Sessions,
+    peers: Arc<Peers>,
+    counters: Arc<Counters>,
+    handover: Arc<Handover>,
+    /// Whether lane 0 has to be woken.
+    handed_over: bool,
+    /// Its number.
+    number: usize,
+    /// Our own measurement, while there is one.
+    part: Option<Part>,
+    /// Packets received that others may continue.
+    train: Option<Train>,
+}
+
+impl Lane {
+    pub(crate) fn new(parts: Parts<'_>) -> Self {
+        let Parts { lane, key, view, peers, flows, counters, handover, mtu } = parts;
+        let sessions = Sessions::new(lane, key, Arc::clone(&peers), Arc::clone(&counters));
+        let mut engine = Engine::new(view, flows);
+        engine.set_mtu(mtu);
+        Self { engine, sessions, peers, counters, handover, handed_over: false, number: lane, part: None, train: None }
+    }
+
+    /// Puts another map in force.
+    pub(crate) fn set_view(&mut self, view: Arc<View>, peers: Arc<Peers>) {
+        self.engine.set_view(view);
+        self.sessions.set_peers(Arc::clone(&peers));
+        self.peers = peers;
+    }
+
+    /// Puts other keys of its own in force.
+    pub(crate) fn set_key(&mut self, key: &LaneKey) {
+        self.sessions.set_keys(key);
+    }
+
+    /// Says which addresses outside the mesh are the host's own.
+    pub(crate) fn set_locals(&mut self, locals: Arc<[Ipv4Addr]>) {
+        self.engine.set_locals(locals);
+    }
+
+    /// Says what peers are told of the log of operations.
+    pub(crate) fn set_told(&mut self, told: Told) {
+        self.engine.set_told(Some(told));
+    }
+
+    /// Asks for a handshake with a peer as soon as possible.
+    pub(crate) fn greet(&mut self, peer: NodeId) {
+        self.sessions.greet(peer);
+    }
+
+    /// Measures the round trip to a peer as soon as possible, after a handshake if there was none.
+    pub(crate) fn ping(&mut self, peer: NodeId) {
+        self.sessions.ping(peer);
+    }
+
+    /// Starts a turn: new budgets for what strangers may cause.
+    pub(crate) fn begin_turn(&mut self) {
+        self.sessions.begin_turn();
+    }
+
+    /// Takes a packet, or a super-packet, from the TUN; `vnet` is `None` if the device asks for what was not agreed.
+    pub(crate) fn handle_packet(&mut self, packet: &mut [u8], vnet: Option<VnetHeader>, out: &mut Out, now: Timestamp) {
+        if packet.first().is_some_and(|first| first >> 4 != 4) {
+            return self.counters.count_dropped(Drop::NotIpv4);
+        }
+        let settled = vnet.and_then(|vnet| Some((vnet, settle(packet, vnet)?)));
+        let Some((vnet, checksum)) = settled else {
+            return self.counters.count_dropped(Drop::Malformed);
+        };
+        match self.engine.outbound(packet, checksum, now) {
+            Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, &mut out.udp, now),
+            Verdict::Forward(peer) => self.split(peer, packet, vnet, checksum, out, now),
+            Verdict::Deliver => {
+                let needs_checksum = checksum == Checksum::Partial;
+                self.deliver(packet, VnetHeader { needs_checksum, ..vnet }, out);
+            }
+            Verdict::Reply => self.answer_tun(out),
+            Verdict::Refuse(reason) => {
+                self.counters.count_refused(reason);
+                self.answer_tun(out);
+            }
+            Verdict::Drop(reason) => self.counters.count_dropped(reason),
+            Verdict::RoundTrip(_) | Verdict::Counted | Verdict::Reported => {
+                self.counters.count_dropped(Drop::BadProbe);
+            }
+        }
+    }
+
+    /// Takes the datagrams of one message from a socket. The last packets may wait for those that continue them; `settle` ends that.
+    pub(crate) fn handle_datagrams(&mut self, run: &Run, message: &[u8], out: &mut Out, now: Timestamp) {
+        // An empty datagram is one, too.
+        let empty = message.is_empty().then_some(message);
+        for datagram in message.chunks(run.segment.max(1)).chain(empty) {
+            let waiting = self.train.as_ref().map_or(0, |train| train.len);
+            let Out { tun, udp } = &mut *out;
+            let gathers = tun.gathers();
+            match self.sessions.open(run.endpoint, datagram, &mut tun.space()[waiting..], udp, now) {
+                Received::Packet(peer, tunnel, packet) => {
+                    if !packet::bring_ecn(packet, run.ecn) {
+                        self.counters.count_dropped(Drop::CongestionMarked);
+                        continue;
+                    }
+                    let continues = |train: &mut Train| train.take(peer, tunnel, packet);
+                    if !self.train.as_mut().is_some_and(continues) {
+                        let next = Train::begin(peer, tunnel, packet, gathers);
+                        self.settle(out, now);
+                        self.train = Some(next);
+                    }
+                }
+                Received::Handled => {}
+                Received::Dropped(reason) => self.counters.count_dropped(reason),
+            }
+        }
+    }
+
+    /// Finishes what was received so far. To be called before `Out` is written.
+    pub(crate) fn settle(&mut self, out: &mut Out, now: Timestamp) {
+        if let Some(train) = self.train.take() {
+            self.arrive(train, out, now);
+        }
+    }
+
+    /// Decides what becomes of packets that came out of a tunnel and continue each other; they lie at the start of
+    /// the free space for the TUN device. The first stands for all.
+    fn arrive(&mut self, train: Train, out: &mut Out, now: Timestamp) {
+        let Train { peer, tunnel, first, len, count, run } = train;
+        let packet = &mut out.tun.space()[..first];
+        let verdict = self.engine.inbound(peer, packet, now);
+        if matches!(verdict, Verdict::Reply | Verdict::RoundTrip(_))
+            && let Some(told) = self.engine.take_heard()
+            && let Some(peer) = self.peers.get(peer)
+        {
+            peer.cell.heard(told);
+        }
+        match verdict {
+            Verdict::Deliver => {
+                self.sessions.delivered(tunnel, now);
+                let Some(mut run) = run.filter(|_| count > 1) else {
+                    return out.tun.commit(len, VnetHeader::default());
+                };
+                let more = Seen { packets: count - 1, bytes: len - first, tcp_flags: run.tcp_flags() };
+                self.engine.more(more, now);
+                let stride = run.stride();
+                match run.finish_as(packet) {
+                    Some((vnet, headers)) => return out.tun.commit_run(len, stride, vnet, headers),
+                    None => self.counters.count_dropped_many(Drop::Malformed, u64::from(count)),
+                }
+            }
+            // What makes a run is delivered or lost; only a single packet is ever sent on.
+            Verdict::Forward(to) => self.forward(to, packet, &mut out.udp, now),
+            Verdict::Reply => self.answer_peer(peer, out, now),
+            Verdict::Refuse(reason) => {
+                self.counters.count_refused_many(reason, u64::from(count));
+                self.answer_peer(peer, out, now);
+            }
+            Verdict::Drop(reason) => self.counters.count_dropped_many(reason, u64::from(count)),
+            Verdict::RoundTrip(micros) => {
+                if let Some(peer) = self.peers.get(peer) {
+                    peer.cell.set_rtt(micros);
+                }
+                self.take_round_trip(peer, micros);
+            }
+            Verdict::Counted => {}
+            Verdict::Reported => self.take_report(peer, now),
+        }
+        out.tun.skip(len);
+    }
+
+    /// Takes a packet that another lane had no session for. Says whether there was one.
+    pub(crate) fn handle_handover(&mut self, out: &mut Out, now: Timestamp) -> bool {
+        let Some((peer, packet)) = self.handover.pop() else { return false };
+        let sealed = self.sessions.seal(peer, &packet, Traffic::Payload, &mut out.udp, now);
+        if let Sealed::Dropped(reason) = sealed {
+            self.counters.count_dropped(reason);
+        }
+        self.handover.done(packet);
+        true
+    }
+
+    /// Says whether packets that waited for a session are still to be sent, before any other.
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.sessions.is_flushing()
+    }
+
+    /// Sends packets that waited for a session, as many as there is room for.
+    pub(crate) fn flush(&mut self, out: &mut Out, now: Timestamp) {
+        self.sessions.flush(&mut out.udp, now);
+    }
+
+    /// Returns the next peer that this lane has a new session with.
+    pub(crate) fn next_met(&mut self) -> Option<NodeId> {
+        self.sessions.next_met()
+    }
+
+    /// Says whether a packet was handed over since the last call, so that lane 0 has to be woken.
+    pub(crate) fn take_handed_over(&mut self) -> bool {
+        std::mem::take(&mut self.handed_over)
+    }
+
+    /// Does what is due.
+    pub(crate) fn handle_timeout(&mut self, out: &mut Out, now: Timestamp) {
+        self.sessions.handle_timeout(&mut out.udp, now);
+        while out.udp.room() >= ROOM
+            && let Some(peer) = self.sessions.next_probe()
+        {
+            if self.engine.probe(peer, now) {
+                self.answer_peer(peer, out, now);
+            }
+        }
+        self.measure(out, now);
+    }
+
+    /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
+    pub(crate) fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
+        self.sessions.poll_timeout(now).into_iter().chain(self.measure_timeout(now)).min()
+    }
+
+    /// Calls `f` with every flow entry that changed since the last call.
+    pub(crate) fn drain_dirty(&mut self, f: impl FnMut(usize, &[u8])) {
+        self.engine.drain_dirty(f);
+    }
+
+    fn forward(&mut self, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
+        let way = self.sessions.way(peer, packet, Traffic::Payload, udp, now);
+        self.seal(way, peer, packet, udp, now);
+    }
+
+    /// Forwards a super-packet, segment by segment.
+    fn split(
+        &mut self,
+        peer: NodeId,
+        packet: &mut [u8],
+        vnet: VnetHeader,
+        checksum: Checksum,
+        out: &mut Out,
+        now: Timestamp,
+    ) {
+        let way = self.sessions.way(peer, packet, Traffic::Payload, &mut out.udp, now);
+        let segments =
+            Header::parse(packet).ok().map(|header| Segments::new(packet, &header, vnet.gso, vnet.gso_size, checksum));
+        let Some(Ok(mut segments)) = segments else {
+            return self.counters.count_dropped(Drop::Malformed);
+        };
+        self.counters.split(segments.remaining());
+        while let Some(segment) = segments.next_segment() {
+            self.seal(way, peer, segment, &mut out.udp, now);
+        }
+    }
+
+    fn seal(&mut self, way: Way, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
+        match self.sessions.seal_by(way, packet, udp, now) {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere if self.handover.push(peer, packet) => {
+                self.counters.handovers.add(1);
+                self.handed_over = true;
+            }
+            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
+        }
+    }
+
+    fn deliver(&self, packet: &[u8], vnet: VnetHeader, out: &mut Out) {
+        if !out.tun.push(packet, vnet) {
+            self.counters.count_dropped(Drop::DeviceFull);
+        }
+    }
+
+    /// Sends the engine's answer to the TUN, from where the question came.
+    fn answer_tun(&self, out: &mut Out) {
+        let reply = self.engine.reply();
+        if !reply.is_empty() {
+            self.deliver(reply, VnetHeader::default(), out);
+        }
+    }
+
+    /// Sends the engine's answer to the peer that the question came from.
+    fn answer_peer(&mut self, peer: NodeId, out: &mut Out, now: Timestamp) {
+        let reply = self.engine.reply();
+        if reply.is_empty() {
+            return;
+        }
+        match self.sessions.seal(peer, reply, Traffic::Own, &mut out.udp, now) {
+            Sealed::Done => {}
+            Sealed::Dropped(reason) => self.counters.count_dropped(reason),
+            Sealed::Elsewhere if self.handover.push(peer, reply) => self.handed_over = true,
+            Sealed::Elsewhere => self.counters.count_dropped(Drop::LaneFull),
+        }
+    }
+}
+
+/// Says how a packet's checksum stands. A plain packet's is completed here: nobody after us could, and the engine
+/// keeps it right from then on. A super-packet's stays partial, for each segment gets its own.
+fn settle(packet: &mut [u8], vnet: VnetHeader) -> Option<Checksum> {
+    if !vnet.needs_checksum {
+        return Some(Checksum::Complete);
+    }
+    let header = Header::parse(packet).ok()?;
+    let checksum = vnet.settle(packet, &header)?;
+    if checksum == Checksum::Partial && vnet.gso == Gso::None {
+        packet::complete(packet, &header);
+        return Some(Checksum::Complete);
+    }
+    Some(checksum)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

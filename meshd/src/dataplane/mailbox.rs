@@ -1,0 +1,151 @@
+//! What the rest of the daemon, and other lanes, want from a lane.
+//!
+//! It has locks, and is looked into only after its bell rang: never for a packet.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::trust::audit_log::Told;
+use rustix::io::Errno;
+
+use crate::dataplane::bell::Bell;
+use crate::dataplane::bench::phase::Phase;
+use crate::keys::lanes::LaneKey;
+use crate::wireguard::peers::Peers;
+
+/// Most peers that may wait to be pinged.
+const PINGS: usize = 64;
+/// Most peers that may wait to be greeted; others are when there is something to send.
+const GREETS: usize = 1024;
+
+/// What others want from a lane: the newest of each, and a bell.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    bell: Bell,
+    stop: AtomicBool,
+    view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
+    locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
+    told: Mutex<Option<Told>>,
+    key: Mutex<Option<LaneKey>>,
+    pings: Mutex<Vec<NodeId>>,
+    greets: Mutex<Vec<NodeId>>,
+    /// The phase of our own measurement to take part in, or none; only if that changed.
+    bench: Mutex<Option<Option<Arc<Phase>>>>,
+}
+
+/// What was in a mailbox.
+#[derive(Debug)]
+pub(crate) struct Mail {
+    pub(crate) view: Option<(Arc<View>, Arc<Peers>)>,
+    pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
+    pub(crate) told: Option<Told>,
+    pub(crate) key: Option<LaneKey>,
+    pub(crate) pings: Vec<NodeId>,
+    pub(crate) greets: Vec<NodeId>,
+    pub(crate) bench: Option<Option<Arc<Phase>>>,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> Result<Self, Errno> {
+        Ok(Self {
+            bell: Bell::new()?,
+            stop: AtomicBool::new(false),
+            view: Mutex::new(None),
+            locals: Mutex::new(None),
+            told: Mutex::new(None),
+            key: Mutex::new(None),
+            pings: Mutex::new(Vec::new()),
+            greets: Mutex::new(Vec::new()),
+            bench: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<Peers>) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, peers));
+        self.ring();
+    }
+
+    pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
+        *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
+        self.ring();
+    }
+
+    pub(crate) fn set_told(&self, told: Told) {
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        self.ring();
+    }
+
+    pub(crate) fn set_key(&self, key: LaneKey) {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+        self.ring();
+    }
+
+    pub(crate) fn ping(&self, peer: NodeId) {
+        add(&self.pings, peer, PINGS);
+        self.ring();
+    }
+
+    /// Another lane has a session with a peer: this one will be wanted, too.
+    pub(crate) fn greet(&self, peer: NodeId) {
+        add(&self.greets, peer, GREETS);
+        self.ring();
+    }
+
+    pub(crate) fn set_bench(&self, phase: Option<Arc<Phase>>) {
+        *self.bench.lock().unwrap_or_else(PoisonError::into_inner) = Some(phase);
+        self.ring();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    /// Takes everything out and silences the bell; none if the lane is to stop.
+    pub(crate) fn take(&self) -> Option<Mail> {
+        self.bell.silence();
+        if self.stop.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(Mail {
+            view: take(&self.view),
+            locals: take(&self.locals),
+            told: take(&self.told),
+            key: take(&self.key),
+            pings: take(&self.pings),
+            greets: take(&self.greets),
+            bench: take(&self.bench),
+        })
+    }
+
+    /// Returns what wakes the lane.
+    pub(crate) fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    /// Wakes the lane.
+    pub(crate) fn ring(&self) {
+        self.bell.ring();
+    }
+}
+
+impl AsFd for Mailbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+fn take<T: Default>(from: &Mutex<T>) -> T {
+    std::mem::take(&mut *from.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn add(peers: &Mutex<Vec<NodeId>>, peer: NodeId, most: usize) {
+    let mut peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
+    if peers.len() < most && !peers.contains(&peer) {
+        peers.push(peer);
+    }
+}

@@ -1,0 +1,440 @@
+//! The data path as the daemon sees it: start it, give it views, ask it what it did, stop it.
+//!
+//! ```text
+//!            DataPlane ── mailbox + eventfd ──▶ worker 0   TUN queue 0, sockets P, tunnels of lane 0, engine
+//!   daemon ─▶    │                         └──▶ worker 1   TUN queue 1, sockets P+1, tunnels of lane 1, engine
+//!                ◀──── counters, peer cells (atomics) ──── …
+//! ```
+
+#[cfg(test)]
+pub(crate) mod adversary;
+pub(crate) mod bell;
+pub mod bench;
+pub mod counters;
+pub(crate) mod handover;
+pub(crate) mod lane;
+pub(crate) mod mailbox;
+pub(crate) mod worker;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
+use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::view::View;
+use mesh_proto::model::netmap::NetMap;
+use mesh_proto::trust::audit_log::Told;
+
+use crate::base::clock::now;
+use crate::dataplane::bench::Bench;
+use crate::dataplane::counters::Counters;
+pub use crate::dataplane::counters::{LaneStats, PeerStats, Stats};
+use crate::dataplane::handover::Handover;
+use crate::dataplane::lane::{Lane, Parts};
+use crate::dataplane::mailbox::Mailbox;
+use crate::dataplane::worker::Worker;
+pub use crate::io::offloads::{Offload, Offloads};
+use crate::io::tun;
+use crate::io::tun::{Queue, TunError};
+use crate::io::udp::{Sockets, UdpError};
+pub use crate::keys::lanes::{LaneKeys, MAX_LANES};
+use crate::keys::psk_policy::PskMode;
+use crate::keys::psk_store::Vault;
+use crate::wireguard::peers::Peers;
+
+/// Entries of the flow table, two per flow: some 5 MiB.
+const FLOW_SLOTS: usize = 1 << 16;
+/// How long a tunnel is good after its handshake: Reject-After-Time (WireGuard, section 6.1).
+const SESSION: Duration = Duration::from_secs(180);
+/// How long a peer counts as active after its last packet.
+const ACTIVE: Duration = Duration::from_secs(600);
+
+/// What the data path needs to start.
+#[derive(Debug)]
+pub struct Setup {
+    /// The name of the TUN interface.
+    pub interface: String,
+    /// How many lanes to run; 1 to `MAX_LANES`.
+    pub lanes: usize,
+    /// What may be left to the kernel.
+    pub offload: Offload,
+    /// The UDP port of lane 0; lane i listens on the i-th port after it.
+    pub port: u16,
+    /// The firewall mark of outer datagrams; 0 sets none.
+    pub mark: u32,
+    /// The MTU of the TUN interface, in bytes.
+    pub mtu: u16,
+    /// The keys of the lanes.
+    pub keys: LaneKeys,
+    /// Where flows outlive this process.
+    pub flow_file: Option<PathBuf>,
+    /// The preshared keys; `None` for plain WireGuard with everybody.
+    pub vault: Option<Arc<Vault>>,
+    /// The NetMap, compiled.
+    pub view: Arc<View>,
+    /// The host's own underlay addresses.
+    pub locals: Arc<[Ipv4Addr]>,
+    /// Peers to hold a handshake with at once.
+    pub active: Vec<Activity>,
+}
+
+/// A peer that was active in the last ten minutes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Activity {
+    /// Its name.
+    pub peer: NodeName,
+    /// The endpoint at which its lane 0 last answered.
+    pub endpoint: SocketAddr,
+}
+
+/// Why the data path cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DataPlaneError {
+    /// There are more lanes than keys, none, or too many.
+    #[error("{0} lanes cannot run: `lanes` is 1 to {MAX_LANES}, and as many keys are needed")]
+    Lanes(usize),
+    /// The ports of the lanes do not fit below 65536.
+    #[error("{lanes} lanes from UDP port {port} on need ports up to 65535 at most; choose a `port` between 1 and {}", 65536 - lanes)]
+    Ports {
+        /// The port of lane 0.
+        port: u16,
+        /// The number of lanes.
+        lanes: usize,
+    },
+    /// The TUN device cannot be had.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// A port cannot be had.
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// The file of flows cannot be had.
+    #[error("cannot open {path}, where connections outlive a restart: {source}; make its directory writable")]
+    FlowFile {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel refuses a thread or a descriptor.
+    #[error("cannot start a lane: {0}; raise the limits of processes and open files")]
+    Thread(io::Error),
+}
+
+/// A running data path. Dropping it stops it.
+#[derive(Debug)]
+pub struct DataPlane {
+    flows: Arc<FlowTable>,
+    /// Our own keys, present and former, which no peer may have.
+    own_keys: Mutex<Vec<TunnelKey>>,
+    current: Mutex<(Arc<View>, Arc<Peers>)>,
+    vault: Option<Arc<Vault>>,
+    mailboxes: Arc<[Mailbox]>,
+    lanes: Vec<LaneHandle>,
+    /// Whether somebody measures.
+    measures: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct LaneHandle {
+    counters: Arc<Counters>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DataPlane {
+    /// Opens the TUN queues and sockets and starts one thread per lane.
+    ///
+    /// # Errors
+    /// Says which device, port or file cannot be had, and what to do.
+    pub fn start(setup: Setup) -> Result<Self, DataPlaneError> {
+        let lanes = setup.lanes;
+        if !(1..=setup.keys.lanes()).contains(&lanes) {
+            return Err(DataPlaneError::Lanes(lanes));
+        }
+        if setup.port == 0 || usize::from(setup.port) + lanes > 65536 {
+            return Err(DataPlaneError::Ports { port: setup.port, lanes });
+        }
+        let ports = setup.port..=u16::MAX;
+        let open = |port| Sockets::open(port, setup.mark, setup.offload.udp);
+        let sockets: Vec<Sockets> = ports.take(lanes).map(open).collect::<Result<_, _>>()?;
+        let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
+        let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
+        let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
+        let own_keys = own_keys(&setup.keys);
+        let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
+        let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
+        let mailboxes = mailboxes.map_err(|error| DataPlaneError::Thread(error.into()))?;
+        let current = Mutex::new((Arc::clone(&setup.view), peers));
+        let measures = Arc::default();
+        let own_keys = Mutex::new(own_keys);
+        let vault = setup.vault.clone();
+        let mut plane = Self { flows, own_keys, current, vault, mailboxes, lanes: Vec::new(), measures };
+        let handover = Arc::new(Handover::new());
+        for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
+            plane.start_lane(lane, &setup, queue, sockets, &handover, flow_file.clone())?;
+        }
+        Ok(plane)
+    }
+
+    fn start_lane(
+        &mut self,
+        number: usize,
+        setup: &Setup,
+        queue: Queue,
+        sockets: Sockets,
+        handover: &Arc<Handover>,
+        flow_file: Option<Arc<File>>,
+    ) -> Result<(), DataPlaneError> {
+        let counters: Arc<Counters> = Arc::default();
+        let (view, peers) = self.current();
+        let mut lane = Lane::new(Parts {
+            lane: number,
+            key: &setup.keys.of(number),
+            view: Arc::clone(&view),
+            peers: Arc::clone(&peers),
+            flows: Arc::clone(&self.flows),
+            counters: Arc::clone(&counters),
+            handover: Arc::clone(handover),
+            mtu: setup.mtu,
+        });
+        lane.set_locals(Arc::clone(&setup.locals));
+        for Activity { peer, endpoint } in &setup.active {
+            let known = view.netmap().peers.get(peer).and_then(|peer| peers.get(peer.id));
+            if let Some(peer) = known {
+                peer.cell.set_endpoint(*endpoint);
+                peer.cell.set_active(now());
+                lane.greet(peer.id);
+            }
+        }
+        let worker = Worker {
+            lane,
+            queue,
+            sockets,
+            number,
+            mailboxes: Arc::clone(&self.mailboxes),
+            flow_file,
+            counters: Arc::clone(&counters),
+            interface: setup.interface.clone(),
+            offload: setup.offload,
+        };
+        let run = move || {
+            if let Err(error) = worker.run() {
+                tracing::error!(lane = number, %error, "a lane stopped: packets on it are lost until a restart");
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("lane-{number}"));
+        let thread = Some(thread.spawn(run).map_err(DataPlaneError::Thread)?);
+        self.lanes.push(LaneHandle { counters, thread });
+        Ok(())
+    }
+
+    /// Gives all lanes a new view; they take it before their next packet.
+    pub fn set_view(&self, view: Arc<View>) {
+        let own = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let peers = Arc::new(Peers::compile(view.netmap(), &own, Some(&current.1), self.vault.as_ref()));
+        *current = (Arc::clone(&view), Arc::clone(&peers));
+        for mailbox in self.mailboxes.iter() {
+            mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
+        }
+    }
+
+    /// Forgets the preshared keys with nodes that are no peers of a map any more: all of it, and not only what is
+    /// believed of it for now.
+    pub fn retain_keys(&self, map: &NetMap) {
+        let Some(vault) = &self.vault else { return };
+        let peers: BTreeSet<NodeId> = map.peers.values().map(|peer| peer.id).collect();
+        vault.retain(|peer| peers.contains(&peer));
+    }
+
+    /// Stands so to preshared keys from now on.
+    pub fn set_mode(&self, mode: PskMode) {
+        let Some(vault) = &self.vault else { return };
+        vault.set_mode(mode);
+        let (view, _) = self.current();
+        self.set_view(view);
+    }
+
+    /// Gives all lanes other keys of our own: tunnels of keys that are gone are closed, all others go on.
+    pub fn set_keys(&self, keys: &LaneKeys) {
+        *self.own_keys.lock().unwrap_or_else(PoisonError::into_inner) = own_keys(keys);
+        for (lane, mailbox) in self.mailboxes.iter().enumerate() {
+            mailbox.set_key(keys.of(lane));
+        }
+    }
+
+    /// Gives all lanes the host's own underlay addresses.
+    pub fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.set_locals(Arc::clone(&locals));
+        }
+    }
+
+    /// Says what peers are told of the log of operations, with the next probe of each.
+    pub fn set_told(&self, told: Told) {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.set_told(told);
+        }
+    }
+
+    /// Returns what peers said last of the log of operations.
+    pub fn heard(&self) -> Vec<(NodeName, Told)> {
+        let (view, peers) = self.current();
+        let heard = peers.iter().filter_map(|peer| Some((view.peer_name(peer.id)?.clone(), peer.cell.last_heard()?)));
+        heard.collect()
+    }
+
+    /// Returns what the data path did so far. It reads the whole flow table: not for a loop.
+    pub fn stats(&self) -> Stats {
+        let now = now();
+        let (_, peers) = self.current();
+        let post_quantum = peers.iter().filter(|peer| peer.is_post_quantum()).map(|peer| peer.id).collect();
+        let peers = peers.iter().filter_map(|peer| Some((peer.id, peer.cell.stats(now)?))).collect();
+        let mut drops = BTreeMap::new();
+        self.lanes.iter().for_each(|lane| lane.counters.add_drops(&mut drops));
+        let mut entries = 0usize;
+        self.flows.for_each(now, |_, _| entries += 1);
+        let lanes = self.lanes.iter().map(|lane| lane.counters.read()).collect();
+        Stats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2) }
+    }
+
+    /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
+    pub fn activity(&self) -> Vec<Activity> {
+        let now = now();
+        let (view, peers) = self.current();
+        let active = peers.iter().filter(|peer| peer.cell.active_within(ACTIVE, now));
+        let named = active.filter_map(|peer| {
+            let name = view.peer_name(peer.id)?.clone();
+            Some(Activity { peer: name, endpoint: peer.cell.endpoint()? })
+        });
+        named.collect()
+    }
+
+    /// Returns the peers with a tunnel that can carry packets.
+    pub fn talking(&self) -> BTreeSet<NodeName> {
+        let now = now();
+        let (view, peers) = self.current();
+        let open = peers.iter().filter(|peer| peer.cell.shook_hands_within(SESSION, now));
+        open.filter_map(|peer| view.peer_name(peer.id).cloned()).collect()
+    }
+
+    /// Measures the round trip to a peer now; the figure and its count are in `stats`.
+    pub fn ping(&self, peer: NodeId) {
+        self.mailboxes[0].ping(peer);
+    }
+
+    /// Takes the right to measure the way to a peer; `None` if somebody has it.
+    pub(crate) fn bench(&self, peer: NodeId) -> Option<Bench> {
+        Bench::begin(peer, Arc::clone(&self.mailboxes), &self.measures)
+    }
+
+    /// Returns the flow table that all lanes share.
+    pub fn flows(&self) -> &Arc<FlowTable> {
+        &self.flows
+    }
+
+    /// Stops the lanes and closes devices and sockets.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn current(&self) -> (Arc<View>, Arc<Peers>) {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        self.mailboxes.iter().for_each(Mailbox::stop);
+        for thread in self.lanes.iter_mut().filter_map(|lane| lane.thread.take()) {
+            // A lane that panicked has said so on its own.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn own_keys(keys: &LaneKeys) -> Vec<TunnelKey> {
+    [keys.publics(), keys.former_publics(), keys.agreement_publics()].concat()
+}
+
+/// Opens the file of flows, takes back what is in it, and makes it as long as the table.
+fn open_flows(path: &Path, flows: &FlowTable) -> Result<File, DataPlaneError> {
+    let fail = |source| DataPlaneError::FlowFile { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(fail)?;
+    let length = (flows.slots() * FlowTable::ENTRY_BYTES) as u64;
+    if file.metadata().map_err(fail)?.len() == length {
+        let taken = restore(&file, flows).map_err(fail)?;
+        tracing::info!(entries = taken, "connections of before go on");
+    } else {
+        file.set_len(0).and_then(|()| file.set_len(length)).map_err(fail)?;
+    }
+    Ok(file)
+}
+
+fn restore(mut file: &File, flows: &FlowTable) -> io::Result<usize> {
+    let now = now();
+    let mut chunk = vec![0; 512 * FlowTable::ENTRY_BYTES];
+    let mut taken = 0;
+    for first in (0..flows.slots()).step_by(512) {
+        let entries = 512.min(flows.slots() - first);
+        let bytes = &mut chunk[..entries * FlowTable::ENTRY_BYTES];
+        file.read_exact(bytes)?;
+        let entries = bytes.chunks_exact(FlowTable::ENTRY_BYTES).enumerate();
+        taken += entries.filter(|(i, entry)| flows.restore(first + i, entry, now)).count();
+    }
+    Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use mesh_proto::verifier::VerifiedMap;
+
+    use super::*;
+    use crate::base::state_dir::State;
+    use crate::dataplane::lane::tests::netmap;
+    use crate::psk::Preshared;
+
+    #[test]
+    fn a_peer_that_is_not_believed_in_for_now_keeps_its_preshared_key_and_one_that_left_loses_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let vault = Arc::new(Vault::load(&state));
+        vault.put(NodeId(2), Preshared::new([5; 32]));
+        let stored = || {
+            vault.save(&state).unwrap();
+            Vault::load(&state).get(NodeId(2)).is_some()
+        };
+        let all = VerifiedMap::by_hand(netmap(0, true));
+        let less = all.only(&BTreeSet::new());
+        let view = |map: &VerifiedMap| Arc::new(View::compile(map.clone()));
+        let plane = DataPlane {
+            flows: Arc::new(FlowTable::new(1 << 10)),
+            own_keys: Mutex::default(),
+            current: Mutex::new((view(&all), Arc::default())),
+            vault: Some(Arc::clone(&vault)),
+            mailboxes: Arc::new([]),
+            lanes: Vec::new(),
+            measures: Arc::default(),
+        };
+        let retain = |shown: &VerifiedMap, full: &VerifiedMap| {
+            plane.set_view(view(shown));
+            plane.retain_keys(full);
+            plane.set_mode(PskMode::Require);
+            stored()
+        };
+        assert!(retain(&all, &all));
+        assert!(retain(&less, &all), "the lease is over");
+        assert!(retain(&all, &all), "the coordinator is back");
+        assert!(!retain(&less, &less), "it left the mesh");
+    }
+}

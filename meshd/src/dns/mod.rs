@@ -1,0 +1,3 @@
+//! Names of the mesh, answered.
+
+pub mod server;

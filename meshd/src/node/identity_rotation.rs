@@ -1,0 +1,258 @@
+//! How a node goes on with another identity key, at whatever moment it is killed, and without the data path noticing.
+//!
+//! ```text
+//!   identity.next stored ─▶ POST /v1/identity with the present key ─┬─ taken ───▶ renamed over identity.key
+//!           ▲                                                       ├─ refused ─▶ removed, or put aside if in doubt
+//!           └───── at each start, and after each lost answer ◀──────┴─ unknown ─▶ asked again
+//! ```
+//! The coordinator answers the same change as often as it is asked, so that nobody needs to know whether it was taken.
+//! Until it says so the node is known by one of the two keys, and nothing that it is told of the present one counts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::base::id::NodeId;
+use mesh_proto::trust::identity_rotation::Succession;
+use mesh_proto::wire::{NodeFacts, Renewal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::base::state_dir::{State, StateError};
+use crate::control::{Channel, Dial, LinkError};
+use crate::keys::node::Keys;
+use crate::node::shared::{Board, Outcome};
+
+/// The topic of what is to be said of a change that is under way.
+const NOTE: &str = "identity";
+/// The longest pause between two attempts; the first is a second.
+const PAUSE: Duration = Duration::from_secs(15);
+
+/// Said of a key that was refused and may have been taken before.
+const KEPT: &str = "the key is kept as identity.refused: if no coordinator knows this node any more, stop meshd and put it in the place of identity.key";
+
+/// How long whoever asked for a change waits for what comes of it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the coordinators said to one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The change was made, now or before.
+    Taken,
+    /// It was refused. Whether an earlier attempt was taken is decided by that only if the coordinator says so.
+    Refused {
+        /// Whether the present key is a member's still.
+        is_final: bool,
+        /// The coordinator's sentence.
+        why: String,
+    },
+    /// It may have been taken.
+    Unknown(String),
+    /// Nobody had an ear for it.
+    Later(String),
+}
+
+/// A change that is under way.
+struct Change {
+    next: Arc<Keys>,
+    succession: Succession,
+    /// Whether a coordinator may have taken it already.
+    in_doubt: bool,
+    is_asking: bool,
+    attempts: u32,
+    due: Instant,
+}
+
+/// Changes the identity key of one node.
+pub(crate) struct Renewer {
+    state: State,
+    board: Arc<Board>,
+    node: NodeId,
+    /// The keys that the control channel uses.
+    keys: watch::Sender<Arc<Keys>>,
+    change: Option<Change>,
+    answers: mpsc::Sender<Answer>,
+    heard: mpsc::Receiver<Answer>,
+}
+
+impl Renewer {
+    /// Takes up a change that was under way when the daemon ended.
+    pub(crate) fn new(state: &State, board: &Arc<Board>, node: NodeId, keys: Arc<Keys>) -> Self {
+        let (answers, heard) = mpsc::channel(1);
+        let keys = watch::Sender::new(keys);
+        board.note(NOTE, None);
+        let mut renewer =
+            Self { state: state.clone(), board: Arc::clone(board), node, keys, change: None, answers, heard };
+        match Keys::next(state) {
+            Ok(None) => {}
+            Ok(Some(next)) => {
+                tracing::info!(key = %next.identity(), "the identity key was being changed; going on with that");
+                renewer.take_up(next, true);
+            }
+            Err(error) => renewer.board.note(NOTE, Some(error.to_string())),
+        }
+        renewer
+    }
+
+    /// Returns the keys that the control channel is to use.
+    pub(crate) fn keys(&self) -> watch::Receiver<Arc<Keys>> {
+        self.keys.subscribe()
+    }
+
+    /// Returns the key that is to be the next, while a change is under way.
+    pub(crate) fn next(&self) -> Option<Arc<Keys>> {
+        self.change.as_ref().map(|change| Arc::clone(&change.next))
+    }
+
+    /// Begins a change, or goes on with the one that is under way.
+    pub(crate) fn begin(&mut self) {
+        match &mut self.change {
+            Some(change) => change.due = Instant::now(),
+            None => match Keys::make_next(&self.state) {
+                Ok(next) => self.take_up(next, false),
+                Err(error) => {
+                    self.end(Err(error.to_string()));
+                    self.board.note(NOTE, Some(error.to_string()));
+                }
+            },
+        }
+    }
+
+    /// Returns the next key, if the coordinators are to be asked now.
+    pub(crate) fn due(&self) -> Option<Arc<Keys>> {
+        let is_due = |change: &&Change| !change.is_asking && Instant::now() >= change.due;
+        self.change.as_ref().filter(is_due).map(|change| Arc::clone(&change.next))
+    }
+
+    /// Asks them; the answer is heard later. `facts` are signed by the next key.
+    pub(crate) fn ask(&mut self, tasks: &mut JoinSet<()>, dial: Dial, facts: NodeFacts) {
+        let Some(change) = &mut self.change else { return };
+        change.is_asking = true;
+        let renewal = Renewal { succession: change.succession, facts };
+        let (answers, turn) = (self.answers.clone(), change.attempts as usize);
+        // Of those before, which are over.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            let _ = answers.send(attempt(&dial, &renewal, turn).await).await;
+        });
+    }
+
+    /// Waits for the answer to an attempt.
+    pub(crate) async fn heard(&mut self) -> Option<Answer> {
+        self.heard.recv().await
+    }
+
+    /// Takes an answer up. Returns the keys to go on with, once they are others.
+    pub(crate) fn settle(&mut self, answer: Answer) -> Option<Arc<Keys>> {
+        let change = self.change.as_mut()?;
+        change.is_asking = false;
+        change.attempts = change.attempts.saturating_add(1);
+        let pause = Duration::from_secs(1) * 2u32.saturating_pow(change.attempts.min(5) - 1);
+        change.due = Instant::now() + pause.min(PAUSE);
+        let why = match answer {
+            Answer::Taken => {
+                change.in_doubt = true;
+                match self.adopt() {
+                    Ok(keys) => return Some(keys),
+                    Err(error) => error.to_string(),
+                }
+            }
+            Answer::Refused { is_final, why } if is_final || !change.in_doubt => {
+                // Whoever has the coordinator may take the key and deny it.
+                let (gone, why) = match change.in_doubt {
+                    true => (Keys::set_next_aside(&self.state), format!("{why}; {KEPT}")),
+                    false => (Keys::drop_next(&self.state), why),
+                };
+                if let Err(error) = gone {
+                    tracing::error!(%error, "the refused key is not removed; it is offered again at the next start");
+                }
+                self.change = None;
+                tracing::warn!(why, "the identity key is not changed");
+                self.end(Err(why));
+                return None;
+            }
+            Answer::Unknown(why) => {
+                change.in_doubt = true;
+                why
+            }
+            Answer::Refused { is_final: _, why } | Answer::Later(why) => why,
+        };
+        tracing::warn!(why, "the change of the identity key is not confirmed yet");
+        self.board.note(NOTE, Some(pending(&why)));
+        None
+    }
+
+    fn take_up(&mut self, next: Keys, in_doubt: bool) {
+        let succession = succession(self.node, &self.keys.borrow(), &next);
+        self.change = Some(Change {
+            next: Arc::new(next),
+            succession,
+            in_doubt,
+            is_asking: false,
+            attempts: 0,
+            due: Instant::now(),
+        });
+    }
+
+    /// Puts the next key in the place of the present one.
+    fn adopt(&mut self) -> Result<Arc<Keys>, StateError> {
+        Keys::adopt_next(&self.state)?;
+        let keys = Arc::new(Keys::load(&self.state)?);
+        let former = self.keys.send_replace(Arc::clone(&keys)).identity();
+        self.change = None;
+        tracing::info!(from = %former, to = %keys.identity(), "the identity key is changed");
+        self.end(Ok((former, keys.identity())));
+        Ok(keys)
+    }
+
+    fn end(&self, outcome: Outcome) {
+        self.board.note(NOTE, None);
+        self.board.renewed.send_replace(Some(outcome));
+    }
+}
+
+/// Says that a change is under way.
+fn pending(why: &str) -> String {
+    format!(
+        "the identity key is being changed, but no coordinator has confirmed it yet: {why}; meshd goes on asking, also after a restart"
+    )
+}
+
+/// Returns what both keys sign for a node.
+fn succession(node: NodeId, present: &Keys, next: &Keys) -> Succession {
+    let (from, to) = (present.identity(), next.identity());
+    Succession {
+        from,
+        to,
+        signature: present.sign(&Succession::message(node, &from, &to)),
+        accepted: next.sign(&Succession::acceptance(node, &from, &to)),
+    }
+}
+
+/// Asks the coordinators, beginning at another one each time, until one answers or may have acted.
+async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> Answer {
+    let count = dial.coordinators.len();
+    let mut why = "the mesh names no coordinator".to_owned();
+    for address in dial.coordinators.iter().cycle().skip(turn % count.max(1)).take(count) {
+        let mut channel = match Channel::open(dial, address).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                why = error.to_string();
+                continue;
+            }
+        };
+        let said = match channel.renew(renewal).await {
+            Ok(_) => return Answer::Taken,
+            Err(LinkError::Refused(said)) => said,
+            Err(error) => return Answer::Unknown(error.to_string()),
+        };
+        match said.error.as_str() {
+            // It has no time, or our record has to be newer.
+            "busy" | "record" => why = said.message,
+            // Its store may have it all the same.
+            "internal" => return Answer::Unknown(said.message),
+            word => return Answer::Refused { is_final: word == "identity", why: said.message },
+        }
+    }
+    Answer::Later(why)
+}

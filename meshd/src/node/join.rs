@@ -1,0 +1,325 @@
+//! `meshd join`: from a token to an enrolment, and the mesh range closed before the first packet.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, SiteName};
+use mesh_proto::services::ServeSpec;
+use mesh_proto::trust::join_token::{JoinToken, OidcToken, TokenError, TokenSecret};
+use mesh_proto::wire::{JoinRequest, JoinResponse, VERSION};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::base::state_dir::{Enrolment, State, StateError};
+use crate::config::Config;
+use crate::control;
+use crate::control::{Dial, LinkError};
+use crate::keys::node::Keys;
+use crate::linux;
+use crate::linux::{HostFacts, KernelError, Shape};
+use crate::node::facts;
+use crate::node::psk_rollout;
+use crate::node::self_record::Author;
+use crate::node::services_file;
+
+/// Longest token file that is read, in bytes.
+const MAX_TOKEN: u64 = 64 * 1024;
+/// How often a join with an issuer's token is tried, and how long to wait in between.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Why a node did not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The token cannot be read.
+    #[error("cannot read the token from {from}: {error}; give it as `meshd join TOKEN`, `--token-file FILE` or `-`")]
+    Read {
+        /// Where from.
+        from: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// It is no token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The state cannot be read or written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No coordinator let the node in.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The node's own services.toml is wrong.
+    #[error("{0}\nnot joined; mend the file first, or move it away")]
+    Services(String),
+    /// The node belongs to another mesh.
+    #[error("this node belongs to mesh `{mesh}` as `{node}` already; run `meshd leave` first")]
+    Elsewhere {
+        /// That mesh.
+        mesh: MeshName,
+        /// Its name there.
+        node: NodeName,
+    },
+    /// The mesh range is in use here.
+    #[error("{0}; or remove that route, and run the same `meshd join` again")]
+    Collision(String),
+    /// The kernel does not answer.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// What came of a join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// The node's enrolment.
+    pub enrolment: Enrolment,
+    /// Whether it had joined before.
+    pub before: bool,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a token from a file, or from standard input for `-`.
+///
+/// # Errors
+/// `JoinError` if it cannot be read or is none.
+pub fn read_token(word: Option<&str>, file: Option<&Path>) -> Result<JoinToken, JoinError> {
+    let text = match (word, file) {
+        (_, Some(path)) => read(&path.display().to_string(), &mut || std::fs::File::open(path))?,
+        (Some("-") | None, None) => read("standard input", &mut || Ok(io::stdin()))?,
+        (Some(word), None) => word.to_owned(),
+    };
+    Ok(text.parse()?)
+}
+
+fn read<R: Read>(from: &str, open: &mut dyn FnMut() -> io::Result<R>) -> Result<String, JoinError> {
+    let mut text = String::new();
+    let result = open().and_then(|reader| reader.take(MAX_TOKEN).read_to_string(&mut text));
+    result.map_err(|error| JoinError::Read { from: from.into(), error })?;
+    Ok(text)
+}
+
+/// What a node joins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A token of `mesh-coordinator token create`.
+    Token(JoinToken),
+    /// A file with a token of an issuer that the coordinator trusts. It is read anew at each attempt, because such
+    /// tokens are replaced while they lie there.
+    Oidc {
+        /// The file.
+        file: PathBuf,
+        /// Addresses of coordinators, as `host:port`.
+        coordinators: Vec<String>,
+        /// Their keys.
+        pins: Vec<IdentityKey>,
+    },
+}
+
+impl Credential {
+    fn coordinators(&self) -> &[String] {
+        match self {
+            Self::Token(token) => &token.coordinators,
+            Self::Oidc { coordinators, .. } => coordinators,
+        }
+    }
+
+    fn pins(&self) -> &[IdentityKey] {
+        match self {
+            Self::Token(token) => &token.pins,
+            Self::Oidc { pins, .. } => pins,
+        }
+    }
+
+    /// Says whether another attempt may end better: another token may lie there, the coordinator may have newer keys.
+    fn may_heal(&self, error: &LinkError) -> bool {
+        let temporary = match error {
+            LinkError::Refused(body) => ["token", "busy"].contains(&body.error.as_str()),
+            LinkError::Pin(_) | LinkError::Fenced | LinkError::WentBack(_) => false,
+            LinkError::Resolve { .. }
+            | LinkError::Connect { .. }
+            | LinkError::Timeout(_)
+            | LinkError::Tls { .. }
+            | LinkError::Broken(_)
+            | LinkError::Ended
+            | LinkError::Leaving
+            | LinkError::Renewed
+            | LinkError::Retired(_)
+            | LinkError::Silent
+            | LinkError::Malformed(_) => true,
+        };
+        temporary && matches!(self, Self::Oidc { .. })
+    }
+}
+
+/// Joins the credential's mesh, as a node that vanishes 10 minutes after its last contact if it is ephemeral.
+/// Idempotent for the same mesh.
+///
+/// # Errors
+/// `JoinError` that says what is wrong and what to do.
+pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> Result<Joined, JoinError> {
+    let state = State::open(&config.state_dir)?;
+    if let Some(enrolment) = state.enrolment()? {
+        if enrolment.pins.iter().any(|pin| credential.pins().contains(pin)) {
+            return Ok(Joined { enrolment, before: true, warnings: Vec::new() });
+        }
+        return Err(JoinError::Elsewhere { mesh: enrolment.mesh, node: enrolment.node });
+    }
+    let (serve, mut warnings) = services_file::read(&config.services).map_err(JoinError::Services)?;
+    let host = linux::host_facts().await?;
+    let mut attempt = 1;
+    let response = loop {
+        match ask(config, credential, ephemeral, &state, Keys::load_or_make(&state)?, &host, &serve).await {
+            // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
+            Err(JoinError::Link(LinkError::Refused(body))) if body.error == "revoked" => {
+                break ask(config, credential, ephemeral, &state, Keys::renew(&state)?, &host, &serve).await?;
+            }
+            Err(JoinError::Link(error)) if attempt < ATTEMPTS && credential.may_heal(&error) => {
+                tracing::debug!(%error, attempt, "not joined yet");
+                sleep(PAUSE).await;
+                attempt += 1;
+            }
+            answer => break answer?,
+        }
+    };
+    if let Some(collision) = host.collision(response.range) {
+        return Err(JoinError::Collision(collision));
+    }
+    let mut enrolment = Enrolment::new(&response);
+    if enrolment.coordinators.is_empty() {
+        enrolment.coordinators = credential.coordinators().to_vec();
+    }
+    if enrolment.pins.is_empty() {
+        enrolment.pins = credential.pins().to_vec();
+    }
+    let shape = shape(config, &enrolment, facts::mtu(&host));
+    match linux::close_range(&shape).await {
+        Ok(guards) => warnings.extend(guards.missing),
+        Err(error) => warnings.push(format!(
+            "the mesh range {} is not closed yet, so packets to it may leave in clear until `meshd run`: {error}",
+            enrolment.range
+        )),
+    }
+    warnings.extend(response.refused.iter().cloned());
+    warnings.extend(waits(&response, Keys::load_or_make(&state)?.identity()));
+    control::map_guard::begin(&state, &response.netmap)?;
+    state.save_netmap(&response.netmap)?;
+    if config.keys.preshared {
+        psk_rollout::joined(&state);
+    }
+    // The enrolment goes last: a waiting daemon starts when it appears.
+    state.save_enrolment(&enrolment)?;
+    Ok(Joined { enrolment, before: false, warnings })
+}
+
+/// Says that nobody is told of this node yet, if the mesh is locked.
+fn waits(response: &JoinResponse, own: IdentityKey) -> Option<String> {
+    response.netmap.mesh.lock.as_ref().and_then(|lock| lock.key)?;
+    Some(format!(
+        "the mesh is locked, and no other node is told of this one before it is signed for; run `meshd lock sign {} --identity {own}` on a node where the lock's key lies",
+        response.node
+    ))
+}
+
+/// Asks the credential's coordinators to let this node in, as the owner of some keys.
+async fn ask(
+    config: &Config,
+    credential: &Credential,
+    ephemeral: bool,
+    state: &State,
+    keys: Keys,
+    host: &HostFacts,
+    serve: &[ServeSpec],
+) -> Result<JoinResponse, JoinError> {
+    let lanes = keys.lanes(config.lanes);
+    let facts = facts::gather(config, &lanes, host, serve, config.pods.is_empty());
+    let (token, secret, oidc) = match credential {
+        Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
+        Credential::Oidc { file, .. } => {
+            let text = read(&file.display().to_string(), &mut || std::fs::File::open(file))?;
+            (String::new(), TokenSecret([0; 32]), Some(OidcToken(text.trim().to_owned())))
+        }
+    };
+    let request = JoinRequest {
+        version: VERSION,
+        token,
+        secret,
+        oidc,
+        name: config.name.clone(),
+        facts: Author::new(state).sealed(&keys, facts, 0),
+        ephemeral,
+    };
+    let keys = watch::Sender::new(Arc::new(keys)).subscribe();
+    let dial = Dial { coordinators: credential.coordinators().to_vec(), pins: credential.pins().to_vec(), keys };
+    Ok(control::join(&dial, &request).await?)
+}
+
+/// Returns what the kernel is to carry for an enrolment.
+pub fn shape(config: &Config, enrolment: &Enrolment, mtu: u16) -> Shape {
+    Shape {
+        interface: config.interface.clone(),
+        range: enrolment.range,
+        address: enrolment.address,
+        mtu,
+        // Nobody else decides what lies behind this node.
+        pods: enrolment.blocks.iter().map(|block| block.real).filter(|real| config.pods.contains(real)).collect(),
+    }
+}
+
+/// Says in one line what came of a join.
+pub fn sentence(joined: &Joined) -> String {
+    let Enrolment { mesh, node, site, address, .. } = &joined.enrolment;
+    if joined.before {
+        already(mesh, node, site, *address)
+    } else {
+        format!("joined mesh {mesh} as {node} (site {site}), {address}; next: meshd run (or systemctl start meshd)")
+    }
+}
+
+fn already(mesh: &MeshName, node: &NodeName, site: &SiteName, address: Flat) -> String {
+    format!("already joined mesh {mesh} as {node} (site {site}), {address}; the token was not used")
+}
+
+/// Returns the range that must be closed at boot, from the stored enrolment.
+///
+/// # Errors
+/// `StateError` if the enrolment cannot be read.
+pub fn stored_range(config: &Config) -> Result<Option<(MeshRange, Shape)>, StateError> {
+    if !config.state_dir.exists() {
+        return Ok(None);
+    }
+    let enrolment = State::open(&config.state_dir)?.enrolment()?;
+    Ok(enrolment.map(|e| (e.range, shape(config, &e, 1420))))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn token() -> JoinToken {
+        JoinToken {
+            coordinators: vec!["192.0.2.1:7700".into()],
+            pins: vec![IdentityKey([3; 32])],
+            id: [9; 8],
+            secret: TokenSecret([5; 32]),
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_file_or_the_line_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, format!("{}\n", token().to_line())).unwrap();
+        assert_eq!(read_token(None, Some(&path)).unwrap(), token());
+        assert_eq!(read_token(Some(&token().to_line()), None).unwrap(), token());
+
+        let error = read_token(Some("nonsense"), None).unwrap_err().to_string();
+        assert!(error.contains("not a join token") && !error.contains("nonsense"), "{error}");
+        let error = read_token(None, Some(&dir.path().join("none"))).unwrap_err();
+        assert!(error.to_string().contains("cannot read the token from"), "{error}");
+    }
+}

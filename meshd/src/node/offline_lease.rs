@@ -1,0 +1,107 @@
+//! When a coordinator was last heard, kept over restarts: what `mesh_proto::trust::offline_lease` counts from.
+//!
+//! Within a process the time since boot counts, whatever happens to the clock. Over a restart the clock's word has to
+//! do: one that went back makes the time away shorter, one that went ahead ends with the coordinator's first word.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mesh_proto::base::clock::Timestamp;
+
+use crate::base::files::HEARD;
+use crate::base::sealed_file::{seal, unseal};
+use crate::base::state_dir::State;
+
+/// How old it may become while a coordinator is heard.
+const EVERY: Duration = Duration::from_secs(600);
+
+/// Keeps the file: seconds since 1970.
+#[derive(Debug)]
+pub(crate) struct LastHeard {
+    state: State,
+    stored: Option<Timestamp>,
+}
+
+impl LastHeard {
+    /// Nothing is stored yet in this process.
+    pub(crate) fn new(state: &State) -> Self {
+        Self { state: state.clone(), stored: None }
+    }
+
+    /// Returns how long no coordinator had been heard at a start. Where the file is missing, as after an older version,
+    /// it counts from this start on, over later ones too; where it is damaged, the age of the cached map stands in for it.
+    pub(crate) fn before(&self, clock: SystemTime) -> Duration {
+        let since = |at: SystemTime| clock.duration_since(at).unwrap_or_default();
+        let bytes = match self.state.secret(HEARD) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                self.store(clock);
+                return Duration::ZERO;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "not known when a coordinator was last heard");
+                Vec::new()
+            }
+        };
+        let text = unseal(&bytes).and_then(|text| std::str::from_utf8(text).ok());
+        let at = text.and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        match at.and_then(|at| UNIX_EPOCH.checked_add(at)) {
+            Some(at) => since(at),
+            None => self.state.netmap_written().map_or(Duration::MAX, since),
+        }
+    }
+
+    /// Takes note that a coordinator is heard.
+    pub(crate) fn note(&mut self, clock: SystemTime, now: Timestamp) {
+        if self.stored.is_some_and(|stored| now.since(stored) < EVERY) {
+            return;
+        }
+        self.stored = Some(now);
+        self.store(clock);
+    }
+
+    fn store(&self, clock: SystemTime) {
+        let seconds = clock.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if let Err(error) = self.state.replace(HEARD, &seal(seconds.to_string().as_bytes())) {
+            tracing::warn!(%error, "not stored when a coordinator was last heard; a restart may count from earlier");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn the_time_without_a_coordinator_counts_over_restarts_and_a_broken_file_makes_it_no_shorter() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("s")).unwrap();
+        let mut heard = LastHeard::new(&state);
+        let clock = SystemTime::now();
+        assert_eq!(heard.before(clock), Duration::ZERO, "of an older version");
+        let before = LastHeard::new(&state).before(clock + HOUR);
+        assert!(before >= HOUR && before < HOUR + Duration::from_secs(1), "from the first start on: {before:?}");
+        let now = Timestamp::from_millis(5);
+        heard.note(clock, now);
+        heard.note(clock + HOUR, now + EVERY / 2);
+        let before = LastHeard::new(&state).before(clock + 2 * HOUR);
+        assert!(before >= 2 * HOUR && before < 2 * HOUR + Duration::from_secs(1), "once in ten minutes: {before:?}");
+        heard.note(clock + HOUR, now + EVERY);
+        assert!(LastHeard::new(&state).before(clock + 2 * HOUR) < HOUR + Duration::from_secs(1));
+        assert_eq!(LastHeard::new(&state).before(UNIX_EPOCH), Duration::ZERO, "the clock went back");
+
+        let good = std::fs::read(state.path(HEARD)).unwrap();
+        for at in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            std::fs::write(state.path(HEARD), &bytes).unwrap();
+            assert_eq!(heard.before(clock), Duration::MAX, "byte {at}, and there is no map");
+        }
+        std::fs::write(state.path(crate::base::files::NETMAP), "").unwrap();
+        let before = heard.before(clock + HOUR);
+        assert!(before < HOUR + Duration::from_secs(1) && before > HOUR - Duration::from_secs(60), "{before:?}");
+    }
+}

@@ -1,0 +1,145 @@
+//! The node's own services.toml: read at the start, on every change, and on SIGHUP. A bad file changes nothing.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_proto::services::{ServeSpec, parse_node};
+use mesh_proto::wire::{MAX_OFFERS, ServeOffer};
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::node::shared::{Board, Offers};
+
+/// How long the directory must be quiet before the file is read: editors rename, ConfigMaps swap symlinks.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often a directory that cannot be watched is looked at.
+const POLL: Duration = Duration::from_secs(2);
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Reads the file; one that does not exist offers nothing.
+///
+/// # Errors
+/// What is wrong with it, one line per mistake.
+pub fn read(path: &Path) -> Result<(Vec<ServeSpec>, Vec<String>), String> {
+    let name = path.display().to_string();
+    let text = match text(path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Ok((Vec::new(), Vec::new())),
+        Err(error) => return Err(format!("cannot read {name}: {error}")),
+    };
+    let (serve, warnings) = parse_node(&text, &name).map_err(|bad| bad.lines().join("\n"))?;
+    if serve.len() > MAX_OFFERS {
+        return Err(format!("{name}: more than {MAX_OFFERS} [[serve]]; remove some"));
+    }
+    let warnings = mesh_proto::services::Diagnostics::new(&name, &text, warnings);
+    Ok((serve, warnings.lines()))
+}
+
+/// Returns what the coordinator is told of the file.
+pub fn offers(serve: &[ServeSpec]) -> Vec<ServeOffer> {
+    let offer = |spec: &ServeSpec| ServeOffer { service: spec.service.clone(), port: spec.port };
+    serve.iter().map(offer).collect()
+}
+
+/// Keeps the board's offers true to the file until the task is dropped.
+pub async fn keep(board: Arc<Board>) {
+    let path = board.offers.borrow().path.clone();
+    let changed = Arc::new(Notify::new());
+    let mut watcher = None;
+    loop {
+        load(&board, &path);
+        if watcher.is_none() {
+            watcher = watch(&path, Arc::clone(&changed));
+        }
+        tokio::select! {
+            () = changed.notified() => settle(&changed).await,
+            () = board.reload.notified() => {}
+            () = sleep(POLL), if watcher.is_none() => {}
+        }
+    }
+}
+
+/// Reads the file and posts what came of it.
+pub fn load(board: &Board, path: &Path) {
+    let result = read(path);
+    board.offers.send_if_modified(|offers| {
+        let (error, serve, warnings) = match result {
+            Ok((serve, warnings)) => (None, serve, warnings),
+            Err(error) => (Some(error), offers.serve.clone(), offers.warnings.clone()),
+        };
+        let known = offers.error.as_ref().map(|(known, _)| known);
+        if known == error.as_ref() && serve == offers.serve && warnings == offers.warnings {
+            return false;
+        }
+        match &error {
+            Some(error) => tracing::warn!(%error, "services.toml refused; the one before stays in force"),
+            None => tracing::info!(serve = serve.len(), "services.toml in force"),
+        }
+        let since = offers.error.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        *offers = Offers { path: path.into(), serve, warnings, error: error.map(|error| (error, since)) };
+        true
+    });
+}
+
+fn watch(path: &Path, changed: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+    let dir = path.parent()?;
+    let tell = move |event: notify::Result<notify::Event>| {
+        if !event.is_ok_and(|e| e.kind.is_access()) {
+            changed.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(tell).ok()?;
+    watcher.watch(dir, RecursiveMode::NonRecursive).ok()?;
+    Some(watcher)
+}
+
+async fn settle(changed: &Notify) {
+    loop {
+        tokio::select! {
+            () = changed.notified() => {}
+            () = sleep(SETTLE) => return,
+        }
+    }
+}
+
+fn text(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::metadata(path) {
+        Ok(m) if m.len() > MAX_FILE => Err(io::Error::other("it is larger than 1 MiB")),
+        Ok(_) => std::fs::read_to_string(path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_missing_file_offers_nothing_and_a_bad_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("services.toml");
+        let board = Board::new(path.clone());
+        load(&board, &path);
+        assert!(board.offers.borrow().serve.is_empty() && board.offers.borrow().error.is_none());
+
+        std::fs::write(&path, "version = 1\n[[serve]]\nservice = \"cart\"\nport = 7070\n").unwrap();
+        load(&board, &path);
+        assert_eq!(offers(&board.offers.borrow().serve).len(), 1);
+
+        std::fs::write(&path, "[[serve]\n").unwrap();
+        load(&board, &path);
+        let since = board.offers.borrow().error.as_ref().unwrap().1;
+        std::fs::write(&path, "[[serve\n").unwrap();
+        load(&board, &path);
+        let kept = board.offers.borrow();
+        assert_eq!(kept.serve.len(), 1, "the offers before stay in force");
+        assert_eq!(kept.error.as_ref().unwrap().1, since, "wrong since the first bad one");
+    }
+}

@@ -1,0 +1,3 @@
+//! Streams that are carried outside of the tunnel.
+
+pub mod loopback;

@@ -1,0 +1,131 @@
+//! One tunnel to one lane of a peer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::TunnelKey;
+
+use crate::wireguard::endpoint_race::Path;
+use crate::wireguard::peers::Peer;
+use crate::wireguard::timing::{FIRST_BACKOFF, MOMENT, PATIENCE, SILENCE};
+use crate::wireguard::tunnel::Tunnel;
+
+/// One tunnel and what is known about it.
+pub(super) struct Session {
+    pub(super) tunnel: Tunnel,
+    pub(super) key: TunnelKey,
+    /// Our own key, of the door that it was made at.
+    pub(super) own: TunnelKey,
+    /// The number of its preshared key; 0 for none.
+    pub(super) preshared: u64,
+    /// Whether that was at some time not the preshared key that tunnels to this peer are to have; and when it goes
+    /// because of that.
+    pub(super) stale: bool,
+    pub(super) retires: Option<Timestamp>,
+    /// How many of the two keys are present ones, not former ones.
+    pub(super) fresh: u8,
+    pub(super) peer: Arc<Peer>,
+    pub(super) peer_lane: usize,
+    pub(super) path: Path,
+    pub(super) ticking: bool,
+    /// Whether a packet would be sealed at once.
+    pub(super) ready: bool,
+    /// Whether we initiated and heard nothing since.
+    pub(super) initiated: bool,
+    /// When the last initiation was made, and how often it was repeated ahead of WireGuard's own timer.
+    pub(super) initiated_at: Option<Timestamp>,
+    pub(super) repeated: usize,
+    pub(super) expired: bool,
+    /// When to start again after giving up, and how long to wait the next time.
+    pub(super) retry: Option<Timestamp>,
+    pub(super) backoff: Duration,
+    /// Since when we send without hearing anything.
+    pub(super) unanswered: Option<Timestamp>,
+    pub(super) heard: Option<Timestamp>,
+    /// When a data message for an unknown session last made us initiate.
+    pub(super) nudged: Option<Timestamp>,
+    /// When a packet for the peer last came along.
+    pub(super) wanted: Option<Timestamp>,
+    /// When a packet last left by it.
+    pub(super) carried: Option<Timestamp>,
+    pub(super) waiting: u64,
+    /// Since when packets wait.
+    pub(super) held: Option<Timestamp>,
+    pub(super) probe_due: Option<Timestamp>,
+    pub(super) quick_probes: u8,
+    pub(super) rx_bytes: u64,
+    pub(super) tx_bytes: u64,
+    pub(super) active: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?} lane {}, ready {})", self.peer.id, self.peer_lane, self.ready)
+    }
+}
+
+impl Session {
+    pub(super) fn new(tunnel: Tunnel, (own, key): (TunnelKey, TunnelKey), peer: Arc<Peer>, peer_lane: usize) -> Self {
+        Self {
+            tunnel,
+            key,
+            own,
+            preshared: 0,
+            stale: false,
+            retires: None,
+            fresh: 0,
+            peer,
+            peer_lane,
+            path: Path::default(),
+            ticking: false,
+            ready: false,
+            initiated: false,
+            initiated_at: None,
+            repeated: 0,
+            expired: false,
+            retry: None,
+            backoff: FIRST_BACKOFF,
+            unanswered: None,
+            heard: None,
+            nudged: None,
+            wanted: None,
+            carried: None,
+            waiting: 0,
+            held: None,
+            probe_due: None,
+            quick_probes: 0,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            active: None,
+        }
+    }
+
+    /// Takes note of which of its keys are present ones; `own` is our present key.
+    pub(super) fn set_fresh(&mut self, own: TunnelKey) {
+        let theirs = self.peer.lanes.get(self.peer_lane).is_some_and(|lane| lane.key == self.key);
+        self.fresh = u8::from(theirs) + u8::from(self.own == own);
+    }
+
+    /// Returns which of several that hear the peer is the one to use: the greatest.
+    pub(super) fn rank(&self) -> u8 {
+        self.fresh + if self.stale { 0 } else { 3 }
+    }
+
+    /// Says whether its session hears the peer.
+    pub(super) fn hears(&self, now: Timestamp) -> bool {
+        self.ready && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
+    }
+
+    /// Takes note that one more packet waits in the tunnel.
+    pub(super) fn keep(&mut self, now: Timestamp) {
+        self.held.get_or_insert(now);
+        self.waiting += 1;
+    }
+
+    /// Says whether packets are on their way by it, or wait in it, that newer ones must not overtake.
+    pub(super) fn busy(&self, now: Timestamp) -> bool {
+        let within = |at: Option<Timestamp>, span| at.is_some_and(|at| now.since(at) < span);
+        self.hears(now) && within(self.carried, MOMENT) || self.waiting > 0 && within(self.held, PATIENCE)
+    }
+}
