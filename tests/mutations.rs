@@ -42,8 +42,8 @@ const MUTATIONS: [Mutation; 10] = [
     Mutation(
         "a new map does not bind flows that exist",
         "engine.rs",
-        "if flow.revision == self.view.revision() {",
-        "if flow.revision <= self.view.revision() {",
+        "if flow.revision == self.view.stamp() {",
+        "if flow.revision <= self.view.stamp() {",
     ),
     Mutation(
         "answers go on after the permission is gone",

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! Steps after "known flow?" run once per flow. A new map makes every flow stale; a stale flow is judged
-//! again at its next packet and keeps its backend while the map still lists it.
+//! again at its next packet and keeps its backend while the map still lists it. So is a flow from a file. One whose
+//! addresses have another owner by now binds no packet that begins a flow.
 
 mod fragments;
 mod icmp;
@@ -141,8 +142,8 @@ impl Engine {
         if header.first_fragment {
             self.fragments.forget(Side::Outbound, &header);
         }
-        let hit = match self.known(key, &header, now) {
-            Some(hit) => self.recheck(hit),
+        let hit = match self.known(key, None, &header, now) {
+            Some(judged) => judged,
             None => match self.open_outbound(&header, now) {
                 Ok(hit) => Ok(hit),
                 Err(Fate::Drop(why)) => return Verdict::Drop(why),
@@ -189,11 +190,8 @@ impl Engine {
         if header.first_fragment {
             self.fragments.forget(Side::Inbound, &header);
         }
-        let hit = match self.known(key, &header, now) {
-            Some(hit) if hit.flow.remote != Some(from) => {
-                return Verdict::Drop(Drop::SpoofedSource);
-            }
-            Some(hit) => self.recheck(hit),
+        let hit = match self.known(key, Some(from), &header, now) {
+            Some(judged) => judged,
             None => match self.open_inbound(from, &header, now) {
                 Ok(hit) => Ok(hit),
                 Err(Fate::Drop(why)) => return Verdict::Drop(why),
@@ -268,16 +266,28 @@ impl Engine {
         verdict
     }
 
-    /// Finds the flow of a packet. One that has ended is forgotten when a new connection takes its ports, so that
-    /// what its old backend still sends is not taken for the new one's.
-    fn known(&mut self, key: Key, header: &Header, now: Timestamp) -> Option<Hit> {
+    /// Finds the flow of a packet and says whether it may go on; none if the packet begins a flow of its own. One that
+    /// has ended is forgotten when a new connection takes its ports, so that what its old backend still sends is not
+    /// taken for the new one's; so is one whose other end is gone, or another's by now.
+    fn known(
+        &mut self,
+        key: Key,
+        from: Option<NodeId>,
+        header: &Header,
+        now: Timestamp,
+    ) -> Option<Result<Hit, Refuse>> {
         let (place, flow) = self.flows.find(key, now)?;
         let hit = Hit { key, place, flow };
-        if reopens(header, &hit) {
+        // What a peer sends comes from its own addresses, so that a flow of another peer is their former owner's.
+        let is_anothers = from.is_some() && flow.remote != from;
+        if is_anothers || reopens(header, &hit) {
             self.forget(&hit);
             return None;
         }
-        Some(hit)
+        match self.recheck(hit) {
+            Err(Refuse::BackendGone) if flow.opened && may_open(header) => None,
+            judged => Some(judged),
+        }
     }
 
     /// A reset ends both directions, and only one of them shows it: the other would hold its place as a busy flow.
@@ -289,8 +299,9 @@ impl Engine {
     }
 
     fn forget(&mut self, hit: &Hit) {
-        for key in [hit.key, hit.key.answer(&hit.flow)] {
-            if let Some(place) = self.flows.remove(key) {
+        let answer = (hit.key.answer(&hit.flow), hit.key.tuple.reverse());
+        for (key, to) in [(hit.key, hit.flow.to), answer] {
+            if let Some(place) = self.flows.remove(key, to) {
                 self.mark(place);
             }
         }
@@ -299,7 +310,7 @@ impl Engine {
     /// Judges a flow again if the map changed since it was last judged. A flow that may not go on is forgotten.
     fn recheck(&mut self, hit: Hit) -> Result<Hit, Refuse> {
         let Hit { key, place, flow } = hit;
-        if flow.revision == self.view.revision() {
+        if flow.revision == self.view.stamp() {
             return Ok(hit);
         }
         let answer = key.answer(&flow);
@@ -312,7 +323,7 @@ impl Engine {
             self.forget(&hit);
             return Err(why);
         }
-        self.flows.stamp(place, key, self.view.revision());
+        self.flows.stamp(place, key, self.view.stamp());
         self.mark(place);
         Ok(hit)
     }
@@ -333,7 +344,11 @@ impl Engine {
                     Some(_) => Some(Flat(to.destination)),
                     None => view.flat(Real(to.destination)),
                 };
-                (self.image(key.tuple.source).ok_or(Refuse::NoRoute)?, carrier.ok_or(Refuse::BackendGone)?)
+                let source = self.image(key.tuple.source).ok_or(Refuse::NoRoute)?;
+                if to.source != self.shown_source(&key.tuple, source, remote) {
+                    return Err(Refuse::BackendGone);
+                }
+                (source, carrier.ok_or(Refuse::BackendGone)?)
             }
         };
         let far = if key.side == Side::Inbound { source } else { destination };
@@ -353,6 +368,8 @@ impl Engine {
                 }
                 Some((index as u32, port.port))
             }
+            // What was dialled may have moved away from the address here that it stood for.
+            Side::Outbound if destination.0 != key.tuple.destination => return Err(Refuse::BackendGone),
             Side::Outbound | Side::Inbound => None,
         };
         let question = Question { source, destination, protocol: to.protocol, port: to.destination_port, service };
@@ -368,7 +385,7 @@ impl Engine {
         match self.flows.insert(answer, &back, now) {
             Ok(other) => self.mark(other),
             Err(Full) => {
-                self.flows.remove(key);
+                self.flows.remove(key, flow.to);
                 return Err(full(Full));
             }
         }
@@ -383,6 +400,13 @@ impl Engine {
         }
         let own = || self.locals.contains(&source).then(|| self.view.address());
         self.view.flat(Real(source)).or_else(own)
+    }
+
+    /// Returns the source that the other end sees.
+    fn shown_source(&self, tuple: &FiveTuple, image: Flat, remote: Option<NodeId>) -> Ipv4Addr {
+        // The kernel drops a packet from the TUN whose source is the host's own: the node calls its own backends in
+        // the name of what it dialled.
+        if remote.is_none() && image == self.view.address() { tuple.destination } else { image.0 }
     }
 
     /// Returns the largest packet that may go to the other end, if that is a peer.
@@ -413,6 +437,11 @@ const ACK: u8 = 16;
 /// Says whether a packet begins a connection.
 fn is_syn(header: &Header) -> bool {
     matches!(header.kind, Kind::Tcp(flags) if flags & (SYN | ACK) == SYN)
+}
+
+/// Says whether a packet may be the first of a flow: not one from the middle of a connection.
+fn may_open(header: &Header) -> bool {
+    is_syn(header) || !matches!(header.kind, Kind::Tcp(_))
 }
 
 /// Says whether a packet begins a connection that a flow was not made for: on the ports of one that has ended, or

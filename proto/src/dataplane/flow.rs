@@ -31,6 +31,9 @@ const BUSY: Duration = Duration::from_secs(60);
 /// `last_seen` moves in steps of this, so that a packet of a busy flow writes no shared memory.
 const SEEN_STEP: Duration = Duration::from_secs(1);
 
+/// The stamp of a flow that no map of this process has judged: it came from a file.
+pub const UNJUDGED: Revision = Revision(u64::MAX);
+
 /// Which way a packet goes through this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -56,7 +59,7 @@ pub struct Flow {
     pub to: FiveTuple,
     /// The peer at the other end; none if both ends are on this node.
     pub remote: Option<NodeId>,
-    /// The revision of the map that allowed it.
+    /// The map that allowed it, by `View::stamp`; `UNJUDGED` if none in force did.
     pub revision: Revision,
     /// Whether this direction is the one that opened the flow.
     pub opened: bool,
@@ -286,12 +289,16 @@ impl FlowTable {
         })
     }
 
-    /// Forgets one direction of a flow; returns its place if it was there.
-    pub fn remove(&self, key: Key) -> Option<Place> {
+    /// Forgets the direction of a flow that is rewritten to `to`; returns its place if it was there. Another flow that
+    /// has the key by now stays.
+    pub fn remove(&self, key: Key, to: FiveTuple) -> Option<Place> {
         let index = self.bucket(key);
         let bucket = &self.buckets[index];
         bucket.write(|| {
             let way = bucket.way(key.words())?;
+            if Flow::from_words(&bucket.read(way), key.tuple.protocol).to != to {
+                return None;
+            }
             bucket.store(way, &[0; WORDS]);
             Some(Place((index * WAYS + way) as u32))
         })
@@ -335,7 +342,7 @@ impl FlowTable {
         true
     }
 
-    /// Marks a flow as allowed by another revision.
+    /// Marks a flow as allowed by another map.
     pub fn stamp(&self, place: Place, key: Key, revision: Revision) {
         let bucket = &self.buckets[place.slot() / WAYS];
         bucket.write(|| {
@@ -376,7 +383,7 @@ impl FlowTable {
         bytes
     }
 
-    /// Takes an entry back from a file, as seen just now. Bytes that are torn, empty, closed or from a table of
+    /// Takes an entry back from a file, as seen just now and judged by no map. Bytes that are torn, empty, closed or from a table of
     /// another shape or seed are ignored. Says whether it was taken.
     pub fn restore(&self, slot: usize, bytes: &[u8], now: Timestamp) -> bool {
         let mut words = [0u64; WORDS + 1];
@@ -392,7 +399,7 @@ impl FlowTable {
         let Some(key) = Key::from_words(words).filter(|_| *sum == checksum(words)) else {
             return false;
         };
-        let flow = Flow { last_seen: now, ..Flow::from_words(words, key.tuple.protocol) };
+        let flow = Flow { last_seen: now, revision: UNJUDGED, ..Flow::from_words(words, key.tuple.protocol) };
         if flow.state <= State::Closing || self.bucket(key) != slot / WAYS {
             return false;
         }

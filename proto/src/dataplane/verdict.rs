@@ -91,6 +91,9 @@ reasons!(
         IcmpUnmatched = "icmp_unmatched",
         /// The flow table has no place that may be given up.
         FlowTableFull = "flow_table_full",
+        /// Each source port that was tried for a call is taken by another call to the same place; a protocol without
+        /// ports has room for one.
+        NoSourcePort = "no_source_port",
         /// Answers of our own making are limited, and the limit is reached.
         ReplyLimited = "reply_limited",
         /// The packet may not be fragmented by us, is larger than the way takes, and asks for no error.

@@ -19,6 +19,7 @@ use crate::verifier::VerifiedMap;
 #[derive(Debug)]
 pub struct View {
     netmap: Arc<NetMap>,
+    stamp: Revision,
     names: BTreeMap<NodeId, NodeName>,
     mtus: OwnMap<NodeId, u16>,
     owners: PrefixTable<Owner>,
@@ -86,7 +87,9 @@ impl View {
         }
         let named = netmap.names.iter().map(|(key, vip)| (vip.0, key.clone())).collect();
         let access = Access::compile(&netmap);
-        Self { netmap, names, mtus, owners, by_vip, named, services, access }
+        // Revisions of two epochs may be equal.
+        let stamp = Revision(netmap.epoch.number.rotate_right(16) ^ netmap.revision.0);
+        Self { netmap, stamp, names, mtus, owners, by_vip, named, services, access }
     }
 
     /// Returns the map that this view was compiled from.
@@ -97,6 +100,11 @@ impl View {
     /// Returns the map's revision.
     pub fn revision(&self) -> Revision {
         self.netmap.revision
+    }
+
+    /// Returns what tells flows of this map from those of another: its revision, with its epoch in the upper 16 bits.
+    pub fn stamp(&self) -> Revision {
+        self.stamp
     }
 
     /// Returns the mesh range.

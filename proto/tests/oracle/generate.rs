@@ -137,7 +137,7 @@ impl World {
     pub(crate) fn change(&mut self, dice: &mut Dice, engines: usize) -> String {
         self.revision += 1;
         let service = dice.below(self.services.len());
-        match dice.below(9) {
+        match dice.below(10) {
             0 if !self.rules.is_empty() => {
                 let index = dice.below(self.rules.len());
                 let gone = self.rules.remove(index);
@@ -175,8 +175,34 @@ impl World {
                 }
                 format!("node {} revoked", gone.name)
             }
+            8 if self.nodes.len() > 1 => {
+                let one = dice.below(self.nodes.len() - 1);
+                let other = one + 1 + dice.below(self.nodes.len() - one - 1);
+                self.exchange(one, other)
+            }
             _ => "nothing but the revision changed".into(),
         }
+    }
+
+    /// Lets two nodes exchange the images of their first pods: every address of them has another owner.
+    fn exchange(&mut self, one: usize, other: usize) -> String {
+        let (left, right) = self.nodes.split_at_mut(other);
+        let (one, other) = (&mut left[one], &mut right[0]);
+        let (Some(a), Some(b)) = (one.blocks.first_mut(), other.blocks.first_mut()) else {
+            return "nothing but the revision changed".into();
+        };
+        if a.flat.prefix_len() != b.flat.prefix_len() {
+            return "nothing but the revision changed".into();
+        }
+        std::mem::swap(&mut a.flat, &mut b.flat);
+        for backend in self.services.iter_mut().flat_map(|(_, service)| &mut service.backends) {
+            for (flat, node) in [(a.flat, &one.name), (b.flat, &other.name)] {
+                if flat.contains(&backend.address.0) {
+                    backend.node = node.clone();
+                }
+            }
+        }
+        format!("{} and {} exchanged {} and {}", one.name, other.name, b.flat, a.flat)
     }
 
     fn service(&self, dice: &mut Dice, index: usize) -> (ServiceKey, Service) {

@@ -153,6 +153,7 @@ impl Mesh {
         let what = self.world.change(&mut self.traffic.dice, self.sides.len());
         self.note(format!("revision {}: {what}", self.world.revision));
         for i in 0..self.sides.len() {
+            self.sides[i].node = self.world.nodes[i].clone();
             if self.traffic.dice.chance(85) {
                 let map = Arc::new(self.world.map(i));
                 let view = Arc::new(View::compile(VerifiedMap::by_hand(map.clone())));

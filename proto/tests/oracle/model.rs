@@ -53,6 +53,13 @@ pub(crate) struct Flow {
     resumed: bool,
 }
 
+impl Flow {
+    /// What tells its packets from others, in both directions: whether the kernel sends them, and their addresses.
+    fn keys(&self) -> [(bool, FiveTuple); 2] {
+        [(self.first == End::Tun, self.asked), (self.other == End::Tun, self.sent.reverse())]
+    }
+}
+
 /// A first fragment that was let through.
 #[derive(Debug, Clone)]
 struct Piece {
@@ -165,6 +172,12 @@ impl Model {
             self.flows.swap_remove(index);
         }
         if let Some(flow) = &chosen.open {
+            // What may not go on holds no place that a new conversation needs.
+            let needed = flow.keys();
+            let is_free = |f: &Flow| !f.keys().iter().any(|key| needed.contains(key)) || self.goes_on(f);
+            let kept: Vec<bool> = self.flows.iter().map(is_free).collect();
+            let mut kept = kept.into_iter();
+            self.flows.retain(|_| kept.next() == Some(true));
             self.flows.push(Flow { resumed: !opens(p), ..flow.clone() });
         }
         let to = match verdict {
@@ -193,15 +206,35 @@ impl Model {
         onward.or_else(|| self.flows.iter().position(|f| f.other == from && f.sent.reverse() == t).map(|i| (i, false)))
     }
 
+    /// Says whether a conversation may go on: it was allowed by the map in force, or is now.
+    fn goes_on(&self, f: &Flow) -> bool {
+        f.revision == self.map.revision || self.stands(f)
+    }
+
+    /// Returns the mesh address and port of the called end. Behind a VIP it is whatever address a pod of this node has.
+    fn goal(&self, f: &Flow) -> (Ipv4Addr, u16) {
+        let is_here = f.first == End::Tun && f.other == End::Tun && f.service.is_some();
+        let address = if is_here { self.stands_for(f.sent.destination) } else { None };
+        (address.unwrap_or(f.goal.0), f.goal.1)
+    }
+
+    /// Says whether both ends are where they were.
+    fn reaches(&self, f: &Flow) -> bool {
+        let place = |address| owner(&self.map, address).map(|o| o.peer.map_or(End::Tun, End::Peer));
+        place(f.caller) == Some(f.first)
+            && place(self.goal(f).0) == Some(f.other)
+            && (f.first != End::Tun || self.stands_for(f.asked.source) == Some(f.caller))
+            && (f.other != End::Tun || self.real(self.goal(f).0) == Some(f.sent.destination))
+    }
+
     /// Says whether a conversation may go on under the map in force.
     fn stands(&self, f: &Flow) -> bool {
-        let place = |address| owner(&self.map, address).map(|o| o.peer.map_or(End::Tun, End::Peer));
-        let reaches = place(f.caller) == Some(f.first) && place(f.goal.0) == Some(f.other);
-        reaches
+        self.reaches(f)
             && match &f.service {
                 Some((key, dialled)) => self.map.services.get(key).is_some_and(|service| {
-                    let listed =
-                        |port: &ServicePort| service.backends.iter().any(|b| (b.address.0, b.target(port)) == f.goal);
+                    let listed = |port: &ServicePort| {
+                        service.backends.iter().any(|b| (b.address.0, b.target(port)) == self.goal(f))
+                    };
                     port(service, f.asked.protocol, *dialled).is_some_and(listed)
                         && may(&self.map, f.caller, &Goal::Port(key, *dialled))
                 }),
@@ -212,6 +245,9 @@ impl Model {
     /// Says why a conversation may not go on, as its opener hears it.
     fn lost(&self, f: &Flow) -> Vec<Outcome> {
         let mut all = Vec::new();
+        if !self.reaches(f) {
+            all.extend(refuses(Refuse::BackendGone));
+        }
         if let Some((key, dialled)) = &f.service {
             let service = self.map.services.get(key);
             if service.is_none() {

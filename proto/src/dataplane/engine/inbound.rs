@@ -29,7 +29,7 @@ impl Engine {
             return self.resume_reply_inbound(from, header, now);
         }
         let to = FiveTuple { destination: real.0, ..tuple };
-        let flow = Flow::new(to, Some(from), self.view.revision(), true, now);
+        let flow = Flow::new(to, Some(from), self.view.stamp(), true, now);
         self.remember(Key { side: Side::Inbound, tuple }, flow, now)
     }
 
@@ -45,7 +45,7 @@ impl Engine {
         let key = Key { side: Side::Outbound, tuple: opening };
         let to = header.tuple.reverse();
         self.judge(key, to, Some(from)).map_err(|_| denied)?;
-        let flow = Flow::new(to, Some(from), self.view.revision(), true, now);
+        let flow = Flow::new(to, Some(from), self.view.stamp(), true, now);
         self.remember(key, flow, now)?;
         let back = Key { side: Side::Inbound, tuple: header.tuple };
         let (place, flow) = self.flows.find(back, now).ok_or(Fate::Drop(Drop::FlowTableFull))?;

@@ -1,6 +1,6 @@
 //! The first packet of a flow on its way out.
 
-use super::{Engine, Fate, Hit, is_syn};
+use super::{Engine, Fate, Hit, is_syn, may_open};
 use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
@@ -45,11 +45,11 @@ impl Engine {
             service: goal.service,
         };
         if self.view.access().judge(&question).is_none() {
-            return self.resume_reply_outbound(header, remote, now).ok_or(Fate::Refuse(Refuse::Denied));
+            return self.resume_reply_outbound(header, remote, now);
         }
         let to = self.image_of_opening(&tuple, source, &goal, remote)?;
         let key = Key { side: Side::Outbound, tuple };
-        let flow = Flow::new(to, remote, self.view.revision(), true, now);
+        let flow = Flow::new(to, remote, self.view.stamp(), true, now);
         let flow = self.with_free_port(key, flow, now)?;
         self.remember(key, flow, now)
     }
@@ -100,16 +100,14 @@ impl Engine {
         goal: &Goal,
         remote: Option<NodeId>,
     ) -> Result<FiveTuple, Fate> {
-        let (source, destination) = match remote {
-            Some(_) => (source.0, goal.carrier.0),
+        let destination = match remote {
+            Some(_) => goal.carrier.0,
             None => {
                 let real = self.view.real(goal.carrier).ok_or(Fate::Drop(Drop::NotHere))?;
-                // The kernel drops a packet from the TUN whose source is the host's own: the node calls
-                // its own backends in the name of what it dialled.
-                let source = if source == self.view.address() { tuple.destination } else { source.0 };
-                (source, real.0)
+                real.0
             }
         };
+        let source = self.shown_source(tuple, source, remote);
         if is_forbidden(destination) {
             return Err(Fate::Drop(Drop::ForbiddenDestination));
         }
@@ -118,37 +116,43 @@ impl Engine {
 
     /// Keeps the caller's source port unless the answers would be taken for another flow's: two VIPs may
     /// share a backend, and processes behind a ClusterIP share the node's address.
-    fn with_free_port(&self, key: Key, mut flow: Flow, now: Timestamp) -> Result<Flow, Fate> {
+    fn with_free_port(&mut self, key: Key, mut flow: Flow, now: Timestamp) -> Result<Flow, Fate> {
         let wanted = flow.to.source_port;
         let ports = matches!(key.tuple.protocol, TCP | UDP | ICMP);
         for attempt in 0..if ports { MAX_PORT_TRIES } else { 1 } {
-            let taken = self.flows.find(key.answer(&flow), now);
-            if taken.is_none_or(|(_, other)| other.to == key.tuple.reverse()) {
+            let answer = key.answer(&flow);
+            let taken = self.flows.find(answer, now).filter(|(_, other)| other.to != key.tuple.reverse());
+            // What may not go on holds no port.
+            let is_held =
+                taken.is_some_and(|(place, other)| self.recheck(Hit { key: answer, place, flow: other }).is_ok());
+            if !is_held {
                 return Ok(flow);
             }
             let step = attempt.wrapping_mul(7919).wrapping_add(1);
             flow.to.source_port = wanted.wrapping_add(step).max(1024);
         }
-        Err(Fate::Drop(Drop::FlowTableFull))
+        Err(Fate::Drop(Drop::NoSourcePort))
     }
 
     /// A packet from the middle of a connection that a peer opened and this node forgot: if that peer may
     /// open it, the flow is remembered again.
-    fn resume_reply_outbound(&mut self, header: &Header, remote: Option<NodeId>, now: Timestamp) -> Option<Hit> {
-        let peer = remote?;
-        if !matches!(header.kind, Kind::Tcp(_)) || is_syn(header) {
-            return None;
+    fn resume_reply_outbound(&mut self, header: &Header, remote: Option<NodeId>, now: Timestamp) -> Result<Hit, Fate> {
+        let denied = Fate::Refuse(Refuse::Denied);
+        if may_open(header) {
+            return Err(denied);
         }
-        let own = self.view.flat(Real(header.tuple.source))?;
+        let (Some(peer), Some(own)) = (remote, self.view.flat(Real(header.tuple.source))) else {
+            return Err(denied);
+        };
         let opening = FiveTuple { source: own.0, ..header.tuple }.reverse();
         let key = Key { side: Side::Inbound, tuple: opening };
         let to = header.tuple.reverse();
-        self.judge(key, to, Some(peer)).ok()?;
-        let flow = Flow::new(to, Some(peer), self.view.revision(), true, now);
+        self.judge(key, to, Some(peer)).map_err(|_| denied)?;
+        let flow = Flow::new(to, Some(peer), self.view.stamp(), true, now);
         let back = Key { side: Side::Outbound, tuple: header.tuple };
         let answer = Flow { to: opening.reverse(), opened: false, ..flow };
-        self.remember(key, flow, now).ok()?;
-        let (place, _) = self.flows.find(back, now)?;
-        Some(Hit { key: back, place, flow: answer })
+        self.remember(key, flow, now)?;
+        let (place, _) = self.flows.find(back, now).ok_or(Fate::Drop(Drop::FlowTableFull))?;
+        Ok(Hit { key: back, place, flow: answer })
     }
 }

@@ -28,7 +28,8 @@ fn what_was_inserted_is_found_until_it_is_removed() {
     }
     for n in 0..100 {
         assert_eq!(table.find(key(n), NOW).map(|(_, f)| f), Some(flow(n, State::Open, NOW)));
-        assert!(table.remove(key(n)).is_some());
+        assert_eq!(table.remove(key(n), key(n).tuple), None, "another flow has the key");
+        assert!(table.remove(key(n), flow(n, State::Open, NOW).to).is_some());
         assert_eq!(table.find(key(n), NOW), None);
     }
 }

@@ -189,7 +189,7 @@ impl Model {
         }
         let other_port = self.taken(other, sent, instead_of);
         if other_port && !matches!(t.protocol, TCP | UDP | ICMP) {
-            return drops(Drop::FlowTableFull);
+            return drops(Drop::NoSourcePort);
         }
         let all = self.begin(p, End::Tun, t, other, sent, caller, goal, service);
         all.into_iter().map(|o| Outcome { other_port, ..o }).collect()
@@ -239,7 +239,7 @@ impl Model {
 
     /// Says whether answers to these packets would be mistaken for another conversation's.
     pub(crate) fn taken(&self, other: End, sent: FiveTuple, instead_of: Option<usize>) -> bool {
-        let others = self.flows.iter().enumerate().filter(|(i, _)| Some(*i) != instead_of);
+        let others = self.flows.iter().enumerate().filter(|(i, f)| Some(*i) != instead_of && self.goes_on(f));
         others
             .into_iter()
             .any(|(_, f)| (f.other == other && f.sent == sent) || (f.first == other && f.asked == sent.reverse()))
