@@ -23,7 +23,7 @@ const MUTATIONS: [Mutation; 10] = [
     ),
     Mutation(
         "only the caller's node judges",
-        "engine/inbound.rs",
+        "engine/decide.rs",
         "if self.view.access().judge(&question).is_none() {",
         "if self.view.access().judge(&question).is_none() && is_forbidden(tuple.source) {",
     ),
@@ -35,19 +35,19 @@ const MUTATIONS: [Mutation; 10] = [
     ),
     Mutation(
         "an answer comes from the backend's port",
-        "engine.rs",
+        "engine/decide.rs",
         "let back = Flow { to: key.tuple.reverse(),",
         "let back = Flow { to: FiveTuple { source_port: flow.to.destination_port, ..key.tuple.reverse() },",
     ),
     Mutation(
         "a new map does not bind flows that exist",
-        "engine.rs",
+        "engine/decide.rs",
         "if flow.revision == self.view.stamp() {",
         "if flow.revision <= self.view.stamp() {",
     ),
     Mutation(
         "answers go on after the permission is gone",
-        "engine.rs",
+        "engine/decide.rs",
         "self.judge(answer, key.tuple.reverse(), flow.remote)",
         "Ok(())",
     ),
@@ -59,13 +59,13 @@ const MUTATIONS: [Mutation; 10] = [
     ),
     Mutation(
         "a SYN passes for an answer",
-        "engine/inbound.rs",
+        "engine/decide.rs",
         "if !matches!(header.kind, Kind::Tcp(_)) || is_syn(header) {",
         "if !matches!(header.kind, Kind::Tcp(_)) {",
     ),
     Mutation(
         "any peer may report an error about a flow",
-        "engine/icmp.rs",
+        "engine.rs",
         "hit.filter(|hit| hit.flow.remote == Some(from))",
         "hit.filter(|hit| hit.flow.remote.is_some() && from != NodeId(0))",
     ),

@@ -17,28 +17,28 @@
 //! again at its next packet and keeps its backend while the map still lists it. So is a flow from a file. One whose
 //! addresses have another owner by now binds no packet that begins a flow.
 
+mod decide;
 mod fragments;
 mod icmp;
-mod inbound;
-mod outbound;
 mod probe;
 mod refuse;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::base::addr::{Flat, Real, is_forbidden};
+use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::dataplane::flow::{Flow, FlowTable, Full, Key, Place, Seen, Side, State, Touched};
-use crate::dataplane::policy_index::Question;
+use crate::dataplane::flow::{Flow, FlowTable, Key, Place, Seen, Side, State, Touched};
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
 use crate::dataplane::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
-use crate::ops::bench::{Report, Runs};
+use crate::ops::bench::Report;
 use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite};
 use crate::trust::audit_log::Told;
 
 use fragments::Fragments;
+use probe::Probes;
 use refuse::Replies;
 
 pub use probe::{BenchPacket, PROBE_PORT, RESERVED, SMALLEST_BENCH, read_reserved, write_reserved};
@@ -59,12 +59,7 @@ pub struct Engine {
     fragments: Fragments,
     replies: Replies,
     dirty: Vec<usize>,
-    /// What peers measure.
-    runs: Runs,
-    reported: Report,
-    /// The end of the log of operations, as peers are told of it with each probe, and what a peer told last.
-    told: Option<Told>,
-    heard: Option<Told>,
+    probes: Probes,
     /// The flow of the packet that was allowed to pass last.
     last: Option<Key>,
 }
@@ -88,10 +83,7 @@ impl Engine {
             fragments: Fragments::new(),
             replies: Replies::new(),
             dirty: Vec::with_capacity(MAX_DIRTY),
-            runs: Runs::default(),
-            reported: Report::default(),
-            told: None,
-            heard: None,
+            probes: Probes::default(),
             last: None,
         }
     }
@@ -109,12 +101,12 @@ impl Engine {
 
     /// Says what peers are told of the log of operations.
     pub fn set_told(&mut self, told: Option<Told>) {
-        self.told = told;
+        self.probes.told = told;
     }
 
     /// Takes out what the peer said of the log whose probe or answer `inbound` just took.
     pub fn take_heard(&mut self) -> Option<Told> {
-        self.heard.take()
+        self.probes.heard.take()
     }
 
     /// Sets the largest packet that this node's interface takes, in bytes.
@@ -132,7 +124,8 @@ impl Engine {
         let key = Key { side: Side::Outbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {
-                return self.later_fragment(Side::Outbound, None, bytes, &header, now);
+                let way = |remote| self.way(remote);
+                return self.fragments.pass(Side::Outbound, None, bytes, &header, way, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_outbound(bytes, &header, quoted, now),
             Kind::IcmpOther if icmp::quotes_no_flow(bytes, &header) => return Verdict::Drop(Drop::IcmpUnmatched),
@@ -147,17 +140,17 @@ impl Engine {
             None => match self.open_outbound(&header, now) {
                 Ok(hit) => Ok(hit),
                 Err(Fate::Drop(why)) => return Verdict::Drop(why),
-                Err(Fate::Echo) => return self.answer_echo(bytes, &header, now),
+                Err(Fate::Echo) => return self.replies.answer_echo(bytes, &header, now),
                 Err(Fate::Refuse(why)) => Err(why),
             },
         };
         let hit = match hit {
             Ok(hit) => hit,
-            Err(why) => return self.refuse(bytes, &header, why, now),
+            Err(why) => return self.replies.refuse(bytes, &header, why, self.mtu, now),
         };
         let too_big = self.way(hit.flow.remote).filter(|&mtu| checksum == Checksum::Complete && header.total_len > mtu);
         if let Some(mtu) = too_big {
-            return self.refuse_size(bytes, &header, mtu as u16, now);
+            return self.replies.refuse_size(bytes, &header, mtu as u16, now);
         }
         self.apply(bytes, &header, hit, checksum, now)
     }
@@ -178,12 +171,13 @@ impl Engine {
         let key = Key { side: Side::Inbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {
-                return self.later_fragment(Side::Inbound, Some(from), bytes, &header, now);
+                let way = |remote| self.way(remote);
+                return self.fragments.pass(Side::Inbound, Some(from), bytes, &header, way, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_inbound(from, bytes, &header, quoted, now),
             Kind::IcmpOther if icmp::quotes_no_flow(bytes, &header) => return Verdict::Drop(Drop::IcmpUnmatched),
             Kind::Udp if self.is_probe(&header.tuple) => {
-                return self.answer_probe(from, bytes, &header, now);
+                return self.probes.answer(&self.view, from, bytes, &header, &mut self.replies, now);
             }
             Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
@@ -201,7 +195,7 @@ impl Engine {
         };
         match hit {
             Ok(hit) => self.apply(bytes, &header, hit, Checksum::Complete, now),
-            Err(why) => self.refuse(bytes, &header, why, now),
+            Err(why) => self.replies.refuse(bytes, &header, why, self.mtu, now),
         }
     }
 
@@ -226,6 +220,43 @@ impl Engine {
         for slot in self.dirty.drain(..) {
             f(slot, &self.flows.entry(slot));
         }
+    }
+
+    /// Builds a probe for a peer into `reply`. Says whether the peer is known.
+    pub fn probe(&mut self, to: NodeId, now: Timestamp) -> bool {
+        self.replies.clear();
+        let own = self.view.address();
+        let Some(peer) = self.view.peer(to).map(|peer| peer.address) else {
+            return false;
+        };
+        self.replies.make(now, |out| self.probes.ask(out, own, peer, now))
+    }
+
+    /// Makes the packets of a measurement for a peer, of that many bytes each, headers included, but no smaller than
+    /// a frame and no larger than what the way takes; `None` for a peer that the map does not name.
+    pub fn bench_packet(&self, to: NodeId, bytes: usize) -> Option<BenchPacket> {
+        let peer = self.view.peer(to)?.address;
+        let most = usize::from(self.view.mtu(to).min(self.mtu));
+        Some(BenchPacket::new(self.view.address(), peer, bytes.min(most)))
+    }
+
+    /// Builds the next report that a peer's measurement is owed into `reply`. Says whom to send it to. The process's
+    /// CPU time is asked for only if there is one.
+    pub fn bench_report(&mut self, cpu: impl FnOnce() -> Duration, now: Timestamp) -> Option<NodeId> {
+        let (peer, report) = self.probes.runs.next_report(cpu, now)?;
+        let (own, address) = (self.view.address(), self.view.peer(peer)?.address);
+        self.replies.put(|out| probe::write_report(out, own, address, &report));
+        Some(peer)
+    }
+
+    /// Returns when `bench_report` has one; `None` if none is owed.
+    pub fn bench_timeout(&self) -> Option<Timestamp> {
+        self.probes.runs.poll_timeout()
+    }
+
+    /// Returns the report that `Verdict::Reported` tells of.
+    pub fn reported(&self) -> &Report {
+        &self.probes.reported
     }
 
     /// Rewrites a packet of a flow that may pass.
@@ -266,28 +297,52 @@ impl Engine {
         verdict
     }
 
-    /// Finds the flow of a packet and says whether it may go on; none if the packet begins a flow of its own. One that
-    /// has ended is forgotten when a new connection takes its ports, so that what its old backend still sends is not
-    /// taken for the new one's; so is one whose other end is gone, or another's by now.
-    fn known(
+    /// Says whether a packet belongs to the reserved port between nodes.
+    fn is_probe(&self, tuple: &FiveTuple) -> bool {
+        let nodes = self.view.range().nodes();
+        tuple.destination_port == PROBE_PORT && nodes.contains(&tuple.destination)
+    }
+
+    /// An error from this host, or a router before it, about a packet that we delivered.
+    fn icmp_outbound(&mut self, bytes: &mut [u8], header: &Header, quoted: FiveTuple, now: Timestamp) -> Verdict {
+        if self.is_anothers(header.tuple.source, quoted.destination) {
+            return Verdict::Drop(Drop::SpoofedSource);
+        }
+        let Some(hit) = self.quoted_flow(Side::Outbound, quoted, now) else {
+            return Verdict::Drop(Drop::IcmpUnmatched);
+        };
+        icmp::translate(bytes, header, hit.flow.to);
+        hit.flow.remote.map_or(Verdict::Deliver, Verdict::Forward)
+    }
+
+    /// An error from a peer about a packet that we sent it.
+    fn icmp_inbound(
         &mut self,
-        key: Key,
-        from: Option<NodeId>,
+        from: NodeId,
+        bytes: &mut [u8],
         header: &Header,
+        quoted: FiveTuple,
         now: Timestamp,
-    ) -> Option<Result<Hit, Refuse>> {
+    ) -> Verdict {
+        let hit = self.quoted_flow(Side::Inbound, quoted, now);
+        let Some(hit) = hit.filter(|hit| hit.flow.remote == Some(from)) else {
+            return Verdict::Drop(Drop::IcmpUnmatched);
+        };
+        icmp::translate(bytes, header, hit.flow.to);
+        Verdict::Deliver
+    }
+
+    /// Says whether the sender of an error is a pod that the packet in question was not for: a pod that may write raw
+    /// packets could end connections of others. Routers before the pod, and this host, may speak of any.
+    fn is_anothers(&self, sender: Ipv4Addr, receiver: Ipv4Addr) -> bool {
+        let is_pod = self.view.netmap().node.blocks.iter().any(|block| block.real.contains(&sender));
+        is_pod && sender != receiver && !self.locals.contains(&sender)
+    }
+
+    fn quoted_flow(&mut self, side: Side, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {
+        let key = Key { side, tuple: quoted.reverse() };
         let (place, flow) = self.flows.find(key, now)?;
-        let hit = Hit { key, place, flow };
-        // What a peer sends comes from its own addresses, so that a flow of another peer is their former owner's.
-        let is_anothers = from.is_some() && flow.remote != from;
-        if is_anothers || reopens(header, &hit) {
-            self.forget(&hit);
-            return None;
-        }
-        match self.recheck(hit) {
-            Err(Refuse::BackendGone) if flow.opened && may_open(header) => None,
-            judged => Some(judged),
-        }
+        self.recheck(Hit { key, place, flow }).ok()
     }
 
     /// A reset ends both directions, and only one of them shows it: the other would hold its place as a busy flow.
@@ -296,117 +351,6 @@ impl Engine {
             self.flows.touch(place, key, &flow, Seen { packets: 0, bytes: 0, tcp_flags: RST }, now);
             self.mark(place);
         }
-    }
-
-    fn forget(&mut self, hit: &Hit) {
-        let answer = (hit.key.answer(&hit.flow), hit.key.tuple.reverse());
-        for (key, to) in [(hit.key, hit.flow.to), answer] {
-            if let Some(place) = self.flows.remove(key, to) {
-                self.mark(place);
-            }
-        }
-    }
-
-    /// Judges a flow again if the map changed since it was last judged. A flow that may not go on is forgotten.
-    fn recheck(&mut self, hit: Hit) -> Result<Hit, Refuse> {
-        let Hit { key, place, flow } = hit;
-        if flow.revision == self.view.stamp() {
-            return Ok(hit);
-        }
-        let answer = key.answer(&flow);
-        let judged = if flow.opened {
-            self.judge(key, flow.to, flow.remote)
-        } else {
-            self.judge(answer, key.tuple.reverse(), flow.remote)
-        };
-        if let Err(why) = judged {
-            self.forget(&hit);
-            return Err(why);
-        }
-        self.flows.stamp(place, key, self.view.stamp());
-        self.mark(place);
-        Ok(hit)
-    }
-
-    /// Says whether the direction that opens a flow may: `key` rewritten to `to`, with the other end at `remote`.
-    fn judge(&self, key: Key, to: FiveTuple, remote: Option<NodeId>) -> Result<(), Refuse> {
-        let view = &self.view;
-        let (source, destination) = match key.side {
-            Side::Inbound => {
-                let destination = Flat(key.tuple.destination);
-                if view.real(destination) != Some(Real(to.destination)) {
-                    return Err(Refuse::BackendGone);
-                }
-                (Flat(key.tuple.source), destination)
-            }
-            Side::Outbound => {
-                let carrier = match remote {
-                    Some(_) => Some(Flat(to.destination)),
-                    None => view.flat(Real(to.destination)),
-                };
-                let source = self.image(key.tuple.source).ok_or(Refuse::NoRoute)?;
-                if to.source != self.shown_source(&key.tuple, source, remote) {
-                    return Err(Refuse::BackendGone);
-                }
-                (source, carrier.ok_or(Refuse::BackendGone)?)
-            }
-        };
-        let far = if key.side == Side::Inbound { source } else { destination };
-        if view.owner(far) != Some(remote.map_or(Owner::Own, Owner::Peer)) {
-            return Err(Refuse::BackendGone);
-        }
-        let service = match key.side {
-            Side::Outbound if view.is_vip(key.tuple.destination) => {
-                let (index, service) = view.service_by_vip(key.tuple.destination).ok_or(Refuse::UnknownService)?;
-                let port =
-                    view.port(index, key.tuple.protocol, key.tuple.destination_port).ok_or(Refuse::ClosedPort)?;
-                let listed = |b: &crate::model::netmap::Backend| {
-                    b.address == destination && b.target(port) == to.destination_port
-                };
-                if !service.balancer.backends().iter().any(listed) {
-                    return Err(Refuse::BackendGone);
-                }
-                Some((index as u32, port.port))
-            }
-            // What was dialled may have moved away from the address here that it stood for.
-            Side::Outbound if destination.0 != key.tuple.destination => return Err(Refuse::BackendGone),
-            Side::Outbound | Side::Inbound => None,
-        };
-        let question = Question { source, destination, protocol: to.protocol, port: to.destination_port, service };
-        view.access().judge(&question).map(|_rule| ()).ok_or(Refuse::Denied)
-    }
-
-    /// Remembers both directions of a new flow; `flow` is the one that `key` opens.
-    fn remember(&mut self, key: Key, flow: Flow, now: Timestamp) -> Result<Hit, Fate> {
-        let answer = key.answer(&flow);
-        let back = Flow { to: key.tuple.reverse(), opened: !flow.opened, ..flow };
-        let full = |Full| Fate::Drop(Drop::FlowTableFull);
-        let place = self.flows.insert(key, &flow, now).map_err(full)?;
-        match self.flows.insert(answer, &back, now) {
-            Ok(other) => self.mark(other),
-            Err(Full) => {
-                self.flows.remove(key, flow.to);
-                return Err(full(Full));
-            }
-        }
-        self.mark(place);
-        Ok(Hit { key, place, flow })
-    }
-
-    /// Returns the mesh address that an address on this host stands for.
-    fn image(&self, source: Ipv4Addr) -> Option<Flat> {
-        if is_forbidden(source) {
-            return None;
-        }
-        let own = || self.locals.contains(&source).then(|| self.view.address());
-        self.view.flat(Real(source)).or_else(own)
-    }
-
-    /// Returns the source that the other end sees.
-    fn shown_source(&self, tuple: &FiveTuple, image: Flat, remote: Option<NodeId>) -> Ipv4Addr {
-        // The kernel drops a packet from the TUN whose source is the host's own: the node calls its own backends in
-        // the name of what it dialled.
-        if remote.is_none() && image == self.view.address() { tuple.destination } else { image.0 }
     }
 
     /// Returns the largest packet that may go to the other end, if that is a peer.
@@ -433,22 +377,6 @@ enum Fate {
 const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
-
-/// Says whether a packet begins a connection.
-fn is_syn(header: &Header) -> bool {
-    matches!(header.kind, Kind::Tcp(flags) if flags & (SYN | ACK) == SYN)
-}
-
-/// Says whether a packet may be the first of a flow: not one from the middle of a connection.
-fn may_open(header: &Header) -> bool {
-    is_syn(header) || !matches!(header.kind, Kind::Tcp(_))
-}
-
-/// Says whether a packet begins a connection that a flow was not made for: on the ports of one that has ended, or
-/// against the flow's direction, where the callee would call its caller. The flow's decision does not bind it.
-fn reopens(header: &Header, hit: &Hit) -> bool {
-    is_syn(header) && (!hit.flow.opened || hit.flow.state <= State::Closing)
-}
 
 fn reason(malformed: Malformed) -> Drop {
     match malformed {

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::Engine;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
 use crate::dataplane::flow::{Flow, Side};
@@ -65,6 +64,28 @@ impl Fragments {
         self.seen.retain(|first| !first.leads(side, header));
     }
 
+    /// Sends a later fragment after its first one; `from` is the peer it came from, if it did, and `way` says the
+    /// largest packet that may go to a peer.
+    pub(super) fn pass(
+        &self,
+        side: Side,
+        from: Option<NodeId>,
+        bytes: &mut [u8],
+        header: &Header,
+        way: impl FnOnce(Option<NodeId>) -> Option<usize>,
+        now: Timestamp,
+    ) -> Verdict {
+        let first = self.find(side, header, now).filter(|first| from.is_none() || first.remote == from);
+        let Some(first) = first else {
+            return Verdict::Drop(Drop::FragmentUnmatched);
+        };
+        if side == Side::Outbound && way(first.remote).is_some_and(|mtu| header.total_len > mtu) {
+            return Verdict::Drop(Drop::Oversized);
+        }
+        packet::rewrite(bytes, header, &first.to, Checksum::Complete);
+        first.verdict
+    }
+
     fn find(&self, side: Side, header: &Header, now: Timestamp) -> Option<&First> {
         self.seen.iter().find(|first| first.leads(side, header) && now.since(first.at) <= LIFETIME)
     }
@@ -78,27 +99,5 @@ impl First {
             && self.destination == header.tuple.destination
             && self.protocol == header.tuple.protocol
             && self.identification == header.identification
-    }
-}
-
-impl Engine {
-    /// Sends a later fragment after its first one; `from` is the peer it came from, if it did.
-    pub(super) fn later_fragment(
-        &mut self,
-        side: Side,
-        from: Option<NodeId>,
-        bytes: &mut [u8],
-        header: &Header,
-        now: Timestamp,
-    ) -> Verdict {
-        let first = self.fragments.find(side, header, now).filter(|first| from.is_none() || first.remote == from);
-        let Some(first) = first else {
-            return Verdict::Drop(Drop::FragmentUnmatched);
-        };
-        if side == Side::Outbound && self.way(first.remote).is_some_and(|mtu| header.total_len > mtu) {
-            return Verdict::Drop(Drop::Oversized);
-        }
-        packet::rewrite(bytes, header, &first.to, Checksum::Complete);
-        first.verdict
     }
 }

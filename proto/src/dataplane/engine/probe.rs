@@ -9,15 +9,15 @@
 //! ```
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
-use super::Engine;
+use super::refuse::Replies;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
 use crate::dataplane::verdict::{Drop, Verdict};
-use crate::ops::bench::{BODY, Data, Frame, MAGIC, Report, VERSION};
-use crate::packet::{FiveTuple, Header, Kind, UDP};
+use crate::dataplane::view::View;
+use crate::ops::bench::{BODY, Data, Frame, MAGIC, Report, Runs, VERSION};
+use crate::packet::{Header, Kind, UDP};
 use crate::trust::audit_log::Told;
 
 /// The reserved UDP port.
@@ -34,66 +34,38 @@ const ANSWER: u8 = 2;
 /// An answer that took longer than this is of no use.
 const LATEST_MICROS: u64 = 10_000_000;
 
-impl Engine {
-    /// Builds a probe for a peer into `reply`. Says whether the peer is known.
-    pub fn probe(&mut self, to: NodeId, now: Timestamp) -> bool {
-        self.replies.clear();
-        let own = self.view.address();
-        let Some(peer) = self.view.peer(to).map(|peer| peer.address) else {
-            return false;
-        };
-        let told = self.told;
-        self.replies.make(now, |out| build(out, own, peer, ASK, now.as_micros(), told))
-    }
+/// What this node says on the reserved port, and what it hears there.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    /// What peers measure.
+    pub(super) runs: Runs,
+    /// A peer's last account of our own measurement.
+    pub(super) reported: Report,
+    /// The end of the log of operations, as peers are told of it with each probe, and what a peer told last.
+    pub(super) told: Option<Told>,
+    pub(super) heard: Option<Told>,
+}
 
-    /// Says whether a packet belongs to the reserved port between nodes.
-    pub(super) fn is_probe(&self, tuple: &FiveTuple) -> bool {
-        let nodes = self.view.range().nodes();
-        tuple.destination_port == PROBE_PORT && nodes.contains(&tuple.destination)
-    }
-
-    /// Makes the packets of a measurement for a peer, of that many bytes each, headers included, but no smaller than
-    /// a frame and no larger than what the way takes; `None` for a peer that the map does not name.
-    pub fn bench_packet(&self, to: NodeId, bytes: usize) -> Option<BenchPacket> {
-        let peer = self.view.peer(to)?.address;
-        let most = usize::from(self.view.mtu(to).min(self.mtu));
-        let mut packet = vec![0; bytes.min(most).max(SMALLEST_BENCH)];
-        headers(&mut packet, self.view.address(), peer);
-        Some(BenchPacket(packet))
-    }
-
-    /// Builds the next report that a peer's measurement is owed into `reply`. Says whom to send it to. The process's
-    /// CPU time is asked for only if there is one.
-    pub fn bench_report(&mut self, cpu: impl FnOnce() -> Duration, now: Timestamp) -> Option<NodeId> {
-        let (peer, report) = self.runs.next_report(cpu, now)?;
-        let (own, address) = (self.view.address(), self.view.peer(peer)?.address);
-        self.replies.put(|out| {
-            let Some(out) = out.get_mut(..SMALLEST_BENCH) else { return 0 };
-            headers(out, own, address);
-            if let Some(body) = out[HEADERS..].first_chunk_mut() {
-                report.write(body);
-            }
-            SMALLEST_BENCH
-        });
-        Some(peer)
-    }
-
-    /// Returns when `bench_report` has one; `None` if none is owed.
-    pub fn bench_timeout(&self) -> Option<Timestamp> {
-        self.runs.poll_timeout()
-    }
-
-    /// Returns the report that `Verdict::Reported` tells of.
-    pub fn reported(&self) -> &Report {
-        &self.reported
+impl Probes {
+    /// Builds a probe for a peer. Returns its length, 0 if it does not fit.
+    pub(super) fn ask(&self, out: &mut [u8], own: Flat, peer: Flat, now: Timestamp) -> usize {
+        build(out, own, peer, ASK, now.as_micros(), self.told)
     }
 
     /// Answers a peer's probe, takes its answer to ours, counts its measurement, or takes its account of ours.
-    pub(super) fn answer_probe(&mut self, from: NodeId, bytes: &[u8], header: &Header, now: Timestamp) -> Verdict {
+    pub(super) fn answer(
+        &mut self,
+        view: &View,
+        from: NodeId,
+        bytes: &[u8],
+        header: &Header,
+        replies: &mut Replies,
+        now: Timestamp,
+    ) -> Verdict {
         let bad = Verdict::Drop(Drop::BadProbe);
         let peer = Flat(header.tuple.source);
-        let own = self.view.address();
-        let between_nodes = self.view.peer(from).is_some_and(|p| p.address == peer)
+        let own = view.address();
+        let between_nodes = view.peer(from).is_some_and(|p| p.address == peer)
             && Flat(header.tuple.destination) == own
             && header.tuple.source_port == PROBE_PORT;
         let whole = bytes.get(header.header_len + 8..header.total_len).filter(|_| between_nodes);
@@ -117,7 +89,7 @@ impl Engine {
         let said = whole.and_then(|body| Told::read(body[16..].first_chunk()?));
         let told = self.told;
         match body[5] {
-            ASK if self.replies.make(now, |out| build(out, own, peer, ANSWER, clock, told)) => {
+            ASK if replies.make(now, |out| build(out, own, peer, ANSWER, clock, told)) => {
                 self.heard = said;
                 Verdict::Reply
             }
@@ -141,6 +113,13 @@ pub const SMALLEST_BENCH: usize = HEADERS + BODY;
 pub struct BenchPacket(Vec<u8>);
 
 impl BenchPacket {
+    /// Makes packets of that many bytes, a frame's at least.
+    pub(super) fn new(own: Flat, peer: Flat, bytes: usize) -> Self {
+        let mut packet = vec![0; bytes.max(SMALLEST_BENCH)];
+        headers(&mut packet, own, peer);
+        Self(packet)
+    }
+
     /// Returns the packet with a frame.
     pub fn with(&mut self, data: &Data) -> &[u8] {
         if let Some(body) = self.0[HEADERS..].first_chunk_mut() {
@@ -153,6 +132,16 @@ impl BenchPacket {
     pub fn bytes(&self) -> usize {
         self.0.len()
     }
+}
+
+/// Builds a report for a peer whose measurement is owed one. Returns its length, 0 if it does not fit.
+pub(super) fn write_report(out: &mut [u8], own: Flat, peer: Flat, report: &Report) -> usize {
+    let Some(out) = out.get_mut(..SMALLEST_BENCH) else { return 0 };
+    headers(out, own, peer);
+    if let Some(body) = out[HEADERS..].first_chunk_mut() {
+        report.write(body);
+    }
+    SMALLEST_BENCH
 }
 
 fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<Told>) -> usize {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::Engine;
 use crate::base::clock::Timestamp;
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
 use crate::packet::{self, Header, Kind, Unreachable};
@@ -53,20 +52,18 @@ impl Replies {
     pub(super) fn put(&mut self, build: impl FnOnce(&mut [u8]) -> usize) {
         self.length = build(&mut self.buffer[..]).min(MAX_REPLY);
     }
-}
 
-impl Engine {
-    /// Refuses a packet: TCP gets a reset, the rest an ICMP error from the address it was for.
-    pub(super) fn refuse(&mut self, bytes: &[u8], header: &Header, why: Refuse, now: Timestamp) -> Verdict {
+    /// Refuses a packet: TCP gets a reset, the rest an ICMP error from the address it was for; `mtu` is our own.
+    pub(super) fn refuse(&mut self, bytes: &[u8], header: &Header, why: Refuse, mtu: u16, now: Timestamp) -> Verdict {
         let error = match why {
             // A node does not know what it may not call, so that the one looks to the caller as the other.
             Refuse::Denied | Refuse::UnknownService | Refuse::NoRoute => Unreachable::Prohibited,
             Refuse::NoBackend => Unreachable::Host,
             Refuse::ClosedPort | Refuse::BackendGone => Unreachable::Port,
-            Refuse::TooBig => Unreachable::TooBig { mtu: self.mtu },
+            Refuse::TooBig => Unreachable::TooBig { mtu },
         };
         let from = header.tuple.destination;
-        let made = self.replies.make(now, |out| match header.kind {
+        let made = self.make(now, |out| match header.kind {
             Kind::Tcp(_) => packet::tcp_reset(bytes, header, out),
             Kind::Udp
             | Kind::EchoRequest
@@ -87,14 +84,14 @@ impl Engine {
         }
         let from = header.tuple.destination;
         let error = Unreachable::TooBig { mtu };
-        let made = self.replies.make(now, |out| packet::unreachable(bytes, header, from, error, out));
+        let made = self.make(now, |out| packet::unreachable(bytes, header, from, error, out));
         if made { Verdict::Refuse(Refuse::TooBig) } else { Verdict::Drop(Drop::ReplyLimited) }
     }
 
     /// Answers an echo request to a VIP.
     pub(super) fn answer_echo(&mut self, bytes: &[u8], header: &Header, now: Timestamp) -> Verdict {
-        let made = self.replies.make(now, |out| packet::echo_reply(bytes, header, out));
-        match (made, self.replies.bytes().is_empty()) {
+        let made = self.make(now, |out| packet::echo_reply(bytes, header, out));
+        match (made, self.bytes().is_empty()) {
             (true, false) => Verdict::Reply,
             (true, true) => Verdict::Drop(Drop::Oversized),
             (false, _) => Verdict::Drop(Drop::ReplyLimited),
