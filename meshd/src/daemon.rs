@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use crate::api::server::Socket;
 use crate::base::retry::patient;
+use crate::base::runtime::Bytes;
 use crate::base::state_dir::{Enrolment, State};
 use crate::base::text::JOIN_HINT;
 use crate::config::Config;
@@ -41,6 +42,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
     std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
     let board = Arc::new(Board::new(config.services.clone()));
+    let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     services_file::load(&board, &config.services);
     let socket = patient(|| Socket::bind(&config.socket)).await?;
@@ -57,7 +59,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         let Some(enrolment) = enrolled(&state, &board).await? else {
             continue;
         };
-        let mut member = match Member::start(&config, &state, &board, enrolment).await {
+        let mut member = match Member::start(&config, &state, &board, enrolment, bytes.handle()).await {
             Ok(member) => member,
             Err(error) => {
                 // A port that is taken says nothing against the cached map.

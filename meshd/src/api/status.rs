@@ -17,6 +17,7 @@ use mesh_proto::wire::About;
 use crate::api::names;
 use crate::api::names::NameError;
 use crate::base::clock::now;
+use crate::base::runtime::aside;
 use crate::base::text::{JOIN_HINT, age};
 use crate::dataplane::{LaneStats, Stats};
 use crate::keys::psk_policy::PskMode;
@@ -302,10 +303,12 @@ fn connections(board: &Board, view: &View) -> Connections {
 fn each_opened(board: &Board, mut f: impl FnMut(FiveTuple, Flow)) {
     let table = board.with_plane(|plane| Arc::clone(plane.flows()));
     if let Some(table) = table {
-        table.for_each(now(), |key, flow| {
-            if flow.opened && key.side == Side::Outbound {
-                f(key.tuple, flow);
-            }
+        aside(|| {
+            table.for_each(now(), |key, flow| {
+                if flow.opened && key.side == Side::Outbound {
+                    f(key.tuple, flow);
+                }
+            });
         });
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod entropy;
 pub(crate) mod files;
 pub mod notes;
 pub(crate) mod retry;
+pub mod runtime;
 pub(crate) mod sealed_file;
 pub mod state_dir;
 pub(crate) mod text;

@@ -17,6 +17,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::base::files::{ACTIVITY, ALL_OF_MESH, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile};
+use crate::base::runtime::aside;
 use crate::base::sealed_file::{seal, unseal};
 
 /// Largest file that is read back, in bytes.
@@ -336,13 +337,13 @@ impl State {
             file.write_all(bytes)?;
             if sync { file.sync_all() } else { Ok(()) }
         };
-        write().map_err(|error| failed("write", &path, error))?;
+        aside(write).map_err(|error| failed("write", &path, error))?;
         Ok(path)
     }
 
     /// Makes sure that what was renamed or removed stays so.
     pub(crate) fn sync(&self) -> Result<(), StateError> {
-        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        let synced = aside(|| File::open(&self.dir).and_then(|dir| dir.sync_all()));
         synced.map_err(|error| failed("sync", &self.dir, error))
     }
 

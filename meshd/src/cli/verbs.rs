@@ -10,6 +10,7 @@ use hyper::Method;
 use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
 
+use crate::base::runtime;
 use crate::base::state_dir::State;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::client::{Client, ClientError, encode};
@@ -62,12 +63,12 @@ fn exit_code(error: &CommandError) -> u8 {
 }
 
 fn execute(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(4)
-        .build()
-        .map_err(CommandError::Runtime)?;
-    runtime.block_on(verb(cli, daemon))
+    let runtime = if matches!(cli.verb, Verb::Run(_)) {
+        runtime::control()
+    } else {
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()
+    };
+    runtime.map_err(CommandError::Runtime)?.block_on(verb(cli, daemon))
 }
 
 async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {

@@ -28,6 +28,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::tls::{client_config, identity_of};
+use crate::base::runtime::aside;
 use crate::keys::node::{Keys, verify};
 
 /// How long a connection may take to be set up, from the name to HTTP/2.
@@ -355,7 +356,7 @@ impl Watch {
         loop {
             let end = self.buffer[self.searched..].iter().position(|&b| b == b'\n');
             if let Some(end) = end.map(|i| i + self.searched) {
-                let event = serde_json::from_slice(&self.buffer[..end]);
+                let event = aside(|| serde_json::from_slice(&self.buffer[..end]));
                 self.buffer.drain(..=end);
                 self.buffer.shrink_to(64 * 1024);
                 self.searched = 0;

@@ -12,6 +12,7 @@ use mesh_proto::verifier::{Admitted, Verifier};
 use serde::{Deserialize, Serialize};
 
 use crate::base::files::MARK;
+use crate::base::runtime::aside;
 use crate::base::sealed_file::{seal, unseal};
 use crate::base::state_dir::{State, StateError};
 use crate::control::roll_file;
@@ -68,7 +69,7 @@ impl Guard {
         if (own.epoch, own.revision) > (self.stored.mark.epoch, self.stored.mark.revision) {
             self.stored.mark = own;
         }
-        let admitted = self.verifier.admit(map);
+        let admitted = aside(|| self.verifier.admit(map));
         self.stored.lock = self.verifier.held();
         let whole = !self.stored.partial && admitted.refused.is_empty();
         (admitted, whole)
@@ -80,7 +81,7 @@ impl Guard {
     /// `WentBack` if the map lies behind the mark.
     pub async fn follow(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
         let mark = self.stored.mark.follow(&map.epoch, map.revision, pins, verify)?;
-        let admitted = self.verifier.admit(map);
+        let admitted = aside(|| self.verifier.admit(map));
         let lock = self.verifier.held();
         self.store(Stored { mark, partial: !admitted.refused.is_empty(), lock }).await;
         Ok(admitted)
@@ -97,7 +98,7 @@ impl Guard {
             return None;
         }
         let map = current.cloned().or_else(|| self.verifier.last())?;
-        let admitted = self.verifier.admit(map);
+        let admitted = aside(|| self.verifier.admit(map));
         self.store(Stored { partial: true, ..self.stored }).await;
         Some(admitted)
     }

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::base::entropy::share;
+use crate::base::runtime::aside;
 
 pub use channel::{Channel, Dial, LinkError, Watch, adopt};
 pub use map_guard::Guard;
@@ -270,7 +271,7 @@ impl Link {
             WatchEvent::Snapshot { netmap } => *netmap,
             WatchEvent::Delta { delta } => {
                 let current = self.current.as_ref().ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
-                match delta.apply(current) {
+                match aside(|| delta.apply(current)) {
                     Ok(map) => map,
                     Err(error) => {
                         // So that the next watch starts with a snapshot.
@@ -288,7 +289,7 @@ impl Link {
             WatchEvent::Fenced => return Err(LinkError::Fenced),
             WatchEvent::Leaving => return Err(LinkError::Leaving),
         };
-        if self.current.as_deref() == Some(&map) {
+        if aside(|| self.current.as_deref() == Some(&map)) {
             return Ok(());
         }
         let map = Arc::new(map);

@@ -34,6 +34,7 @@ use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::Told;
 
 use crate::base::clock::now;
+use crate::base::runtime::aside;
 use crate::dataplane::bench::Bench;
 use crate::dataplane::counters::Counters;
 pub use crate::dataplane::counters::{LaneStats, PeerStats, Stats};
@@ -239,7 +240,8 @@ impl DataPlane {
     pub fn set_view(&self, view: Arc<View>) {
         let own = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = Arc::new(Peers::compile(view.netmap(), &own, Some(&current.1), self.vault.as_ref()));
+        let compile = || Peers::compile(view.netmap(), &own, Some(&current.1), self.vault.as_ref());
+        let peers = Arc::new(aside(compile));
         *current = (Arc::clone(&view), Arc::clone(&peers));
         for mailbox in self.mailboxes.iter() {
             mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
@@ -300,7 +302,7 @@ impl DataPlane {
         let mut drops = BTreeMap::new();
         self.lanes.iter().for_each(|lane| lane.counters.add_drops(&mut drops));
         let mut entries = 0usize;
-        self.flows.for_each(now, |_, _| entries += 1);
+        aside(|| self.flows.for_each(now, |_, _| entries += 1));
         let lanes = self.lanes.iter().map(|lane| lane.counters.read()).collect();
         Stats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2) }
     }

@@ -28,6 +28,9 @@ pub enum DaemonError {
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}; check the limits of this process")]
     Signals(io::Error),
+    /// The kernel refuses a thread.
+    #[error("cannot start a thread: {0}; raise the limits of processes and open files")]
+    Threads(io::Error),
     /// A directory cannot be made.
     #[error("cannot make {}: {error}; run as root, or set `runtime_dir` in meshd.toml", path.display())]
     Runtime {

@@ -23,6 +23,7 @@ use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::offline_lease::Lease;
 use mesh_proto::verifier::VerifiedMap;
 use mesh_proto::wire::{NodeFacts, Report};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -30,6 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use crate::base::clock::now;
 use crate::base::entropy::random;
 use crate::base::retry::patient;
+use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
 use crate::config::Config;
 use crate::control;
@@ -111,6 +113,7 @@ impl<'d> Member<'d> {
         state: &'d State,
         board: &'d Arc<Board>,
         enrolment: Enrolment,
+        bytes: &Handle,
     ) -> Result<Self, DaemonError> {
         let keys = Arc::new(Keys::load(state)?);
         let lanes = keys.lanes(config.lanes);
@@ -125,7 +128,7 @@ impl<'d> Member<'d> {
         let last_heard = LastHeard::new(state);
         let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), now());
         let active = state.activity();
-        let view = Arc::new(View::compile(believed(&map, &lease)));
+        let view = Arc::new(aside(|| View::compile(believed(&map, &lease))));
         let open = || {
             DataPlane::start(Setup {
                 interface: config.interface.clone(),
@@ -157,7 +160,7 @@ impl<'d> Member<'d> {
         if config.dns.enabled {
             let upstreams = config.dns.upstreams.clone();
             let view = view.subscribe();
-            tasks.spawn(names(view, shape.dns(), upstreams, Arc::clone(board)));
+            tasks.spawn_on(names(view, shape.dns(), upstreams, Arc::clone(board)), bytes);
         }
         let author = Author::new(state);
         let renewer = Renewer::new(state, board, enrolment.id, Arc::clone(&keys));
@@ -184,7 +187,7 @@ impl<'d> Member<'d> {
             host,
             shape,
             keeper,
-            splices: Splices::default(),
+            splices: Splices::new(bytes.clone()),
             maps: maps.subscribe(),
             view,
             report: report.clone(),
@@ -299,10 +302,10 @@ impl<'d> Member<'d> {
     fn put_in_force(&self) {
         let map = believed(&self.map, &self.lease);
         let before = self.board.view.borrow().clone();
-        let view = Arc::new(match &before {
+        let view = Arc::new(aside(|| match &before {
             Some(before) => View::compile_after(map, before),
             None => View::compile(map),
-        });
+        }));
         self.board.with_plane(|plane| {
             plane.set_view(Arc::clone(&view));
             plane.retain_keys(&self.map);

@@ -9,6 +9,7 @@ use mesh_proto::model::netmap::{NetMap, Transport};
 use mesh_proto::services::ServeSpec;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -21,19 +22,28 @@ const MAX_CONNECTIONS: usize = 1024;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The listeners that run, by where they listen and where they lead.
-#[derive(Debug, Default)]
-pub struct Splices(BTreeMap<(SocketAddr, SocketAddr), JoinHandle<()>>);
+#[derive(Debug)]
+pub struct Splices {
+    running: BTreeMap<(SocketAddr, SocketAddr), JoinHandle<()>>,
+    /// The runtime that carries the bytes.
+    bytes: Handle,
+}
 
 impl Drop for Splices {
     fn drop(&mut self) {
-        self.0.values().for_each(JoinHandle::abort);
+        self.running.values().for_each(JoinHandle::abort);
     }
 }
 
 impl Splices {
+    /// Starts none yet; those to come run on `bytes`.
+    pub fn new(bytes: Handle) -> Self {
+        Self { running: BTreeMap::new(), bytes }
+    }
+
     /// Starts and ends listeners so that they are what the file says.
     pub fn set(&mut self, wanted: &[(SocketAddr, SocketAddr)], notes: &Notes) {
-        self.0.retain(|pair, task| {
+        self.running.retain(|pair, task| {
             let keep = wanted.contains(pair);
             if !keep {
                 task.abort();
@@ -41,10 +51,10 @@ impl Splices {
             keep
         });
         for &(listen, to) in wanted {
-            let start = || tokio::spawn(run(listen, to, notes.clone()));
-            self.0.entry((listen, to)).or_insert_with(start);
+            let start = || self.bytes.spawn(run(listen, to, notes.clone()));
+            self.running.entry((listen, to)).or_insert_with(start);
         }
-        if self.0.is_empty() {
+        if self.running.is_empty() {
             notes.set("splice", None);
         }
     }
@@ -122,7 +132,7 @@ mod tests {
         let listen = free.local_addr().unwrap();
         drop(free);
         let notes = Notes::default();
-        let mut splices = Splices::default();
+        let mut splices = Splices::new(Handle::current());
         splices.set(&[(listen, to)], &notes);
 
         let mut caller = loop {

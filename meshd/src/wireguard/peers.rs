@@ -93,7 +93,8 @@ impl Peers {
             }
             let address = Some(peer.address);
             let lenient = mode.is_lenient();
-            peers.add(Peer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell });
+            let peer = Peer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell };
+            peers.add(known.filter(|known| known.is_like(&peer)).map_or_else(|| Arc::new(peer), Arc::clone));
         }
         peers
     }
@@ -113,7 +114,7 @@ impl Peers {
         self.calls
     }
 
-    fn add(&mut self, peer: Peer) {
+    fn add(&mut self, peer: Arc<Peer>) {
         self.by_agreement.extend(peer.agreement.iter().map(|&key| (key, peer.id)));
         self.by_key.extend(peer.former.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
         self.by_key.extend(peer.lanes.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
@@ -123,7 +124,7 @@ impl Peers {
                 behind.push(peer.id);
             }
         }
-        self.by_id.insert(peer.id, Arc::new(peer));
+        self.by_id.insert(peer.id, peer);
     }
 
     pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<Peer>> {
@@ -158,6 +159,15 @@ impl Peers {
 }
 
 impl Peer {
+    /// Says whether a map tells the same of it.
+    fn is_like(&self, other: &Self) -> bool {
+        let Self { id, lanes, former, agreement, lenient, address, endpoints, cell } = self;
+        Arc::ptr_eq(cell, &other.cell)
+            && (*id, *lenient, *address) == (other.id, other.lenient, other.address)
+            && (lanes, former, agreement) == (&other.lanes, &other.former, &other.agreement)
+            && *endpoints == other.endpoints
+    }
+
     /// Says whether it is spoken to without a preshared key.
     pub(crate) fn is_plain(&self) -> bool {
         self.agreement.is_empty()
@@ -364,7 +374,7 @@ impl Cell {
 pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) -> Peers {
     let mut peers = Peers::default();
     for (id, lanes, endpoints) in list {
-        peers.add(test_one(id, lanes, Vec::new(), endpoints));
+        peers.add(Arc::new(test_one(id, lanes, Vec::new(), endpoints)));
     }
     peers
 }
@@ -373,7 +383,7 @@ pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) ->
 #[cfg(test)]
 pub(crate) fn test_peer(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peers {
     let mut peers = Peers::default();
-    peers.add(test_one(id, lanes, former, endpoints));
+    peers.add(Arc::new(test_one(id, lanes, former, endpoints)));
     peers
 }
 
@@ -390,7 +400,7 @@ pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Pe
             Some(vault) => peer.cell.set_preshared(vault.number(peer.id)),
             None => peer.agreement.clear(),
         }
-        peers.add(peer);
+        peers.add(Arc::new(peer));
     }
     peers
 }

@@ -23,7 +23,7 @@ mod rekey;
 mod session;
 mod timers;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ pub(crate) struct Sessions {
     /// Tunnels with packets that waited for their session.
     flushing: Vec<u32>,
     /// Peers to shake hands with as soon as possible, a few per turn.
-    greeting: Vec<NodeId>,
+    greeting: BTreeSet<NodeId>,
     /// Peers whose round trip is to be measured.
     probes: Vec<NodeId>,
     /// Peers that this lane has a new session with.
@@ -99,7 +99,7 @@ impl Sessions {
             ticking: Vec::new(),
             racing: Vec::new(),
             flushing: Vec::new(),
-            greeting: Vec::new(),
+            greeting: BTreeSet::new(),
             probes: Vec::new(),
             met: Vec::new(),
             talks: Talks::new(keys),
@@ -117,9 +117,7 @@ impl Sessions {
             return;
         }
         self.drop_stale(peer);
-        if !self.greeting.contains(&peer) {
-            self.greeting.push(peer);
-        }
+        self.greeting.insert(peer);
     }
 
     /// Asks for a measurement of the round trip. A session that is still to be made measures it by itself.
@@ -322,20 +320,33 @@ impl Sessions {
     }
 
     fn remove(&mut self, number: u32) {
-        let Some(session) = self.slab[number as usize].take() else { return };
-        self.counters.count_dropped_many(Drop::NoTunnel, session.waiting);
-        session.peer.cell.forget_holds();
-        if let Some(numbers) = self.by_peer.get_mut(&session.peer.id) {
-            numbers.retain(|&n| n != number);
-            if numbers.is_empty() {
-                self.by_peer.remove(&session.peer.id);
+        self.remove_all(&[number]);
+    }
+
+    /// Closes tunnels; what is kept of all tunnels is gone through once, however many they are.
+    fn remove_all(&mut self, numbers: &[u32]) {
+        let before = self.free.len();
+        for &number in numbers {
+            let Some(session) = self.slab[number as usize].take() else { continue };
+            self.counters.count_dropped_many(Drop::NoTunnel, session.waiting);
+            session.peer.cell.forget_holds();
+            if let Some(numbers) = self.by_peer.get_mut(&session.peer.id) {
+                numbers.retain(|&n| n != number);
+                if numbers.is_empty() {
+                    self.by_peer.remove(&session.peer.id);
+                }
             }
+            self.free.push(number);
         }
-        self.by_endpoint.retain(|_, &mut n| n != number);
+        if self.free.len() == before {
+            return;
+        }
+        let slab = &self.slab;
+        let is_open = |number: u32| slab[number as usize].is_some();
+        self.by_endpoint.retain(|_, &mut number| is_open(number));
         for list in [&mut self.ticking, &mut self.racing, &mut self.flushing] {
-            list.retain(|&n| n != number);
+            list.retain(|&number| is_open(number));
         }
-        self.free.push(number);
     }
 
     /// Lets a packet wait in its tunnel for the handshake.

@@ -22,21 +22,27 @@ impl Sessions {
     pub(crate) fn set_peers(&mut self, peers: Arc<Peers>) {
         self.peers = peers;
         self.limiter.retain_peers(|id| self.peers.get(id).is_some());
-        let mut unfit = Vec::new();
+        let (mut unfit, mut gone) = (Vec::new(), Vec::new());
         for index in 0..self.slab.len() {
             let Some(session) = &mut self.slab[index] else { continue };
-            let owner = self.peers.by_key(session.key);
-            let Some((peer, _)) = owner.filter(|(p, lane)| p.id == session.peer.id && *lane == session.peer_lane)
-            else {
-                self.remove(index as u32);
-                continue;
-            };
-            session.peer = Arc::clone(peer);
-            session.set_fresh(self.door.key());
+            let known = self.peers.get(session.peer.id);
+            // What the map tells anew as it was stays where it is.
+            if known.is_none_or(|peer| !Arc::ptr_eq(peer, &session.peer)) {
+                let owner = self.peers.by_key(session.key);
+                let Some((peer, _)) = owner.filter(|(p, lane)| p.id == session.peer.id && *lane == session.peer_lane)
+                else {
+                    gone.push(index as u32);
+                    continue;
+                };
+                session.peer = Arc::clone(peer);
+                session.set_fresh(self.door.key());
+            }
+            let peer = &session.peer;
             if session.ready && (!peer.admits(session.preshared) || peer.is_plain_meanwhile() && self.peers.calls()) {
                 unfit.push(peer.id);
             }
         }
+        self.remove_all(&gone);
         unfit.into_iter().for_each(|peer| self.greet(peer));
         self.renew();
         self.review_talks();

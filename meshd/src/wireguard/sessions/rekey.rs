@@ -14,14 +14,16 @@ impl Sessions {
         self.former = keys.former.as_ref().map(Door::new);
         self.calls_by_former = keys.calls_by_former;
         let (present, former) = (self.door.key(), self.former.as_ref().map(Door::key));
+        let mut gone = Vec::new();
         for index in 0..self.slab.len() {
             let Some(session) = &mut self.slab[index] else { continue };
             if session.own == present || Some(session.own) == former {
                 session.set_fresh(present);
             } else {
-                self.remove(index as u32);
+                gone.push(index as u32);
             }
         }
+        self.remove_all(&gone);
         self.renew();
         self.talks.set_keys(keys);
         self.review_talks();

@@ -42,7 +42,7 @@ impl Sessions {
         self.race(outbox, now);
         self.tend_talks(outbox, now);
         for _ in 0..GREETINGS_PER_TURN {
-            let Some(peer) = self.greeting.pop() else { break };
+            let Some(peer) = self.greeting.pop_first() else { break };
             self.greet_now(peer, outbox, now);
         }
         if self.next_tick.is_none_or(|due| due <= now) {
