@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Sans-IO: no sockets, files, environment, clocks or entropy; `now` and seeds are arguments, private keys
-//! never enter. Modules form layers and import lower layers only (`tests/tidy.rs`).
+//! never enter. Modules form layers and import lower layers only (`tests/tidy`).
 #![forbid(unsafe_code)]
 
 // Layer 0: words.
