@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mesh_proto::ops::status::{Service, Status};
 use mesh_tests::boutique::Role;
 use mesh_tests::capture::Capture;
-use mesh_tests::topology::World;
+use mesh_tests::topology::{World, edit};
 
 /// Namespaces are bound as `lab<pid>…-NAME`.
 pub(crate) const WORD: &str = "lab";
@@ -49,12 +49,9 @@ impl Lab {
         Ok(backend.address.0)
     }
 
-    /// Replaces services.toml as editors do, by renaming.
+    /// Replaces services.toml, and says when.
     pub(crate) fn edit(&self, text: &str) -> Result<Instant, String> {
-        let file = self.world.services_file();
-        let beside = file.with_extension("new");
-        let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, &file));
-        written.map_err(|e| e.to_string())?;
+        edit(&self.world.coordinator, text).map_err(|e| e.to_string())?;
         Ok(Instant::now())
     }
 }
