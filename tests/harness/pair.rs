@@ -128,16 +128,24 @@ impl Pair {
     /// # Errors
     /// With what went wrong and the ends of the logs.
     pub fn start_on(ground: Ground, word: &str, binaries: &Binaries) -> io::Result<Self> {
+        Self::start_versions(ground, word, [binaries; 3])
+    }
+
+    /// The same, with programs of different versions: those of `a`, of `b` and of the coordinator.
+    ///
+    /// # Errors
+    /// With what went wrong and the ends of the logs.
+    pub fn start_versions(ground: Ground, word: &str, versions: [&Binaries; 3]) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("mesh-pair-").tempdir()?;
         let prefix = format!("{word}{}", std::process::id());
         let network = Network::new(&prefix, folder.path(), 3, ground.underlay).map_err(io::Error::other)?;
         let home = network.host("coordinator", 3, 11).map_err(io::Error::other)?;
         let control = folder.path().join("coordinator");
         std::fs::create_dir(&control)?;
-        let coordinator = Daemon::coordinator(&home, &control, binaries);
+        let coordinator = Daemon::coordinator(&home, &control, versions[2]);
         write_coordinator(&coordinator, network.ip(3, 11), SERVICES)?;
-        let a = side(&network, "a", 1, ground, binaries)?;
-        let b = side(&network, "b", 2, ground, binaries)?;
+        let a = side(&network, "a", 1, ground, versions[0])?;
+        let b = side(&network, "b", 2, ground, versions[1])?;
         let pair = Self { a, b, coordinator, network, _folder: folder };
         pair.run().map_err(|e| {
             let logs = [&pair.coordinator, &pair.a.node, &pair.b.node]
