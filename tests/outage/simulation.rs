@@ -28,9 +28,9 @@ use mesh_proto::verifier::Verifier;
 use mesh_proto::wire::NodeFacts;
 use x25519_dalek::StaticSecret;
 
-use crate::dataplane::counters::Counters;
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Out, Parts};
+use crate::io::counters::Counters;
 use crate::io::tun_outbox::Taken;
 use crate::io::udp_outbox::{Endpoint, Run};
 use crate::keys::lanes::LaneKeys;

@@ -1,6 +1,7 @@
 //! The interface and the sockets.
 
 pub(crate) mod cmsg;
+pub mod counters;
 pub mod offloads;
 pub mod tun;
 pub mod tun_outbox;

@@ -13,7 +13,7 @@ use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::model::netmap::{LaneInfo, NetMap};
 use mesh_proto::trust::audit_log::Told;
 
-use crate::dataplane::counters::PeerStats;
+use crate::io::counters::PeerStats;
 use crate::keys::lanes::{MAX_AGREEMENT, MAX_LANES};
 use crate::keys::psk_policy::PskMode;
 use crate::keys::psk_store::Vault;

@@ -26,3 +26,9 @@ pub(crate) const REPEATS: [Duration; 4] =
 pub(crate) const NUDGE_INTERVAL: Duration = Duration::from_secs(5);
 /// Round trips measured quickly after a session starts.
 pub(crate) const QUICK_PROBES: u8 = 5;
+/// How often tunnels are ticked.
+pub(crate) const TICK: Duration = Duration::from_millis(250);
+/// Pause between two turns of greeting peers.
+pub(crate) const GREETING: Duration = Duration::from_millis(10);
+/// Peers greeted per turn.
+pub(crate) const GREETINGS_PER_TURN: usize = 16;

@@ -13,9 +13,9 @@ use mesh_proto::verifier::Verifier;
 use x25519_dalek::StaticSecret;
 
 use super::{CART, Dice, EVIL, FRONT, HONEST, VICTIM, World, address, home, lanes, outer, pod};
-use crate::dataplane::counters::Counters;
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Out, Parts};
+use crate::io::counters::Counters;
 use crate::io::tun_outbox::Taken;
 use crate::io::udp_outbox::{Endpoint, Run};
 use crate::keys::node::verify;

@@ -25,8 +25,8 @@ use mesh_proto::packet::{self, Checksum, Header};
 use mesh_proto::trust::audit_log::Told;
 
 use crate::dataplane::bench::phase::Part;
-use crate::dataplane::counters::Counters;
 use crate::dataplane::handover::Handover;
+use crate::io::counters::Counters;
 use crate::io::tun_outbox::Packets;
 use crate::io::udp_outbox::{Outbox, Run};
 use crate::keys::lanes::LaneKey;

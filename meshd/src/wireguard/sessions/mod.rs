@@ -12,16 +12,13 @@
 //! a data message for a session that we lost, 12 s of silence after we sent, and a failed attempt while the
 //! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
 //!
-//! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`talks`). While
-//! one of the two does not know that of the other, plain tunnels go on (`switch`).
+//! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`psk_exchanges`). While
+//! one of the two does not know that of the other, plain tunnels go on (`upkeep`).
 
-mod handshake;
 mod psk_exchange;
 mod psk_exchanges;
-mod psk_migration;
-mod rekey;
 mod session;
-mod timers;
+mod upkeep;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -34,13 +31,14 @@ use mesh_proto::dataplane::verdict::Drop;
 use mesh_proto::packet::Ecn;
 
 use crate::base::entropy::random;
-use crate::dataplane::counters::Counters;
+use crate::io::counters::Counters;
 use crate::io::offloads::MAX_PACKET;
 use crate::io::udp_outbox::{Endpoint, Outbox};
 use crate::keys::lanes::LaneKey;
 use crate::wireguard::lane0_fallback::Detour;
 use crate::wireguard::peers::Peers;
 use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::wireguard::timing::{GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK};
 use crate::wireguard::tunnel::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened};
 
 use psk_exchanges::Talks;
@@ -265,6 +263,150 @@ impl Sessions {
     /// Returns the next peer that this lane has a new session with.
     pub(crate) fn next_met(&mut self) -> Option<NodeId> {
         self.met.pop()
+    }
+
+    /// Starts a turn: new budgets for what strangers may cause.
+    pub(crate) fn begin_turn(&mut self) {
+        self.handshakes_left = HANDSHAKES_PER_TURN;
+        self.nudges_left = NUDGES_PER_TURN;
+    }
+
+    /// Does what is due. The outbox must have `ROOM`.
+    pub(crate) fn handle_timeout(&mut self, outbox: &mut Outbox, now: Timestamp) {
+        self.flush(outbox, now);
+        self.race(outbox, now);
+        self.tend_talks(outbox, now);
+        for _ in 0..GREETINGS_PER_TURN {
+            let Some(peer) = self.greeting.pop_first() else { break };
+            self.greet_now(peer, outbox, now);
+        }
+        if self.next_tick.is_none_or(|due| due <= now) {
+            let ticking = std::mem::take(&mut self.ticking);
+            for &number in &ticking {
+                self.tick(number, outbox, now);
+            }
+            // Those that started to tick meanwhile are at the front; those that stopped are left out.
+            let goes_on = |n: &u32| self.slab[*n as usize].as_ref().is_some_and(|s| s.ticking);
+            let started = std::mem::take(&mut self.ticking);
+            self.ticking = ticking;
+            self.ticking.retain(goes_on);
+            self.ticking.extend(started);
+            self.next_tick = (!self.ticking.is_empty()).then(|| now + TICK);
+        }
+    }
+
+    /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
+    pub(crate) fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
+        let races = self.racing.iter().filter_map(|&n| self.slab[n as usize].as_ref()?.path.poll_timeout());
+        let tick = if self.ticking.is_empty() { None } else { Some(self.next_tick.unwrap_or(now)) };
+        let greeting = (!self.greeting.is_empty()).then(|| now + GREETING);
+        let flushing = (!self.flushing.is_empty()).then_some(now);
+        races.chain(tick).chain(greeting).chain(flushing).chain(self.talks.poll_timeout()).min()
+    }
+
+    /// Says whether what waited for a session is still to be sent: before anything newer, lest that overtakes it.
+    pub(crate) fn is_flushing(&self) -> bool {
+        !self.flushing.is_empty()
+    }
+
+    /// Sends what waited for a session, as far as there is room.
+    pub(crate) fn flush(&mut self, outbox: &mut Outbox, now: Timestamp) {
+        while let Some(&number) = self.flushing.last() {
+            let Some(session) = self.slab[number as usize].as_mut() else {
+                self.flushing.pop();
+                continue;
+            };
+            let endpoint = session.path.endpoint();
+            while outbox.room() >= ROOM {
+                match (session.tunnel.flush(outbox.space()), endpoint) {
+                    (Made::Message(len), Some(endpoint)) => {
+                        session.tx_bytes += len.saturating_sub(OVERHEAD) as u64;
+                        session.waiting = session.waiting.saturating_sub(1);
+                        session.carried = Some(now);
+                        outbox.commit(len, endpoint);
+                    }
+                    (Made::Message(_) | Made::Nothing | Made::Initiation | Made::Expired, _) => {
+                        session.waiting = 0;
+                        session.unanswered.get_or_insert(now);
+                        break;
+                    }
+                }
+            }
+            if session.waiting > 0 {
+                return;
+            }
+            session.held = None;
+            session.peer.cell.set_holds(now, false);
+            self.flushing.pop();
+        }
+    }
+
+    /// Puts the peers of another map in force; tunnels to keys that are gone are closed.
+    pub(crate) fn set_peers(&mut self, peers: Arc<Peers>) {
+        self.peers = peers;
+        self.limiter.retain_peers(|id| self.peers.get(id).is_some());
+        let (mut unfit, mut gone) = (Vec::new(), Vec::new());
+        for index in 0..self.slab.len() {
+            let Some(session) = &mut self.slab[index] else { continue };
+            let known = self.peers.get(session.peer.id);
+            // What the map tells anew as it was stays where it is.
+            if known.is_none_or(|peer| !Arc::ptr_eq(peer, &session.peer)) {
+                let owner = self.peers.by_key(session.key);
+                let Some((peer, _)) = owner.filter(|(p, lane)| p.id == session.peer.id && *lane == session.peer_lane)
+                else {
+                    gone.push(index as u32);
+                    continue;
+                };
+                session.peer = Arc::clone(peer);
+                session.set_fresh(self.door.key());
+            }
+            let peer = &session.peer;
+            if session.ready && (!peer.admits(session.preshared) || peer.is_plain_meanwhile() && self.peers.calls()) {
+                unfit.push(peer.id);
+            }
+        }
+        self.remove_all(&gone);
+        unfit.into_iter().for_each(|peer| self.greet(peer));
+        self.renew();
+        self.review_talks();
+    }
+
+    /// Puts other keys of our own in force; tunnels of a key that is gone are closed.
+    pub(crate) fn set_keys(&mut self, keys: &LaneKey) {
+        self.door = Door::new(&keys.current);
+        self.former = keys.former.as_ref().map(Door::new);
+        self.calls_by_former = keys.calls_by_former;
+        let (present, former) = (self.door.key(), self.former.as_ref().map(Door::key));
+        let mut gone = Vec::new();
+        for index in 0..self.slab.len() {
+            let Some(session) = &mut self.slab[index] else { continue };
+            if session.own == present || Some(session.own) == former {
+                session.set_fresh(present);
+            } else {
+                gone.push(index as u32);
+            }
+        }
+        self.remove_all(&gone);
+        self.renew();
+        self.talks.set_keys(keys);
+        self.review_talks();
+    }
+
+    /// Shakes hands anew with peers whose tunnels use a former key, while those still carry everything.
+    pub(super) fn renew(&mut self) {
+        let (calling, present) = (self.caller().key(), self.door.key());
+        let is_new = |s: &Session| {
+            let theirs = s.peer.lanes.get(s.peer_lane).is_some_and(|lane| lane.key == s.key);
+            theirs && (s.own == calling || s.own == present)
+        };
+        let stale = self.slab.iter().flatten().filter(|session| session.ready && !is_new(session));
+        let stale: Vec<NodeId> = stale.map(|session| session.peer.id).collect();
+        stale.into_iter().for_each(|peer| self.greet(peer));
+    }
+
+    /// The door that we call from.
+    pub(super) fn caller(&self) -> &Door {
+        self.former.as_ref().filter(|_| self.calls_by_former).unwrap_or(&self.door)
     }
 
     /// Chooses the tunnel to send by: the pair's, or another that hears the peer while that does not; but the one
