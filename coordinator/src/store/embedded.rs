@@ -211,3 +211,26 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
+
+/// Writes what a store holds at a revision into a new file, which a coordinator can open in place of the store.
+///
+/// # Errors
+/// If the file exists or cannot be written; then no file is left behind.
+pub fn copy(path: &Path, revision: Revision, writes: &[Write]) -> Result<(), StoreError> {
+    if path.symlink_metadata().is_ok() {
+        return Err(StoreError::Exists { path: path.display().to_string() });
+    }
+    let copied = open_embedded(path).and_then(|mut copy| copy.commit(Revision(0), revision, writes));
+    if copied.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    copied
+}
+
+/// Opens the embedded store in a file, which is made with mode 0600 if it does not exist.
+///
+/// # Errors
+/// If the file is damaged, locked by another process, or cannot be opened.
+pub fn open_embedded(path: &Path) -> Result<Box<dyn Store>, StoreError> {
+    Ok(Box::new(Embedded::open(path)?))
+}

@@ -14,13 +14,12 @@ mod reserve;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use mesh_proto::base::id::Revision;
 
 use tokio::sync::watch;
 
-pub use embedded::Embedded;
+pub use embedded::{Embedded, copy, open_embedded};
 pub use etcd::Etcd;
 pub use memory::Memory;
 pub(crate) use reserve::RESERVE;
@@ -255,27 +254,4 @@ pub trait Store: Send {
     fn newest(&self) -> Result<Option<Revision>, StoreError> {
         Ok(None)
     }
-}
-
-/// Writes what a store holds at a revision into a new file, which a coordinator can open in place of the store.
-///
-/// # Errors
-/// If the file exists or cannot be written; then no file is left behind.
-pub fn copy(path: &Path, revision: Revision, writes: &[Write]) -> Result<(), StoreError> {
-    if path.symlink_metadata().is_ok() {
-        return Err(StoreError::Exists { path: path.display().to_string() });
-    }
-    let copied = open_embedded(path).and_then(|mut copy| copy.commit(Revision(0), revision, writes));
-    if copied.is_err() {
-        let _ = std::fs::remove_file(path);
-    }
-    copied
-}
-
-/// Opens the embedded store in a file, which is made with mode 0600 if it does not exist.
-///
-/// # Errors
-/// If the file is damaged, locked by another process, or cannot be opened.
-pub fn open_embedded(path: &Path) -> Result<Box<dyn Store>, StoreError> {
-    Ok(Box::new(Embedded::open(path)?))
 }

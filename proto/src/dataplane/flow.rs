@@ -12,17 +12,13 @@
 //! one side has spoken, so that nobody fills the table alone), then idle for over a minute, then the oldest of a
 //! peer that holds half of the bucket. Otherwise the new flow is refused (`Drop::FlowTableFull`).
 
-mod bucket;
-
 use std::net::Ipv4Addr;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{NodeId, Revision};
 use crate::packet::{FiveTuple, ICMP, TCP, UDP};
-
-use bucket::Bucket;
 
 const WAYS: usize = 8;
 const WORDS: usize = 8;
@@ -466,6 +462,80 @@ impl State {
 fn checksum(words: &[u64]) -> u64 {
     let bytes = words.iter().flat_map(|w| w.to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Eight entries that share a lock-free version: what readers may see and what a newcomer may replace.
+///
+/// Aligned, so that an entry is one line of the cache and not two.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket {
+    /// Even: at rest. Odd: a writer is in it.
+    version: AtomicU64,
+    ways: [[AtomicU64; WORDS]; WAYS],
+}
+
+impl Bucket {
+    fn way(&self, [addresses, ports]: [u64; 2]) -> Option<usize> {
+        let is = |way: &[AtomicU64; WORDS]| {
+            way[0].load(Ordering::Relaxed) == addresses && way[1].load(Ordering::Relaxed) == ports
+        };
+        self.ways.iter().position(is)
+    }
+
+    fn read(&self, way: usize) -> [u64; WORDS] {
+        std::array::from_fn(|i| self.ways[way][i].load(Ordering::Relaxed))
+    }
+
+    fn store(&self, way: usize, words: &[u64; WORDS]) {
+        for (place, word) in self.ways[way].iter().zip(words) {
+            place.store(*word, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the way that a new flow may take: an empty or expired one, or the one that is worth least.
+    fn cheapest(&self, now: Timestamp) -> Option<usize> {
+        let worth = |way: usize| {
+            let words = self.read(way);
+            let Some(key) = Key::from_words(&words) else {
+                return Some(None);
+            };
+            let flow = Flow::from_words(&words, key.tuple.protocol);
+            if flow.alive(now) { flow.worth(now).map(Some) } else { Some(None) }
+        };
+        let candidates = (0..WAYS).filter_map(|way| worth(way).map(|w| (w, way)));
+        candidates.min().map(|(_, way)| way)
+    }
+
+    /// Returns the oldest way of a peer other than the newcomer's that holds at least half of the bucket.
+    fn excess(&self, newcomer: Option<NodeId>) -> Option<usize> {
+        let flows: [Option<Flow>; WAYS] = std::array::from_fn(|way| {
+            let words = self.read(way);
+            Key::from_words(&words).map(|key| Flow::from_words(&words, key.tuple.protocol))
+        });
+        let held = |remote| flows.iter().flatten().filter(|flow| flow.remote == remote).count();
+        let too_many = |flow: &Flow| flow.remote != newcomer && held(flow.remote) >= WAYS / 2;
+        let candidates = (0..WAYS).filter_map(|way| flows[way].filter(too_many).map(|flow| (flow.last_seen, way)));
+        candidates.min().map(|(_, way)| way)
+    }
+
+    /// Runs `change` while no other writer is in the bucket. It copies a few words and never waits, so
+    /// a second writer spins for that long at most.
+    fn write<T>(&self, change: impl FnOnce() -> T) -> T {
+        loop {
+            let version = self.version.load(Ordering::Relaxed) & !1;
+            let claimed =
+                self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed);
+            if claimed.is_err() {
+                std::hint::spin_loop();
+                continue;
+            }
+            fence(Ordering::Release);
+            let result = change();
+            self.version.store(version + 2, Ordering::Release);
+            return result;
+        }
+    }
 }
 
 #[cfg(test)]

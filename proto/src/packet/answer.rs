@@ -6,7 +6,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, fold, pseudo, put_word, sum};
+use super::bytes::put_word;
+use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, fold, pseudo, sum};
 use super::parse::{ECHO_REPLY, UNREACHABLE};
 use super::{Checksum, FiveTuple, Header, ICMP, Kind, TCP};
 

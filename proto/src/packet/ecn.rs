@@ -10,7 +10,8 @@
 //!   CE            │ CE        CE        CE        CE
 //! ```
 
-use super::checksum::{Delta, IP_CHECKSUM, word};
+use super::bytes::word;
+use super::checksum::{Delta, IP_CHECKSUM};
 use super::{Checksum, put_word};
 
 /// The ECN field, the two lowest bits of the type of service (RFC 3168 section 5).

@@ -3,6 +3,7 @@
 //! Everything works in place on `&[u8]` and `&mut [u8]`; nothing allocates, and no input panics.
 
 mod answer;
+mod bytes;
 mod checksum;
 #[cfg(test)]
 mod differential;
@@ -18,8 +19,9 @@ mod tests;
 use std::net::Ipv4Addr;
 
 pub use answer::{LONGEST_ERROR, Unreachable, echo_reply, tcp_reset, unreachable};
+pub(crate) use bytes::{put_word, word};
 pub use checksum::{complete, partial, verify};
-pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, put_word, sum, word};
+pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, sum};
 pub use ecn::{Ecn, bring_ecn};
 pub use parse::is_source_routed;
 pub use rewrite::{clamp_mss, rewrite, rewrite_icmp_error};

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::checksum::word;
+use super::bytes::word;
 use super::{FiveTuple, Header, ICMP, Kind, Malformed, TCP, UDP};
 
 const IP_HEADER: usize = 20;

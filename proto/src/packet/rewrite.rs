@@ -2,7 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM, put_word, word};
+use super::bytes::{put_word, word};
+use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{ECHO_REPLY, ECHO_REQUEST};
 use super::{Checksum, Header, ICMP, Kind, Rewrite, TCP, UDP};
 

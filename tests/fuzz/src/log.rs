@@ -6,7 +6,7 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::audit_log::{LogHash, LogHead, LogPage, MAX_EXPELLED, Next, RawEntry, Roll, Told, Witness};
 
-use super::{again, sum};
+use super::laws::{again, sum};
 
 /// A roll in the first line and an entry in each other: the chain always fits, and nobody who was expelled comes back.
 pub(crate) fn log(data: &[u8]) {

@@ -5,11 +5,12 @@
 
 #[path = "agreement.rs"]
 mod agreement;
+#[path = "laws.rs"]
+mod laws;
 #[path = "log.rs"]
 mod log;
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +34,8 @@ use mesh_proto::verifier::{Admitted, Verifier};
 use mesh_proto::wire::{
     About, ErrorBody, JoinRequest, JoinResponse, NodeFacts, Renewal, Report, ReportResponse, WatchEvent,
 };
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+
+use laws::{again, sum};
 
 /// A function that takes whatever comes.
 pub(crate) type Target = fn(&[u8]);
@@ -232,15 +233,6 @@ fn cache(data: &[u8]) {
     }
 }
 
-/// Reads a message, and what it writes of it.
-fn again<T: DeserializeOwned + Serialize + PartialEq + Debug>(data: &[u8]) -> Option<T> {
-    let read: T = serde_json::from_slice(data).ok()?;
-    let text = serde_json::to_vec(&read).expect("our own types have string keys and no failing parts");
-    let again: T = serde_json::from_slice(&text).expect("what is written can be read");
-    assert_eq!(again, read, "what is read is what was written");
-    Some(read)
-}
-
 /// Checks a map, and puts what is left of it in force for a few packets.
 fn admit(map: NetMap) -> Admitted {
     let map = Arc::new(map);
@@ -320,17 +312,6 @@ fn sign(key: &IdentityKey, message: &[u8]) -> Signature {
 
 fn verify(key: &IdentityKey, message: &[u8], signature: &Signature) -> bool {
     sign(key, message) == *signature
-}
-
-/// A stand-in for SHA-256.
-fn sum(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    for (lane, out) in out.chunks_mut(8).enumerate() {
-        let start = 0xcbf2_9ce4_8422_2325 ^ lane as u64;
-        let sum = bytes.iter().fold(start, |sum, &b| (sum ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        out.copy_from_slice(&sum.to_le_bytes());
-    }
-    out
 }
 
 /// A small map in which everything is proven.
