@@ -7,11 +7,11 @@
 //! A member forwards from the cached map before it has said a word to the coordinator; every new map is
 //! applied first and stored after.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -24,7 +24,9 @@ use crate::config::Config;
 use crate::linux;
 use crate::node::Member;
 use crate::node::error::DaemonError;
-use crate::node::shared::{Board, Order};
+use crate::node::publisher::Publisher;
+use crate::node::requests::{Order, Requests};
+use crate::node::services_file::Offers;
 use crate::node::{cached_map, services_file};
 use crate::telemetry::prometheus;
 
@@ -41,25 +43,29 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let flow_file = config.flow_file();
     let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
     std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
-    let board = Arc::new(Board::new(config.services.clone()));
+    let (publisher, requests) = (Publisher::default(), Requests::default());
+    let offers = watch::Sender::new(Offers { path: config.services.clone(), ..Offers::default() });
+    let subscriber = publisher.subscribe(offers.subscribe());
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
-    services_file::load(&board, &config.services);
+    services_file::load(&offers, &config.services);
     let socket = patient(|| Socket::bind(&config.socket)).await?;
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
-    background.spawn(socket.serve(Arc::clone(&board)));
-    background.spawn(signals(Arc::clone(&board))?);
-    background.spawn(services_file::keep(Arc::clone(&board)));
+    background.spawn(socket.serve(subscriber.clone(), requests.clone()));
+    background.spawn(signals(requests.clone())?);
+    background.spawn(services_file::keep(offers.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
-        background.spawn(prometheus::serve(listen, Arc::clone(&board)));
+        background.spawn(prometheus::serve(listen, subscriber));
     }
-    let mut order = board.order.subscribe();
+    let mut order = requests.order();
     while *order.borrow_and_update() != Order::Stop {
-        let Some(enrolment) = enrolled(&state, &board).await? else {
+        let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else {
             continue;
         };
-        let mut member = match Member::start(&config, &state, &board, enrolment, bytes.handle()).await {
+        let started =
+            Member::start(&config, &state, &publisher, &requests, offers.subscribe(), enrolment, bytes.handle());
+        let mut member = match started.await {
             Ok(member) => member,
             Err(error) => {
                 // A port that is taken says nothing against the cached map.
@@ -71,8 +77,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         member.run().await;
         member.stop().await;
         if *order.borrow_and_update() == Order::Leave {
-            leave(&config, &state, &board).await?;
-            obeyed(&board);
+            leave(&config, &state, &publisher).await?;
+            requests.left();
         }
     }
     tell(NotifyState::Stopping);
@@ -85,14 +91,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 ///
 /// # Errors
 /// `DaemonError::Trust` if it belonged to one, and whom to trust there is lost.
-async fn enrolled(state: &State, board: &Board) -> Result<Option<Enrolment>, DaemonError> {
-    let mut order = board.order.subscribe();
+async fn enrolled(state: &State, publisher: &Publisher, requests: &Requests) -> Result<Option<Enrolment>, DaemonError> {
+    let mut order = requests.order();
     let mut told = false;
     loop {
         match state.enrolment() {
             Ok(Some(enrolment)) => {
-                board.note("enrolment", None);
-                board.enrolment.send_replace(Some(enrolment.clone()));
+                publisher.notes.set("enrolment", None);
+                publisher.enrolment.send_replace(Some(enrolment.clone()));
                 return Ok(Some(enrolment));
             }
             Ok(None) if told => {}
@@ -102,37 +108,23 @@ async fn enrolled(state: &State, board: &Board) -> Result<Option<Enrolment>, Dae
                 tell(NotifyState::Status("not joined"));
             }
             Err(error) if error.is_of_trust() => return Err(error.into()),
-            Err(error) if told => board.note("enrolment", Some(error.to_string())),
+            Err(error) if told => publisher.notes.set("enrolment", Some(error.to_string())),
             Err(error) => tracing::error!(%error, "enrolment not read"),
         }
         told = true;
         tokio::select! {
             () = sleep(POLL) => {}
             Ok(()) = order.changed() => {
-                obeyed(board);
+                requests.left();
                 return Ok(None);
             }
         }
     }
 }
 
-/// Takes back the order to leave, and no other: one to stop may have come meanwhile.
-fn obeyed(board: &Board) {
-    board.order.send_if_modified(|order| {
-        let leave = *order == Order::Leave;
-        if leave {
-            *order = Order::Run;
-        }
-        leave
-    });
-}
-
-async fn leave(config: &Config, state: &State, board: &Board) -> Result<(), DaemonError> {
+async fn leave(config: &Config, state: &State, publisher: &Publisher) -> Result<(), DaemonError> {
     state.forget()?;
-    board.view.send_replace(None);
-    board.enrolment.send_replace(None);
-    board.link.send_replace(Default::default());
-    board.upkeep.send_replace(Default::default());
+    publisher.clear();
     for removed in linux::cleanup(&config.interface).await? {
         tracing::info!(removed, "kernel set-up undone");
     }
@@ -140,7 +132,7 @@ async fn leave(config: &Config, state: &State, board: &Board) -> Result<(), Daem
     Ok(())
 }
 
-fn signals(board: Arc<Board>) -> Result<impl Future<Output = ()> + use<>, DaemonError> {
+fn signals(requests: Requests) -> Result<impl Future<Output = ()> + use<>, DaemonError> {
     let open = |kind| signal(kind).map_err(DaemonError::Signals);
     let mut terminate = open(SignalKind::terminate())?;
     let mut interrupt = open(SignalKind::interrupt())?;
@@ -148,9 +140,9 @@ fn signals(board: Arc<Board>) -> Result<impl Future<Output = ()> + use<>, Daemon
     Ok(async move {
         loop {
             tokio::select! {
-                Some(()) = terminate.recv() => { board.order.send_replace(Order::Stop); }
-                Some(()) = interrupt.recv() => { board.order.send_replace(Order::Stop); }
-                Some(()) = hangup.recv() => board.reload.notify_one(),
+                Some(()) = terminate.recv() => requests.stop(),
+                Some(()) = interrupt.recv() => requests.stop(),
+                Some(()) = hangup.recv() => requests.reload(),
             }
         }
     })

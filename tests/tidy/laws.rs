@@ -103,7 +103,7 @@ const TO_BE_GATHERED: &[&str] = &[
 /// In how many files the methods of a type may stand.
 const SLICES: usize = 2;
 /// Types that only tell what is: file and name.
-const SNAPSHOTS: [(&str, &str); 0] = [];
+const SNAPSHOTS: [(&str, &str); 1] = [("meshd/src/node/snapshot.rs", "Snapshot")];
 /// What acts or waits, and is in no snapshot.
 const ACTORS: [&str; 7] = ["Sender", "UnboundedSender", "SyncSender", "Notify", "Mutex", "RwLock", "DataPlane"];
 

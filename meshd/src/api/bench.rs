@@ -8,7 +8,7 @@ use crate::api::names;
 use crate::api::names::NameError;
 use crate::base::text::JOIN_HINT;
 use crate::dataplane::bench::{BenchError, SECONDS};
-use crate::node::shared::Board;
+use crate::node::publisher::Subscriber;
 
 /// Why a request to measure brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +31,11 @@ pub(crate) enum MeasureError {
 ///
 /// # Errors
 /// `MeasureError` that says why nothing could be measured, and what to do.
-pub(crate) async fn measure(board: &Board, node: &str, seconds: u8) -> Result<doc::Bench, MeasureError> {
-    let view = board.view.borrow().clone().ok_or(MeasureError::NotJoined)?;
+pub(crate) async fn measure(subscriber: &Subscriber, node: &str, seconds: u8) -> Result<doc::Bench, MeasureError> {
+    let view = subscriber.view.borrow().clone().ok_or(MeasureError::NotJoined)?;
     let (name, peer) = names::peer(view.netmap(), node)?;
-    let bench = board.with_plane(|plane| plane.bench(peer.id)).ok_or(MeasureError::NotJoined)?;
-    let bench = bench.ok_or(MeasureError::Busy)?;
+    let plane = subscriber.plane.borrow().clone().ok_or(MeasureError::NotJoined)?;
+    let bench = plane.bench(peer.id).ok_or(MeasureError::Busy)?;
     let seconds = Duration::from_secs(seconds.clamp(*SECONDS.start(), *SECONDS.end()).into());
     Ok(bench.run(name, peer, seconds).await?)
 }

@@ -152,12 +152,11 @@ mod tests {
 
     use super::*;
     use crate::api::status;
-    use crate::node::shared::Board;
+    use crate::node::snapshot::Snapshot;
 
     #[test]
     fn the_text_has_the_names_that_dashboards_use() {
-        let board = Board::new("/none".into());
-        let mut status = status::status(&board);
+        let mut status = status::status(&Snapshot::default());
         status.drops.insert("denied".into(), 3);
         status.peers.push(Peer {
             name: "n2".parse().unwrap(),

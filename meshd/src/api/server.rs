@@ -38,7 +38,9 @@ use crate::control;
 use crate::dataplane::bench::{BenchError, DEFAULT_SECONDS, SECONDS};
 use crate::node::error::SocketError;
 use crate::node::identity_rotation;
-use crate::node::shared::{Board, Order};
+use crate::node::publisher::Subscriber;
+use crate::node::requests::Requests;
+use crate::node::snapshot::Snapshot;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 32;
@@ -50,6 +52,13 @@ const HEAD: Duration = Duration::from_secs(5);
 pub struct Socket {
     path: PathBuf,
     listener: UnixListener,
+}
+
+/// The daemon as those who ask see it.
+#[derive(Debug, Clone)]
+struct Daemon {
+    subscriber: Subscriber,
+    requests: Requests,
 }
 
 impl Drop for Socket {
@@ -82,7 +91,8 @@ impl Socket {
     }
 
     /// Answers until the task is dropped; at most 32 connections at a time.
-    pub async fn serve(self, board: Arc<Board>) {
+    pub async fn serve(self, subscriber: Subscriber, requests: Requests) {
+        let daemon = Daemon { subscriber, requests };
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -92,16 +102,16 @@ impl Socket {
                 sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let board = Arc::clone(&board);
+            let daemon = daemon.clone();
             tokio::spawn(async move {
-                connection(stream, &board).await;
+                connection(stream, &daemon).await;
                 drop(place);
             });
         }
     }
 }
 
-async fn connection(stream: UnixStream, board: &Board) {
+async fn connection(stream: UnixStream, daemon: &Daemon) {
     let uid = stream.peer_cred().map(|cred| cred.uid());
     let own = rustix::process::geteuid().as_raw();
     let trusted = uid.is_ok_and(|uid| uid == 0 || uid == own);
@@ -110,17 +120,17 @@ async fn connection(stream: UnixStream, board: &Board) {
             let hint = "only root and the user of the daemon may ask; use sudo";
             failure(StatusCode::FORBIDDEN, "forbidden", hint.into())
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/bench") {
-            measure(board, request.uri().query().unwrap_or_default()).await
+            measure(&daemon.subscriber, request.uri().query().unwrap_or_default()).await
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/rotate")
             && parameter(request.uri().query().unwrap_or_default(), "identity").is_some()
         {
-            renew(board).await
+            renew(daemon).await
         } else if request.uri().path() == "/v1/lock" {
-            lock(board, &request).await
+            lock(&daemon.subscriber, &request).await
         } else if (request.method(), request.uri().path()) == (&Method::GET, "/v1/why") {
-            why(board, request.uri().query().unwrap_or_default()).await
+            why(&daemon.subscriber, request.uri().query().unwrap_or_default()).await
         } else {
-            answer(board, &request)
+            answer(daemon, &request)
         };
         Ok::<_, std::convert::Infallible>(response)
     });
@@ -134,19 +144,24 @@ async fn connection(stream: UnixStream, board: &Board) {
     }
 }
 
-fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(daemon: &Daemon, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let Daemon { subscriber, requests } = daemon;
     let query = request.uri().query().unwrap_or_default();
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/v1/status") => json(&status::status(board)),
-        (&Method::GET, "/v1/peers") => json(&doc::Peers { schema: doc::PEERS.into(), peers: status::peer_list(board) }),
-        (&Method::GET, "/v1/services") => services(board, parameter(query, "name")),
-        (&Method::GET, "/v1/flows") => json(&doc::Flows { schema: doc::FLOWS.into(), flows: status::flows(board) }),
-        (&Method::GET, "/v1/metrics") => text(crate::api::openmetrics::text(&status::status(board))),
+        (&Method::GET, "/v1/status") => json(&status::status(&subscriber.snapshot())),
+        (&Method::GET, "/v1/peers") => {
+            json(&doc::Peers { schema: doc::PEERS.into(), peers: status::peer_list(&subscriber.snapshot()) })
+        }
+        (&Method::GET, "/v1/services") => services(&subscriber.snapshot(), parameter(query, "name")),
+        (&Method::GET, "/v1/flows") => {
+            json(&doc::Flows { schema: doc::FLOWS.into(), flows: status::flows(&subscriber.snapshot()) })
+        }
+        (&Method::GET, "/v1/metrics") => text(crate::api::openmetrics::text(&status::status(&subscriber.snapshot()))),
         (&Method::GET, "/v1/resolve") => {
             let Some(name) = parameter(query, "name") else {
                 return malformed("name");
             };
-            with_view(board, |view| {
+            with_view(subscriber, |view| {
                 let meaning = names::resolve(view.netmap(), &name)?;
                 Ok(json(&doc::Resolve {
                     schema: doc::RESOLVE.into(),
@@ -161,31 +176,36 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             let Some(name) = parameter(query, "node") else {
                 return malformed("node");
             };
-            with_view(board, |view| {
+            with_view(subscriber, |view| {
                 let (_, peer) = names::peer(view.netmap(), &name)?;
-                board.with_plane(|plane| plane.ping(peer.id));
+                if let Some(plane) = &*subscriber.plane.borrow() {
+                    plane.ping(peer.id);
+                }
                 Ok(done("asking through the tunnel"))
             })
         }
         (&Method::POST, "/v1/reload") => {
-            board.reload.notify_one();
+            requests.reload();
             done("services.toml is read again")
         }
-        (&Method::POST, "/v1/rotate") if !board.link.borrow().connected => failure(
+        (&Method::POST, "/v1/rotate") if !subscriber.link.borrow().connected => failure(
             StatusCode::CONFLICT,
             "not_connected",
             "a new key has to be told to the peers, but there is no control channel; see `meshd status`".into(),
         ),
         (&Method::POST, "/v1/rotate") => {
-            board.rotate.notify_one();
+            requests.rotate();
             done("another tunnel key is made; the former one is answered until all peers know the new one")
         }
         (&Method::POST, "/v1/leave") => {
-            board.order.send_replace(Order::Leave);
-            done("leaving the mesh")
+            if requests.leave() {
+                return done("leaving the mesh");
+            }
+            let message = "meshd is stopping and stays in the mesh; run `meshd leave` again once it has ended";
+            failure(StatusCode::CONFLICT, "stopping", message.into())
         }
         (&Method::POST, "/v1/stop") => {
-            board.order.send_replace(Order::Stop);
+            requests.stop();
             done("stopping")
         }
         _ => failure(
@@ -197,13 +217,13 @@ fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
 }
 
 /// Judges a call. Of what the map does not contain the coordinator is asked.
-async fn why(board: &Board, query: &str) -> Response<Full<Bytes>> {
+async fn why(subscriber: &Subscriber, query: &str) -> Response<Full<Bytes>> {
     let (Some(src), Some(dst)) = (parameter(query, "src"), parameter(query, "dst")) else {
         return malformed("src and dst");
     };
     let udp = parameter(query, "udp").is_some();
-    let view = board.view.borrow().clone();
-    let dial = board.dial.borrow().clone();
+    let view = subscriber.view.borrow().clone();
+    let dial = subscriber.dial.borrow().clone();
     if let Some((view, dial)) = view.zip(dial)
         && let Some(word) = status::stranger(&view, &src, &dst, udp)
         && let Some(stranger) = control::about(&dial, &word).await
@@ -211,22 +231,23 @@ async fn why(board: &Board, query: &str) -> Response<Full<Bytes>> {
     {
         return json(&why);
     }
-    with_view(board, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
+    with_view(subscriber, |view| Ok(json(&status::why(view, &src, &dst, udp)?)))
 }
 
 /// Has the identity key changed, and waits for what comes of it.
-async fn renew(board: &Board) -> Response<Full<Bytes>> {
-    if board.enrolment.borrow().is_none() {
+async fn renew(daemon: &Daemon) -> Response<Full<Bytes>> {
+    let Daemon { subscriber, requests } = daemon;
+    if subscriber.enrolment.borrow().is_none() {
         let message = format!("this node has not joined a mesh; {}", JOIN_HINT);
         return failure(StatusCode::CONFLICT, "not_joined", message);
     }
-    if !board.link.borrow().connected {
+    if !subscriber.link.borrow().connected {
         let message = "a coordinator has to confirm another identity key, but there is no control channel; a change that was begun is finished when it is back. See `meshd status`";
         return failure(StatusCode::CONFLICT, "not_connected", message.into());
     }
-    let mut renewed = board.renewed.subscribe();
+    let mut renewed = subscriber.renewed.clone();
     renewed.mark_unchanged();
-    board.renew.notify_one();
+    requests.renew();
     let is_late = timeout(identity_rotation::PATIENCE, renewed.changed()).await.is_err();
     let outcome = renewed.borrow().clone();
     match outcome.filter(|_| !is_late) {
@@ -240,8 +261,9 @@ async fn renew(board: &Board) -> Response<Full<Bytes>> {
 }
 
 /// Asks the coordinator who waits for the lock's signature, or brings it one.
-async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (Some(enrolment), Some(dial)) = (board.enrolment.borrow().clone(), board.dial.borrow().clone()) else {
+async fn lock(subscriber: &Subscriber, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (Some(enrolment), Some(dial)) = (subscriber.enrolment.borrow().clone(), subscriber.dial.borrow().clone())
+    else {
         let message = format!("this node has not joined a mesh; {}", JOIN_HINT);
         return failure(StatusCode::CONFLICT, "not_joined", message);
     };
@@ -260,7 +282,7 @@ async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes
         Ok(standing) => json(&doc::Lock {
             schema: doc::LOCK.into(),
             mesh: enrolment.mesh,
-            lock: board.link.borrow().lock,
+            lock: subscriber.link.borrow().lock,
             node: enrolment.node,
             identity: dial.keys.borrow().identity(),
             waiting: standing.waiting,
@@ -271,7 +293,7 @@ async fn lock(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes
 }
 
 /// Measures the way to a node. The connection takes this future with it when it ends, and that ends the measurement.
-async fn measure(board: &Board, query: &str) -> Response<Full<Bytes>> {
+async fn measure(subscriber: &Subscriber, query: &str) -> Response<Full<Bytes>> {
     let Some(node) = parameter(query, "node") else {
         return malformed("node");
     };
@@ -279,7 +301,7 @@ async fn measure(board: &Board, query: &str) -> Response<Full<Bytes>> {
     let Some(seconds) = seconds.ok().filter(|seconds| SECONDS.contains(seconds)) else {
         return malformed("seconds from 1 to 10");
     };
-    match crate::api::bench::measure(board, &node, seconds).await {
+    match crate::api::bench::measure(subscriber, &node, seconds).await {
         Ok(measured) => json(&measured),
         Err(error) => {
             let (status, word) = match &error {
@@ -297,11 +319,10 @@ async fn measure(board: &Board, query: &str) -> Response<Full<Bytes>> {
     }
 }
 
-fn services(board: &Board, name: Option<String>) -> Response<Full<Bytes>> {
-    let mut list = status::services(board);
+fn services(snapshot: &Snapshot, name: Option<String>) -> Response<Full<Bytes>> {
+    let mut list = status::services(snapshot);
     if let Some(name) = name {
-        let view = board.view.borrow().clone();
-        let key = view.and_then(|v| names::service(v.netmap(), &name).map(|(key, _)| key.clone()));
+        let key = snapshot.view.as_ref().and_then(|v| names::service(v.netmap(), &name).map(|(key, _)| key.clone()));
         let Some(key) = key else {
             let message = format!("no service of this mesh is called `{name}`; `meshd services` lists them");
             return failure(StatusCode::NOT_FOUND, "not_found", message);
@@ -312,10 +333,10 @@ fn services(board: &Board, name: Option<String>) -> Response<Full<Bytes>> {
 }
 
 fn with_view(
-    board: &Board,
+    subscriber: &Subscriber,
     ask: impl FnOnce(&View) -> Result<Response<Full<Bytes>>, NameError>,
 ) -> Response<Full<Bytes>> {
-    let Some(view) = board.view.borrow().clone() else {
+    let Some(view) = subscriber.view.borrow().clone() else {
         let message = format!("this node has no map of a mesh yet; {}", JOIN_HINT);
         return failure(StatusCode::CONFLICT, "not_joined", message);
     };
@@ -382,7 +403,11 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use tokio::sync::watch;
+
     use crate::cli::client::Client;
+    use crate::node::publisher::Publisher;
+    use crate::node::requests::Order;
 
     #[test]
     fn parameters_are_decoded() {
@@ -409,9 +434,10 @@ mod tests {
     async fn the_socket_answers_before_the_node_has_joined() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.sock");
-        let board = Arc::new(Board::new("/none".into()));
+        let requests = Requests::default();
+        let subscriber = Publisher::default().subscribe(watch::Sender::default().subscribe());
         let socket = Socket::bind(&path).unwrap();
-        let server = tokio::spawn(socket.serve(Arc::clone(&board)));
+        let server = tokio::spawn(socket.serve(subscriber, requests.clone()));
 
         let client = Client::new(path.clone());
         let status: doc::Status = client.get("/v1/status").await.unwrap();
@@ -420,7 +446,9 @@ mod tests {
         let why = client.get::<doc::Why>("/v1/why?src=a&dst=b").await.unwrap_err();
         assert!(why.to_string().contains("meshd join"), "{why}");
         let _: doc::Done = client.post("/v1/stop").await.unwrap();
-        assert_eq!(*board.order.borrow(), Order::Stop);
+        assert_eq!(*requests.order().borrow(), Order::Stop);
+        let refused = client.post::<doc::Done>("/v1/leave").await.unwrap_err();
+        assert!(refused.to_string().contains("meshd is stopping"), "{refused}");
 
         server.abort();
     }

@@ -1,12 +1,11 @@
-//! Reads the board into the documents of the control socket.
+//! Renders a snapshot of the node as the documents of the control socket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use mesh_proto::base::id::ServiceKey;
 use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
-use mesh_proto::dataplane::flow::{Flow, Side, State};
+use mesh_proto::dataplane::flow::{Flow, State};
 use mesh_proto::dataplane::verdict::Refuse;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Service};
@@ -17,11 +16,11 @@ use mesh_proto::wire::About;
 use crate::api::names;
 use crate::api::names::NameError;
 use crate::base::clock::now;
-use crate::base::runtime::aside;
 use crate::base::text::{JOIN_HINT, age};
 use crate::dataplane::{LaneStats, Stats};
 use crate::keys::psk_policy::PskMode;
-use crate::node::shared::Board;
+use crate::node::services_file::Offers;
+use crate::node::snapshot::Snapshot;
 
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
@@ -30,64 +29,59 @@ const MAX_FLOWS: usize = 10_000;
 type Connections = BTreeMap<(Ipv4Addr, Ipv4Addr), u64>;
 
 /// Reads everything.
-pub fn status(board: &Board) -> doc::Status {
-    let view = board.view.borrow().clone();
-    let stats = board.with_plane(|plane| plane.stats()).unwrap_or_default();
-    let slots = board.with_plane(|plane| plane.flows().slots()).unwrap_or(0);
+pub fn status(snapshot: &Snapshot) -> doc::Status {
+    let view = snapshot.view.as_deref();
+    let idle = Stats::default();
+    let stats = snapshot.stats.as_ref().unwrap_or(&idle);
     let drops = stats.drops.iter().map(|(&reason, &n)| (reason.into(), n));
     doc::Status {
         schema: doc::STATUS.into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        state: health(board, view.as_deref()),
-        uptime_s: board.started.elapsed().as_secs(),
-        node: node(board, view.as_deref()),
-        coordinator: coordinator(board, view.as_deref()),
-        peers: view.as_ref().map_or_else(Vec::new, |v| peers(v.netmap(), &stats)),
-        services: services(board),
+        state: health(snapshot),
+        uptime_s: snapshot.uptime.as_secs(),
+        node: node(snapshot),
+        coordinator: coordinator(snapshot),
+        peers: view.map_or_else(Vec::new, |v| peers(v.netmap(), stats)),
+        services: services(snapshot),
         drops: drops.collect(),
-        warnings: warnings(board, view.as_deref()),
-        lanes: lanes(&stats),
-        flows: doc::FlowCount { used: stats.flows, slots },
-        file: file(board),
+        warnings: warnings(snapshot),
+        lanes: lanes(stats),
+        flows: doc::FlowCount { used: stats.flows, slots: stats.slots },
+        file: file(&snapshot.offers),
     }
 }
 
 /// Reads the other nodes.
-pub fn peer_list(board: &Board) -> Vec<doc::Peer> {
-    let stats = board.with_plane(|plane| plane.stats()).unwrap_or_default();
-    let view = board.view.borrow().clone();
-    view.map_or_else(Vec::new, |v| peers(v.netmap(), &stats))
+pub fn peer_list(snapshot: &Snapshot) -> Vec<doc::Peer> {
+    let idle = Stats::default();
+    let stats = snapshot.stats.as_ref().unwrap_or(&idle);
+    snapshot.view.as_ref().map_or_else(Vec::new, |v| peers(v.netmap(), stats))
 }
 
 /// Reads the services with the connections of this node.
-pub fn services(board: &Board) -> Vec<doc::Service> {
-    let Some(view) = board.view.borrow().clone() else {
+pub fn services(snapshot: &Snapshot) -> Vec<doc::Service> {
+    let Some(view) = &snapshot.view else {
         return Vec::new();
     };
-    let connections = connections(board, &view);
+    let connections = connections(snapshot, view);
     let services = view.netmap().services.iter();
     services.map(|(key, s)| service(key, s, &connections)).collect()
 }
 
 /// Reads the live flows, opener's direction only; at most 10,000.
-pub fn flows(board: &Board) -> Vec<doc::Flow> {
-    let Some(view) = board.view.borrow().clone() else {
+pub fn flows(snapshot: &Snapshot) -> Vec<doc::Flow> {
+    let Some(view) = &snapshot.view else {
         return Vec::new();
     };
-    let mut list = Vec::new();
-    each_opened(board, |tuple, flow| {
-        if list.len() < MAX_FLOWS {
-            list.push(doc::Flow {
-                transport: transport(tuple.protocol),
-                source: format!("{}:{}", tuple.source, tuple.source_port),
-                destination: format!("{}:{}", tuple.destination, tuple.destination_port),
-                backend: format!("{}:{}", flow.to.destination, flow.to.destination_port),
-                peer: flow.remote.and_then(|id| view.peer_name(id).cloned()),
-                idle_s: now().since(flow.last_seen).as_secs(),
-            });
-        }
-    });
-    list
+    let shown = |(tuple, flow): &(FiveTuple, Flow)| doc::Flow {
+        transport: transport(tuple.protocol),
+        source: format!("{}:{}", tuple.source, tuple.source_port),
+        destination: format!("{}:{}", tuple.destination, tuple.destination_port),
+        backend: format!("{}:{}", flow.to.destination, flow.to.destination_port),
+        peer: flow.remote.and_then(|id| view.peer_name(id).cloned()),
+        idle_s: now().since(flow.last_seen).as_secs(),
+    };
+    opened(snapshot).iter().take(MAX_FLOWS).map(shown).collect()
 }
 
 /// Judges a call as the engine would.
@@ -164,51 +158,51 @@ fn told(
 }
 
 /// Returns what the operator should know, the gravest first.
-pub fn warnings(board: &Board, view: Option<&View>) -> Vec<String> {
-    if board.enrolment.borrow().is_none() {
+pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
+    if snapshot.enrolment.is_none() {
         return vec![format!("this node has not joined a mesh; {}", JOIN_HINT)];
     }
-    let mut list = grave(board);
-    list.extend(board.offers.borrow().warnings.iter().cloned());
-    list.extend(board.preshared.borrow().1.clone());
-    list.extend(view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));
+    let mut list = grave(snapshot);
+    list.extend(snapshot.offers.warnings.iter().cloned());
+    list.extend(snapshot.preshared.1.clone());
+    list.extend(snapshot.view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));
     let mut seen = BTreeSet::new();
     list.retain(|sentence| seen.insert(sentence.clone()));
     list
 }
 
 /// What makes a node degraded.
-fn grave(board: &Board) -> Vec<String> {
-    let upkeep = board.upkeep.borrow();
+fn grave(snapshot: &Snapshot) -> Vec<String> {
+    let Snapshot { upkeep, link, offers, .. } = snapshot;
     let mut list: Vec<String> = upkeep.obstacles.iter().map(ToString::to_string).collect();
     list.extend(upkeep.guards.missing.iter().cloned());
-    if let Some((error, since)) = &board.offers.borrow().error {
+    if let Some((error, since)) = &offers.error {
         let age = age(since.elapsed().as_secs());
         list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
     }
-    let link = board.link.borrow();
     if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {
         list.push(format!("no control channel: {error}"));
     }
     list.extend(link.alarms.iter().cloned());
     list.extend(link.refused.iter().cloned());
     list.extend(link.rejected.iter().cloned());
-    list.extend(board.notes());
+    list.extend(snapshot.notes.iter().cloned());
     list
 }
 
-fn health(board: &Board, view: Option<&View>) -> doc::Health {
-    if board.enrolment.borrow().is_none() {
+fn health(snapshot: &Snapshot) -> doc::Health {
+    if snapshot.enrolment.is_none() {
         doc::Health::NotJoined
-    } else if view.is_none() || board.with_plane(|_| ()).is_none() || !grave(board).is_empty() {
+    } else if snapshot.view.is_none() || snapshot.stats.is_none() || !grave(snapshot).is_empty() {
         doc::Health::Degraded
     } else {
         doc::Health::Ok
     }
 }
 
-fn node(board: &Board, view: Option<&View>) -> Option<doc::Node> {
-    let enrolment = board.enrolment.borrow().clone()?;
+fn node(snapshot: &Snapshot) -> Option<doc::Node> {
+    let enrolment = snapshot.enrolment.clone()?;
+    let view = snapshot.view.as_deref();
     let own = view.map(|v| v.netmap().node.clone());
     let range = view.map_or(enrolment.range, |v| v.netmap().mesh.range);
     Some(doc::Node {
@@ -219,8 +213,8 @@ fn node(board: &Board, view: Option<&View>) -> Option<doc::Node> {
         range,
         blocks: own.map_or(enrolment.blocks, |n| n.blocks),
         dns: range.dns(),
-        guarded: board.upkeep.borrow().guards.masquerade,
-        preshared: match board.preshared.borrow().0 {
+        guarded: snapshot.upkeep.guards.masquerade,
+        preshared: match snapshot.preshared.0 {
             PskMode::Off => doc::Preshared::Off,
             PskMode::Accept => doc::Preshared::Waits,
             PskMode::Offer => doc::Preshared::Begins,
@@ -229,11 +223,11 @@ fn node(board: &Board, view: Option<&View>) -> Option<doc::Node> {
     })
 }
 
-fn coordinator(board: &Board, view: Option<&View>) -> doc::Coordinator {
-    let link = board.link.borrow();
+fn coordinator(snapshot: &Snapshot) -> doc::Coordinator {
+    let link = &snapshot.link;
     doc::Coordinator {
         connected: link.connected,
-        revision: view.map(View::revision).unwrap_or_default(),
+        revision: snapshot.view.as_deref().map(View::revision).unwrap_or_default(),
         address: link.address.clone(),
         last_heard_s: link.last_heard.map(|at| at.elapsed().as_secs()),
         error: link.error.clone(),
@@ -288,29 +282,20 @@ fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> do
 
 /// Counts the connections through VIPs that this node's callers hold open. A backend on this node is
 /// met by its real address.
-fn connections(board: &Board, view: &View) -> Connections {
+fn connections(snapshot: &Snapshot, view: &View) -> Connections {
     let mut connections = Connections::new();
-    each_opened(board, |tuple, flow| {
+    for (tuple, flow) in opened(snapshot) {
         if view.is_vip(tuple.destination) && matches!(flow.state, State::Open | State::HalfOpen) {
             let to = flow.to.destination;
             let flat = view.flat(mesh_proto::base::addr::Real(to)).map_or(to, |flat| flat.0);
             *connections.entry((tuple.destination, flat)).or_default() += 1;
         }
-    });
+    }
     connections
 }
 
-fn each_opened(board: &Board, mut f: impl FnMut(FiveTuple, Flow)) {
-    let table = board.with_plane(|plane| Arc::clone(plane.flows()));
-    if let Some(table) = table {
-        aside(|| {
-            table.for_each(now(), |key, flow| {
-                if flow.opened && key.side == Side::Outbound {
-                    f(key.tuple, flow);
-                }
-            });
-        });
-    }
+fn opened(snapshot: &Snapshot) -> &[(FiveTuple, Flow)] {
+    snapshot.stats.as_ref().map(|stats| stats.opened.as_slice()).unwrap_or_default()
 }
 
 fn lanes(stats: &Stats) -> Vec<doc::Lane> {
@@ -347,8 +332,7 @@ fn lane(lane: usize, s: &LaneStats) -> doc::Lane {
     }
 }
 
-fn file(board: &Board) -> doc::File {
-    let offers = board.offers.borrow();
+fn file(offers: &Offers) -> doc::File {
     doc::File {
         path: offers.path.display().to_string(),
         in_force: offers.error.is_none(),

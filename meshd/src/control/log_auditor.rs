@@ -11,23 +11,24 @@
 //! nobody admitted, or one left it: a revocation is to be remembered soon. All nodes see either at one moment, so each
 //! waits for a random part of a span that grows with the mesh, 30 s in one of 10,000: some 330 a second come to ask.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use mesh_proto::base::clock::Timestamp;
-use mesh_proto::base::id::NodeName;
+use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Told, Witness};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::channel::{Channel, Dial, LinkError};
 use crate::base::clock::now;
 use crate::base::entropy::share;
 use crate::base::state_dir::State;
-use crate::control::roll_file;
-use crate::node::shared::Board;
+use crate::control::{LinkState, LogGossip, roll_file};
 
 /// How often it is looked at what peers and the coordinator say.
 const TURN: Duration = Duration::from_secs(5);
@@ -58,9 +59,17 @@ pub(super) fn wait(members: usize, share: f64) -> Duration {
 }
 
 /// Follows one mesh's log.
-pub(crate) struct Auditor {
+pub(crate) struct Auditor<G> {
     state: State,
-    board: Arc<Board>,
+    /// Whom to ask for the log.
+    dial: Dial,
+    /// The map in force.
+    view: watch::Receiver<Option<Arc<View>>>,
+    /// What the coordinator says of the log, and where what is wrong with it is shown.
+    link: watch::Sender<LinkState>,
+    /// Who was expelled for good.
+    expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
+    gossip: G,
     witness: Witness,
     /// When the log is read next, if there is something new.
     due: Timestamp,
@@ -74,21 +83,41 @@ pub(crate) struct Auditor {
     seen: Option<Arc<NetMap>>,
 }
 
-impl Auditor {
+impl<G: LogGossip> Auditor<G> {
     /// Goes on from the roll of the state directory.
-    pub(crate) fn new(state: State, board: Arc<Board>) -> Self {
+    pub(crate) fn new(
+        state: State,
+        dial: Dial,
+        view: watch::Receiver<Option<Arc<View>>>,
+        link: watch::Sender<LinkState>,
+        expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
+        gossip: G,
+    ) -> Self {
         let roll = roll_file::read(&state);
-        let expelled = roll.as_ref().map(|roll| roll.expelled.clone()).unwrap_or_default();
-        board.expelled.send_replace(Arc::new(expelled));
+        expelled.send_replace(Arc::new(roll.as_ref().map(|roll| roll.expelled.clone()).unwrap_or_default()));
         // After a coordinator's restart, or a roll-out, not all nodes at once.
         let due = now() + FIRST.mul_f64(share());
         let witness = Witness::new(roll);
-        Self { state, board, witness, due, has_news: false, is_hurried: false, told: None, seen: None }
+        Self {
+            state,
+            dial,
+            view,
+            link,
+            expelled,
+            gossip,
+            witness,
+            due,
+            has_news: false,
+            is_hurried: false,
+            told: None,
+            seen: None,
+        }
     }
 
     /// Runs until the task is dropped.
     pub(crate) async fn run(mut self) {
-        let mut views = self.board.view.subscribe();
+        let mut views = self.view.clone();
+        views.mark_unchanged();
         let mut turn = interval(TURN);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         turn.reset();
@@ -106,23 +135,21 @@ impl Auditor {
 
     /// Looks once at what peers and the coordinator say, and reads the log where that is due.
     pub(super) async fn turn(&mut self, now: Timestamp) {
-        let heard = self.board.with_plane(|plane| plane.heard()).unwrap_or_default();
-        for (peer, told) in heard {
+        for (peer, told) in self.gossip.heard() {
             self.witness.peer_says(&peer, told);
         }
         let (connected, told) = {
-            let link = self.board.link.borrow();
+            let link = self.link.borrow();
             (link.connected, link.log)
         };
-        let view = self.board.view.borrow().clone();
+        let view = self.view.borrow().clone();
         self.compare(view.as_deref(), now);
-        let dial = self.board.dial.borrow().clone();
         let is_new = told != self.told;
         // What was told last holds while nobody tells more, but is no sign then that anything is hidden.
-        let Some((told, dial)) = told.zip(dial).filter(|_| connected || is_new) else { return self.post() };
+        let Some(told) = told.filter(|_| connected || is_new) else { return self.post() };
         if is_new {
             self.told = Some(told);
-            self.board.with_plane(|plane| plane.set_told(told));
+            self.gossip.set_told(told);
         }
         let next = self.witness.coordinator_says(told, now);
         let had_news = std::mem::replace(&mut self.has_news, next != Next::Nothing);
@@ -136,7 +163,7 @@ impl Auditor {
             // All nodes hear of an entry at once.
             self.due = now + READ / 2 + (READ / 2).mul_f64(share());
             self.is_hurried = false;
-            if let Err(error) = self.follow(&dial, next).await {
+            if let Err(error) = self.follow(next).await {
                 tracing::debug!(%error, "the log is not read now");
             }
             if let Some(view) = view.as_deref() {
@@ -178,9 +205,9 @@ impl Auditor {
     }
 
     /// Reads the log to its end, or as much as may be read at a time.
-    async fn follow(&mut self, dial: &Dial, mut next: Next) -> Result<(), LinkError> {
-        let address = self.board.link.borrow().address.clone().unwrap_or_default();
-        let mut channel = Channel::open(dial, &address).await?;
+    async fn follow(&mut self, mut next: Next) -> Result<(), LinkError> {
+        let address = self.link.borrow().address.clone().unwrap_or_default();
+        let mut channel = Channel::open(&self.dial, &address).await?;
         let before = self.witness.roll().map(|roll| roll.told);
         for _ in 0..PAGES {
             next = match next {
@@ -205,8 +232,8 @@ impl Auditor {
     /// Tells the guard of those who were expelled since, who are only ever more.
     fn expel(&self) {
         let Some(roll) = self.witness.roll() else { return };
-        if roll.expelled.len() != self.board.expelled.borrow().len() {
-            self.board.expelled.send_replace(Arc::new(roll.expelled.clone()));
+        if roll.expelled.len() != self.expelled.borrow().len() {
+            self.expelled.send_replace(Arc::new(roll.expelled.clone()));
         }
     }
 
@@ -222,7 +249,7 @@ impl Auditor {
     /// Shows what is wrong.
     fn post(&self) {
         let alarms = self.witness.alarms();
-        self.board.link.send_if_modified(|link| {
+        self.link.send_if_modified(|link| {
             let news = alarms.get(link.alarms.len()..).unwrap_or_default();
             news.iter().for_each(|sentence| tracing::error!("{sentence}"));
             link.alarms.extend_from_slice(news);

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::base::id::{IdentityKey, Revision};
+use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::Told;
 use mesh_proto::verifier::{Admitted, VerifiedMap};
@@ -111,6 +111,14 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, Li
         }
     }
     Err(worst.unwrap_or_else(|| LinkError::Malformed("the token names no coordinator".into())))
+}
+
+/// How members tell each other of the log of operations: by what the data path sends along.
+pub trait LogGossip {
+    /// Says what peers are told of it, with the next probe of each.
+    fn set_told(&self, told: Told);
+    /// Returns what peers said last of it.
+    fn heard(&self) -> Vec<(NodeName, Told)>;
 }
 
 /// Keeps one channel up.

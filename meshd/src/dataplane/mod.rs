@@ -27,13 +27,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
-use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::flow::{Flow, FlowTable, Key, Side};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::Told;
 
 use crate::base::clock::now;
 use crate::base::runtime::aside;
+use crate::control::LogGossip;
 use crate::dataplane::bench::Bench;
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Parts};
@@ -131,21 +132,26 @@ pub enum DataPlaneError {
 /// A running data path. Dropping it stops it.
 #[derive(Debug)]
 pub struct DataPlane {
+    handle: Handle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a data path is told and asked by. Clones speak to the same one, also after it stopped: then nobody listens.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     flows: Arc<FlowTable>,
     /// Our own keys, present and former, which no peer may have.
     own_keys: Mutex<Vec<TunnelKey>>,
     current: Mutex<(Arc<View>, Arc<Peers>)>,
     vault: Option<Arc<Vault>>,
     mailboxes: Arc<[Mailbox]>,
-    lanes: Vec<LaneHandle>,
+    /// What each lane counts.
+    counters: Vec<Arc<Counters>>,
     /// Whether somebody measures.
     measures: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-struct LaneHandle {
-    counters: Arc<Counters>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl DataPlane {
@@ -172,10 +178,16 @@ impl DataPlane {
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
         let mailboxes = mailboxes.map_err(|error| DataPlaneError::Thread(error.into()))?;
         let current = Mutex::new((Arc::clone(&setup.view), peers));
-        let measures = Arc::default();
-        let own_keys = Mutex::new(own_keys);
-        let vault = setup.vault.clone();
-        let mut plane = Self { flows, own_keys, current, vault, mailboxes, lanes: Vec::new(), measures };
+        let shared = Shared {
+            flows,
+            own_keys: Mutex::new(own_keys),
+            current,
+            vault: setup.vault.clone(),
+            mailboxes,
+            counters: (0..lanes).map(|_| Arc::default()).collect(),
+            measures: Arc::default(),
+        };
+        let mut plane = Self { handle: Handle(Arc::new(shared)), threads: Vec::new() };
         let handover = Arc::new(Handover::new());
         for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
             plane.start_lane(lane, &setup, queue, sockets, &handover, flow_file.clone())?;
@@ -192,14 +204,15 @@ impl DataPlane {
         handover: &Arc<Handover>,
         flow_file: Option<Arc<File>>,
     ) -> Result<(), DataPlaneError> {
-        let counters: Arc<Counters> = Arc::default();
-        let (view, peers) = self.current();
+        let shared = &self.handle.0;
+        let counters = Arc::clone(&shared.counters[number]);
+        let (view, peers) = self.handle.current();
         let mut lane = Lane::new(Parts {
             lane: number,
             key: &setup.keys.of(number),
             view: Arc::clone(&view),
             peers: Arc::clone(&peers),
-            flows: Arc::clone(&self.flows),
+            flows: Arc::clone(&shared.flows),
             counters: Arc::clone(&counters),
             handover: Arc::clone(handover),
             mtu: setup.mtu,
@@ -218,9 +231,9 @@ impl DataPlane {
             queue,
             sockets,
             number,
-            mailboxes: Arc::clone(&self.mailboxes),
+            mailboxes: Arc::clone(&shared.mailboxes),
             flow_file,
-            counters: Arc::clone(&counters),
+            counters,
             interface: setup.interface.clone(),
             offload: setup.offload,
         };
@@ -230,19 +243,30 @@ impl DataPlane {
             }
         };
         let thread = std::thread::Builder::new().name(format!("lane-{number}"));
-        let thread = Some(thread.spawn(run).map_err(DataPlaneError::Thread)?);
-        self.lanes.push(LaneHandle { counters, thread });
+        self.threads.push(thread.spawn(run).map_err(DataPlaneError::Thread)?);
         Ok(())
     }
 
+    /// Returns what it is told and asked by.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Stops the lanes and closes devices and sockets.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Handle {
     /// Gives all lanes a new view; they take it before their next packet.
     pub fn set_view(&self, view: Arc<View>) {
-        let own = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let compile = || Peers::compile(view.netmap(), &own, Some(&current.1), self.vault.as_ref());
+        let own = self.0.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let compile = || Peers::compile(view.netmap(), &own, Some(&current.1), self.0.vault.as_ref());
         let peers = Arc::new(aside(compile));
         *current = (Arc::clone(&view), Arc::clone(&peers));
-        for mailbox in self.mailboxes.iter() {
+        for mailbox in self.0.mailboxes.iter() {
             mailbox.set_view(Arc::clone(&view), Arc::clone(&peers));
         }
     }
@@ -250,14 +274,14 @@ impl DataPlane {
     /// Forgets the preshared keys with nodes that are no peers of a map any more: all of it, and not only what is
     /// believed of it for now.
     pub fn retain_keys(&self, map: &NetMap) {
-        let Some(vault) = &self.vault else { return };
+        let Some(vault) = &self.0.vault else { return };
         let peers: BTreeSet<NodeId> = map.peers.values().map(|peer| peer.id).collect();
         vault.retain(|peer| peers.contains(&peer));
     }
 
     /// Stands so to preshared keys from now on.
     pub fn set_mode(&self, mode: PskMode) {
-        let Some(vault) = &self.vault else { return };
+        let Some(vault) = &self.0.vault else { return };
         vault.set_mode(mode);
         let (view, _) = self.current();
         self.set_view(view);
@@ -265,31 +289,17 @@ impl DataPlane {
 
     /// Gives all lanes other keys of our own: tunnels of keys that are gone are closed, all others go on.
     pub fn set_keys(&self, keys: &LaneKeys) {
-        *self.own_keys.lock().unwrap_or_else(PoisonError::into_inner) = own_keys(keys);
-        for (lane, mailbox) in self.mailboxes.iter().enumerate() {
+        *self.0.own_keys.lock().unwrap_or_else(PoisonError::into_inner) = own_keys(keys);
+        for (lane, mailbox) in self.0.mailboxes.iter().enumerate() {
             mailbox.set_key(keys.of(lane));
         }
     }
 
     /// Gives all lanes the host's own underlay addresses.
     pub fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
-        for mailbox in self.mailboxes.iter() {
+        for mailbox in self.0.mailboxes.iter() {
             mailbox.set_locals(Arc::clone(&locals));
         }
-    }
-
-    /// Says what peers are told of the log of operations, with the next probe of each.
-    pub fn set_told(&self, told: Told) {
-        for mailbox in self.mailboxes.iter() {
-            mailbox.set_told(told);
-        }
-    }
-
-    /// Returns what peers said last of the log of operations.
-    pub fn heard(&self) -> Vec<(NodeName, Told)> {
-        let (view, peers) = self.current();
-        let heard = peers.iter().filter_map(|peer| Some((view.peer_name(peer.id)?.clone(), peer.cell.last_heard()?)));
-        heard.collect()
     }
 
     /// Returns what the data path did so far. It reads the whole flow table: not for a loop.
@@ -299,11 +309,19 @@ impl DataPlane {
         let post_quantum = peers.iter().filter(|peer| peer.is_post_quantum()).map(|peer| peer.id).collect();
         let peers = peers.iter().filter_map(|peer| Some((peer.id, peer.cell.stats(now)?))).collect();
         let mut drops = BTreeMap::new();
-        self.lanes.iter().for_each(|lane| lane.counters.add_drops(&mut drops));
+        self.0.counters.iter().for_each(|lane| lane.add_drops(&mut drops));
         let mut entries = 0usize;
-        aside(|| self.flows.for_each(now, |_, _| entries += 1));
-        let lanes = self.lanes.iter().map(|lane| lane.counters.read()).collect();
-        Stats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2) }
+        let mut opened = Vec::new();
+        let look = |key: Key, flow: Flow| {
+            entries += 1;
+            if flow.opened && key.side == Side::Outbound {
+                opened.push((key.tuple, flow));
+            }
+        };
+        aside(|| self.0.flows.for_each(now, look));
+        let lanes = self.0.counters.iter().map(|lane| lane.read()).collect();
+        let slots = self.0.flows.slots();
+        Stats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2), slots, opened }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
@@ -328,33 +346,37 @@ impl DataPlane {
 
     /// Measures the round trip to a peer now; the figure and its count are in `stats`.
     pub fn ping(&self, peer: NodeId) {
-        self.mailboxes[0].ping(peer);
+        self.0.mailboxes[0].ping(peer);
     }
 
     /// Takes the right to measure the way to a peer; `None` if somebody has it.
     pub(crate) fn bench(&self, peer: NodeId) -> Option<Bench> {
-        Bench::begin(peer, Arc::clone(&self.mailboxes), &self.measures)
-    }
-
-    /// Returns the flow table that all lanes share.
-    pub fn flows(&self) -> &Arc<FlowTable> {
-        &self.flows
-    }
-
-    /// Stops the lanes and closes devices and sockets.
-    pub fn stop(self) {
-        drop(self);
+        Bench::begin(peer, Arc::clone(&self.0.mailboxes), &self.0.measures)
     }
 
     fn current(&self) -> (Arc<View>, Arc<Peers>) {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl LogGossip for Handle {
+    fn set_told(&self, told: Told) {
+        for mailbox in self.0.mailboxes.iter() {
+            mailbox.set_told(told);
+        }
+    }
+
+    fn heard(&self) -> Vec<(NodeName, Told)> {
+        let (view, peers) = self.current();
+        let heard = peers.iter().filter_map(|peer| Some((view.peer_name(peer.id)?.clone(), peer.cell.last_heard()?)));
+        heard.collect()
     }
 }
 
 impl Drop for DataPlane {
     fn drop(&mut self) {
-        self.mailboxes.iter().for_each(Mailbox::stop);
-        for thread in self.lanes.iter_mut().filter_map(|lane| lane.thread.take()) {
+        self.handle.0.mailboxes.iter().for_each(Mailbox::stop);
+        for thread in self.threads.drain(..) {
             // A lane that panicked has said so on its own.
             let _ = thread.join();
         }
@@ -418,15 +440,15 @@ mod tests {
         let all = VerifiedMap::by_hand(netmap(0, true));
         let less = all.only(&BTreeSet::new());
         let view = |map: &VerifiedMap| Arc::new(View::compile(map.clone()));
-        let plane = DataPlane {
+        let plane = Handle(Arc::new(Shared {
             flows: Arc::new(FlowTable::new(1 << 10)),
             own_keys: Mutex::default(),
             current: Mutex::new((view(&all), Arc::default())),
             vault: Some(Arc::clone(&vault)),
             mailboxes: Arc::new([]),
-            lanes: Vec::new(),
+            counters: Vec::new(),
             measures: Arc::default(),
-        };
+        }));
         let retain = |shown: &VerifiedMap, full: &VerifiedMap| {
             plane.set_view(view(shown));
             plane.retain_keys(full);

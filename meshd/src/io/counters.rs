@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::flow::Flow;
 use mesh_proto::dataplane::verdict::{Drop, Refuse};
+use mesh_proto::packet::FiveTuple;
 
 use crate::io::offloads::Offloads;
 use crate::io::tun_outbox::Drained;
@@ -25,6 +27,10 @@ pub struct Stats {
     pub lanes: Vec<LaneStats>,
     /// Slots of the flow table that hold a flow.
     pub flows: usize,
+    /// Slots that it has.
+    pub slots: usize,
+    /// The flows that this node's callers opened, as the caller's packets look; at most half of the slots.
+    pub opened: Vec<(FiveTuple, Flow)>,
 }
 
 /// What is known about one peer, over all lanes.

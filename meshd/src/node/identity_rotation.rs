@@ -11,17 +11,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::base::id::NodeId;
+use mesh_proto::base::id::{IdentityKey, NodeId};
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::wire::{NodeFacts, Renewal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::base::notes::Notes;
 use crate::base::state_dir::{State, StateError};
 use crate::control::{Channel, Dial, LinkError};
 use crate::keys::node::Keys;
-use crate::node::shared::{Board, Outcome};
 
 /// The topic of what is to be said of a change that is under way.
 const NOTE: &str = "identity";
@@ -33,6 +33,9 @@ const KEPT: &str = "the key is kept as identity.refused: if no coordinator knows
 
 /// How long whoever asked for a change waits for what comes of it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What came of a change of the identity key: the former and the present one, or why it is not done.
+pub type Outcome = Result<(IdentityKey, IdentityKey), String>;
 
 /// What the coordinators said to one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +69,9 @@ struct Change {
 /// Changes the identity key of one node.
 pub(crate) struct Renewer {
     state: State,
-    board: Arc<Board>,
+    notes: Notes,
+    /// What came of the last change.
+    renewed: watch::Sender<Option<Outcome>>,
     node: NodeId,
     /// The keys that the control channel uses.
     keys: watch::Sender<Arc<Keys>>,
@@ -77,19 +82,24 @@ pub(crate) struct Renewer {
 
 impl Renewer {
     /// Takes up a change that was under way when the daemon ended.
-    pub(crate) fn new(state: &State, board: &Arc<Board>, node: NodeId, keys: Arc<Keys>) -> Self {
+    pub(crate) fn new(
+        state: &State,
+        notes: Notes,
+        renewed: watch::Sender<Option<Outcome>>,
+        node: NodeId,
+        keys: Arc<Keys>,
+    ) -> Self {
         let (answers, heard) = mpsc::channel(1);
         let keys = watch::Sender::new(keys);
-        board.note(NOTE, None);
-        let mut renewer =
-            Self { state: state.clone(), board: Arc::clone(board), node, keys, change: None, answers, heard };
+        notes.set(NOTE, None);
+        let mut renewer = Self { state: state.clone(), notes, renewed, node, keys, change: None, answers, heard };
         match Keys::next(state) {
             Ok(None) => {}
             Ok(Some(next)) => {
                 tracing::info!(key = %next.identity(), "the identity key was being changed; going on with that");
                 renewer.take_up(next, true);
             }
-            Err(error) => renewer.board.note(NOTE, Some(error.to_string())),
+            Err(error) => renewer.notes.set(NOTE, Some(error.to_string())),
         }
         renewer
     }
@@ -112,7 +122,7 @@ impl Renewer {
                 Ok(next) => self.take_up(next, false),
                 Err(error) => {
                     self.end(Err(error.to_string()));
-                    self.board.note(NOTE, Some(error.to_string()));
+                    self.notes.set(NOTE, Some(error.to_string()));
                 }
             },
         }
@@ -178,7 +188,7 @@ impl Renewer {
             Answer::Refused { is_final: _, why } | Answer::Later(why) => why,
         };
         tracing::warn!(why, "the change of the identity key is not confirmed yet");
-        self.board.note(NOTE, Some(pending(&why)));
+        self.notes.set(NOTE, Some(pending(&why)));
         None
     }
 
@@ -206,8 +216,8 @@ impl Renewer {
     }
 
     fn end(&self, outcome: Outcome) {
-        self.board.note(NOTE, None);
-        self.board.renewed.send_replace(Some(outcome));
+        self.notes.set(NOTE, None);
+        self.renewed.send_replace(Some(outcome));
     }
 }
 

@@ -33,16 +33,16 @@ impl Member<'_> {
     pub(super) fn turn(&mut self) {
         let Some(rotation) = &mut self.rotation else {
             let due = tunnel_key_rotation::due(self.config.keys.rotate, &self.lanes.public(0));
-            if Keys::age(self.state).is_some_and(|age| age >= due) && self.board.link.borrow().connected {
+            if Keys::age(self.state).is_some_and(|age| age >= due) && self.publisher.link.borrow().connected {
                 self.rotate();
             }
             return;
         };
         // Who is out of touch does not know whether its peers are.
-        if !self.board.link.borrow().connected {
+        if !self.publisher.link.borrow().connected {
             return;
         }
-        let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        let known = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
         let done = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
             Step::Wait => Ok(()),
             Step::CallByPresent => self.reload_keys(false),
@@ -63,7 +63,7 @@ impl Member<'_> {
     fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
         self.keys = Arc::new(Keys::load(self.state)?);
         self.lanes = self.keys.lanes(self.config.lanes).calling_by_former(calls_by_former);
-        self.board.with_plane(|plane| plane.set_keys(&self.lanes));
+        self.plane.handle().set_keys(&self.lanes);
         Ok(())
     }
 

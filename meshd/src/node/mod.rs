@@ -9,9 +9,11 @@ pub mod join;
 mod key_changes;
 pub(crate) mod offline_lease;
 pub mod psk_rollout;
+pub mod publisher;
+pub mod requests;
 pub(crate) mod self_record;
 pub mod services_file;
-pub mod shared;
+pub mod snapshot;
 pub(crate) mod tunnel_key_rotation;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,6 +32,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::base::clock::now;
 use crate::base::entropy::random;
+use crate::base::notes::Notes;
 use crate::base::retry::patient;
 use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
@@ -48,8 +51,10 @@ use crate::node::error::DaemonError;
 use crate::node::identity_rotation::Renewer;
 use crate::node::offline_lease::LastHeard;
 use crate::node::psk_rollout::Switch;
+use crate::node::publisher::Publisher;
+use crate::node::requests::{Order, Requests};
 use crate::node::self_record::Author;
-use crate::node::shared::{Board, Order};
+use crate::node::services_file::Offers;
 use crate::node::tunnel_key_rotation::Rotation;
 use crate::proxy::loopback;
 use crate::proxy::loopback::Splices;
@@ -69,7 +74,10 @@ const STOP: Duration = Duration::from_millis(400);
 pub(crate) struct Member<'d> {
     config: &'d Config,
     state: &'d State,
-    board: &'d Arc<Board>,
+    publisher: &'d Publisher,
+    requests: &'d Requests,
+    offers: watch::Receiver<Offers>,
+    plane: DataPlane,
     keys: Arc<Keys>,
     lanes: LaneKeys,
     /// The preshared keys; none for plain WireGuard.
@@ -111,20 +119,23 @@ impl<'d> Member<'d> {
     pub(crate) async fn start(
         config: &'d Config,
         state: &'d State,
-        board: &'d Arc<Board>,
+        publisher: &'d Publisher,
+        requests: &'d Requests,
+        offers: watch::Receiver<Offers>,
         enrolment: Enrolment,
         bytes: &Handle,
     ) -> Result<Self, DaemonError> {
         let keys = Arc::new(Keys::load(state)?);
         let lanes = keys.lanes(config.lanes);
-        let (switch, vault) = Switch::start(state, config.keys.preshared, board);
+        let (switch, vault) = Switch::start(state, config.keys.preshared);
+        publisher.preshared.send_replace((switch.mode(), switch.sentence()));
         let host = linux::host_facts().await?;
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = linux::close_range(&shape).await?;
-        board.upkeep.send_modify(|upkeep| upkeep.guards = guards);
+        publisher.upkeep.send_modify(|upkeep| upkeep.guards = guards);
         let mut guard = Guard::new(Some(state.clone())).claiming(config.pods.clone());
         let cached_map::Start { map, current, note, on_trial } = cached_map::start(state, &enrolment, &mut guard);
-        board.note(CACHE, note);
+        publisher.notes.set(CACHE, note);
         let last_heard = LastHeard::new(state);
         let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), now());
         let active = state.activity();
@@ -146,11 +157,11 @@ impl<'d> Member<'d> {
             })
         };
         let plane = patient(open).await?;
-        board.view.send_replace(Some(Arc::clone(&view)));
+        publisher.view.send_replace(Some(Arc::clone(&view)));
         let view = watch::Sender::new(view);
-        board.set_plane(Some(plane));
+        publisher.plane.send_replace(Some(plane.handle().clone()));
         linux::attach(&shape).await?;
-        let keeper = Keeper::start(shape.clone(), board.upkeep.clone())?;
+        let keeper = Keeper::start(shape.clone(), publisher.upkeep.clone())?;
         let mut tasks = JoinSet::new();
         let (tell, addresses) = mpsc::channel(1);
         tasks.spawn(facts::address_changes(tell));
@@ -160,17 +171,21 @@ impl<'d> Member<'d> {
         if config.dns.enabled {
             let upstreams = config.dns.upstreams.clone();
             let view = view.subscribe();
-            tasks.spawn_on(names(view, shape.dns(), upstreams, Arc::clone(board)), bytes);
+            tasks.spawn_on(names(view, shape.dns(), upstreams, publisher.notes.clone()), bytes);
         }
         let author = Author::new(state);
-        let renewer = Renewer::new(state, board, enrolment.id, Arc::clone(&keys));
+        let (notes, renewed) = (publisher.notes.clone(), publisher.renewed.clone());
+        let renewer = Renewer::new(state, notes, renewed, enrolment.id, Arc::clone(&keys));
         let report = watch::Sender::new(None);
         let maps = watch::Sender::new(None);
         let (store, storing) = storing(state.clone());
         let mut member = Self {
             config,
             state,
-            board,
+            publisher,
+            requests,
+            offers,
+            plane,
             keys,
             lanes,
             vault,
@@ -203,15 +218,25 @@ impl<'d> Member<'d> {
         let Enrolment { coordinators, pins, .. } = member.enrolment.clone();
         let dial = Dial { coordinators, pins, keys: member.renewer.keys() };
         let dial = dial.spread(random() as u32);
-        member.board.dial.send_replace(Some(dial.clone()));
-        let expelled = board.expelled.subscribe();
-        let link = Link { dial, current, guard, maps, state: board.link.clone(), report: report.subscribe(), expelled };
+        publisher.dial.send_replace(Some(dial.clone()));
+        let expelled = watch::Sender::default();
+        let link = Link {
+            dial: dial.clone(),
+            current,
+            guard,
+            maps,
+            state: publisher.link.clone(),
+            report: report.subscribe(),
+            expelled: expelled.subscribe(),
+        };
         let mut member = member;
         if !member.lanes.former_publics().is_empty() {
             member.rotation = Some(Rotation::begun(member.sequence));
         }
         member.tasks.spawn(link.run());
-        member.tasks.spawn(Auditor::new(state.clone(), Arc::clone(board)).run());
+        let (view, link) = (publisher.view.subscribe(), publisher.link.clone());
+        let gossip = member.plane.handle().clone();
+        member.tasks.spawn(Auditor::new(state.clone(), dial, view, link, expelled, gossip).run());
         member.splice();
         let node = &member.enrolment.node;
         tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %member.map.revision, "forwarding");
@@ -220,10 +245,13 @@ impl<'d> Member<'d> {
 
     /// Runs until the daemon is ordered to do something else.
     pub(crate) async fn run(&mut self) {
-        let mut order = self.board.order.subscribe();
-        let mut offers = self.board.offers.subscribe();
-        let mut upkeep = self.board.upkeep.subscribe();
-        let mut link = self.board.link.subscribe();
+        let mut order = self.requests.order();
+        let mut rotations = self.requests.rotations();
+        let mut renewals = self.requests.renewals();
+        let mut offers = self.offers.clone();
+        offers.mark_unchanged();
+        let mut upkeep = self.publisher.upkeep.subscribe();
+        let mut link = self.publisher.link.subscribe();
         let mut tick = interval(ACTIVITY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = interval(TURN);
@@ -251,15 +279,15 @@ impl<'d> Member<'d> {
                     self.look_at_lease();
                 }
                 Some(()) = self.addresses.recv() => self.refresh_host().await,
-                () = self.board.rotate.notified() => self.rotate(),
-                () = self.board.renew.notified() => self.renew(),
+                Ok(()) = rotations.changed() => self.rotate(),
+                Ok(()) = renewals.changed() => self.renew(),
                 Some(answer) = self.renewer.heard() => self.settle(answer),
                 _ = turn.tick() => {
                     self.try_cache(&LinkState::default());
                     self.look_at_lease();
                     self.turn();
                     self.ask_for_identity();
-                    self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
+                    self.switch_preshared();
                 }
                 _ = tick.tick() => self.save_activity(),
             }
@@ -270,8 +298,8 @@ impl<'d> Member<'d> {
     pub(crate) async fn stop(mut self) {
         cached_map::pass(self.state);
         self.tasks.shutdown().await;
-        let plane = self.board.set_plane(None);
-        let stopped = tokio::task::spawn_blocking(move || plane.map(DataPlane::stop));
+        self.publisher.plane.send_replace(None);
+        let stopped = tokio::task::spawn_blocking(|| self.plane.stop());
         let _ = timeout(STOP, self.keeper.stop()).await;
         drop(self.store);
         let _ = timeout(STOP, self.storing).await;
@@ -289,40 +317,38 @@ impl<'d> Member<'d> {
         }
         self.map = map.clone();
         self.put_in_force();
-        self.board.note(CACHE, None);
+        self.publisher.notes.set(CACHE, None);
         tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
         self.enrol(&map).await;
         self.store.send_replace(Some(Arc::clone(map.netmap())));
         self.splice();
         self.report();
-        self.switch.follow(self.board, self.map.node.sequence, self.config.keys.overlap);
+        self.switch_preshared();
     }
 
     /// Gives the data path and the names what is believed of the map.
     fn put_in_force(&self) {
         let map = believed(&self.map, &self.lease);
-        let before = self.board.view.borrow().clone();
+        let before = self.publisher.view.borrow().clone();
         let view = Arc::new(aside(|| match &before {
             Some(before) => View::compile_after(map, before),
             None => View::compile(map),
         }));
-        self.board.with_plane(|plane| {
-            plane.set_view(Arc::clone(&view));
-            plane.retain_keys(&self.map);
-        });
+        self.plane.handle().set_view(Arc::clone(&view));
+        self.plane.handle().retain_keys(&self.map);
         self.view.send_replace(Arc::clone(&view));
-        self.board.view.send_replace(Some(view));
+        self.publisher.view.send_replace(Some(view));
     }
 
     /// Believes less of the map once no coordinator was heard for too long, and all of it when one is.
     fn look_at_lease(&mut self) {
         let now = now();
-        let changed = if self.board.link.borrow().connected {
+        let changed = if self.publisher.link.borrow().connected {
             self.last_heard.note(SystemTime::now(), now);
             self.lease.hears(now)
         } else {
-            let board = self.board;
-            self.lease.look(|| board.with_plane(DataPlane::talking).unwrap_or_default(), now)
+            let plane = self.plane.handle();
+            self.lease.look(|| plane.talking(), now)
         };
         if changed {
             self.put_in_force();
@@ -340,7 +366,7 @@ impl<'d> Member<'d> {
             )
         });
         sentence.iter().for_each(|sentence| tracing::error!("{sentence}"));
-        self.board.note(LEASE, sentence);
+        self.publisher.notes.set(LEASE, sentence);
     }
 
     /// Follows a change of the node's own address or blocks, or of the coordinators.
@@ -356,7 +382,7 @@ impl<'d> Member<'d> {
         }
         let shape = join::shape(self.config, &enrolment, self.shape.mtu);
         self.enrolment = enrolment;
-        self.board.enrolment.send_replace(Some(self.enrolment.clone()));
+        self.publisher.enrolment.send_replace(Some(self.enrolment.clone()));
         if let Err(error) = self.state.save_enrolment(&self.enrolment) {
             tracing::error!(%error, "enrolment not stored");
         }
@@ -376,7 +402,7 @@ impl<'d> Member<'d> {
                 tracing::info!(addresses = ?host.addresses, "addresses of this host changed");
                 self.host = host;
                 let locals: Arc<[_]> = facts::locals(&self.host).into();
-                self.board.with_plane(|plane| plane.set_locals(locals));
+                self.plane.handle().set_locals(locals);
                 self.report();
             }
             Ok(_) => {}
@@ -385,18 +411,18 @@ impl<'d> Member<'d> {
     }
 
     fn splice(&mut self) {
-        let view = self.board.view.borrow().clone();
-        let serve = self.board.offers.borrow().serve.clone();
+        let view = self.publisher.view.borrow().clone();
+        let serve = self.offers.borrow().serve.clone();
         let wanted = view.map_or_else(Vec::new, |v| loopback::wanted(v.netmap(), &serve));
-        self.splices.set(&wanted, &self.board.notes);
+        self.splices.set(&wanted, &self.publisher.notes);
     }
 
     /// Signs what this node says of itself.
     fn sealed(&mut self, keys: &Keys) -> NodeFacts {
-        let guarded = self.board.upkeep.borrow().guards.masquerade;
-        let serve = self.board.offers.borrow().serve.clone();
+        let guarded = self.publisher.upkeep.borrow().guards.masquerade;
+        let serve = self.offers.borrow().serve.clone();
         let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
-        let known = self.board.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        let known = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
         // Whichever key signed the last one, and whether or not it was heard.
         let facts = self.author.sealed(keys, facts, known.max(self.sequence));
         self.sequence = facts.sequence;
@@ -404,8 +430,8 @@ impl<'d> Member<'d> {
     }
 
     fn report(&mut self) {
-        let upkeep = self.board.upkeep.borrow().clone();
-        let applied = self.board.view.borrow().as_ref().map(|v| v.revision());
+        let upkeep = self.publisher.upkeep.borrow().clone();
+        let applied = self.publisher.view.borrow().as_ref().map(|v| v.revision());
         let obstacles = upkeep.obstacles.iter().map(|o| o.sentence.clone());
         let facts = self.sealed(&Arc::clone(&self.keys));
         self.switch.reported(facts.sequence);
@@ -423,6 +449,15 @@ impl<'d> Member<'d> {
         });
     }
 
+    /// Goes on with a change of how this node stands to preshared keys.
+    fn switch_preshared(&mut self) {
+        let connected = self.publisher.link.borrow().connected;
+        if self.switch.follow(self.map.node.sequence, connected, self.config.keys.overlap) {
+            self.publisher.preshared.send_replace((self.switch.mode(), self.switch.sentence()));
+            self.plane.handle().set_mode(self.switch.mode());
+        }
+    }
+
     /// Ends the trial of the cached map once the coordinator is heard, or the node has lived on it for a while.
     fn try_cache(&mut self, link: &LinkState) {
         if link.connected || self.trial.is_some_and(|until| Instant::now() >= until) {
@@ -432,7 +467,7 @@ impl<'d> Member<'d> {
     }
 
     fn save_activity(&mut self) {
-        let active = self.board.with_plane(|plane| plane.activity()).unwrap_or_default();
+        let active = self.plane.handle().activity();
         let active: Vec<Active> = active.into_iter().map(|a| Active { peer: a.peer, endpoint: a.endpoint }).collect();
         if active == self.active {
             return;
@@ -472,15 +507,15 @@ fn storing(state: State) -> (watch::Sender<Option<Arc<NetMap>>>, JoinHandle<()>)
 }
 
 /// Answers names until the task is dropped; a port that cannot be had is a note, and tried again.
-async fn names(view: watch::Receiver<Arc<View>>, address: Ipv4Addr, upstreams: Vec<SocketAddr>, board: Arc<Board>) {
+async fn names(view: watch::Receiver<Arc<View>>, address: Ipv4Addr, upstreams: Vec<SocketAddr>, notes: Notes) {
     loop {
         let listen = vec![(address, 53).into()];
         let never = std::future::pending();
         if let Err(error) = server::serve(listen, view.clone(), upstreams.clone(), never).await {
             let hint = "see who listens there with `ss -lunp`";
-            board.note("dns", Some(format!("no DNS on {address}:53: {error}; {hint}")));
+            notes.set("dns", Some(format!("no DNS on {address}:53: {error}; {hint}")));
         }
         sleep(Duration::from_secs(1)).await;
-        board.note("dns", None);
+        notes.set("dns", None);
     }
 }

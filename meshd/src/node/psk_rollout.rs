@@ -38,7 +38,6 @@ use crate::base::state_dir::State;
 use crate::keys::psk_policy::PskMode;
 use crate::keys::psk_store::Vault;
 use crate::node::self_record;
-use crate::node::shared::Board;
 
 /// The switch `preshared`, and how far the mesh follows it.
 #[derive(Debug)]
@@ -89,28 +88,26 @@ impl Switch {
     }
 
     /// Reads how it stood, and the preshared keys, if the node uses such.
-    pub(crate) fn start(state: &State, on: bool, board: &Board) -> (Self, Option<Arc<Vault>>) {
+    pub(crate) fn start(state: &State, on: bool) -> (Self, Option<Arc<Vault>>) {
         let switch = Self::load(state, on);
-        board.preshared.send_replace((switch.mode(), switch.sentence()));
         let vault = (switch.mode() != PskMode::Off).then(|| Vault::load(state));
         vault.iter().for_each(|vault| vault.set_mode(switch.mode()));
         (switch, vault.map(Arc::new))
     }
 
     /// Asks for preshared keys, or ceases to, as far as the mesh has heard of it: `known` is the number of the record of ours
-    /// that the coordinator has, `overlap` how long peers may be out of touch with it.
-    pub(crate) fn follow(&mut self, board: &Board, known: u64, overlap: Duration) {
-        let connected = board.link.borrow().connected;
-        if self.step(known, connected, overlap, Instant::now()) {
-            let mode = self.mode();
-            tracing::info!(stance = %mode.logged(), "preshared keys");
-            board.preshared.send_replace((mode, self.sentence()));
-            board.with_plane(|plane| plane.set_mode(mode));
+    /// that the coordinator has, `connected` whether it is heard, `overlap` how long peers may be out of touch with it.
+    /// Says whether the mode changed.
+    pub(crate) fn follow(&mut self, known: u64, connected: bool, overlap: Duration) -> bool {
+        let changed = self.step(known, connected, overlap, Instant::now());
+        if changed {
+            tracing::info!(stance = %self.mode().logged(), "preshared keys");
         }
+        changed
     }
 
     /// Returns how the node stands.
-    fn mode(&self) -> PskMode {
+    pub(crate) fn mode(&self) -> PskMode {
         match &self.kept {
             None => PskMode::Off,
             Some(kept) if !kept.on || !kept.known => PskMode::Accept,
@@ -156,7 +153,7 @@ impl Switch {
     }
 
     /// Says what the operator may wonder about.
-    fn sentence(&self) -> Option<String> {
+    pub(crate) fn sentence(&self) -> Option<String> {
         match (self.mode(), self.on) {
             (PskMode::Accept, true) => Some(
                 "this node speaks plain WireGuard with peers with which it has no preshared key yet: it waits for the \

@@ -1,17 +1,15 @@
 //! The node's own services.toml: read at the start, on every change, and on SIGHUP. A bad file changes nothing.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_proto::services::{ServeSpec, parse_node};
 use mesh_proto::wire::{MAX_OFFERS, ServeOffer};
 use notify::{RecursiveMode, Watcher};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
-
-use crate::node::shared::{Board, Offers};
 
 /// How long the directory must be quiet before the file is read: editors rename, ConfigMaps swap symlinks.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -19,6 +17,19 @@ const SETTLE: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_secs(2);
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
+
+/// The node's own services.toml, as it was read last.
+#[derive(Debug, Clone, Default)]
+pub struct Offers {
+    /// Its path.
+    pub path: PathBuf,
+    /// What is in force.
+    pub serve: Vec<ServeSpec>,
+    /// What the operator should know of the file in force.
+    pub warnings: Vec<String>,
+    /// What is wrong with the file on disk, and since when; the offers in force are then older ones.
+    pub error: Option<(String, Instant)>,
+}
 
 /// Reads the file; one that does not exist offers nothing.
 ///
@@ -45,28 +56,28 @@ pub fn offers(serve: &[ServeSpec]) -> Vec<ServeOffer> {
     serve.iter().map(offer).collect()
 }
 
-/// Keeps the board's offers true to the file until the task is dropped.
-pub async fn keep(board: Arc<Board>) {
-    let path = board.offers.borrow().path.clone();
+/// Keeps offers true to their file until the task is dropped; `reload` asks for it to be read again.
+pub async fn keep(offers: watch::Sender<Offers>, mut reload: watch::Receiver<()>) {
+    let path = offers.borrow().path.clone();
     let changed = Arc::new(Notify::new());
     let mut watcher = None;
     loop {
-        load(&board, &path);
+        load(&offers, &path);
         if watcher.is_none() {
             watcher = watch(&path, Arc::clone(&changed));
         }
         tokio::select! {
             () = changed.notified() => settle(&changed).await,
-            () = board.reload.notified() => {}
+            Ok(()) = reload.changed() => {}
             () = sleep(POLL), if watcher.is_none() => {}
         }
     }
 }
 
 /// Reads the file and posts what came of it.
-pub fn load(board: &Board, path: &Path) {
+pub fn load(offers: &watch::Sender<Offers>, path: &Path) {
     let result = read(path);
-    board.offers.send_if_modified(|offers| {
+    offers.send_if_modified(|offers| {
         let (error, serve, warnings) = match result {
             Ok((serve, warnings)) => (None, serve, warnings),
             Err(error) => (Some(error), offers.serve.clone(), offers.warnings.clone()),
@@ -125,20 +136,20 @@ mod tests {
     fn a_missing_file_offers_nothing_and_a_bad_one_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("services.toml");
-        let board = Board::new(path.clone());
-        load(&board, &path);
-        assert!(board.offers.borrow().serve.is_empty() && board.offers.borrow().error.is_none());
+        let posted = watch::Sender::<Offers>::default();
+        load(&posted, &path);
+        assert!(posted.borrow().serve.is_empty() && posted.borrow().error.is_none());
 
         std::fs::write(&path, "version = 1\n[[serve]]\nservice = \"cart\"\nport = 7070\n").unwrap();
-        load(&board, &path);
-        assert_eq!(offers(&board.offers.borrow().serve).len(), 1);
+        load(&posted, &path);
+        assert_eq!(offers(&posted.borrow().serve).len(), 1);
 
         std::fs::write(&path, "[[serve]\n").unwrap();
-        load(&board, &path);
-        let since = board.offers.borrow().error.as_ref().unwrap().1;
+        load(&posted, &path);
+        let since = posted.borrow().error.as_ref().unwrap().1;
         std::fs::write(&path, "[[serve\n").unwrap();
-        load(&board, &path);
-        let kept = board.offers.borrow();
+        load(&posted, &path);
+        let kept = posted.borrow();
         assert_eq!(kept.serve.len(), 1, "the offers before stay in force");
         assert_eq!(kept.error.as_ref().unwrap().1, since, "wrong since the first bad one");
     }

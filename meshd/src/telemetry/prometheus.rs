@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::api::openmetrics::{CONTENT_TYPE, text};
 use crate::api::status;
-use crate::node::shared::Board;
+use crate::node::publisher::Subscriber;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 16;
@@ -24,23 +24,23 @@ const HEAD: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves `/metrics`, `/livez` and `/readyz` until the task is dropped. A port that cannot be bound is a
-/// note on the board, and tried again.
-pub async fn serve(listen: SocketAddr, board: Arc<Board>) {
+/// note, and tried again.
+pub async fn serve(listen: SocketAddr, subscriber: Subscriber) {
     let listener = loop {
         match TcpListener::bind(listen).await {
             Ok(listener) => break listener,
             Err(error) => {
                 let hint = "set another `metrics` in meshd.toml, or \"off\"";
                 let sentence = format!("no metrics: cannot listen on {listen}: {error}; {hint}");
-                if !board.notes().contains(&sentence) {
+                if !subscriber.notes.all().contains(&sentence) {
                     tracing::warn!("{sentence}");
                 }
-                board.note("metrics", Some(sentence));
+                subscriber.notes.set("metrics", Some(sentence));
                 sleep(RETRY).await;
             }
         }
     };
-    board.note("metrics", None);
+    subscriber.notes.set("metrics", None);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -50,10 +50,10 @@ pub async fn serve(listen: SocketAddr, board: Arc<Board>) {
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let board = Arc::clone(&board);
+        let subscriber = subscriber.clone();
         tokio::spawn(async move {
             let service = hyper::service::service_fn(|request| {
-                std::future::ready(Ok::<_, std::convert::Infallible>(answer(&board, &request)))
+                std::future::ready(Ok::<_, std::convert::Infallible>(answer(&subscriber, &request)))
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -68,11 +68,11 @@ pub async fn serve(listen: SocketAddr, board: Arc<Board>) {
     }
 }
 
-fn answer(board: &Board, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(subscriber: &Subscriber, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, kind, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, CONTENT_TYPE, text(&status::status(board))),
+        "/metrics" => (StatusCode::OK, CONTENT_TYPE, text(&status::status(&subscriber.snapshot()))),
         "/livez" => (StatusCode::OK, "text/plain", "ok\n".into()),
-        "/readyz" if board.with_plane(|_| ()).is_some() => (StatusCode::OK, "text/plain", "ok\n".into()),
+        "/readyz" if subscriber.plane.borrow().is_some() => (StatusCode::OK, "text/plain", "ok\n".into()),
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not forwarding: see `meshd status`\n".into()),
         _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /livez and /readyz\n".into()),
     };

@@ -15,7 +15,7 @@ use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::model::rules::Rule;
 use mesh_proto::verifier::VerifiedMap;
-use meshd::dataplane::{Activity, DataPlane, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
+use meshd::dataplane::{Activity, DataPlane, Handle, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
 use rustix::thread::CapabilitySet;
 use x25519_dalek::StaticSecret;
 
@@ -170,8 +170,8 @@ impl Node {
         self.namespace.run(f)
     }
 
-    pub(crate) fn plane(&self) -> &DataPlane {
-        self.plane.as_ref().unwrap()
+    pub(crate) fn plane(&self) -> &Handle {
+        self.plane.as_ref().unwrap().handle()
     }
 
     /// What the node's only, or first, lane did.

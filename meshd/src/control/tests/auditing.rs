@@ -11,7 +11,6 @@ use crate::base::files::ROLL;
 use crate::control::log_auditor;
 use crate::control::log_auditor::{Auditor, link};
 use crate::control::roll_file;
-use crate::node::shared::Board;
 
 const MEMBER: IdentityKey = IdentityKey([1; 32]);
 const NEWCOMER: IdentityKey = IdentityKey([2; 32]);
@@ -55,7 +54,9 @@ fn view(revision: u64, keys: &[IdentityKey]) -> Arc<View> {
 struct Node {
     server: Server,
     state: State,
-    board: Arc<Board>,
+    view: watch::Sender<Option<Arc<View>>>,
+    link: watch::Sender<LinkState>,
+    expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -69,18 +70,32 @@ impl Node {
         .await;
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let board = Arc::new(Board::new("/none".into()));
-        board.dial.send_replace(Some(server.dial(&[server.key])));
-        Self { server, state, board, _dir: dir }
+        let (view, link, expelled) = Default::default();
+        Self { server, state, view, link, expelled, _dir: dir }
+    }
+
+    fn auditor(&self) -> Auditor<Nobody> {
+        let dial = self.server.dial(&[self.server.key]);
+        let (link, expelled) = (self.link.clone(), self.expelled.clone());
+        Auditor::new(self.state.clone(), dial, self.view.subscribe(), link, expelled, Nobody)
+    }
+
+    /// The coordinator is connected, and says what the last entry is.
+    fn hears(&self, told: Told) {
+        self.link.send_modify(|link| {
+            (link.connected, link.log, link.address) = (true, Some(told), Some(self.server.address.clone()));
+        });
     }
 }
 
-impl Server {
-    /// It is connected, and says what the last entry is.
-    fn tells(&self, board: &Board, told: Told) {
-        board.link.send_modify(|link| {
-            (link.connected, link.log, link.address) = (true, Some(told), Some(self.address.clone()));
-        });
+/// No peer to speak to.
+struct Nobody;
+
+impl LogGossip for Nobody {
+    fn set_told(&self, _: Told) {}
+
+    fn heard(&self) -> Vec<(NodeName, Told)> {
+        Vec::new()
     }
 }
 
@@ -93,28 +108,27 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
     let second = entry(2, &mut head, Some(NEWCOMER));
     let told = Told { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second] };
-    let Node { server, state, board, _dir } = Node::of(roll, page).await;
-    let tells = |told: Told| server.tells(&board, told);
+    let node = Node::of(roll, page).await;
     let began = crate::base::clock::now();
     let at = |seconds| began + Duration::from_secs(seconds);
-    let alarms = || board.link.borrow().alarms.clone();
-    let mut auditor = Auditor::new(state.clone(), Arc::clone(&board));
-    tells(roll_at);
-    board.view.send_replace(Some(view(1, &[MEMBER])));
+    let alarms = || node.link.borrow().alarms.clone();
+    let mut auditor = node.auditor();
+    node.hears(roll_at);
+    node.view.send_replace(Some(view(1, &[MEMBER])));
     auditor.turn(at(20)).await;
-    assert_eq!(server.asked().iter().map(|asked| &*asked.path).collect::<Vec<_>>(), ["/v1/roll"]);
+    assert_eq!(node.server.asked().iter().map(|asked| &*asked.path).collect::<Vec<_>>(), ["/v1/roll"]);
     drop(auditor);
 
     // After a restart, the roll is there; who is new is looked up at once.
-    let mut auditor = Auditor::new(state, Arc::clone(&board));
-    tells(told);
-    board.view.send_replace(Some(view(2, &[MEMBER, NEWCOMER])));
+    let mut auditor = node.auditor();
+    node.hears(told);
+    node.view.send_replace(Some(view(2, &[MEMBER, NEWCOMER])));
     auditor.turn(at(30)).await;
-    assert_eq!((server.asked().len(), server.asked()[1].query.as_str()), (2, "after=1"));
+    assert_eq!((node.server.asked().len(), node.server.asked()[1].query.as_str()), (2, "after=1"));
     auditor.turn(at(30)).await;
     assert_eq!(alarms(), <[String; 0]>::default());
 
-    board.view.send_replace(Some(view(2, &[MEMBER, NEWCOMER, IdentityKey([66; 32])])));
+    node.view.send_replace(Some(view(2, &[MEMBER, NEWCOMER, IdentityKey([66; 32])])));
     auditor.turn(at(30)).await;
     assert_eq!(alarms(), <[String; 0]>::default());
     auditor.turn(at(42)).await;
@@ -132,31 +146,30 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     let third = entry_of(3, &mut head, &format!(r#","expels":["{NEWCOMER}"]"#));
     let told = Told { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second, third] };
-    let Node { server, state, board, _dir } = Node::of(roll, page).await;
-    let tells = |told: Told| server.tells(&board, told);
+    let node = Node::of(roll, page).await;
     let began = crate::base::clock::now();
     let at = |seconds| began + Duration::from_secs(seconds);
-    let mut auditor = Auditor::new(state.clone(), Arc::clone(&board));
-    tells(at_first);
-    board.view.send_replace(Some(view(1, &[MEMBER, NEWCOMER])));
+    let mut auditor = node.auditor();
+    node.hears(at_first);
+    node.view.send_replace(Some(view(1, &[MEMBER, NEWCOMER])));
     auditor.turn(at(20)).await;
-    tells(at_second);
+    node.hears(at_second);
     auditor.turn(at(25)).await;
-    assert_eq!(server.asked().len(), 1, "nothing hurries");
-    assert_eq!(**board.expelled.borrow(), BTreeSet::new());
+    assert_eq!(node.server.asked().len(), 1, "nothing hurries");
+    assert_eq!(**node.expelled.borrow(), BTreeSet::new());
 
-    tells(told);
-    board.view.send_replace(Some(view(3, &[MEMBER])));
+    node.hears(told);
+    node.view.send_replace(Some(view(3, &[MEMBER])));
     auditor.turn(at(30)).await;
-    assert_eq!((server.asked().len(), server.asked()[1].query.as_str()), (2, "after=1"));
+    assert_eq!((node.server.asked().len(), node.server.asked()[1].query.as_str()), (2, "after=1"));
     let expelled = BTreeSet::from([NEWCOMER]);
-    assert_eq!(**board.expelled.borrow(), expelled);
-    assert_eq!(board.link.borrow().alarms, <[String; 0]>::default());
+    assert_eq!(**node.expelled.borrow(), expelled);
+    assert_eq!(node.link.borrow().alarms, <[String; 0]>::default());
     // Also by the next life of the process.
-    assert_eq!(roll_file::read(&state).map(|roll| roll.expelled), Some(expelled.clone()));
-    board.expelled.send_replace(Arc::default());
-    drop(Auditor::new(state, Arc::clone(&board)));
-    assert_eq!(**board.expelled.borrow(), expelled);
+    assert_eq!(roll_file::read(&node.state).map(|roll| roll.expelled), Some(expelled.clone()));
+    node.expelled.send_replace(Arc::default());
+    drop(node.auditor());
+    assert_eq!(**node.expelled.borrow(), expelled);
 }
 
 #[tokio::test]

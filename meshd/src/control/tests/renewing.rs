@@ -6,16 +6,17 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::base::files::{IDENTITY_KEY, NEXT_IDENTITY_KEY, REFUSED_IDENTITY_KEY};
+use crate::base::notes::Notes;
 use crate::keys::node::verify;
-use crate::node::identity_rotation::{Answer, Renewer};
-use crate::node::shared::Board;
+use crate::node::identity_rotation::{Answer, Outcome, Renewer};
 
 const NODE: NodeId = NodeId(7);
 
 /// A node's state directory, and the daemon that is killed again and again.
 struct Node {
     state: State,
-    board: Arc<Board>,
+    notes: Notes,
+    renewed: watch::Sender<Option<Outcome>>,
     _dir: tempfile::TempDir,
 }
 
@@ -24,11 +25,12 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
         Keys::load_or_make(&state).unwrap();
-        Self { state, board: Arc::new(Board::new("/none".into())), _dir: dir }
+        Self { state, notes: Notes::default(), renewed: watch::Sender::default(), _dir: dir }
     }
 
     fn start(&self) -> Renewer {
-        Renewer::new(&self.state, &self.board, NODE, Arc::new(Keys::load(&self.state).unwrap()))
+        let keys = Arc::new(Keys::load(&self.state).unwrap());
+        Renewer::new(&self.state, self.notes.clone(), self.renewed.clone(), NODE, keys)
     }
 
     fn own(&self) -> IdentityKey {
@@ -39,8 +41,8 @@ impl Node {
         Keys::next(&self.state).unwrap().map(|keys| keys.identity())
     }
 
-    fn outcome(&self) -> Option<crate::node::shared::Outcome> {
-        self.board.renewed.borrow().clone()
+    fn outcome(&self) -> Option<Outcome> {
+        self.renewed.borrow().clone()
     }
 }
 
@@ -149,13 +151,13 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
         renewer.begin();
         let next = node.next();
         assert!(renewer.settle(Answer::Unknown("the answer was lost".into())).is_none());
-        assert!(node.board.notes()[0].contains("the answer was lost"), "{:?}", node.board.notes());
+        assert!(node.notes.all()[0].contains("the answer was lost"), "{:?}", node.notes.all());
         drop(renewer);
         let mut renewer = node.start();
         let answer = ask(&mut renewer, &server).await;
         assert!(renewer.settle(answer).is_none());
         assert_eq!((node.own(), node.next(), node.outcome()), (former, next, None), "{word}");
-        assert!(node.board.notes()[0].contains("is being changed"), "{word}");
+        assert!(node.notes.all()[0].contains("is being changed"), "{word}");
     }
     let server = Server::start(|_| refuse("identity")).await;
     let node = Node::new();
@@ -164,7 +166,7 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
     let mut renewer = node.start();
     let answer = ask(&mut renewer, &server).await;
     assert!(renewer.settle(answer).is_none() && node.next().is_none());
-    assert_eq!(node.board.notes(), Vec::<String>::new());
+    assert_eq!(node.notes.all(), Vec::<String>::new());
     // A coordinator that takes a key and denies it costs the node neither.
     assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
     assert!(node.outcome().unwrap().unwrap_err().contains("identity.refused"));
@@ -197,7 +199,7 @@ async fn a_damaged_next_key_is_told_and_kept_and_the_present_one_is_used() {
 
     let mut renewer = node.start();
     assert!(renewer.next().is_none() && renewer.keys().borrow().identity() == node.own());
-    assert!(node.board.notes()[0].contains("identity.next is damaged"), "{:?}", node.board.notes());
+    assert!(node.notes.all()[0].contains("identity.next is damaged"), "{:?}", node.notes.all());
     renewer.begin();
     assert!(renewer.due().is_none() && node.outcome().unwrap().unwrap_err().contains("is damaged"));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);

@@ -30,7 +30,7 @@ use crate::keys::node::Keys;
 use crate::linux;
 use crate::node::believed;
 use crate::node::error::DaemonError;
-use crate::node::shared::Board;
+use crate::node::snapshot::Snapshot;
 
 /// What may be missing or broken, what the node does then, and what shows it.
 const TABLE: [(&str, &str, fn()); 9] = [
@@ -202,10 +202,8 @@ fn coordinator_gone() {
     let before = verdicts(&VerifiedMap::by_hand(home.map(5)));
     let started = home.start();
     assert_eq!((verdicts(&started.map), before), (ENFORCED, ENFORCED), "the cache holds all that enforcement needs");
-    let board = Board::new("services.toml".into());
-    board.enrolment.send_replace(Some(enrolment()));
-    board.link.send_replace(LinkState { error: Some("nobody answers".into()), ..LinkState::default() });
-    let warnings = status::warnings(&board, None);
+    let link = LinkState { error: Some("nobody answers".into()), ..LinkState::default() };
+    let warnings = status::warnings(&Snapshot { enrolment: Some(enrolment()), link, ..Snapshot::default() });
     assert!(warnings[0].contains("no control channel: nobody answers"), "{warnings:?}");
 }
 

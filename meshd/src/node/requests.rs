@@ -1,0 +1,114 @@
+//! What the operator asks of the running daemon.
+
+use tokio::sync::watch;
+
+/// What the daemon is to do next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Go on.
+    #[default]
+    Run,
+    /// Leave the mesh: stop forwarding, forget the enrolment, undo the kernel set-up; then idle.
+    Leave,
+    /// End the process; what keeps the range closed stays.
+    Stop,
+}
+
+/// Where the daemon is asked. Clones ask the same one. Of requests that wait, one of each kind counts.
+#[derive(Debug, Clone, Default)]
+pub struct Requests {
+    order: watch::Sender<Order>,
+    reload: watch::Sender<()>,
+    rotate: watch::Sender<()>,
+    renew: watch::Sender<()>,
+}
+
+impl Requests {
+    /// Asks for services.toml to be read again.
+    pub fn reload(&self) {
+        self.reload.send_replace(());
+    }
+
+    /// Asks for another tunnel key.
+    pub fn rotate(&self) {
+        self.rotate.send_replace(());
+    }
+
+    /// Asks for another identity key.
+    pub fn renew(&self) {
+        self.renew.send_replace(());
+    }
+
+    /// Orders the daemon to leave the mesh. Says whether it will: not if it was ordered to stop before.
+    pub fn leave(&self) -> bool {
+        self.order.send_if_modified(|order| {
+            let leaves = *order != Order::Stop;
+            if leaves {
+                *order = Order::Leave;
+            }
+            leaves
+        })
+    }
+
+    /// Orders the daemon to end, whatever it was ordered before.
+    pub fn stop(&self) {
+        self.order.send_replace(Order::Stop);
+    }
+
+    /// Takes back the order to leave, which was obeyed, and no other: one to stop may have come meanwhile.
+    pub fn left(&self) {
+        self.order.send_if_modified(|order| {
+            let leave = *order == Order::Leave;
+            if leave {
+                *order = Order::Run;
+            }
+            leave
+        });
+    }
+
+    /// Returns the order in force.
+    pub fn order(&self) -> watch::Receiver<Order> {
+        self.order.subscribe()
+    }
+
+    /// Returns what changes when services.toml is to be read again.
+    pub fn reloads(&self) -> watch::Receiver<()> {
+        self.reload.subscribe()
+    }
+
+    /// Returns what changes when another tunnel key is asked for.
+    pub fn rotations(&self) -> watch::Receiver<()> {
+        self.rotate.subscribe()
+    }
+
+    /// Returns what changes when another identity key is asked for.
+    pub fn renewals(&self) -> watch::Receiver<()> {
+        self.renew.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_to_stop_is_not_overwritten_by_one_to_leave() {
+        let requests = Requests::default();
+        let order = requests.order();
+        assert!(requests.leave());
+        assert_eq!(*order.borrow(), Order::Leave);
+        requests.stop();
+        assert!(!requests.leave());
+        requests.left();
+        assert_eq!(*order.borrow(), Order::Stop);
+    }
+
+    #[test]
+    fn a_node_that_left_may_leave_the_next_mesh() {
+        let requests = Requests::default();
+        assert!(requests.leave());
+        requests.left();
+        assert_eq!(*requests.order().borrow(), Order::Run);
+        assert!(requests.leave());
+    }
+}

@@ -1,0 +1,36 @@
+//! How the node stands at one moment: what status and metrics show.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::dataplane::view::View;
+
+use crate::base::state_dir::Enrolment;
+use crate::control::LinkState;
+use crate::dataplane::Stats;
+use crate::keys::psk_policy::PskMode;
+use crate::linux::Upkeep;
+use crate::node::services_file::Offers;
+
+/// Plain values, consistent each for itself and not with each other.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// How long the daemon runs.
+    pub uptime: Duration,
+    /// Which mesh the node belongs to; `None` until it has joined.
+    pub enrolment: Option<Enrolment>,
+    /// The map in force, compiled; `None` until there is one.
+    pub view: Option<Arc<View>>,
+    /// The control channel.
+    pub link: LinkState,
+    /// The kernel set-up.
+    pub upkeep: Upkeep,
+    /// The node's own services.toml.
+    pub offers: Offers,
+    /// How this node stands to preshared keys, and what the operator may wonder about.
+    pub preshared: (PskMode, Option<String>),
+    /// What the data path did; `None` while none runs.
+    pub stats: Option<Stats>,
+    /// Sentences for the operator of what has no place of its own.
+    pub notes: Vec<String>,
+}
