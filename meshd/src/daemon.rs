@@ -7,7 +7,8 @@
 //! A member forwards from the cached map before it has said a word to the coordinator; every new map is
 //! applied first and stored after.
 
-use std::time::Duration;
+use std::mem::ManuallyDrop;
+use std::time::{Duration, SystemTime};
 
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,9 +22,11 @@ use crate::base::runtime::Bytes;
 use crate::base::state_dir::{Enrolment, State};
 use crate::base::text::JOIN_HINT;
 use crate::config::Config;
+use crate::dataplane::supervisor::THREAD;
 use crate::linux;
 use crate::node::Member;
 use crate::node::error::DaemonError;
+use crate::node::lane_deaths::{LaneDeaths, end_with_a_lane};
 use crate::node::publisher::Publisher;
 use crate::node::requests::{Order, Requests};
 use crate::node::services_file::Offers;
@@ -43,9 +46,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let flow_file = config.flow_file();
     let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
     std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
+    let deaths_file = LaneDeaths::file(&config.runtime_dir);
+    let lane_deaths = LaneDeaths::read(&deaths_file);
+    end_with_a_lane(THREAD, deaths_file.clone());
     let (publisher, requests) = (Publisher::default(), Requests::default());
     let offers = watch::Sender::new(Offers { path: config.services.clone(), ..Offers::default() });
-    let subscriber = publisher.subscribe(offers.subscribe());
+    let subscriber = publisher.subscribe(offers.subscribe(), lane_deaths.clone());
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     services_file::load(&offers, &config.services);
@@ -74,7 +80,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             }
         };
         tell(NotifyState::Ready);
-        member.run().await;
+        if let Err(death) = member.run().await {
+            let _left_as_it_is = ManuallyDrop::new(member);
+            if let Err(error) = lane_deaths.add(death.to_string(), SystemTime::now(), &deaths_file) {
+                tracing::warn!(%error, "the next start does not tell that a lane died");
+            }
+            return Err(death.into());
+        }
         member.stop().await;
         if *order.borrow_and_update() == Order::Leave {
             leave(&config, &state, &publisher).await?;

@@ -107,6 +107,11 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Waits until it ends, and returns its exit code; none if a signal ended it.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().ok()?.code()
+    }
+
     /// Ends it at once.
     pub fn kill(mut self) {
         self.end();
@@ -259,6 +264,12 @@ impl Daemon {
     pub fn running(&self) -> bool {
         let mut held = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_mut().is_some_and(Process::running)
+    }
+
+    /// Waits until it ends, and returns its exit code; none if a signal ended it, or it was not started.
+    pub fn exit_code(&self) -> Option<i32> {
+        let mut held = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_mut()?.exit_code()
     }
 
     /// Returns its process id.

@@ -16,8 +16,8 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
-/// Writes a status as OpenMetrics text.
-pub fn text(status: &Status) -> String {
+/// Writes a status as OpenMetrics text, with how many lanes died since the machine started.
+pub fn text(status: &Status, lane_deaths: u64) -> String {
     let mut registry = Registry::with_prefix("meshd");
     let info = Gauges::default();
     registry.register("build_info", "The version that runs", info.clone());
@@ -42,6 +42,9 @@ pub fn text(status: &Status) -> String {
     let alarms = Counter::<u64>::default();
     alarms.inc_by(status.coordinator.log_alarms);
     registry.register("log_alarms", "Times that the coordinator's log was not what it should be", alarms);
+    let deaths = Counter::<u64>::default();
+    deaths.inc_by(lane_deaths);
+    registry.register("lane_deaths", "Lanes that died since the machine started; meshd ended with each", deaths);
     services(&mut registry, status);
     peers(&mut registry, status);
     lanes(&mut registry, status);
@@ -192,11 +195,12 @@ mod tests {
             ..Lane::default()
         });
 
-        let text = text(&status);
+        let text = text(&status, 2);
 
         let version = env!("CARGO_PKG_VERSION");
         for line in [
             "meshd_control_connected 0.0",
+            "meshd_lane_deaths_total 2",
             "meshd_config_revision 0.0",
             "meshd_packets_dropped_total{reason=\"denied\"} 3",
             "meshd_peer_rtt_seconds{peer=\"n2\"} 0.0015",

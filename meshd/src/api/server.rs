@@ -156,7 +156,10 @@ fn answer(daemon: &Daemon, request: &Request<Incoming>) -> Response<Full<Bytes>>
         (&Method::GET, "/v1/flows") => {
             json(&doc::Flows { schema: doc::FLOWS.into(), flows: status::flows(&subscriber.snapshot()) })
         }
-        (&Method::GET, "/v1/metrics") => text(crate::api::openmetrics::text(&status::status(&subscriber.snapshot()))),
+        (&Method::GET, "/v1/metrics") => {
+            let snapshot = subscriber.snapshot();
+            text(crate::api::openmetrics::text(&status::status(&snapshot), snapshot.lane_deaths))
+        }
         (&Method::GET, "/v1/resolve") => {
             let Some(name) = parameter(query, "name") else {
                 return malformed("name");
@@ -406,6 +409,7 @@ mod tests {
     use tokio::sync::watch;
 
     use crate::cli::client::Client;
+    use crate::node::lane_deaths::LaneDeaths;
     use crate::node::publisher::Publisher;
     use crate::node::requests::Order;
 
@@ -435,7 +439,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.sock");
         let requests = Requests::default();
-        let subscriber = Publisher::default().subscribe(watch::Sender::default().subscribe());
+        let subscriber = Publisher::default().subscribe(watch::Sender::default().subscribe(), LaneDeaths::default());
         let socket = Socket::bind(&path).unwrap();
         let server = tokio::spawn(socket.serve(subscriber, requests.clone()));
 

@@ -163,6 +163,7 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
         return vec![format!("this node has not joined a mesh; {}", JOIN_HINT)];
     }
     let mut list = grave(snapshot);
+    list.extend(snapshot.lane_death.clone());
     list.extend(snapshot.offers.warnings.iter().cloned());
     list.extend(snapshot.preshared.1.clone());
     list.extend(snapshot.view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));

@@ -27,6 +27,8 @@ const GREETS: usize = 1024;
 pub(crate) struct Mailbox {
     bell: Bell,
     stop: AtomicBool,
+    /// Whether somebody waits for the mail to be taken.
+    asked: AtomicBool,
     view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
     told: Mutex<Option<Told>>,
@@ -54,6 +56,7 @@ impl Mailbox {
         Ok(Self {
             bell: Bell::new()?,
             stop: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             view: Mutex::new(None),
             locals: Mutex::new(None),
             told: Mutex::new(None),
@@ -105,9 +108,17 @@ impl Mailbox {
         self.ring();
     }
 
+    /// Asks for the mail to be taken, and says whether it was not since this was asked last.
+    pub(crate) fn is_asked_in_vain(&self) -> bool {
+        let in_vain = self.asked.swap(true, Ordering::AcqRel);
+        self.ring();
+        in_vain
+    }
+
     /// Takes everything out and silences the bell; none if the lane is to stop.
     pub(crate) fn take(&self) -> Option<Mail> {
         self.bell.silence();
+        self.asked.store(false, Ordering::Release);
         if self.stop.load(Ordering::Acquire) {
             return None;
         }

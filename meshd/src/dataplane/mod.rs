@@ -13,6 +13,7 @@ pub mod bench;
 pub(crate) mod handover;
 pub(crate) mod lane;
 pub(crate) mod mailbox;
+pub(crate) mod supervisor;
 pub(crate) mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,7 @@ use mesh_proto::dataplane::flow::{Flow, FlowTable, Key, Side};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::Told;
+use tokio::sync::watch;
 
 use crate::base::clock::now;
 use crate::base::runtime::aside;
@@ -39,6 +41,7 @@ use crate::dataplane::bench::Bench;
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Parts};
 use crate::dataplane::mailbox::Mailbox;
+pub use crate::dataplane::supervisor::LaneDeath;
 use crate::dataplane::worker::Worker;
 use crate::io::counters::Counters;
 pub use crate::io::counters::{LaneStats, PeerStats, Stats};
@@ -148,6 +151,8 @@ struct Shared {
     current: Mutex<(Arc<View>, Arc<Peers>)>,
     vault: Option<Arc<Vault>>,
     mailboxes: Arc<[Mailbox]>,
+    /// Which lane died first.
+    died: watch::Sender<Option<LaneDeath>>,
     /// What each lane counts.
     counters: Vec<Arc<Counters>>,
     /// Whether somebody measures.
@@ -184,6 +189,7 @@ impl DataPlane {
             current,
             vault: setup.vault.clone(),
             mailboxes,
+            died: watch::Sender::default(),
             counters: (0..lanes).map(|_| Arc::default()).collect(),
             measures: Arc::default(),
         };
@@ -237,13 +243,8 @@ impl DataPlane {
             interface: setup.interface.clone(),
             offload: setup.offload,
         };
-        let run = move || {
-            if let Err(error) = worker.run() {
-                tracing::error!(lane = number, %error, "a lane stopped: packets on it are lost until a restart");
-            }
-        };
-        let thread = std::thread::Builder::new().name(format!("lane-{number}"));
-        self.threads.push(thread.spawn(run).map_err(DataPlaneError::Thread)?);
+        let thread = supervisor::spawn(number, shared.died.clone(), || worker.run());
+        self.threads.push(thread.map_err(DataPlaneError::Thread)?);
         Ok(())
     }
 
@@ -354,6 +355,11 @@ impl Handle {
         Bench::begin(peer, Arc::clone(&self.0.mailboxes), &self.0.measures)
     }
 
+    /// Waits until a lane does nothing any more. It has to be asked all the time, or it counts from the start.
+    pub async fn first_death(&self) -> LaneDeath {
+        supervisor::first_death(self.0.died.subscribe(), &self.0.mailboxes, supervisor::TURN).await
+    }
+
     fn current(&self) -> (Arc<View>, Arc<Peers>) {
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -377,7 +383,6 @@ impl Drop for DataPlane {
     fn drop(&mut self) {
         self.handle.0.mailboxes.iter().for_each(Mailbox::stop);
         for thread in self.threads.drain(..) {
-            // A lane that panicked has said so on its own.
             let _ = thread.join();
         }
     }
@@ -446,6 +451,7 @@ mod tests {
             current: Mutex::new((view(&all), Arc::default())),
             vault: Some(Arc::clone(&vault)),
             mailboxes: Arc::new([]),
+            died: watch::Sender::default(),
             counters: Vec::new(),
             measures: Arc::default(),
         }));

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::base::state_dir::StateError;
-use crate::dataplane::DataPlaneError;
+use crate::dataplane::{DataPlaneError, LaneDeath};
 use crate::linux::KernelError;
 
 /// Why the daemon cannot run.
@@ -25,6 +25,11 @@ pub enum DaemonError {
     /// The data path cannot start.
     #[error(transparent)]
     DataPlane(#[from] DataPlaneError),
+    /// A lane is dead.
+    #[error(
+        "{0}: its packets would be lost, so meshd ends; a start goes on from the flow table. Report this with the log"
+    )]
+    Lane(#[from] LaneDeath),
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}; check the limits of this process")]
     Signals(io::Error),

@@ -7,6 +7,7 @@ pub mod facts;
 pub mod identity_rotation;
 pub mod join;
 mod key_changes;
+pub mod lane_deaths;
 pub(crate) mod offline_lease;
 pub mod psk_rollout;
 pub mod publisher;
@@ -40,7 +41,7 @@ use crate::config::Config;
 use crate::control;
 use crate::control::log_auditor::Auditor;
 use crate::control::{Dial, Guard, Link, LinkState};
-use crate::dataplane::{Activity, DataPlane, Setup};
+use crate::dataplane::{Activity, DataPlane, LaneDeath, Setup};
 use crate::dns::server;
 use crate::keys::lanes::LaneKeys;
 use crate::keys::node::Keys;
@@ -244,7 +245,10 @@ impl<'d> Member<'d> {
     }
 
     /// Runs until the daemon is ordered to do something else.
-    pub(crate) async fn run(&mut self) {
+    ///
+    /// # Errors
+    /// If a lane died: then it is not to be stopped but left as it is, for who waits for a lane that hangs waits for ever.
+    pub(crate) async fn run(&mut self) -> Result<(), LaneDeath> {
         let mut order = self.requests.order();
         let mut rotations = self.requests.rotations();
         let mut renewals = self.requests.renewals();
@@ -256,10 +260,14 @@ impl<'d> Member<'d> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = interval(TURN);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let plane = self.plane.handle().clone();
+        let first_death = plane.first_death();
+        tokio::pin!(first_death);
         loop {
             tokio::select! {
                 biased;
-                _ = order.wait_for(|&order| order != Order::Run) => return,
+                _ = order.wait_for(|&order| order != Order::Run) => return Ok(()),
+                death = &mut first_death => return Err(death),
                 changed = self.maps.changed() => {
                     let newest = self.maps.borrow_and_update().clone();
                     match (changed, newest) {

@@ -3,7 +3,7 @@
 //! Publishing never waits for a reader.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use mesh_proto::dataplane::view::View;
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use crate::dataplane::Handle;
 use crate::keys::psk_policy::PskMode;
 use crate::linux::Upkeep;
 use crate::node::identity_rotation::Outcome;
+use crate::node::lane_deaths::LaneDeaths;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
 
@@ -64,6 +65,8 @@ pub struct Subscriber {
     pub renewed: watch::Receiver<Option<Outcome>>,
     /// The running data path.
     pub plane: watch::Receiver<Option<Handle>>,
+    /// The lanes that died before the daemon started.
+    pub lane_deaths: LaneDeaths,
     /// What has no place of its own.
     pub notes: Notes,
 }
@@ -85,8 +88,8 @@ impl Default for Publisher {
 }
 
 impl Publisher {
-    /// Returns a reader of all that is published, by a daemon that starts now and offers this.
-    pub fn subscribe(&self, offers: watch::Receiver<Offers>) -> Subscriber {
+    /// Returns a reader of all that is published, by a daemon that starts now, after these deaths, and offers this.
+    pub fn subscribe(&self, offers: watch::Receiver<Offers>, lane_deaths: LaneDeaths) -> Subscriber {
         Subscriber {
             started: Instant::now(),
             enrolment: self.enrolment.subscribe(),
@@ -98,6 +101,7 @@ impl Publisher {
             preshared: self.preshared.subscribe(),
             renewed: self.renewed.subscribe(),
             plane: self.plane.subscribe(),
+            lane_deaths,
             notes: self.notes.clone(),
         }
     }
@@ -124,6 +128,8 @@ impl Subscriber {
             offers: self.offers.borrow().clone(),
             preshared: self.preshared.borrow().clone(),
             stats: plane.map(|plane| plane.stats()),
+            lane_deaths: self.lane_deaths.count,
+            lane_death: self.lane_deaths.sentence(SystemTime::now()),
             notes: self.notes.all(),
         }
     }

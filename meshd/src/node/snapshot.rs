@@ -31,6 +31,10 @@ pub struct Snapshot {
     pub preshared: (PskMode, Option<String>),
     /// What the data path did; `None` while none runs.
     pub stats: Option<Stats>,
+    /// How many lanes died since the machine started.
+    pub lane_deaths: u64,
+    /// What the operator is told of the last, if that was in the last hour.
+    pub lane_death: Option<String>,
     /// Sentences for the operator of what has no place of its own.
     pub notes: Vec<String>,
 }

@@ -70,7 +70,10 @@ pub async fn serve(listen: SocketAddr, subscriber: Subscriber) {
 
 fn answer(subscriber: &Subscriber, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, kind, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, CONTENT_TYPE, text(&status::status(&subscriber.snapshot()))),
+        "/metrics" => {
+            let snapshot = subscriber.snapshot();
+            (StatusCode::OK, CONTENT_TYPE, text(&status::status(&snapshot), snapshot.lane_deaths))
+        }
         "/livez" => (StatusCode::OK, "text/plain", "ok\n".into()),
         "/readyz" if subscriber.plane.borrow().is_some() => (StatusCode::OK, "text/plain", "ok\n".into()),
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not forwarding: see `meshd status`\n".into()),
