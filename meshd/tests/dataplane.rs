@@ -35,12 +35,12 @@ fn connections_pass_between_nodes_of_equal_and_unequal_lanes() {
 
         connect(&a, 2).write_all(&[0]).unwrap();
         server.join().unwrap();
-        let stats = a.plane.as_ref().unwrap().stats();
+        let stats = a.plane().stats();
         let peer = &stats.peers[&NodeId(2)];
         assert_eq!(peer.endpoint, Some(SocketAddr::from((outer(2), PORT))), "{lanes:?}");
         assert!(peer.last_handshake.is_some(), "{lanes:?} {stats:?}");
         assert_eq!((a.drops(), b.drops()), (BTreeMap::new(), BTreeMap::new()), "{lanes:?}");
-        assert_eq!(a.plane.as_ref().unwrap().activity().len(), 1);
+        assert_eq!(a.plane().activity().len(), 1);
     }
 }
 
@@ -54,7 +54,7 @@ fn the_round_trip_is_measured() {
     let mut stream = connect(&a, 2);
     echo(&mut stream, 1);
 
-    let rtt = eventually(|| a.plane.as_ref().unwrap().stats().peers.get(&NodeId(2))?.rtt);
+    let rtt = eventually(|| a.plane().stats().peers.get(&NodeId(2))?.rtt);
 
     assert!(rtt < Duration::from_secs(1), "{rtt:?}");
     stream.write_all(&[0]).unwrap();
@@ -75,7 +75,7 @@ fn the_tunnel_runs_over_ipv6() {
     echo(&mut stream, 1);
     stream.write_all(&[0]).unwrap();
     server.join().unwrap();
-    assert_eq!(a.plane.as_ref().unwrap().stats().peers[&NodeId(2)].endpoint, Some(at(2)[0]));
+    assert_eq!(a.plane().stats().peers[&NodeId(2)].endpoint, Some(at(2)[0]));
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn an_answer_leaves_from_the_second_address_that_was_addressed() {
     let mut stream = connect(&a, 2);
     echo(&mut stream, 1);
 
-    assert_eq!(a.plane.as_ref().unwrap().stats().peers[&NodeId(2)].endpoint, Some(second));
+    assert_eq!(a.plane().stats().peers[&NodeId(2)].endpoint, Some(second));
     stream.write_all(&[0]).unwrap();
     server.join().unwrap();
 }
@@ -133,14 +133,14 @@ fn a_restarted_node_goes_on_with_its_connections_and_shakes_hands_by_itself() {
     let server = echo_server(&b, 2);
     let mut stream = connect(&a, 2);
     echo(&mut stream, 1);
-    let flows = b.plane.as_ref().unwrap().stats().flows;
+    let flows = b.plane().stats().flows;
 
     b.plane = None;
     let active = vec![Activity { peer: name(1), endpoint: at(1)[0] }];
     b.start(2, netmap(2, 1, 2, Vec::new()), Options { flow_file: file(2), active, ..Options::lanes(2) });
 
-    eventually(|| b.plane.as_ref().unwrap().stats().peers.get(&NodeId(1))?.last_handshake);
-    assert_eq!(b.plane.as_ref().unwrap().stats().flows, flows);
+    eventually(|| b.plane().stats().peers.get(&NodeId(1))?.last_handshake);
+    assert_eq!(b.plane().stats().flows, flows);
     echo(&mut stream, 2);
     stream.write_all(&[0]).unwrap();
     server.join().unwrap();
@@ -235,7 +235,7 @@ fn sessions_are_renewed_without_losing_a_packet() {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        let handshakes: Vec<u64> = a.plane.as_ref().unwrap().stats().lanes.iter().map(|l| l.handshakes).collect();
+        let handshakes: Vec<u64> = a.plane().stats().lanes.iter().map(|l| l.handshakes).collect();
         assert!(handshakes[0] >= 3, "{handshakes:?}");
         assert_eq!((a.drops(), b.drops()), (BTreeMap::new(), BTreeMap::new()));
         drop(flows);
