@@ -24,8 +24,8 @@ const MUTATIONS: [Mutation; 10] = [
     Mutation(
         "only the caller's node judges",
         "engine/decide.rs",
-        "if self.view.access().judge(&question).is_none() {",
-        "if self.view.access().judge(&question).is_none() && is_forbidden(tuple.source) {",
+        "is_none() {\n            return self.resume_reply_inbound(",
+        "is_none() && is_forbidden(tuple.source) {\n            return self.resume_reply_inbound(",
     ),
     Mutation(
         "the source becomes the destination",
@@ -69,7 +69,7 @@ const MUTATIONS: [Mutation; 10] = [
         "hit.filter(|hit| hit.flow.remote == Some(from))",
         "hit.filter(|hit| hit.flow.remote.is_some() && from != NodeId(0))",
     ),
-    Mutation("every other ticket is lost", "vip.rs", "self.tickets.fetch_add(1, ", "self.tickets.fetch_add(2, "),
+    Mutation("every other ticket is lost", "balancer.rs", "self.tickets.fetch_add(1, ", "self.tickets.fetch_add(2, "),
 ];
 
 /// The copy of the crate; removed in the end.
@@ -98,7 +98,7 @@ impl Copy {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.root.join("src").join(name)
+        self.root.join("src/dataplane").join(name)
     }
 
     /// Says whether the oracle agrees with the engine as it stands in the copy, and what it printed.
