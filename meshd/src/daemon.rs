@@ -55,17 +55,21 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     services_file::load(&offers, &config.services);
-    let socket = patient(|| Socket::bind(&config.socket)).await?;
+    let mut socket = Some(patient(|| Socket::bind(&config.socket)).await?);
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
-    background.spawn(socket.serve(subscriber.clone(), requests.clone()));
     background.spawn(signals(requests.clone())?);
     background.spawn(services_file::keep(offers.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
-        background.spawn(prometheus::serve(listen, subscriber));
+        background.spawn(prometheus::serve(listen, subscriber.clone()));
     }
+    // Who asks a member that is starting waits until it has a map in force, instead of reading that there is none.
+    let serve = |socket: Socket| socket.serve(subscriber.clone(), requests.clone());
     let mut order = requests.order();
     while *order.borrow_and_update() != Order::Stop {
+        if !matches!(state.enrolment(), Ok(Some(_))) {
+            socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
+        }
         let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else {
             continue;
         };
@@ -79,6 +83,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
                 return Err(error);
             }
         };
+        socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
         tell(NotifyState::Ready);
         if let Err(death) = member.run().await {
             let _left_as_it_is = ManuallyDrop::new(member);

@@ -242,8 +242,9 @@ fn files(pair: &Pair, lines: &mut BTreeSet<String>) {
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let path = entry.path();
                 let relative = path.strip_prefix(&daemon.folder).unwrap();
-                // The harness's own files.
-                if relative.components().count() == 1 && path.extension().is_some_and(|e| e != "sock")
+                // The harness's own files, and what is about to take the place of another.
+                if path.extension().is_some_and(|e| e == "tmp")
+                    || relative.components().count() == 1 && path.extension().is_some_and(|e| e != "sock")
                     || relative == Path::new("log")
                 {
                     continue;

@@ -62,12 +62,14 @@ impl LaneDeaths {
 /// All other panics do what they did.
 pub fn end_with_a_lane(thread: &'static str, path: PathBuf) {
     let report = std::panic::take_hook();
+    // Read now: in a thread that panics as little is done as can be.
+    let before = LaneDeaths::read(&path);
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
         let current = std::thread::current();
         let Some(lane) = current.name().and_then(|name| name.strip_prefix(thread)) else { return };
         let cause = format!("lane {lane} {}", panic.to_string().replace('\n', " "));
-        let _ = LaneDeaths::read(&path).add(cause, SystemTime::now(), &path);
+        let _ = before.clone().add(cause, SystemTime::now(), &path);
         std::process::exit(1);
     }));
 }
