@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use crate::base::addr::{BlockMap, Flat, MeshRange};
+use crate::base::addr::{Flat, MeshRange};
+use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
 use crate::model::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
 use crate::model::rules::Rule;

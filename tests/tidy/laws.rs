@@ -93,12 +93,8 @@ const TO_BE_GATHERED: &[&str] = &[
     "coordinator::State",
     "coordinator::Withdrawn",
     "meshd::Lane",
-    "proto::BlockMap",
     "proto::Engine",
-    "proto::Header",
     "proto::Model",
-    "proto::Verifier",
-    "tests::Namespace",
 ];
 /// In how many files the methods of a type may stand.
 const SLICES: usize = 2;

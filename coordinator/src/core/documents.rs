@@ -17,7 +17,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
-use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{
     BackendName, IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceKey, ServiceName, SiteName,
 };

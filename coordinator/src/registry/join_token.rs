@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_proto::base::addr::BlockMap;
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::plan::refused_offers;

@@ -9,7 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use mesh_proto::base::addr::{BlockMap, Flat, MeshRange};
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::JoinResponse;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{Revision, ServiceId};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{Backend, NetMap, Service, ServicePort, Transport};

@@ -40,15 +40,6 @@ address!(
     Flat
 );
 
-/// A pod block and its flat image: two prefixes of the same length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct BlockMap {
-    /// The prefix as the node's interfaces carry it.
-    pub real: Ipv4Net,
-    /// Its image in the mesh range; the same length.
-    pub flat: Ipv4Net,
-}
-
 /// Says why a prefix cannot be the mesh range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RangeError {

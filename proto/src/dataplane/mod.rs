@@ -5,6 +5,5 @@ pub mod engine;
 pub mod explain;
 pub mod flow;
 pub mod policy_index;
-pub mod translate;
 pub mod verdict;
 pub mod view;

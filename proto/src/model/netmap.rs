@@ -10,7 +10,8 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::base::addr::{BlockMap, Flat, MeshRange};
+use crate::base::addr::{Flat, MeshRange};
+use crate::base::block_map::BlockMap;
 use crate::base::forward_compat;
 use crate::base::id::{
     BackendName, Domain, IdentityKey, MeshName, NodeId, NodeName, PortName, Revision, ServiceId, ServiceKey, SiteName,

@@ -10,7 +10,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::addr::{BlockMap, Flat, MeshRange};
+use crate::base::addr::{Flat, MeshRange};
+use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
 use crate::model::netmap::Transport;
 use crate::trust::audit_log::Told;

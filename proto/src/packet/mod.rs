@@ -23,7 +23,7 @@ pub(crate) use bytes::{put_word, word};
 pub use checksum::{complete, partial, verify};
 pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, sum};
 pub use ecn::{Ecn, bring_ecn};
-pub use parse::is_source_routed;
+pub use parse::{Header, Kind, is_source_routed};
 pub use rewrite::{clamp_mss, rewrite, rewrite_icmp_error};
 
 /// IP protocol numbers that the engine tells apart.
@@ -70,48 +70,6 @@ pub enum Checksum {
     /// Partial (VIRTIO_NET_HDR_F_NEEDS_CSUM): the folded, not complemented sum of the pseudo-header alone;
     /// ports are no part of it.
     Partial,
-}
-
-/// What kind of packet it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// TCP with these flags (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
-    Tcp(u8),
-    /// UDP.
-    Udp,
-    /// ICMP echo request.
-    EchoRequest,
-    /// ICMP echo reply.
-    EchoReply,
-    /// An ICMP error (types 3, 11, 12) that quotes a packet with this tuple. The header's own tuple has ports 0.
-    IcmpError(FiveTuple),
-    /// Another ICMP message.
-    IcmpOther,
-    /// Another protocol.
-    Other,
-    /// A fragment that is not the first: no ports.
-    LaterFragment,
-}
-
-/// A parsed packet: offsets and fields, no borrow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
-    /// Who talks to whom.
-    pub tuple: FiveTuple,
-    /// What it is.
-    pub kind: Kind,
-    /// Length of the IPv4 header, in bytes.
-    pub header_len: usize,
-    /// Length of the whole packet as its header says, in bytes; never more than the buffer.
-    pub total_len: usize,
-    /// Whether it is the first of several fragments.
-    pub first_fragment: bool,
-    /// Whether it must not be fragmented.
-    pub dont_fragment: bool,
-    /// The identification field, which joins fragments.
-    pub identification: u16,
-    /// The type-of-service byte.
-    pub tos: u8,
 }
 
 /// Why bytes are no packet.

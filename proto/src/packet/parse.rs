@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::bytes::word;
-use super::{FiveTuple, Header, ICMP, Kind, Malformed, TCP, UDP};
+use super::{FiveTuple, ICMP, Malformed, TCP, UDP};
 
 const IP_HEADER: usize = 20;
 const TCP_HEADER: usize = 20;
@@ -23,6 +23,48 @@ const PARAMETER_PROBLEM: u8 = 12;
 
 /// All flags that `Kind::Tcp` tells: FIN, SYN, RST, PSH, ACK.
 const TOLD_FLAGS: u8 = 0x1f;
+
+/// What kind of packet it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP with these flags (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
+    Tcp(u8),
+    /// UDP.
+    Udp,
+    /// ICMP echo request.
+    EchoRequest,
+    /// ICMP echo reply.
+    EchoReply,
+    /// An ICMP error (types 3, 11, 12) that quotes a packet with this tuple. The header's own tuple has ports 0.
+    IcmpError(FiveTuple),
+    /// Another ICMP message.
+    IcmpOther,
+    /// Another protocol.
+    Other,
+    /// A fragment that is not the first: no ports.
+    LaterFragment,
+}
+
+/// A parsed packet: offsets and fields, no borrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Who talks to whom.
+    pub tuple: FiveTuple,
+    /// What it is.
+    pub kind: Kind,
+    /// Length of the IPv4 header, in bytes.
+    pub header_len: usize,
+    /// Length of the whole packet as its header says, in bytes; never more than the buffer.
+    pub total_len: usize,
+    /// Whether it is the first of several fragments.
+    pub first_fragment: bool,
+    /// Whether it must not be fragmented.
+    pub dont_fragment: bool,
+    /// The identification field, which joins fragments.
+    pub identification: u16,
+    /// The type-of-service byte.
+    pub tos: u8,
+}
 
 impl Header {
     /// Reads a packet's headers. Bytes behind the length that the header states are ignored.

@@ -12,7 +12,8 @@ use proptest::sample::{Index, subsequence};
 
 use super::placement::MAX_WARNINGS;
 use super::*;
-use crate::base::addr::{BlockMap, Flat};
+use crate::base::addr::Flat;
+use crate::base::block_map::BlockMap;
 use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
 use crate::model::netmap::{Backend, Delta, LaneInfo, ServicePort, Transport};

@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
-use crate::base::addr::{BlockMap, Flat, overlap, overlaps_forbidden};
+use crate::base::addr::{Flat, overlap, overlaps_forbidden};
+use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
 use crate::model::netmap::{Backend, Grant, NetMap, Peer, Service};
 use crate::trust::identity_rotation::{ancestors, leads};
@@ -135,6 +136,24 @@ impl Verifier {
     /// Returns how many records were refused since the start; one that is sent again and again counts once.
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Leaves out who has one of these identities, from the next map on. Says whether that concerns the last one, which
+    /// is then to be judged again.
+    pub fn expel(&mut self, expelled: Arc<BTreeSet<IdentityKey>>) -> bool {
+        self.expelled = expelled;
+        for known in self.known.values_mut() {
+            let said = known.said.as_ref().and_then(|(_, peer)| revocations::revoked(&self.expelled, peer));
+            if said.is_some() || known.identity.is_some_and(|identity| self.expelled.contains(&identity)) {
+                (known.said, known.good) = (None, None);
+            }
+        }
+        self.last.as_ref().is_some_and(|last| last.peers.values().any(|peer| self.revoked(peer).is_some()))
+    }
+
+    /// Returns what came of the last map.
+    pub fn last(&self) -> Option<Arc<NetMap>> {
+        self.last.clone()
     }
 
     /// Returns what may be acted on of a map. Only what is new or changed costs a signature.
@@ -278,6 +297,10 @@ impl Verifier {
             gone += 1;
             gone <= MAX_GONE && known.identity.is_some()
         });
+    }
+
+    fn revoked(&self, peer: &Peer) -> Option<IdentityKey> {
+        revocations::revoked(&self.expelled, peer)
     }
 }
 

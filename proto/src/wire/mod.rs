@@ -21,7 +21,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::addr::{BlockMap, Flat, MeshRange};
+use crate::base::addr::{Flat, MeshRange};
+use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
 use crate::model::netmap::{Delta, NetMap};
 use crate::trust::audit_log::Told;

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::base::addr::{BlockMap, Flat};
+use crate::base::addr::Flat;
+use crate::base::block_map::BlockMap;
 use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
 use crate::model::netmap::Mesh;

@@ -2,7 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use mesh_proto::base::addr::{BlockMap, Flat, MeshRange};
+use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{NodeId, NodeName, Revision, ServiceId, ServiceKey, TunnelKey};
 use mesh_proto::model::netmap::{Backend, LaneInfo, Mesh, NetMap, OwnNode, Peer, Service, ServicePort, Transport};
 use mesh_proto::model::rules::Rule;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{NodeId, NodeName, ServiceKey, TunnelKey};
 use mesh_proto::model::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Service};
 use mesh_proto::verifier::Verifier;

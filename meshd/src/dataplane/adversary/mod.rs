@@ -14,7 +14,8 @@ mod packets;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
-use mesh_proto::base::addr::{BlockMap, Flat};
+use mesh_proto::base::addr::Flat;
+use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{NodeId, NodeName, ServiceId, ServiceKey};
 use mesh_proto::model::netmap::{Backend, Grant, LaneInfo, NetMap, Peer, Proof, Service, ServicePort, Transport};
 use mesh_proto::model::rules::Rule;

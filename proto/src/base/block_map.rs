@@ -5,8 +5,18 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
-use crate::base::addr::{BlockMap, Flat, Real};
+use super::addr::{Flat, Real};
+
+/// A pod block and its flat image: two prefixes of the same length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BlockMap {
+    /// The prefix as the node's interfaces carry it.
+    pub real: Ipv4Net,
+    /// Its image in the mesh range; the same length.
+    pub flat: Ipv4Net,
+}
 
 impl BlockMap {
     /// Returns the flat image of a real address, if the block contains it.
