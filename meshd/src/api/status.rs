@@ -134,11 +134,6 @@ fn told(
     (destination, to): (&str, names::Target),
     explained: Explanation,
 ) -> doc::Why {
-    let step = |s: &mesh_proto::dataplane::explain::Step| doc::Step {
-        name: s.name.clone(),
-        outcome: s.outcome.clone(),
-        ok: s.ok,
-    };
     doc::Why {
         schema: doc::WHY.into(),
         source: source.into(),
@@ -149,10 +144,10 @@ fn told(
         port: to.port,
         allowed: explained.allowed,
         verdict: explained.verdict,
-        steps: explained.steps.iter().map(step).collect(),
-        rule: explained.rule.map(|r| doc::RuleAt { file: r.file, line: r.line }),
+        steps: explained.steps,
+        rule: explained.rule,
         missing: explained.missing,
-        backend: explained.backend.map(|b| doc::WhyBackend { node: b.node, address: b.address, port: b.port }),
+        backend: explained.backend,
         peer: explained.peer,
     }
 }

@@ -4,8 +4,6 @@
 
 use std::net::Ipv4Addr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::id::NodeName;
 use crate::dataplane::policy_index::Question;
@@ -13,11 +11,12 @@ use crate::dataplane::verdict::{Drop, Refuse};
 use crate::dataplane::view::{Owner, View};
 use crate::model::netmap::Backend;
 use crate::model::rules::Source;
+use crate::ops::status::{RuleAt, Step, WhyBackend};
 use crate::packet::{ICMP, TCP, UDP};
 use crate::wire::About;
 
 /// The way of a packet through the engine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// The steps taken, the last one decides.
     pub steps: Vec<Step>,
@@ -26,48 +25,13 @@ pub struct Explanation {
     /// Whether it gets through.
     pub allowed: bool,
     /// The rule that allows it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RulePlace>,
+    pub rule: Option<RuleAt>,
     /// The rule that is missing, as the operator would write it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
     /// The backend that the next connection would go to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<BackendPlace>,
+    pub backend: Option<WhyBackend>,
     /// The peer that carries it; none if it stays on this node.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<NodeName>,
-}
-
-/// One step.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    /// Its name: `source`, `service`, `backend`, `route`, `policy`, `translate`.
-    pub name: String,
-    /// What came of it.
-    pub outcome: String,
-    /// Whether the packet goes on.
-    pub ok: bool,
-}
-
-/// Where a rule stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RulePlace {
-    /// The file.
-    pub file: String,
-    /// The line, counted from 1.
-    pub line: u32,
-}
-
-/// A backend and the port it is reached at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendPlace {
-    /// The node that carries it.
-    pub node: NodeName,
-    /// Its flat address.
-    pub address: Flat,
-    /// Its port.
-    pub port: u16,
 }
 
 /// Explains what becomes of the first packet from `source`, an address on this node or in the mesh, to
@@ -191,7 +155,7 @@ impl Way<'_> {
         let target = backend.target(found);
         let count = service.balancer.backends().len();
         self.pass("backend", format!("{address}:{target} at {node} takes the next connection (one of {count})"));
-        self.out.backend = Some(BackendPlace { node, address, port: target });
+        self.out.backend = Some(WhyBackend { node, address, port: target });
         Ok(Goal { carrier: address, port: target, service: Some((index as u32, port)) })
     }
 
@@ -218,7 +182,7 @@ impl Way<'_> {
         let map = self.view.netmap();
         let judged = self.view.access().judge(question).and_then(|index| map.rules.get(index));
         if let Some(rule) = judged {
-            self.out.rule = Some(RulePlace { file: rule.file.clone(), line: rule.line });
+            self.out.rule = Some(RuleAt { file: rule.file.clone(), line: rule.line });
             self.pass("policy", format!("allowed by {}:{}", rule.file, rule.line));
             return Ok(());
         }
@@ -320,7 +284,7 @@ mod tests {
         let told = why(&[RuleAt(7, &["front"], &["cart"])], "10.8.0.10", fixture::CART, 7070);
         assert!(told.allowed, "{told:?}");
         assert_eq!(told.verdict, "forward");
-        assert_eq!(told.rule, Some(RulePlace { file: "services.toml".into(), line: 7 }));
+        assert_eq!(told.rule, Some(crate::ops::status::RuleAt { file: "services.toml".into(), line: 7 }));
         assert_eq!(told.backend.map(|b| (b.node.to_string(), b.port)), Some(("b".into(), 8070)));
         assert_eq!(told.peer.unwrap().as_str(), "b");
         let steps: Vec<_> = told.steps.iter().map(|s| s.name.as_str()).collect();
