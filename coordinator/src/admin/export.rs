@@ -7,6 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
+use mesh_proto::wire::ErrorCode;
+
 use crate::core::Hub;
 use crate::core::failure::Failure;
 use crate::store::Table;
@@ -18,7 +20,7 @@ const EXPORT: &str = "coordinator.export/1";
 pub(crate) async fn export(State(hub): State<Arc<Hub>>) -> Result<Json<Value>, Failure> {
     let read = hub.with(|registry| (registry.snapshot(), registry.epoch(), registry.log_head())).await;
     let (stored, epoch, head) = read;
-    let internal = |error: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error);
+    let internal = |error: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error);
     let (revision, writes) = stored.map_err(|error| internal(error.to_string()))?;
     let mut tables: Map<String, Value> = Map::new();
     for table in Table::ALL {

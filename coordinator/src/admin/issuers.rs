@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use mesh_proto::trust::jwt::MAX_JWKS;
+use mesh_proto::wire::ErrorCode;
 
 use crate::config::JwksSource;
 use crate::core::Hub;
 use crate::core::documents;
-use crate::core::failure::{Failure, read};
+use crate::core::failure::{Failure, Segment, read};
 use crate::registry::{Actor, Change};
 
 /// Returns the routes of the admin socket about issuers.
@@ -44,7 +45,7 @@ async fn list(State(hub): State<Arc<Hub>>) -> Json<documents::Trusts> {
 async fn push(
     State(hub): State<Arc<Hub>>,
     Extension(by): Extension<Actor>,
-    Path(name): Path<String>,
+    Segment(name): Segment,
     request: Request,
 ) -> Result<Json<documents::Done>, Failure> {
     // Escapes make a document in JSON longer than it is.
@@ -53,7 +54,7 @@ async fn push(
         let message = format!(
             "coordinator.toml has no [[trust]] with name = \"{name}\" and jwks = \"push\"; add one and restart, or see mesh-coordinator trust list"
         );
-        return Err(Failure::new(StatusCode::NOT_FOUND, "unknown_trust", message));
+        return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::UnknownTrust, message));
     }
     hub.apply(Change::TrustPush { trust: name.clone(), jwks }, by).await?;
     hub.take_pushed().await;

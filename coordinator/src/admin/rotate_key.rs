@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::trust::signed_record::NextKey;
-use mesh_proto::wire::MAX_REQUEST;
+use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 
 use crate::admin::status;
 use crate::core::Hub;
@@ -44,7 +44,7 @@ async fn announce(hub: &Arc<Hub>, by: Actor) -> Result<String, Failure> {
     let (present, next) =
         made.await.map_err(|error| failed(&error.to_string()))?.map_err(|e: KeyError| failed(&e.to_string()))?;
     if present.public() != hub.key {
-        return Err(failed(
+        return Err(refused(
             "a key was committed already; restart this coordinator (systemctl restart mesh-coordinator)",
         ));
     }
@@ -84,9 +84,9 @@ async fn go_on(hub: &Arc<Hub>, force: bool) -> Result<String, Failure> {
 }
 
 fn refused(message: &str) -> Failure {
-    Failure::new(StatusCode::CONFLICT, "key", message)
+    Failure::new(StatusCode::CONFLICT, ErrorCode::Key, message)
 }
 
 fn failed(message: &str) -> Failure {
-    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
 }

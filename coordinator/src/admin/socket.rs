@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
-use axum::extract::{Path as UrlPath, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
@@ -23,7 +23,7 @@ use mesh_proto::base::id::NodeName;
 use mesh_proto::plan;
 use mesh_proto::services;
 use mesh_proto::trust::join_token::{JoinToken, MAX_LIST, TokenSecret};
-use mesh_proto::wire::MAX_REQUEST;
+use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 use mesh_proto::world::World;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -36,7 +36,7 @@ use crate::base::stop::{Stop, stopped};
 use crate::cli::{log, network_lock};
 use crate::core::Hub;
 use crate::core::documents;
-use crate::core::failure::{Failure, no_such_path, read, wrong_method};
+use crate::core::failure::{Failure, Segment, no_such_path, not_written, read, wrong_method};
 use crate::oidc::issuers;
 use crate::registry::{Actor, Change, TokenSpec, free_names};
 use crate::tasks::replicas;
@@ -167,13 +167,13 @@ async fn token_create(
     let wanted: documents::NewToken = read(request, MAX_REQUEST).await?;
     if hub.config.public.is_empty() {
         let message = "nodes would not know where to go: set `public` in coordinator.toml to HOST:PORT and restart";
-        return Err(Failure::new(StatusCode::CONFLICT, "public", message));
+        return Err(Failure::new(StatusCode::CONFLICT, ErrorCode::Public, message));
     }
     let (mut id, mut secret) = ([0; 8], [0; 32]);
     let entropy = rand::fill(&mut id).and_then(|()| rand::fill(&mut secret));
     entropy.map_err(|_| {
         let message = "the machine gives no random numbers; try again when it has booted";
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
     })?;
     let mut told = hub.told();
     told.addresses.truncate(MAX_LIST);
@@ -217,7 +217,7 @@ fn unbound(world: &World) -> Vec<String> {
 async fn token_revoke(
     State(hub): State<Arc<Hub>>,
     Extension(by): Extension<Actor>,
-    UrlPath(id): UrlPath<String>,
+    Segment(id): Segment,
 ) -> Result<Json<documents::Done>, Failure> {
     hub.apply(Change::TokenRevoke { id: id.clone() }, by).await?;
     Ok(Json(documents::Done::new(format!("token {id} is worthless now"))))
@@ -226,11 +226,11 @@ async fn token_revoke(
 async fn revoke(
     State(hub): State<Arc<Hub>>,
     Extension(by): Extension<Actor>,
-    UrlPath(name): UrlPath<String>,
+    Segment(name): Segment,
 ) -> Result<Json<documents::Done>, Failure> {
     let node = name.parse();
     let node = node.map_err(|error: mesh_proto::base::id::IdError| {
-        Failure::new(StatusCode::BAD_REQUEST, "malformed", error.to_string())
+        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string())
     })?;
     let applied = hub.apply(Change::Revoke { node }, by).await?;
     tracing::info!(node = %name, revision = %applied.revision, "revoked");
@@ -240,8 +240,9 @@ async fn revoke(
 
 async fn propose(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<documents::Plan>, Failure> {
     let documents::Proposal { file, text } = read(request, MAX_REQUEST).await?;
-    let parsed = services::parse(&text, &file)
-        .map_err(|diagnostics| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "services", diagnostics.render(false)))?;
+    let parsed = services::parse(&text, &file).map_err(|diagnostics| {
+        Failure::new(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
+    })?;
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
     let change = Change::Services { file, text, services: Arc::new(parsed.services) };
     let (old, new) = hub.with(move |registry| (registry.world(), registry.preview(change, now()))).await;
@@ -256,10 +257,7 @@ async fn propose(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<d
 async fn backup(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<documents::Done>, Failure> {
     let documents::Backup { file } = read(request, MAX_REQUEST).await?;
     let shown = file.display().to_string();
-    let failed = |error: crate::store::StoreError| {
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
-    };
-    let revision = hub.with(move |registry| registry.backup(&file)).await.map_err(failed)?;
+    let revision = hub.with(move |registry| registry.backup(&file)).await.map_err(|error| not_written(&error))?;
     let message =
         format!("the store at revision {revision} is in {shown}; keep identity.key of the state directory with it");
     Ok(Json(documents::Done::new(message)))

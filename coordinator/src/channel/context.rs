@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mesh_proto::base::id::NodeName;
+use mesh_proto::wire::ErrorCode;
 
 use crate::base::stop::Stop;
 use crate::channel::peer::Peer;
@@ -35,15 +36,15 @@ pub(crate) async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Fail
     let known =
         hub.with(move |registry| (registry.is_revoked(&identity), registry.successor(&identity).cloned())).await;
     let refused = if let (_, Some(node)) = known {
-        Refused { word: "superseded", message: superseded(&node) }
+        Refused { code: ErrorCode::Superseded, message: superseded(&node) }
     } else if known.0 {
         Refused {
-            word: "revoked",
+            code: ErrorCode::Revoked,
             message: "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`".into(),
         }
     } else {
         Refused {
-            word: "unknown_node",
+            code: ErrorCode::UnknownNode,
             message: "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again".into(),
         }
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
-use mesh_proto::wire::{self, Renewal, ReportResponse};
+use mesh_proto::wire::{self, ErrorCode, Renewal, ReportResponse};
 
 use crate::channel::context::{Context, member};
 use crate::channel::peer::Peer;
@@ -40,7 +40,7 @@ async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
             return Ok(Actor::Node(node));
         }
         let message = "this node asks too often; try again in a second";
-        return Err(Refused { word: "busy", message: message.into() }.into());
+        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
     }
     let _turn = hub.strangers_turn().await?;
     hub.catch_up().await;

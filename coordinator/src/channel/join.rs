@@ -12,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::plan::{self, Chart};
-use mesh_proto::wire::{self, JoinRequest, JoinResponse};
+use mesh_proto::wire::{self, ErrorCode, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
 use crate::base::clock::now;
@@ -35,16 +35,16 @@ enum Denial {
 }
 
 impl Denial {
-    fn word(&self) -> &'static str {
+    fn code(&self) -> &ErrorCode {
         match self {
-            Self::Malformed(_) => "malformed",
-            Self::Refused(refused, _) => refused.word,
+            Self::Malformed(failure) => &failure.body().error,
+            Self::Refused(refused, _) => &refused.code,
         }
     }
 
     /// Says whether it may be one of many guesses. A good token with a bad name or site is none.
     fn is_guess(&self) -> bool {
-        ["malformed", "token", "revoked", "superseded"].contains(&self.word())
+        matches!(self.code(), ErrorCode::Malformed | ErrorCode::Token | ErrorCode::Revoked | ErrorCode::Superseded)
     }
 }
 
@@ -71,7 +71,7 @@ pub(crate) async fn join(
             Ok(Json(response))
         }
         Err(denial) => {
-            hub.metrics.enrolment(denial.word());
+            hub.metrics.enrolment(denial.code().label());
             let begins = denial.is_guess() && hub.failed(peer.observed);
             let (hidden, failure) = match denial {
                 Denial::Malformed(failure) => (None, failure),
@@ -79,7 +79,7 @@ pub(crate) async fn join(
             };
             let body = failure.body();
             let reason = hidden.as_ref().unwrap_or(&body.message);
-            tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error, "join refused: {reason}");
+            tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error.as_str(), "join refused: {reason}");
             if begins {
                 hub.metrics.enrolment("blocked");
                 tracing::warn!(peer = %peer.observed, "too many joins failed; this address is refused for a minute");
@@ -122,7 +122,7 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
     let response = applied.node.and_then(|node| welcome(hub, &chart, node, applied.refused));
     response.ok_or_else(|| {
         let message = "the node was admitted and is gone already; was it revoked? Join again";
-        Refused { word: "internal", message: message.into() }.into()
+        Refused { code: ErrorCode::Internal, message: message.into() }.into()
     })
 }
 
@@ -146,7 +146,7 @@ async fn by_token(hub: &Arc<Hub>, peer: &Peer, request: JoinRequest) -> Result<A
             Ok(applied)
         }
         Err(refused) => {
-            let why = (refused.word == "token").then(|| registry.why_unusable(&token, &secret, now()).into());
+            let why = (refused.code == ErrorCode::Token).then(|| registry.why_unusable(&token, &secret, now()).into());
             Err(Denial::Refused(refused, why))
         }
     })
@@ -176,7 +176,7 @@ async fn by_issuer(
     let answer = hub.apply(Change::Vouched { identity, vouched, facts, observed }, by).await;
     let refused = match answer {
         Ok(applied) => return Ok(applied),
-        Err(refused) if refused.word == "token" => refused,
+        Err(refused) if refused.code == ErrorCode::Token => refused,
         Err(refused) => return Err(refused.into()),
     };
     let is_copied = hub.with(move |registry| registry.is_spent_by_another(&mark, &identity)).await;
@@ -214,5 +214,5 @@ fn welcome(hub: &Hub, chart: &Chart, node: NodeName, refused: Vec<String>) -> Op
 }
 
 fn busy(message: &str) -> Refused {
-    Refused { word: "busy", message: message.into() }
+    Refused { code: ErrorCode::Busy, message: message.into() }
 }

@@ -7,7 +7,7 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::trust::audit_log::{LogPage, Roll};
-use mesh_proto::wire::MAX_LOG;
+use mesh_proto::wire::{ErrorCode, MAX_LOG};
 use serde::Deserialize;
 
 use crate::channel::context::{Context, member};
@@ -33,7 +33,7 @@ pub(crate) async fn log(
 ) -> Result<Json<LogPage>, Failure> {
     let Query(After { after }) = after.map_err(|rejection| {
         let message = format!("{}; write /v1/log?after=N", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
+        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     may_ask(&hub, &peer).await?;
     let read = hub.with(move |registry| (registry.world().told(), registry.raw_log(after.saturating_add(1))));
@@ -65,5 +65,5 @@ async fn may_ask(hub: &Arc<Hub>, peer: &Peer) -> Result<(), Failure> {
         return Ok(());
     }
     let message = "this node asks too often; try again in a second";
-    Err(Refused { word: "busy", message: message.into() }.into())
+    Err(Refused { code: ErrorCode::Busy, message: message.into() }.into())
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use mesh_proto::wire::About;
+use mesh_proto::wire::{About, ErrorCode};
 use mesh_proto::world::World;
 use serde::Deserialize;
 
@@ -28,17 +28,17 @@ pub(crate) async fn about(
 ) -> Result<Json<About>, Failure> {
     let Query(Whom { name }) = whom.map_err(|rejection| {
         let message = format!("{}; write /v1/about?name=NODE", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
+        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     member(&hub, &peer).await?;
     if !hub.may_report(peer.identity) {
         let message = "this node asks too often; try again in a second";
-        return Err(Refused { word: "busy", message: message.into() }.into());
+        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
     }
     find(&hub.world(), &name).map(Json).ok_or_else(|| {
         let message =
             format!("no node of this mesh has the name or address `{name}`; mesh-coordinator nodes lists them");
-        Failure::new(StatusCode::NOT_FOUND, "unknown_name", message)
+        Failure::new(StatusCode::NOT_FOUND, ErrorCode::UnknownName, message)
     })
 }
 

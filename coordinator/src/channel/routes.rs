@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use mesh_proto::base::id::Revision;
-use mesh_proto::wire::{self, Report, ReportResponse};
+use mesh_proto::wire::{self, ErrorCode, Report, ReportResponse};
 use serde::Deserialize;
 
 use crate::base::clock::now;
@@ -62,7 +62,7 @@ async fn watch(
 ) -> Result<Response, Failure> {
     let Query(Resume { revision, epoch }) = resume.map_err(|rejection| {
         let message = format!("{}; write /v1/watch?revision=N&epoch=N", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
+        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     hub.catch_up().await;
     // Revisions of another epoch are of another history.
@@ -70,7 +70,7 @@ async fn watch(
     let node = member(&hub, &peer).await?;
     if hub.is_shared() && revision.is_some_and(|held| held > hub.world().revision.0) {
         let message = "this coordinator is behind the one that the node was connected to, since its store does not answer; try another, or again in a few seconds";
-        return Err(Refused { word: "busy", message: message.into() }.into());
+        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
     }
     let feed = Feed::open(hub, peer.identity, node, revision.map(Revision), stop).await;
     let body = Body::from_stream(feed.into_stream());
@@ -86,14 +86,14 @@ async fn report(
     hub.metrics.report();
     if !hub.may_report(peer.identity) {
         let message = "this node reports too often; its newest report is taken when it tries again in a second";
-        return Err(Refused { word: "busy", message: message.into() }.into());
+        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
     }
     let Report { facts, applied, warnings } = read(request, wire::MAX_REQUEST).await?;
     let facts = signed_facts::facts(&peer.identity, &facts)?;
     if !hub.may_alter(peer.identity, &facts, peer.observed) {
         let message =
             "this node changes too often; its newest report is taken when it tries again, in 10 seconds at the latest";
-        return Err(Refused { word: "busy", message: message.into() }.into());
+        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
     }
     let change = Change::Facts { identity: peer.identity, facts, observed: peer.observed };
     let outcome = hub.ask(change, Actor::Node(node.clone())).await?;

@@ -1,7 +1,7 @@
 //! What a node signs of itself, as it comes in: only what its key signed is looked at, and only that is stored.
 
 use mesh_proto::base::id::IdentityKey;
-use mesh_proto::wire::NodeFacts;
+use mesh_proto::wire::{ErrorCode, NodeFacts};
 
 use crate::keys::identity::verify;
 use crate::registry::Refused;
@@ -14,7 +14,7 @@ const MAX_UNKNOWN: usize = 1024;
 /// # Errors
 /// `Refused` if it signed nothing, or something else.
 pub(crate) fn facts(identity: &IdentityKey, facts: &NodeFacts) -> Result<NodeFacts, Refused> {
-    let refuse = |message: &str| Refused { word: "malformed", message: message.into() };
+    let refuse = |message: &str| Refused { code: ErrorCode::Malformed, message: message.into() };
     let Some(record) = &facts.signed else {
         return Err(refuse(
             "what the node says of itself is not signed, so that no other node would believe it; upgrade its meshd",

@@ -1,6 +1,5 @@
 //! `mesh-coordinator log`: the log of operations, asked for page by page.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,6 +7,8 @@ use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use mesh_proto::base::id::NodeName;
+use mesh_proto::wire::ErrorCode;
+use mesh_proto::wire::query::with_query;
 use serde::Deserialize;
 
 use crate::base::text_time::time;
@@ -36,7 +37,7 @@ pub(crate) async fn log(
 ) -> Result<Json<Log>, Failure> {
     let Query(Which { since, node }) = which.map_err(|rejection| {
         let message = format!("{}; write /v1/log?since=N&node=NAME", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, "malformed", message)
+        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     let head = hub.with(|registry| registry.log_head()).await;
     let mut from = since.unwrap_or_else(|| (head.seq + 1).saturating_sub(RECENT));
@@ -44,8 +45,8 @@ pub(crate) async fn log(
     // One page at a time, so that changes are not held up for long.
     loop {
         let page = hub.with(move |registry| registry.log(from)).await;
-        let page =
-            page.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()))?;
+        let page = page
+            .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error.to_string()))?;
         let Some(last) = page.last() else {
             return Ok(Json(answer));
         };
@@ -65,14 +66,10 @@ pub(crate) async fn log(
 /// Asks the running coordinator for entries of its log.
 pub(crate) async fn read(socket: &Path, since: Option<u64>, node: Option<&NodeName>) -> Result<Log, AskError> {
     let path = |since: Option<u64>| {
-        let mut path = "/v1/log?".to_owned();
-        if let Some(since) = since {
-            let _ = write!(path, "since={since}&");
-        }
-        if let Some(node) = node {
-            let _ = write!(path, "node={node}");
-        }
-        path
+        let since = since.map(|since| since.to_string());
+        let since = since.as_deref().map(|since| ("since", since));
+        let node = node.map(|node| ("node", node.as_str()));
+        with_query("/v1/log", &since.into_iter().chain(node).collect::<Vec<_>>())
     };
     // Of one node all is shown: there is no telling which numbers its last entries have.
     let since = if node.is_some() { since.or(Some(0)) } else { since };

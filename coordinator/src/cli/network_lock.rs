@@ -8,7 +8,7 @@ use axum::{Extension, Json};
 use hyper::Method;
 use mesh_proto::base::id::MeshName;
 use mesh_proto::trust::network_lock::{LockChange, Member};
-use mesh_proto::wire::{self, Countersign, LockStanding, MAX_WAITING};
+use mesh_proto::wire::{self, Countersign, ErrorCode, LockStanding, MAX_WAITING};
 use mesh_proto::world::World;
 
 use crate::channel::context::{Context, member};
@@ -58,7 +58,7 @@ async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
         return Ok(Actor::Node(node));
     }
     let message = "this node asks too often; try again in a second";
-    Err(Refused { word: "busy", message: message.into() }.into())
+    Err(Refused { code: ErrorCode::Busy, message: message.into() }.into())
 }
 
 fn stands(world: &World) -> LockStanding {
@@ -164,7 +164,7 @@ async fn send(cli: &Cli, step: impl Fn(&documents::Lock) -> LockStep) -> Result<
     loop {
         let lock: documents::Lock = fetch(&cli.socket, "/v1/lock").await?;
         match done(cli, Method::POST, "/v1/lock", Some(&step(&lock))).await {
-            Err(AskError::Refused(body)) if body.error == "busy" && attempt < ATTEMPTS => attempt += 1,
+            Err(AskError::Refused(body)) if body.error == ErrorCode::Busy && attempt < ATTEMPTS => attempt += 1,
             told => return told,
         }
     }

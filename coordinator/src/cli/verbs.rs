@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::CommandFactory as _;
 use hyper::Method;
 use mesh_proto::services;
+use mesh_proto::wire::ErrorCode;
 
 use crate::base::read_file::read_file;
 use crate::cli::args::{Cli, Output, Token, Trust, Verb};
@@ -116,7 +117,7 @@ async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
     let answer = ask::<documents::Plan>(&cli.socket, Method::POST, "/v1/plan", Some(&proposal)).await;
     match answer {
         // Diagnostics are drawn over several lines and are no sentence of ours.
-        Err(AskError::Refused(body)) if body.error == "services" => {
+        Err(AskError::Refused(body)) if body.error == ErrorCode::Services => {
             Ok(Outcome { err: format!("{}\n", body.message), code: FAILED, ..Outcome::default() })
         }
         answer => Ok(Outcome::ok(printed(cli.output, &answer?, render::plan))),

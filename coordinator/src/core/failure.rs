@@ -1,17 +1,20 @@
 //! How requests fail on the control channel and the admin socket, and how their bodies are read.
 
+use std::io;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::to_bytes;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Path, Request};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use mesh_proto::wire::ErrorBody;
+use mesh_proto::wire::{ErrorBody, ErrorCode};
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use crate::registry::Refused;
+use crate::store::StoreError;
 
 /// How long a peer may take to send a body.
 const BODY: Duration = Duration::from_secs(10);
@@ -22,10 +25,8 @@ pub(crate) struct Failure(StatusCode, ErrorBody);
 
 impl Failure {
     /// Makes a failure.
-    pub(crate) fn new(status: StatusCode, word: &str, message: impl Into<String>) -> Self {
-        let error = word.into();
-        let message = message.into();
-        Self(status, ErrorBody { error, message })
+    pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self(status, ErrorBody { error: code, message: message.into() })
     }
 
     /// Returns what the peer is told.
@@ -36,15 +37,38 @@ impl Failure {
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
-        let status = match refused.word {
-            "token" => StatusCode::UNAUTHORIZED,
-            "unknown_node" | "revoked" | "superseded" => StatusCode::FORBIDDEN,
-            "claim" | "name" | "site" | "services" | "lock" | "identity" => StatusCode::CONFLICT,
-            "malformed" => StatusCode::BAD_REQUEST,
-            "busy" => StatusCode::TOO_MANY_REQUESTS,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        let status = match &refused.code {
+            ErrorCode::Malformed => StatusCode::BAD_REQUEST,
+            ErrorCode::Token => StatusCode::UNAUTHORIZED,
+            ErrorCode::UnknownNode | ErrorCode::Revoked | ErrorCode::Superseded | ErrorCode::Forbidden => {
+                StatusCode::FORBIDDEN
+            }
+            ErrorCode::UnknownName | ErrorCode::UnknownTrust | ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::Claim
+            | ErrorCode::Name
+            | ErrorCode::Site
+            | ErrorCode::Services
+            | ErrorCode::Identity
+            | ErrorCode::Record
+            | ErrorCode::Lock
+            | ErrorCode::Key
+            | ErrorCode::Public
+            | ErrorCode::Exists
+            | ErrorCode::NotJoined
+            | ErrorCode::NotConnected
+            | ErrorCode::Stopping => StatusCode::CONFLICT,
+            ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorCode::Busy => StatusCode::TOO_MANY_REQUESTS,
+            // Ours, and what only a meshd says.
+            ErrorCode::Internal
+            | ErrorCode::Pending
+            | ErrorCode::Coordinator
+            | ErrorCode::NoAnswer
+            | ErrorCode::OldPeer
+            | ErrorCode::Narrow
+            | ErrorCode::Unknown(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, refused.word, refused.message)
+        Self::new(status, refused.code, refused.message)
     }
 }
 
@@ -54,17 +78,54 @@ impl IntoResponse for Failure {
     }
 }
 
+/// Says why a file that the operator named was not written: by what was named, or by what the disk did.
+pub(crate) fn not_written(error: &StoreError) -> Failure {
+    let code = match error {
+        StoreError::Exists { .. } => ErrorCode::Exists,
+        StoreError::Io { source, .. } => match source.downcast_ref().map(io::Error::kind) {
+            Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidFilename) => {
+                ErrorCode::NotFound
+            }
+            Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => ErrorCode::Forbidden,
+            _ => ErrorCode::Internal,
+        },
+        StoreError::Conflict { .. }
+        | StoreError::Full { .. }
+        | StoreError::Locked { .. }
+        | StoreError::Damaged { .. }
+        | StoreError::Etcd { .. }
+        | StoreError::TooLarge { .. }
+        | StoreError::Unknown { .. } => ErrorCode::Internal,
+    };
+    Refused { code, message: error.to_string() }.into()
+}
+
+/// The word that a route takes from the path, decoded; that is one segment of it.
+pub(crate) struct Segment(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let Path(word) = Path::from_request_parts(parts, state).await.map_err(|rejection| {
+            let message = format!("{}; write the name in UTF-8", rejection.body_text());
+            Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+        })?;
+        Ok(Self(word))
+    }
+}
+
 /// Reads a JSON body of at most `most` bytes, in time.
 pub(crate) async fn read<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Failure> {
-    let malformed = |message| Failure::new(StatusCode::BAD_REQUEST, "malformed", message);
+    let malformed = |message| Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message);
     let Ok(body) = timeout(BODY, to_bytes(request.into_body(), most)).await else {
         let message = format!("the body did not arrive within {} s; send it again", BODY.as_secs());
-        return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "malformed", message));
+        return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Malformed, message));
     };
     let body = body.map_err(|error| {
         if is_too_large(&error) {
             let message = format!("the body is larger than {most} bytes; send less");
-            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "malformed", message)
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Malformed, message)
         } else {
             malformed(format!("the body did not arrive: {error}; send it again"))
         }
@@ -92,11 +153,32 @@ pub(crate) async fn no_such_path(request: Request) -> Failure {
         request.uri().path(),
         env!("CARGO_PKG_VERSION")
     );
-    Failure::new(StatusCode::NOT_FOUND, "malformed", message)
+    Failure::new(StatusCode::NOT_FOUND, ErrorCode::Malformed, message)
 }
 
 /// Answers for a method that a path does not have.
 pub(crate) async fn wrong_method(request: Request) -> Failure {
     let message = format!("{} does not take {}; are both ends of one version?", request.uri().path(), request.method());
-    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "malformed", message)
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Malformed, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_did_wrong_is_never_our_failure() {
+        let too_large = StoreError::TooLarge { detail: "etcdserver: request is too large".into() };
+        let Failure(status, body) = Refused::from(too_large).into();
+        assert_eq!((status, body.error), (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge));
+        let io = |kind: io::ErrorKind| {
+            let error = StoreError::Io { doing: "open", path: "copy".into(), source: io::Error::from(kind).into() };
+            not_written(&error).0
+        };
+        assert_eq!(io(io::ErrorKind::PermissionDenied), StatusCode::FORBIDDEN);
+        assert_eq!(io(io::ErrorKind::NotFound), StatusCode::NOT_FOUND);
+        assert_eq!(io(io::ErrorKind::StorageFull), StatusCode::INTERNAL_SERVER_ERROR);
+        let Failure(status, _) = Refused::from(StoreError::Unknown { detail: "no answer".into() }).into();
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
 }

@@ -25,7 +25,7 @@ use data_encoding::HEXLOWER;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::Chart;
-use mesh_proto::wire::NodeFacts;
+use mesh_proto::wire::{ErrorCode, NodeFacts};
 use mesh_proto::world::World;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tokio::time::timeout;
@@ -220,7 +220,7 @@ impl Hub {
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the coordinator failed at this change; see its log, and try again";
-            Err(Refused { word: "internal", message: message.into() })
+            Err(Refused { code: ErrorCode::Internal, message: message.into() })
         })
     }
 
@@ -611,7 +611,7 @@ fn mark(text: &str) -> String {
 
 fn too_busy() -> Refused {
     let message = "the coordinator has too much to do; try again in a few seconds";
-    Refused { word: "busy", message: message.into() }
+    Refused { code: ErrorCode::Busy, message: message.into() }
 }
 
 #[cfg(test)]

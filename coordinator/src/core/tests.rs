@@ -9,7 +9,7 @@ use mesh_proto::base::id::TunnelKey;
 use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::services::{self, Services};
 use mesh_proto::trust::join_token::TokenSecret;
-use mesh_proto::wire::{JoinRequest, NodeFacts, VERSION};
+use mesh_proto::wire::{ErrorCode, JoinRequest, NodeFacts, VERSION};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
@@ -98,7 +98,7 @@ async fn sixty_four_racers_for_a_thousand_one_time_tokens_make_a_thousand_nodes(
                 let machine = racer * TOKENS + number;
                 match hub.ask(join(number, machine), STRANGER).await {
                     Ok(applied) => won.push((number, machine, applied.node)),
-                    Err(refused) => assert_eq!(refused.word, "token", "{refused}"),
+                    Err(refused) => assert_eq!(refused.code, ErrorCode::Token, "{refused}"),
                 }
             }
             won

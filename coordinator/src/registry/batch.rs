@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, Revision};
+use mesh_proto::wire::ErrorCode;
 
 use super::audit_entry::Deed;
 use super::change::{Actor, Applied, Change, Refused};
@@ -22,7 +23,7 @@ struct Draft {
 impl Draft {
     /// Adds a state, the writes that lead to it, and the log entry that tells of it, if it is worth one.
     fn add(&mut self, mut next: State, writes: Vec<Write>, entry: Option<Entry>) -> Result<(), Refused> {
-        let internal = |error| Refused::new("internal", error);
+        let internal = |error| Refused::new(ErrorCode::Internal, error);
         let from = self.state.world.revision;
         let to = Revision(from.0 + 1);
         self.writes.extend(writes);
@@ -44,7 +45,7 @@ impl Registry {
             return changes.into_iter().flat_map(|change| self.apply_all(vec![change], now)).collect();
         }
         if let Some(failure) = &self.failure {
-            let refused = Refused::new("internal", failure.clone());
+            let refused = Refused::new(ErrorCode::Internal, failure.clone());
             return changes.iter().map(|_| Err(refused.clone())).collect();
         }
         let decided = self.persist(|registry| registry.attempt(&changes, now));
@@ -71,7 +72,7 @@ impl Registry {
         let shortage = self.store.shortage();
         for (change, by) in changes {
             let result = match &shortage {
-                Some(shortage) if !change.takes_rights() => Err(Refused::new("busy", shortage.clone())),
+                Some(shortage) if !change.takes_rights() => Err(Refused::new(ErrorCode::Busy, shortage.clone())),
                 _ => self.decide_on(&mut draft, change, by, now),
             };
             if let (Err(refused), [_]) = (&result, changes) {
@@ -85,7 +86,8 @@ impl Registry {
 
     fn decide_on(&mut self, draft: &mut Draft, change: &Change, by: &Actor, now: UnixTime) -> Result<Applied, Refused> {
         let (next, mut applied) = self.decide(&draft.state, change.clone(), now)?;
-        let writes = codec::differences(&draft.state, &next).map_err(|error| Refused::new("internal", error))?;
+        let writes =
+            codec::differences(&draft.state, &next).map_err(|error| Refused::new(ErrorCode::Internal, error))?;
         applied.altered = !writes.is_empty();
         if applied.altered {
             let entry = Deed::of(change).done(by, &applied, &draft.state.world, &next.world, now);
@@ -109,7 +111,7 @@ impl Registry {
         }
         let gone = next.log.compact(&*self.store, log::MAX_ENTRIES);
         writes.extend(gone.map_err(Failed::Stored)?);
-        let ends = codec::ends(&next.log).map_err(|error| Refused::new("internal", error))?;
+        let ends = codec::ends(&next.log).map_err(|error| Refused::new(ErrorCode::Internal, error))?;
         writes.push(ends);
         let (expected, revision) = (self.state.world.revision, next.world.revision);
         self.store.commit(expected, revision, &writes).map_err(Failed::Stored)?;
@@ -126,12 +128,12 @@ impl Registry {
 
     /// Writes a failed attempt into the log, as far as there is room for such.
     fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
-        if !deed.is_attempt() || refused.word == "busy" {
+        if !deed.is_attempt() || refused.code == ErrorCode::Busy {
             return;
         }
         let why = match deed.presented() {
-            Some((token, secret)) if refused.word == "token" => self.state.why_unusable(token, secret, now),
-            _ => refused.word,
+            Some((token, secret)) if refused.code == ErrorCode::Token => self.state.why_unusable(token, secret, now),
+            _ => refused.code.as_str(),
         };
         self.note(deed, by, why, now);
     }

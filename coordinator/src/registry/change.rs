@@ -12,7 +12,7 @@ use mesh_proto::services::Services;
 use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::trust::network_lock::LockChange;
 use mesh_proto::trust::signed_record::{Epoch, NextKey, Signature};
-use mesh_proto::wire::{JoinRequest, NodeFacts, Renewal};
+use mesh_proto::wire::{ErrorCode, JoinRequest, NodeFacts, Renewal};
 use serde::{Deserialize, Serialize};
 
 use super::state::keys::Revoked;
@@ -330,16 +330,16 @@ pub struct Applied {
 #[error("{message}")]
 pub struct Refused {
     /// A word for programs: the `error` of `wire::ErrorBody`.
-    pub word: &'static str,
+    pub code: ErrorCode,
     /// A sentence for people that ends with what to do.
     pub message: String,
 }
 
 impl Refused {
     /// Makes a refusal.
-    pub(super) fn new(word: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { word, message }
+        Self { code, message }
     }
 }
 

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use mesh_proto::base::addr::{FORBIDDEN, overlap};
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
-use mesh_proto::wire::{MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFacts};
+use mesh_proto::wire::{ErrorCode, MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFacts};
 use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, World};
 
@@ -41,7 +41,7 @@ pub(super) fn limits(facts: &NodeFacts) -> Result<(), Refused> {
         ("serve offers", facts.serve.len(), MAX_OFFERS),
         ("bytes of version", facts.software.len(), MAX_SOFTWARE),
     ];
-    let refuse = |message: String| Err(Refused::new("malformed", message));
+    let refuse = |message: String| Err(Refused::new(ErrorCode::Malformed, message));
     if let Some((what, count, most)) = counts.into_iter().find(|(_, count, most)| count > most) {
         return refuse(format!("the node reports {count} {what}; report at most {most}"));
     }

@@ -9,6 +9,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::model::netmap::Coordinator;
 use mesh_proto::trust::signed_record::NextKey;
+use mesh_proto::wire::ErrorCode;
 
 use super::change::Refused;
 use super::state::State;
@@ -35,7 +36,7 @@ impl State {
             let text = format!(
                 "this mesh has {MAX_COORDINATORS} coordinators already; forget one with mesh-coordinator forget KEY, then start this one again"
             );
-            return Err(Refused::new("busy", text));
+            return Err(Refused::new(ErrorCode::Busy, text));
         }
         let since = known.map_or(now, |known| known.since);
         let next = known.and_then(|known| known.next);
@@ -53,7 +54,7 @@ impl State {
         let coordinators = Arc::make_mut(&mut self.coordinators);
         let Some(record) = coordinators.get_mut(key).filter(|_| next.is_by(key, crate::keys::identity::verify)) else {
             return Err(Refused::new(
-                "internal",
+                ErrorCode::Internal,
                 "this coordinator did not sign for its next key; restart it, and try again",
             ));
         };
@@ -66,7 +67,7 @@ impl State {
     pub(super) fn forget_coordinator(&mut self, key: &IdentityKey) -> Result<(), Refused> {
         if Arc::make_mut(&mut self.coordinators).remove(key).is_none() {
             let text = format!("there is no coordinator with the key {key}; see mesh-coordinator status");
-            return Err(Refused::new("unknown_node", text));
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
         }
         self.tell_coordinators();
         Ok(())

@@ -13,7 +13,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, ancestors};
 use mesh_proto::trust::network_lock::{Member, Subject};
-use mesh_proto::wire::Renewal;
+use mesh_proto::wire::{ErrorCode, Renewal};
 use mesh_proto::world::{NodeRecord, World};
 
 use super::change::Refused;
@@ -52,7 +52,7 @@ impl State {
         self.check_revoked(&identity)?;
         let Some(name) = self.world.member(&identity).cloned() else {
             let text = "this node is no member of the mesh; join again with a token of mesh-coordinator token create";
-            return Err(Refused::new("unknown_node", text));
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
         };
         self.check_renewal(&name, &facts)?;
         self.check_succession(&name, &identity, &succession, now)?;
@@ -60,7 +60,7 @@ impl State {
         let whole = claims::limits(&facts).map_err(|refused| refused.message);
         let whole =
             whole.and_then(|()| claims::lanes(&self.world, &name, &facts)).and_then(|()| self.check_keys(&facts));
-        whole.map_err(|problem| Refused::new("identity", problem))?;
+        whole.map_err(|problem| Refused::new(ErrorCode::Identity, problem))?;
 
         if let Some(known) = self.world.nodes.get(&name).cloned() {
             let record = succeeded(&known, succession);
@@ -68,7 +68,7 @@ impl State {
                 let text = format!(
                     "this node changed its identity {MAX_LINEAGE} times since the lock's key signed for it; run `meshd lock sign {name}` where the lock's key lies, and ask again"
                 );
-                return Err(Refused::new("identity", text));
+                return Err(Refused::new(ErrorCode::Identity, text));
             }
             self.supersede(&name, record, succession, now);
         }
@@ -90,7 +90,7 @@ impl State {
         succession: &Succession,
         now: UnixTime,
     ) -> Result<(), Refused> {
-        let refuse = |text: &str| Err(Refused::new("identity", text));
+        let refuse = |text: &str| Err(Refused::new(ErrorCode::Identity, text));
         let Some(known) = self.world.nodes.get(name) else { return Ok(()) };
         if succession.from != *identity || !succession.is_good(known.id, verify) {
             return refuse(
@@ -157,7 +157,7 @@ impl State {
     /// Refuses an identity that a member replaced by another.
     pub(super) fn check_superseded(&self, identity: &IdentityKey) -> Result<(), Refused> {
         let Some(name) = self.successor(identity) else { return Ok(()) };
-        Err(Refused::new("superseded", superseded(name)))
+        Err(Refused::new(ErrorCode::Superseded, superseded(name)))
     }
 }
 

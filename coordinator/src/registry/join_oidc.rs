@@ -10,7 +10,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::trust::jwt;
-use mesh_proto::wire::NodeFacts;
+use mesh_proto::wire::{ErrorCode, NodeFacts};
 
 use super::change::{Refused, Vouched};
 use super::claims;
@@ -24,7 +24,7 @@ const MAX_SPENT: usize = 100_000;
 /// One answer for every token of an issuer that does not work; the log says why.
 pub(crate) fn not_vouched() -> Refused {
     Refused::new(
-        "token",
+        ErrorCode::Token,
         "the token was not taken; the coordinator's log says why, and mesh-coordinator trust list who is trusted",
     )
 }
@@ -33,7 +33,10 @@ impl State {
     /// Takes up an issuer's keys.
     pub(super) fn push_keys(&mut self, trust: String, keys: String, now: UnixTime) -> Result<(), Refused> {
         if let Err(error) = jwt::Jwks::parse(keys.as_bytes()) {
-            return Err(Refused::new("malformed", format!("{error}; push the issuer's JWKS document as it is")));
+            return Err(Refused::new(
+                ErrorCode::Malformed,
+                format!("{error}; push the issuer's JWKS document as it is"),
+            ));
         }
         Arc::make_mut(&mut self.pushed).insert(trust, Pushed { jwks: keys, at: now });
         Ok(())
@@ -82,7 +85,7 @@ impl State {
         spent.retain(|_, spent| now < spent.over);
         if spent.len() >= MAX_SPENT {
             let text = "too many tokens were used of late; try again when the first of them have expired";
-            return Err(Refused::new("busy", text));
+            return Err(Refused::new(ErrorCode::Busy, text));
         }
         spent.insert(vouched.mark.clone(), Spent { identity, over: vouched.over });
         Ok(())

@@ -7,7 +7,7 @@ use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::plan::refused_offers;
-use mesh_proto::wire::{JoinRequest, NodeFacts};
+use mesh_proto::wire::{ErrorCode, JoinRequest, NodeFacts};
 use mesh_proto::world::NodeRecord;
 use mesh_proto::world::allocate::Owner;
 
@@ -81,27 +81,27 @@ impl State {
         let Newcomer { name, is_bound, site, mut grants, is_ephemeral, token } = newcomer;
         claims::limits(&facts)?;
         if self.world.site(&site).is_none() {
-            return Err(Refused::new("site", self.no_site(&site)));
+            return Err(Refused::new(ErrorCode::Site, self.no_site(&site)));
         }
         if self.world.nodes.contains_key(&name) {
             let text = format!(
                 "the name `{name}` belongs to another node; set another `name` in meshd.toml, or, if that machine is gone, run mesh-coordinator revoke {name} and join again"
             );
-            return Err(Refused::new("name", text));
+            return Err(Refused::new(ErrorCode::Name, text));
         }
         // What was expelled under this name does not come back by a token that anybody could have got.
         if !is_bound && self.revoked.values().any(|revoked| revoked.name == name && revoked.succession.is_none()) {
             let text = format!(
                 "a node `{name}` was revoked; only a token for this name admits another: mesh-coordinator token create --site {site} --name {name}; or set another `name` in meshd.toml"
             );
-            return Err(Refused::new("name", text));
+            return Err(Refused::new(ErrorCode::Name, text));
         }
 
         let world = Arc::make_mut(&mut self.world);
         let pool = Arc::make_mut(&mut world.pool);
         let live = world.nodes.values().map(|node| node.address);
         let address = pool.node(world.mesh.range, live, now);
-        let address = address.map_err(|error| Refused::new("busy", error.to_string()))?;
+        let address = address.map_err(|error| Refused::new(ErrorCode::Busy, error.to_string()))?;
         grants.sort();
         grants.dedup();
         let record = NodeRecord {
@@ -123,7 +123,7 @@ impl State {
 
         let problems = self.accept_claims(&name, facts, observed, underlay, now);
         if !problems.is_empty() {
-            return Err(Refused::new("claim", problems.join("; ")));
+            return Err(Refused::new(ErrorCode::Claim, problems.join("; ")));
         }
         *refused = refused_offers(&self.world, &name);
         Ok(name)
@@ -141,7 +141,7 @@ impl State {
         self.check_revoked(&identity)?;
         let Some(name) = self.world.member(&identity).cloned() else {
             let text = "this node is no member of the mesh; join again with a token of mesh-coordinator token create";
-            return Err(Refused::new("unknown_node", text));
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
         };
         claims::limits(&facts)?;
         self.check_renewal(&name, &facts)?;
@@ -167,7 +167,7 @@ impl State {
                 "this machine is the node `{name}` of site `{}` already; to move it, run meshd leave, then mesh-coordinator revoke {name}, and join again",
                 known.site
             );
-            return Err(Refused::new("name", text));
+            return Err(Refused::new(ErrorCode::Name, text));
         }
         let mut record = NodeRecord::clone(&known);
         record.grants.extend(token.serve);
@@ -187,7 +187,7 @@ impl State {
             "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave there and join with a new token",
             revoked.name
         );
-        Err(Refused::new("revoked", text))
+        Err(Refused::new(ErrorCode::Revoked, text))
     }
 
     /// Takes up the good part of what a member says, and returns what was refused of claims and offers.

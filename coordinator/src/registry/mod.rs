@@ -42,6 +42,7 @@ use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::trust::audit_log::RawEntry;
 use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::trust::signed_record::Epoch;
+use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
 
 use crate::store::{Store, StoreError};
@@ -92,7 +93,7 @@ impl Registry {
     /// `Refused` if the change may not happen, or could not be stored; then nothing of it happened.
     pub fn apply(&mut self, change: Change, by: Actor, now: UnixTime) -> Result<Applied, Refused> {
         let mut results = self.apply_all(vec![(change, by)], now);
-        results.pop().unwrap_or_else(|| Err(Refused::new("internal", "the change was lost; try again")))
+        results.pop().unwrap_or_else(|| Err(Refused::new(ErrorCode::Internal, "the change was lost; try again")))
     }
 
     /// Returns the world that a change would lead to, without making it happen. Its revision is the present one.

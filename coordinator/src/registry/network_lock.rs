@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::network_lock::{Lock, LockChange, MAX_CHANGES};
 use mesh_proto::trust::signed_record::Signature;
+use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::NodeRecord;
 
 use super::Registry;
@@ -40,13 +41,13 @@ impl State {
             let text = format!(
                 "this mesh is locked by the key {held} already; `lock replace` puts another in its place, `lock disable` ends it"
             );
-            return Err(Refused::new("lock", text));
+            return Err(Refused::new(ErrorCode::Lock, text));
         }
         let lock = self.world.mesh.lock.clone().unwrap_or_default();
         // Else the statement that ended it could be shown again.
         if lock.changes.iter().any(|change| change.from == key) {
             let text = format!("the key {key} was a lock of this mesh before; make another: name a new FILE");
-            return Err(Refused::new("lock", text));
+            return Err(Refused::new(ErrorCode::Lock, text));
         }
         self.set_lock(Lock { key: Some(key), ..lock }, signatures)
     }
@@ -60,14 +61,20 @@ impl State {
                 }
                 None => "this mesh is not locked; there is nothing to do".into(),
             };
-            return Err(Refused::new("lock", text));
+            return Err(Refused::new(ErrorCode::Lock, text));
         }
         if !change.is_good(&self.world.mesh.name, verify) {
-            return Err(Refused::new("lock", "the lock's key did not sign this; are both ends of one version?"));
+            return Err(Refused::new(
+                ErrorCode::Lock,
+                "the lock's key did not sign this; are both ends of one version?",
+            ));
         }
         let mut lock = self.world.mesh.lock.clone().unwrap_or_default();
         if change.to.is_some_and(|to| to == change.from || lock.changes.iter().any(|before| before.from == to)) {
-            return Err(Refused::new("lock", "that key was a lock of this mesh before; name a FILE for a new one"));
+            return Err(Refused::new(
+                ErrorCode::Lock,
+                "that key was a lock of this mesh before; name a FILE for a new one",
+            ));
         }
         lock.key = change.to;
         lock.changes.push(change);
@@ -78,7 +85,7 @@ impl State {
 
     fn abandon_lock(&mut self) -> Result<(), Refused> {
         if self.locked_by().is_none() {
-            return Err(Refused::new("lock", "this mesh is not locked; there is nothing to do"));
+            return Err(Refused::new(ErrorCode::Lock, "this mesh is not locked; there is nothing to do"));
         }
         let lock = self.world.mesh.lock.clone().unwrap_or_default();
         self.set_lock(Lock { key: None, ..lock }, &Signatures::new())
@@ -91,7 +98,7 @@ impl State {
             for (name, record) in self.world.nodes.iter().filter(|(_, record)| !self.world.waits(record)) {
                 let Some(signature) = signatures.get(name) else {
                     let text = format!("node {name} joined meanwhile and is not signed for; run the same again");
-                    return Err(Refused::new("busy", text));
+                    return Err(Refused::new(ErrorCode::Busy, text));
                 };
                 self.check_signature(name, record, key, signature)?;
                 nodes.push((name.clone(), NodeRecord { countersigned: Some(*signature), ..NodeRecord::clone(record) }));
@@ -107,11 +114,11 @@ impl State {
 
     fn admit_by_lock(&mut self, name: &NodeName, signature: Signature) -> Result<(), Refused> {
         let Some(key) = self.locked_by() else {
-            return Err(Refused::new("lock", "this mesh is not locked, so that nobody waits for a signature"));
+            return Err(Refused::new(ErrorCode::Lock, "this mesh is not locked, so that nobody waits for a signature"));
         };
         let Some(record) = self.world.nodes.get(name).cloned() else {
             let text = format!("there is no node `{name}`; see mesh-coordinator nodes");
-            return Err(Refused::new("unknown_node", text));
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
         };
         self.check_signature(name, &record, &key, &signature)?;
         let record = NodeRecord { countersigned: Some(signature), ..NodeRecord::clone(&record) };
@@ -133,6 +140,6 @@ impl State {
         let text = format!(
             "the signature for node {name} is not that of the lock {key}, or that node was altered meanwhile; run the same again"
         );
-        Err(Refused::new("lock", text))
+        Err(Refused::new(ErrorCode::Lock, text))
     }
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
 use tokio::sync::watch;
 
@@ -123,16 +124,16 @@ fn keep_alike(world: &mut World, old: &World) {
 
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
-        let word = match error {
-            StoreError::Conflict { .. } | StoreError::Full { .. } => "busy",
+        let code = match error {
+            StoreError::Conflict { .. } | StoreError::Full { .. } => ErrorCode::Busy,
+            StoreError::TooLarge { .. } => ErrorCode::TooLarge,
             StoreError::Io { .. }
             | StoreError::Locked { .. }
             | StoreError::Exists { .. }
             | StoreError::Damaged { .. }
             | StoreError::Etcd { .. }
-            | StoreError::TooLarge { .. }
-            | StoreError::Unknown { .. } => "internal",
+            | StoreError::Unknown { .. } => ErrorCode::Internal,
         };
-        Self::new(word, error.to_string())
+        Self::new(code, error.to_string())
     }
 }

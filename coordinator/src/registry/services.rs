@@ -8,7 +8,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{MeshName, NodeName, SiteName};
 use mesh_proto::model::netmap::{LaneInfo, Mesh};
 use mesh_proto::services::{Services, StaticNode};
-use mesh_proto::wire::NodeFacts;
+use mesh_proto::wire::{ErrorCode, NodeFacts};
 use mesh_proto::world::allocate::{Exhausted, Owner, Pool};
 use mesh_proto::world::{NodeRecord, Vip, World};
 
@@ -31,7 +31,7 @@ impl State {
     ) -> Result<(), Refused> {
         let problems = contradictions(&self.world, &services);
         if !problems.is_empty() {
-            return Err(Refused::new("services", problems.join("\n")));
+            return Err(Refused::new(ErrorCode::Services, problems.join("\n")));
         }
         let world = Arc::make_mut(&mut self.world);
         let old_range = world.mesh.range;
@@ -49,7 +49,7 @@ impl State {
         }
         remove_static(world, now);
         let allotted = allot_vips(world, now).and_then(|()| allot_static(world, now));
-        allotted.map_err(|error| Refused::new("services", error.to_string()))?;
+        allotted.map_err(|error| Refused::new(ErrorCode::Services, error.to_string()))?;
         if self.accepted.as_deref() != Some(&accepted) {
             self.accepted = Some(Arc::new(accepted));
         }

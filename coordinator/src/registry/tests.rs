@@ -199,11 +199,11 @@ fn vip(registry: &Registry, service: &str) -> Option<Flat> {
     registry.world().vips.get(&service.parse().unwrap()).map(|vip| vip.address)
 }
 
-/// Says that a change was refused with this word, that the sentence has these parts, and that nothing happened.
+/// Says that a change was refused with this code, that the sentence has these parts, and that nothing happened.
 #[track_caller]
-fn assert_refused(result: Result<Applied, Refused>, word: &str, parts: &[&str]) {
+fn assert_refused(result: Result<Applied, Refused>, code: ErrorCode, parts: &[&str]) {
     let refused = result.unwrap_err();
-    assert_eq!(refused.word, word, "{refused}");
+    assert_eq!(refused.code, code, "{refused}");
     for part in parts {
         assert!(refused.message.contains(part), "`{part}` is missing in: {refused}");
     }

@@ -10,6 +10,7 @@ use data_encoding::HEXLOWER;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::SiteName;
 use mesh_proto::trust::join_token::TokenSecret;
+use mesh_proto::wire::ErrorCode;
 
 use super::change::{Refused, TokenSpec};
 use super::state::State;
@@ -29,34 +30,37 @@ const LISTED: Duration = Duration::from_secs(7 * 24 * 3600);
 impl State {
     /// Adds a token.
     pub(super) fn create_token(&mut self, spec: TokenSpec, now: UnixTime) -> Result<(), Refused> {
-        let refuse = |word, message: String| Err(Refused::new(word, message));
+        let refuse = |code, message: String| Err(Refused::new(code, message));
         if self.world.site(&spec.site).is_none() {
-            return refuse("site", self.no_site(&spec.site));
+            return refuse(ErrorCode::Site, self.no_site(&spec.site));
         }
         if spec.ttl < Duration::from_secs(1) || spec.ttl > MAX_TTL {
-            return refuse("malformed", "a token lives between 1 second and 90 days; give another --ttl".into());
+            return refuse(
+                ErrorCode::Malformed,
+                "a token lives between 1 second and 90 days; give another --ttl".into(),
+            );
         }
         if !(1..=MAX_USES).contains(&spec.uses) || (spec.name.is_some() && spec.uses > 1) {
             let text = format!(
                 "a token admits 1 to {MAX_USES} nodes, and exactly one if it has a name; give another number of uses"
             );
-            return refuse("malformed", text);
+            return refuse(ErrorCode::Malformed, text);
         }
         if let Some(name) = spec.name.iter().find(|&n| self.world.nodes.contains_key(n)) {
             let text = format!(
                 "the name `{name}` belongs to a node; choose another, or first run mesh-coordinator revoke {name}"
             );
-            return refuse("name", text);
+            return refuse(ErrorCode::Name, text);
         }
         let tokens = Arc::make_mut(&mut self.tokens);
         tokens.retain(|_, token| now < token.expires + LISTED);
         if tokens.len() >= MAX_TOKENS {
             let text = format!("there are {MAX_TOKENS} tokens already; revoke some with mesh-coordinator token revoke");
-            return refuse("busy", text);
+            return refuse(ErrorCode::Busy, text);
         }
         let id = HEXLOWER.encode(&spec.id);
         if tokens.contains_key(&id) {
-            return refuse("busy", format!("there is a token {id} already; try again"));
+            return refuse(ErrorCode::Busy, format!("there is a token {id} already; try again"));
         }
         let token = TokenRecord {
             digest: hash(&spec.secret),
@@ -78,7 +82,7 @@ impl State {
             Some(_) => Ok(()),
             None => {
                 let text = format!("there is no token {id}; see mesh-coordinator token list");
-                Err(Refused::new("token", text))
+                Err(Refused::new(ErrorCode::Token, text))
             }
         }
     }
@@ -127,5 +131,8 @@ impl State {
 
 /// One answer for an unknown, expired, used and mistaken token alike.
 pub(super) fn unusable() -> Refused {
-    Refused::new("token", "the token is unknown, used or expired; make a new one with mesh-coordinator token create")
+    Refused::new(
+        ErrorCode::Token,
+        "the token is unknown, used or expired; make a new one with mesh-coordinator token create",
+    )
 }

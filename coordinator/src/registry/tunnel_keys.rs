@@ -1,7 +1,7 @@
 //! What may follow what: a node's records only go forward, and keys of expelled nodes never come back.
 
 use mesh_proto::base::id::NodeName;
-use mesh_proto::wire::NodeFacts;
+use mesh_proto::wire::{ErrorCode, NodeFacts};
 
 use super::change::Refused;
 use super::state::State;
@@ -25,7 +25,7 @@ impl State {
             "node `{name}` sent its record number {}, but number {} is known: was this machine brought back from a snapshot, or does a copy of it run? It signs a new one by itself when it has the newest map",
             facts.sequence, known.sequence
         );
-        Err(Refused::new("record", text))
+        Err(Refused::new(ErrorCode::Record, text))
     }
 
     /// Refuses tunnel keys that an expelled node had.

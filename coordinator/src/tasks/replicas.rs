@@ -9,16 +9,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::base::id::{IdError, IdentityKey};
+use mesh_proto::wire::ErrorCode;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::core::Hub;
 use crate::core::documents;
-use crate::core::failure::Failure;
+use crate::core::failure::{Failure, Segment};
 use crate::registry::{Actor, Change, CoordinatorRecord};
 
 /// How long the store may be silent before nodes are sent to another coordinator, which may know more.
@@ -83,13 +84,14 @@ pub(crate) async fn enter(hub: &Arc<Hub>) {
 pub(crate) async fn forget(
     State(hub): State<Arc<Hub>>,
     Extension(by): Extension<Actor>,
-    Path(key): Path<String>,
+    Segment(key): Segment,
 ) -> Result<Json<documents::Done>, Failure> {
-    let key: IdentityKey =
-        key.parse().map_err(|error: IdError| Failure::new(StatusCode::BAD_REQUEST, "malformed", error.to_string()))?;
+    let key: IdentityKey = key
+        .parse()
+        .map_err(|error: IdError| Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string()))?;
     if key == hub.key {
         let message = "this is the coordinator that you speak to; ask another one to forget it";
-        return Err(Failure::new(StatusCode::CONFLICT, "name", message));
+        return Err(Failure::new(StatusCode::CONFLICT, ErrorCode::Name, message));
     }
     let applied = hub.apply(Change::CoordinatorForget { key }, by).await?;
     let message = format!(

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_proto::services;
+use mesh_proto::wire::ErrorCode;
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -153,7 +154,7 @@ async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Reading) {
         }
         Err(refused) => {
             let errors = refused.message.lines().map(|line| format!("{file}: {line}"));
-            let again = matches!(refused.word, "busy" | "internal");
+            let again = matches!(refused.code, ErrorCode::Busy | ErrorCode::Internal | ErrorCode::TooLarge);
             let reading = Reading { errors: errors.collect(), rendered: refused.message, warnings, again };
             (FileState::Rejected, reading)
         }

@@ -107,7 +107,7 @@ async fn bodies_that_are_too_large_or_malformed_are_refused_by_name() {
         assert_eq!(response.status(), expected, "{path}");
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let body: ErrorBody = serde_json::from_slice(&body).unwrap();
-        assert_eq!(body.error, "malformed", "{path}: {}", body.message);
+        assert_eq!(body.error.as_str(), "malformed", "{path}: {}", body.message);
     }
     lives(&coordinator).await;
 }

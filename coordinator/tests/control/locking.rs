@@ -108,9 +108,9 @@ async fn who_joins_a_locked_mesh_is_sent_to_nobody_before_the_key_signs_on_delta
     let by = |key: &Identity| key.sign(&member.message(&mesh));
     let wrong = Countersign { node: member.name.clone(), signature: by(&Identity::generate().unwrap()) };
     let (_, body) = channel.post::<LockStanding>("/v1/lock", &wrong).await.unwrap_err();
-    assert_eq!(body.error, "lock");
+    assert_eq!(body.error.as_str(), "lock");
     let moved = Countersign { node: "n2".parse().unwrap(), signature: by(&key) };
-    assert_eq!(channel.post::<LockStanding>("/v1/lock", &moved).await.unwrap_err().1.error, "lock");
+    assert_eq!(channel.post::<LockStanding>("/v1/lock", &moved).await.unwrap_err().1.error.as_str(), "lock");
     assert!(!sees(&snapshot(&third).await, "n3") && !sees(&one.map, "n3"));
     let right = Countersign { node: member.name.clone(), signature: by(&key) };
     let after: LockStanding = channel.post("/v1/lock", &right).await.unwrap();

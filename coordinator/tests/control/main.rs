@@ -17,3 +17,4 @@ mod rotating;
 mod verbs;
 mod witness;
 mod workload;
+mod wrongs;

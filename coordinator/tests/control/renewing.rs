@@ -66,9 +66,9 @@ async fn a_node_goes_on_with_another_key_and_the_former_is_a_strangers() {
     assert!(body.message.contains("`n2` replaced this identity key"), "{}", body.message);
     let report = Report { facts: former.facts(), applied: Default::default(), warnings: Vec::new() };
     let (_, body) = channel.post::<ReportResponse>("/v1/report", &report).await.unwrap_err();
-    assert_eq!(body.error, "superseded");
+    assert_eq!(body.error.as_str(), "superseded");
     let (_, body) = former.connect().await.join(&coordinator.token().await).await.unwrap_err();
-    assert_eq!(body.error, "superseded");
+    assert_eq!(body.error.as_str(), "superseded");
 
     let mut channel = next.connect().await;
     let own = snapshot(&mut channel.watch(None).await.unwrap()).await;

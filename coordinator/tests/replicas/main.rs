@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coordinator::cli::client;
+use coordinator::cli::client::{self, AskError};
 use coordinator::core::documents;
 use coordinator::store::etcd::Options;
 use hyper::{Method, StatusCode};
@@ -388,4 +388,16 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     let fewest = revisions.iter().min().unwrap();
     assert!(fewest.0 >= ledger.len() as u64, "{} tokens by {revisions:?}", ledger.len());
     assert!(revisions[0] > Revision(60), "{revisions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_larger_than_etcd_takes_is_told_to_who_sent_it() {
+    let Some(etcd) = Cluster::start_with(1, false, &["--max-request-bytes=16384".into()]) else { return };
+    let one = Replica::start(&etcd, SERVICES).await;
+    let services: Vec<String> = (0..3000).map(|number| format!("service-{number}")).collect();
+    let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": services, "uses": 1});
+    let asked = client::ask::<serde_json::Value>(&one.socket(), Method::POST, "/v1/tokens", Some(&wanted)).await;
+    let Err(AskError::Refused(body)) = asked else { panic!("{asked:?}") };
+    assert_eq!(body.error.as_str(), "too_large", "{}", body.message);
+    one.token().await;
 }

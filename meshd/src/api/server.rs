@@ -22,7 +22,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::ops::status as doc;
-use mesh_proto::wire::Countersign;
+use mesh_proto::wire::query::parameter;
+use mesh_proto::wire::{Countersign, ErrorCode};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -118,7 +119,7 @@ async fn connection(stream: UnixStream, daemon: &Daemon) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| async move {
         let response = if !trusted {
             let hint = "only root and the user of the daemon may ask; use sudo";
-            failure(StatusCode::FORBIDDEN, "forbidden", hint.into())
+            failure(StatusCode::FORBIDDEN, ErrorCode::Forbidden, hint.into())
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/bench") {
             measure(&daemon.subscriber, request.uri().query().unwrap_or_default()).await
         } else if (request.method(), request.uri().path()) == (&Method::POST, "/v1/rotate")
@@ -193,7 +194,7 @@ fn answer(daemon: &Daemon, request: &Request<Incoming>) -> Response<Full<Bytes>>
         }
         (&Method::POST, "/v1/rotate") if !subscriber.link.borrow().connected => failure(
             StatusCode::CONFLICT,
-            "not_connected",
+            ErrorCode::NotConnected,
             "a new key has to be told to the peers, but there is no control channel; see `meshd status`".into(),
         ),
         (&Method::POST, "/v1/rotate") => {
@@ -205,7 +206,7 @@ fn answer(daemon: &Daemon, request: &Request<Incoming>) -> Response<Full<Bytes>>
                 return done("leaving the mesh");
             }
             let message = "meshd is stopping and stays in the mesh; run `meshd leave` again once it has ended";
-            failure(StatusCode::CONFLICT, "stopping", message.into())
+            failure(StatusCode::CONFLICT, ErrorCode::Stopping, message.into())
         }
         (&Method::POST, "/v1/stop") => {
             requests.stop();
@@ -213,7 +214,7 @@ fn answer(daemon: &Daemon, request: &Request<Incoming>) -> Response<Full<Bytes>>
         }
         _ => failure(
             StatusCode::NOT_FOUND,
-            "not_found",
+            ErrorCode::NotFound,
             "there is no such request; `meshd --help` lists the verbs".into(),
         ),
     }
@@ -242,11 +243,11 @@ async fn renew(daemon: &Daemon) -> Response<Full<Bytes>> {
     let Daemon { subscriber, requests } = daemon;
     if subscriber.enrolment.borrow().is_none() {
         let message = format!("this node has not joined a mesh; {}", JOIN_HINT);
-        return failure(StatusCode::CONFLICT, "not_joined", message);
+        return failure(StatusCode::CONFLICT, ErrorCode::NotJoined, message);
     }
     if !subscriber.link.borrow().connected {
         let message = "a coordinator has to confirm another identity key, but there is no control channel; a change that was begun is finished when it is back. See `meshd status`";
-        return failure(StatusCode::CONFLICT, "not_connected", message.into());
+        return failure(StatusCode::CONFLICT, ErrorCode::NotConnected, message.into());
     }
     let mut renewed = subscriber.renewed.clone();
     renewed.mark_unchanged();
@@ -255,10 +256,12 @@ async fn renew(daemon: &Daemon) -> Response<Full<Bytes>> {
     let outcome = renewed.borrow().clone();
     match outcome.filter(|_| !is_late) {
         Some(Ok((from, to))) => done(&format!("the identity key is changed from {from} to {to}")),
-        Some(Err(why)) => failure(StatusCode::CONFLICT, "identity", format!("the identity key stays as it is: {why}")),
+        Some(Err(why)) => {
+            failure(StatusCode::CONFLICT, ErrorCode::Identity, format!("the identity key stays as it is: {why}"))
+        }
         None => {
             let message = "no coordinator has confirmed the other identity key yet; meshd goes on asking, and the change is finished when `meshd status` does not speak of it any more";
-            failure(StatusCode::GATEWAY_TIMEOUT, "pending", message.into())
+            failure(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Pending, message.into())
         }
     }
 }
@@ -268,7 +271,7 @@ async fn lock(subscriber: &Subscriber, request: &Request<Incoming>) -> Response<
     let (Some(enrolment), Some(dial)) = (subscriber.enrolment.borrow().clone(), subscriber.dial.borrow().clone())
     else {
         let message = format!("this node has not joined a mesh; {}", JOIN_HINT);
-        return failure(StatusCode::CONFLICT, "not_joined", message);
+        return failure(StatusCode::CONFLICT, ErrorCode::NotJoined, message);
     };
     let query = request.uri().query().unwrap_or_default();
     let told = if request.method() == Method::POST {
@@ -291,7 +294,7 @@ async fn lock(subscriber: &Subscriber, request: &Request<Incoming>) -> Response<
             waiting: standing.waiting,
             aged: standing.aged,
         }),
-        Err(error) => failure(StatusCode::BAD_GATEWAY, "coordinator", error.to_string()),
+        Err(error) => failure(StatusCode::BAD_GATEWAY, ErrorCode::Coordinator, error.to_string()),
     }
 }
 
@@ -307,17 +310,17 @@ async fn measure(subscriber: &Subscriber, query: &str) -> Response<Full<Bytes>> 
     match crate::api::bench::measure(subscriber, &node, seconds).await {
         Ok(measured) => json(&measured),
         Err(error) => {
-            let (status, word) = match &error {
-                MeasureError::Name(_) => (StatusCode::NOT_FOUND, "not_found"),
-                MeasureError::NotJoined => (StatusCode::CONFLICT, "not_joined"),
-                MeasureError::Busy => (StatusCode::CONFLICT, "busy"),
+            let (status, code) = match &error {
+                MeasureError::Name(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+                MeasureError::NotJoined => (StatusCode::CONFLICT, ErrorCode::NotJoined),
+                MeasureError::Busy => (StatusCode::CONFLICT, ErrorCode::Busy),
                 MeasureError::Bench(BenchError::NoAnswer(_) | BenchError::Silent(_)) => {
-                    (StatusCode::GATEWAY_TIMEOUT, "no_answer")
+                    (StatusCode::GATEWAY_TIMEOUT, ErrorCode::NoAnswer)
                 }
-                MeasureError::Bench(BenchError::Old(_)) => (StatusCode::BAD_GATEWAY, "old_peer"),
-                MeasureError::Bench(BenchError::Narrow { .. }) => (StatusCode::BAD_GATEWAY, "narrow"),
+                MeasureError::Bench(BenchError::Old(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::OldPeer),
+                MeasureError::Bench(BenchError::Narrow { .. }) => (StatusCode::BAD_GATEWAY, ErrorCode::Narrow),
             };
-            failure(status, word, error.to_string())
+            failure(status, code, error.to_string())
         }
     }
 }
@@ -328,7 +331,7 @@ fn services(snapshot: &Snapshot, name: Option<String>) -> Response<Full<Bytes>> 
         let key = snapshot.view.as_ref().and_then(|v| names::service(v.netmap(), &name).map(|(key, _)| key.clone()));
         let Some(key) = key else {
             let message = format!("no service of this mesh is called `{name}`; `meshd services` lists them");
-            return failure(StatusCode::NOT_FOUND, "not_found", message);
+            return failure(StatusCode::NOT_FOUND, ErrorCode::NotFound, message);
         };
         list.retain(|s| s.name == key.name && s.namespace == key.namespace);
     }
@@ -341,50 +344,22 @@ fn with_view(
 ) -> Response<Full<Bytes>> {
     let Some(view) = subscriber.view.borrow().clone() else {
         let message = format!("this node has no map of a mesh yet; {}", JOIN_HINT);
-        return failure(StatusCode::CONFLICT, "not_joined", message);
+        return failure(StatusCode::CONFLICT, ErrorCode::NotJoined, message);
     };
-    ask(&view).unwrap_or_else(|e| failure(StatusCode::NOT_FOUND, "not_found", e.to_string()))
-}
-
-/// Returns a decoded parameter of a query.
-fn parameter(query: &str, name: &str) -> Option<String> {
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let mut values = pairs.filter(|(key, _)| *key == name).map(|(_, value)| value);
-    Some(decode(values.next()?))
-}
-
-/// Undoes percent-encoding; what is no encoding stays as it is.
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut i = 0;
-    while i < bytes.len() {
-        let hex = text.get(i + 1..i + 3).filter(|_| bytes[i] == b'%');
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                i += 3;
-            }
-            None => {
-                out.push(bytes[i]);
-                i += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    ask(&view).unwrap_or_else(|e| failure(StatusCode::NOT_FOUND, ErrorCode::NotFound, e.to_string()))
 }
 
 fn malformed(what: &str) -> Response<Full<Bytes>> {
     let message = format!("the request lacks {what}; see `meshd --help`");
-    failure(StatusCode::BAD_REQUEST, "malformed", message)
+    failure(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
 }
 
 fn done(sentence: &str) -> Response<Full<Bytes>> {
     json(&doc::Done { schema: doc::DONE.into(), done: vec![sentence.into()] })
 }
 
-fn failure(status: StatusCode, error: &str, message: String) -> Response<Full<Bytes>> {
-    let mut response = json(&doc::Failure { schema: doc::ERROR.into(), error: error.into(), message });
+fn failure(status: StatusCode, error: ErrorCode, message: String) -> Response<Full<Bytes>> {
+    let mut response = json(&doc::Failure { schema: doc::ERROR.into(), error, message });
     *response.status_mut() = status;
     response
 }
@@ -406,20 +381,13 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use mesh_proto::wire::query::with_query;
     use tokio::sync::watch;
 
-    use crate::cli::client::Client;
+    use crate::cli::client::{Client, ClientError};
     use crate::node::lane_deaths::LaneDeaths;
     use crate::node::publisher::Publisher;
     use crate::node::requests::Order;
-
-    #[test]
-    fn parameters_are_decoded() {
-        assert_eq!(parameter("src=host%3An1&dst=cart%3A7070", "src"), Some("host:n1".into()));
-        assert_eq!(parameter("src=a", "dst"), None);
-        assert_eq!(decode("100%"), "100%");
-        assert_eq!(decode("%zz%41"), "%zzA");
-    }
 
     #[tokio::test]
     async fn a_dead_socket_file_is_replaced_and_a_living_one_is_not() {
@@ -453,6 +421,18 @@ mod tests {
         assert_eq!(*requests.order().borrow(), Order::Stop);
         let refused = client.post::<doc::Done>("/v1/leave").await.unwrap_err();
         assert!(refused.to_string().contains("meshd is stopping"), "{refused}");
+        assert!(
+            matches!(&refused, ClientError::Refused(failure) if failure.error.as_str() == "stopping"),
+            "{refused:?}"
+        );
+        assert_eq!(*requests.order().borrow(), Order::Stop);
+
+        for name in ["a&name=b", "a=b", "100%", "%41", "a+b", "a b", "ä⛵", "a#b"] {
+            let path = with_query("/v1/services", &[("name", name)]);
+            let unknown = client.get::<doc::Services>(&path).await.unwrap_err();
+            assert!(matches!(&unknown, ClientError::Refused(failure) if failure.error == ErrorCode::NotFound));
+            assert!(unknown.to_string().contains(&format!("`{name}`")), "{path}: {unknown}");
+        }
 
         server.abort();
     }

@@ -9,12 +9,13 @@ use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::ops::status as doc;
 use mesh_proto::trust::network_lock::{Member, Subject};
 use mesh_proto::trust::signed_record::Signature;
+use mesh_proto::wire::query::with_query;
 use zeroize::Zeroizing;
 
 use crate::base::files::LOCK_KEY;
 use crate::base::state_dir::{State, read_secret};
 use crate::cli::args::Lock;
-use crate::cli::client::{Client, encode};
+use crate::cli::client::Client;
 use crate::cli::error::{CommandError, LockError};
 use crate::cli::output::{Asker, finish, load};
 use crate::control::map_guard;
@@ -36,8 +37,9 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
                 return Err(LockError::Unconfirmed.into());
             }
             let signature = Signature(signed(&key, &member.message(&standing.mesh)));
-            let words = (encode(node.as_str()), BASE64URL_NOPAD.encode(&signature.0));
-            let _: doc::Lock = client.post(&format!("/v1/lock?node={}&signature={}", words.0, words.1)).await?;
+            let signature = BASE64URL_NOPAD.encode(&signature.0);
+            let path = with_query("/v1/lock", &[("node", node.as_str()), ("signature", &signature)]);
+            let _: doc::Lock = client.post(&path).await?;
             finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")]);
             Ok(0)
         }

@@ -9,11 +9,12 @@ use clap::CommandFactory;
 use hyper::Method;
 use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
+use mesh_proto::wire::query::with_query;
 
 use crate::base::runtime;
 use crate::base::state_dir::State;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
-use crate::cli::client::{Client, ClientError, encode};
+use crate::cli::client::{Client, ClientError};
 use crate::cli::error::CommandError;
 use crate::cli::network_lock;
 use crate::cli::output::{Asker, finish, load, print, print_json, socket};
@@ -102,23 +103,22 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
             ask.show("/v1/peers", shown).await.map(|_| 0)
         }
         Verb::Services { name } => {
-            let query = name.map_or_else(String::new, |n| format!("?name={}", encode(&n)));
+            let name = name.as_deref().map(|name| ("name", name));
             let shown = |d: &doc::Services| render::services(&d.services);
-            ask.show(&format!("/v1/services{query}"), shown).await.map(|_| 0)
+            ask.show(&with_query("/v1/services", name.as_slice()), shown).await.map(|_| 0)
         }
         Verb::Resolve { name } => {
             let shown = |d: &doc::Resolve| {
                 let addresses: Vec<_> = d.addresses.iter().map(ToString::to_string).collect();
                 format!("{} is the {} {}", addresses.join(" "), d.kind, d.full_name)
             };
-            ask.show(&format!("/v1/resolve?name={}", encode(&name)), shown).await.map(|_| 0)
+            ask.show(&with_query("/v1/resolve", &[("name", &name)]), shown).await.map(|_| 0)
         }
         Verb::Ping { node } => ping(&ask, &node).await,
         Verb::Bench { node, seconds } => measure(&ask, &node, seconds).await,
         Verb::Why { src, dst, udp } => {
-            let udp = if udp { "&udp=1" } else { "" };
-            let path = format!("/v1/why?src={}&dst={}{udp}", encode(&src), encode(&dst));
-            let why: doc::Why = ask.show(&path, render::why).await?;
+            let all = [("src", &*src), ("dst", &*dst), ("udp", "1")];
+            let why: doc::Why = ask.show(&with_query("/v1/why", &all[..if udp { 3 } else { 2 }]), render::why).await?;
             Ok(match (why.allowed, why.verdict.as_str()) {
                 (true, _) => 0,
                 (false, "denied") => DENIED,
@@ -142,10 +142,10 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
         }
         Verb::Rotate { identity } => {
             let (path, patience) = match identity {
-                true => ("/v1/rotate?identity=1", identity_rotation::PATIENCE + PATIENCE),
-                false => ("/v1/rotate", PATIENCE),
+                true => (with_query("/v1/rotate", &[("identity", "1")]), identity_rotation::PATIENCE + PATIENCE),
+                false => ("/v1/rotate".to_owned(), PATIENCE),
             };
-            let done: doc::Done = ask.client.post_within(path, patience).await?;
+            let done: doc::Done = ask.client.post_within(&path, patience).await?;
             finish(json, done.done);
             Ok(0)
         }
@@ -174,7 +174,7 @@ async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
         match before {
             None => {
                 before = Some(peer.rtt_count);
-                let path = format!("/v1/probe?node={}", encode(peer.name.as_str()));
+                let path = with_query("/v1/probe", &[("node", peer.name.as_str())]);
                 let _: doc::Done = ask.client.post(&path).await?;
             }
             Some(count) if peer.rtt_count > count => {
@@ -194,7 +194,7 @@ async fn measure(ask: &Asker, node: &str, seconds: u8) -> Result<u8, CommandErro
         let most = bench::usual(seconds).as_secs();
         let _ = writeln!(io::stderr(), "measuring for some {most} s; Ctrl-C ends it");
     }
-    let path = format!("/v1/bench?node={}&seconds={seconds}", encode(node));
+    let path = with_query("/v1/bench", &[("node", node), ("seconds", &seconds.to_string())]);
     let patience = bench::longest(seconds) + PATIENCE;
     let measured: doc::Bench = ask.client.post_within(&path, patience).await?;
     if ask.json {

@@ -14,9 +14,10 @@ use mesh_proto::base::id::{IdentityKey, Revision};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::trust::high_water_mark::WentBack;
+use mesh_proto::wire::query::with_query;
 use mesh_proto::wire::{
-    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Renewal, Report,
-    ReportResponse, WatchEvent,
+    About, Countersign, ErrorBody, ErrorCode, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Renewal,
+    Report, ReportResponse, WatchEvent,
 };
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -116,7 +117,7 @@ pub enum LinkError {
 impl LinkError {
     /// Says whether another coordinator of the mesh may answer otherwise.
     pub(super) fn may_differ_elsewhere(&self) -> bool {
-        matches!(self, Self::Refused(body) if matches!(&*body.error, "busy" | "internal"))
+        matches!(self, Self::Refused(body) if matches!(body.error, ErrorCode::Busy | ErrorCode::Internal))
     }
 }
 
@@ -252,7 +253,7 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` if there is none, or why there was no answer.
     pub async fn about(&mut self, word: &str) -> Result<About, LinkError> {
-        self.get(&format!("/v1/about?name={word}")).await
+        self.get(&with_query("/v1/about", &[("name", word)])).await
     }
 
     /// Asks who waits for the lock's signature.
@@ -276,7 +277,7 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn log(&mut self, after: u64) -> Result<LogPage, LinkError> {
-        self.get_within(&format!("/v1/log?after={after}"), MAX_LOG).await
+        self.get_within(&with_query("/v1/log", &[("after", &after.to_string())]), MAX_LOG).await
     }
 
     /// Asks who belongs to the mesh.
@@ -302,7 +303,8 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn watch(&mut self, revision: Revision, epoch: u64) -> Result<Watch, LinkError> {
-        let path = format!("/v1/watch?revision={revision}&epoch={epoch}");
+        let (revision, epoch) = (revision.to_string(), epoch.to_string());
+        let path = with_query("/v1/watch", &[("revision", &revision), ("epoch", &epoch)]);
         let body = self.send(Method::GET, &path, Bytes::new()).await?;
         Ok(Watch { body, buffer: Vec::new(), searched: 0 })
     }

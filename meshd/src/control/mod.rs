@@ -21,7 +21,7 @@ use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::Told;
 use mesh_proto::verifier::{Admitted, VerifiedMap};
-use mesh_proto::wire::{About, JoinRequest, JoinResponse, Report, WatchEvent};
+use mesh_proto::wire::{About, ErrorCode, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -93,7 +93,7 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, Li
         let attempt = async || Channel::open(dial, address).await?.join(request).await;
         let mut answer = attempt().await;
         for _ in 0..BUSY_TRIES {
-            if !matches!(&answer, Err(LinkError::Refused(body)) if body.error == "busy") {
+            if !matches!(&answer, Err(LinkError::Refused(body)) if body.error == ErrorCode::Busy) {
                 break;
             }
             sleep(BUSY).await;
@@ -235,7 +235,7 @@ impl Link {
                 let Some(newest) = newest else { continue };
                 match channel.report(&newest).await {
                     Ok(answer) => refused.send_modify(|s| s.refused = answer.refused),
-                    Err(LinkError::Refused(body)) if body.error == "busy" => {
+                    Err(LinkError::Refused(body)) if body.error == ErrorCode::Busy => {
                         sleep(BUSY).await;
                         report.mark_changed();
                     }

@@ -18,7 +18,7 @@ use mesh_proto::base::addr::{Flat, MeshRange};
 use mesh_proto::base::id::{IdentityKey, NodeId};
 use mesh_proto::model::netmap::Delta;
 use mesh_proto::trust::join_token::TokenSecret;
-use mesh_proto::wire::{ErrorBody, NodeFacts, ReportResponse, VERSION};
+use mesh_proto::wire::{ErrorBody, ErrorCode, NodeFacts, ReportResponse, VERSION};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::server::AlwaysResolvesServerRawPublicKeys;
@@ -54,7 +54,7 @@ fn jitter_spreads_the_attempts() {
 async fn a_join_proves_both_keys() {
     let server = Server::start(|request| match request.path.as_str() {
         "/v1/join" => ok(&welcome()),
-        _ => refuse("malformed"),
+        _ => refuse(&ErrorCode::Malformed),
     })
     .await;
 
@@ -80,7 +80,7 @@ async fn a_wrong_pin_is_told_and_nothing_is_sent() {
 
 #[tokio::test]
 async fn a_refusal_is_the_coordinators_own_sentence() {
-    let server = Server::start(|_| refuse("token")).await;
+    let server = Server::start(|_| refuse(&ErrorCode::Token)).await;
 
     let error = join(&server.dial(&[server.key]), &request()).await.unwrap_err();
 
@@ -198,7 +198,7 @@ async fn a_coordinator_that_went_back_is_not_followed_also_after_a_restart() {
 async fn what_the_coordinator_had_no_time_for_is_sent_again() {
     let busy = std::sync::atomic::AtomicBool::new(true);
     let server = Server::start(move |request| match request.path.as_str() {
-        "/v1/report" if busy.swap(false, std::sync::atomic::Ordering::Relaxed) => refuse("busy"),
+        "/v1/report" if busy.swap(false, std::sync::atomic::Ordering::Relaxed) => refuse(&ErrorCode::Busy),
         "/v1/report" => ok(&ReportResponse { observed: [127, 0, 0, 1].into(), refused: vec!["taken".into()] }),
         _ => open(serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n"),
     })
@@ -275,8 +275,8 @@ fn ok<T: serde::Serialize>(value: &T) -> Response<Full<Bytes>> {
     Response::new(Full::new(serde_json::to_vec(value).unwrap().into()))
 }
 
-fn refuse(word: &str) -> Response<Full<Bytes>> {
-    let mut response = ok(&ErrorBody { error: word.into(), message: "the token is used up; make another".into() });
+fn refuse(code: &ErrorCode) -> Response<Full<Bytes>> {
+    let mut response = ok(&ErrorBody { error: code.clone(), message: "the token is used up; make another".into() });
     *response.status_mut() = StatusCode::FORBIDDEN;
     response
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use mesh_proto::base::id::{IdentityKey, NodeId};
 use mesh_proto::trust::identity_rotation::Succession;
-use mesh_proto::wire::{NodeFacts, Renewal};
+use mesh_proto::wire::{ErrorCode, NodeFacts, Renewal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -256,13 +256,16 @@ async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> Answer {
             Err(LinkError::Refused(said)) => said,
             Err(error) => return Answer::Unknown(error.to_string()),
         };
-        match said.error.as_str() {
-            // It has no time, or our record has to be newer.
-            "busy" | "record" => why = said.message,
-            // Its store may have it all the same.
-            "internal" => return Answer::Unknown(said.message),
-            word => return Answer::Refused { is_final: word == "identity", why: said.message },
+        // It has no time, or our record has to be newer.
+        if matches!(said.error, ErrorCode::Busy | ErrorCode::Record) {
+            why = said.message;
+            continue;
         }
+        // Its store may have it all the same.
+        if said.error == ErrorCode::Internal {
+            return Answer::Unknown(said.message);
+        }
+        return Answer::Refused { is_final: said.error == ErrorCode::Identity, why: said.message };
     }
     Answer::Later(why)
 }

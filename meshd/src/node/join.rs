@@ -9,7 +9,7 @@ use mesh_proto::base::addr::{Flat, MeshRange};
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, SiteName};
 use mesh_proto::services::ServeSpec;
 use mesh_proto::trust::join_token::{JoinToken, OidcToken, TokenError, TokenSecret};
-use mesh_proto::wire::{JoinRequest, JoinResponse, VERSION};
+use mesh_proto::wire::{ErrorCode, JoinRequest, JoinResponse, VERSION};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -136,7 +136,7 @@ impl Credential {
     /// Says whether another attempt may end better: another token may lie there, the coordinator may have newer keys.
     fn may_heal(&self, error: &LinkError) -> bool {
         let temporary = match error {
-            LinkError::Refused(body) => ["token", "busy"].contains(&body.error.as_str()),
+            LinkError::Refused(body) => matches!(body.error, ErrorCode::Token | ErrorCode::Busy),
             LinkError::Pin(_) | LinkError::Fenced | LinkError::WentBack(_) => false,
             LinkError::Resolve { .. }
             | LinkError::Connect { .. }
@@ -173,7 +173,7 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
     let response = loop {
         match ask(config, credential, ephemeral, &state, Keys::load_or_make(&state)?, &host, &serve).await {
             // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
-            Err(JoinError::Link(LinkError::Refused(body))) if body.error == "revoked" => {
+            Err(JoinError::Link(LinkError::Refused(body))) if body.error == ErrorCode::Revoked => {
                 break ask(config, credential, ephemeral, &state, Keys::renew(&state)?, &host, &serve).await?;
             }
             Err(JoinError::Link(error)) if attempt < ATTEMPTS && credential.may_heal(&error) => {

@@ -16,6 +16,7 @@ use crate::base::id::{IdentityKey, MeshName, Namespace, NodeName, Revision, Serv
 use crate::model::netmap::Transport;
 use crate::trust::audit_log::Told;
 use crate::trust::network_lock::Member;
+use crate::wire::ErrorCode;
 
 pub use bench::{BENCH, Bench, BenchPhase, Cpu, RoundTrips};
 
@@ -490,8 +491,8 @@ pub struct Done {
 pub struct Failure {
     /// `ERROR`.
     pub schema: String,
-    /// A word for programs: `not_joined`, `not_found`, `malformed`, `forbidden`, `internal`.
-    pub error: String,
+    /// A word for programs.
+    pub error: ErrorCode,
     /// A sentence for people that ends with what to do.
     pub message: String,
 }

@@ -15,7 +15,9 @@
 //! Who speaks is known from the channel's key and never from a body. Unknown fields are ignored, so that
 //! both ends may differ by one minor version; enums that may grow have a variant for what is not known yet.
 
+mod error;
 mod node_facts;
+pub mod query;
 
 use std::net::IpAddr;
 
@@ -30,6 +32,7 @@ use crate::trust::identity_rotation::Succession;
 use crate::trust::join_token::{OidcToken, TokenSecret};
 use crate::trust::network_lock::{Lock, Member};
 use crate::trust::signed_record::Signature;
+pub use error::{ErrorBody, ErrorCode, MAX_CODE};
 pub use node_facts::{NodeFacts, ServeOffer};
 
 /// The version of these messages.
@@ -198,16 +201,6 @@ pub struct ReportResponse {
     /// What the coordinator refused of the facts, in sentences.
     #[serde(default)]
     pub refused: Vec<String>,
-}
-
-/// Why a request failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorBody {
-    /// A word for programs: `token`, `claim`, `name`, `site`, `services`, `unknown_node`, `revoked`, `lock`,
-    /// `identity`, `superseded`, `malformed`, `busy`, `internal`.
-    pub error: String,
-    /// A sentence for people that ends with what to do.
-    pub message: String,
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use mesh_proto::dataplane::flow::FlowTable;
 use mesh_proto::dataplane::verdict::Verdict;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{Delta, NetMap};
+use mesh_proto::ops::status::Failure;
 use mesh_proto::packet::Checksum;
 use mesh_proto::services;
 use mesh_proto::trust::high_water_mark::Mark;
@@ -31,6 +32,7 @@ use mesh_proto::trust::join_token::{JoinToken, TokenSecret};
 use mesh_proto::trust::jwt::{Algorithm, Expected, Jwks, Jwt, LEEWAY, NodeClaim};
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 use mesh_proto::verifier::{Admitted, Verifier};
+use mesh_proto::wire::query::{parameter, with_query};
 use mesh_proto::wire::{
     About, ErrorBody, JoinRequest, JoinResponse, NodeFacts, Renewal, Report, ReportResponse, WatchEvent,
 };
@@ -54,7 +56,7 @@ pub(crate) const TARGETS: [(&str, Target); 8] = [
 
 const NOW: Timestamp = Timestamp::from_millis(5_000_000);
 
-/// Control messages, of both directions: what is read is what is written, and a change leads where it says.
+/// Control messages, of both directions, and queries: what is read is what is written, and a change leads where it says.
 fn control(data: &[u8]) {
     again::<JoinRequest>(data);
     again::<JoinResponse>(data);
@@ -63,6 +65,13 @@ fn control(data: &[u8]) {
     again::<ReportResponse>(data);
     again::<About>(data);
     again::<ErrorBody>(data);
+    again::<Failure>(data);
+    if let Ok(query) = std::str::from_utf8(data)
+        && let Some(value) = parameter(query, "name")
+    {
+        let path = with_query("", &[("name", &value)]);
+        assert_eq!(parameter(&path[1..], "name"), Some(value), "what is written is what is read");
+    }
     let Some(event) = again::<WatchEvent>(data) else { return };
     let (before, after) = match event {
         WatchEvent::Snapshot { netmap } => (NetMap { revision: Default::default(), ..first_map() }, *netmap),

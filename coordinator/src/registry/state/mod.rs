@@ -13,6 +13,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::services::Services;
+use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, World};
 use serde::{Deserialize, Serialize};
@@ -63,11 +64,11 @@ impl State {
     pub(super) fn revoke(&mut self, name: &NodeName, now: UnixTime) -> Result<(), Refused> {
         let Some(record) = self.world.nodes.get(name) else {
             let text = format!("there is no node `{name}`; see mesh-coordinator nodes");
-            return Err(Refused::new("unknown_node", text));
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
         };
         let Some(identity) = record.identity else {
             let text = format!("`{name}` is a [[node]] of {}; remove it there to expel it", self.world.file);
-            return Err(Refused::new("unknown_node", text));
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
         };
         let tunnels = tunnel_keys(&record.facts).into_iter().collect();
         let entry = Revoked { name: name.clone(), at: now, tunnels, succession: None };

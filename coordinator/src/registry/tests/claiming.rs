@@ -24,7 +24,7 @@ fn a_claim_that_cannot_be_right_is_refused_with_both_prefixes() {
     ];
     for (prefix, parts) in cases {
         let mut registry = registry();
-        assert_refused(claim(&mut registry, prefix), "claim", parts);
+        assert_refused(claim(&mut registry, prefix), ErrorCode::Claim, parts);
         assert!(registry.world().nodes.is_empty());
         assert!(registry.tokens().all(|(_, token)| token.uses_left == 1), "a refused join costs no use");
     }
@@ -34,7 +34,7 @@ fn a_claim_that_cannot_be_right_is_refused_with_both_prefixes() {
 fn a_site_without_pods_accepts_no_claim() {
     let mut registry = registry();
     let result = join(&mut registry, 2, "vm", "dc", &["10.8.0.0/24"]);
-    assert_refused(result, "claim", &["site `dc` has no `pods`", "10.8.0.0/24"]);
+    assert_refused(result, ErrorCode::Claim, &["site `dc` has no `pods`", "10.8.0.0/24"]);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn blocks_of_one_site_may_not_overlap_but_those_of_two_sites_may() {
     let mut registry = registry();
     join(&mut registry, 1, "n1", "c1", &["10.8.0.0/24"]).unwrap();
     let parts = ["10.8.0.128/25 overlaps 10.8.0.0/24 of node `n1`", "revoke n1"];
-    assert_refused(claim(&mut registry, "10.8.0.128/25"), "claim", &parts);
+    assert_refused(claim(&mut registry, "10.8.0.128/25"), ErrorCode::Claim, &parts);
     join(&mut registry, 3, "n3", "c2", &["10.8.0.0/24"]).unwrap();
     assert_eq!(blocks(&registry, "n1"), ["10.8.0.0/24=241.2.0.0/24"]);
     assert_eq!(blocks(&registry, "n3"), ["10.8.0.0/24=241.2.1.0/24"]);
@@ -52,7 +52,7 @@ fn blocks_of_one_site_may_not_overlap_but_those_of_two_sites_may() {
 fn a_node_may_not_claim_an_address_twice() {
     let mut registry = registry();
     let result = join(&mut registry, 2, "n2", "c1", &["10.8.0.0/24", "10.8.0.128/25"]);
-    assert_refused(result, "claim", &["10.8.0.128/25 overlaps 10.8.0.0/24, which this node claims too"]);
+    assert_refused(result, ErrorCode::Claim, &["10.8.0.128/25 overlaps 10.8.0.0/24, which this node claims too"]);
 }
 
 #[test]
@@ -61,16 +61,16 @@ fn a_block_may_not_swallow_underlay_addresses() {
     let mut registry = registry();
     file(&mut registry, text).unwrap();
     let result = claim(&mut registry, "192.0.2.0/25");
-    assert_refused(result, "claim", &["192.0.2.0/25 contains 192.0.2.1, the coordinator's underlay address"]);
+    assert_refused(result, ErrorCode::Claim, &["192.0.2.0/25 contains 192.0.2.1, the coordinator's underlay address"]);
 
     registry.set_underlay(Vec::new());
     let seen = ask(&mut registry, 2, request(2, "n2", facts(2, &["192.0.2.0/25"])));
-    assert_refused(seen, "claim", &["192.0.2.0/25 contains 192.0.2.2, the node's own underlay address"]);
+    assert_refused(seen, ErrorCode::Claim, &["192.0.2.0/25 contains 192.0.2.2, the node's own underlay address"]);
 
     let mut own = facts(2, &["198.51.100.0/24"]);
     own.endpoints = vec!["198.51.100.2:51820".parse().unwrap()];
     let own = ask(&mut registry, 2, request(2, "n2", own));
-    assert_refused(own, "claim", &["198.51.100.0/24 contains 198.51.100.2, the node's own underlay address"]);
+    assert_refused(own, ErrorCode::Claim, &["198.51.100.0/24 contains 198.51.100.2, the node's own underlay address"]);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn two_nodes_may_not_have_the_same_tunnel_key() {
     join(&mut registry, 1, "n1", "c1", &[]).unwrap();
     token(&mut registry, 2, "c1");
     let stolen = ask(&mut registry, 2, request(2, "n2", facts(1, &[])));
-    assert_refused(stolen, "claim", &["tunnel key of node `n1`"]);
+    assert_refused(stolen, ErrorCode::Claim, &["tunnel key of node `n1`"]);
 
     ask(&mut registry, 2, request(2, "n2", facts(2, &[]))).unwrap();
     let applied = report(&mut registry, 2, facts(1, &["10.8.1.0/24"])).unwrap();
@@ -180,7 +180,7 @@ fn a_report_that_no_honest_node_makes_is_malformed() {
     join(&mut registry, 1, "vm", "dc", &[]).unwrap();
     token(&mut registry, 9, "dc");
     for (facts, part) in cases {
-        assert_refused(report(&mut registry, 1, facts.clone()), "malformed", &[part]);
-        assert_refused(ask(&mut registry, 9, request(9, "x", facts)), "malformed", &[part]);
+        assert_refused(report(&mut registry, 1, facts.clone()), ErrorCode::Malformed, &[part]);
+        assert_refused(ask(&mut registry, 9, request(9, "x", facts)), ErrorCode::Malformed, &[part]);
     }
 }

@@ -1,8 +1,7 @@
 //! Which coordinators nodes are told of.
 
-use mesh_proto::plan::plan;
-
 use super::*;
+use mesh_proto::plan::plan;
 
 fn enter(registry: &mut Registry, n: u8, address: &str, is_alone: bool) -> Result<Applied, Refused> {
     let change =
@@ -29,12 +28,12 @@ fn nodes_are_told_of_all_coordinators_and_of_no_forgotten_one() {
     let forget = Change::CoordinatorForget { key: identity(9) };
     registry.apply(forget.clone(), Actor::Operator { uid: 0 }, NOW).unwrap();
     assert_eq!(told(&registry), [(identity(8), vec!["moved:1".into()])]);
-    assert_refused(registry.apply(forget, Actor::Operator { uid: 0 }, NOW), "unknown_node", &["status"]);
+    assert_refused(registry.apply(forget, Actor::Operator { uid: 0 }, NOW), ErrorCode::UnknownNode, &["status"]);
 
     enter(&mut registry, 7, "alone:1", true).unwrap();
     assert_eq!(told(&registry), [(identity(7), vec!["alone:1".into()])]);
     for n in 10..17 {
         enter(&mut registry, n, "more:1", false).unwrap();
     }
-    assert_refused(enter(&mut registry, 17, "ninth:1", false), "busy", &["forget"]);
+    assert_refused(enter(&mut registry, 17, "ninth:1", false), ErrorCode::Busy, &["forget"]);
 }

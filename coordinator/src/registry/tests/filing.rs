@@ -41,7 +41,7 @@ fn the_mesh_range_may_change_before_the_first_join_and_not_after() {
     assert_eq!(node(&registry, "plain").address.to_string(), "10.200.1.1");
     join(&mut registry, 1, "n1", "c1", &["10.8.0.0/24"]).unwrap();
     let result = file(&mut registry, FILE);
-    assert_refused(result, "services", &["10.200.0.0/16 and cannot become 241.0.0.0/8 after the first join"]);
+    assert_refused(result, ErrorCode::Services, &["10.200.0.0/16 and cannot become 241.0.0.0/8 after the first join"]);
     revoke(&mut registry, "n1").unwrap();
     file(&mut registry, FILE).unwrap();
     assert_eq!(vip(&registry, "cart").unwrap().to_string(), "241.0.0.1");
@@ -52,9 +52,9 @@ fn a_file_may_not_take_the_ground_from_under_a_node() {
     let mut registry = registry();
     join(&mut registry, 1, "n1", "c1", &["10.8.0.0/24"]).unwrap();
     let gone = file(&mut registry, &FILE.replace("site c1 10.8.0.0/14\n", ""));
-    assert_refused(gone, "services", &["site `c1` is gone, but node `n1` belongs to it"]);
+    assert_refused(gone, ErrorCode::Services, &["site `c1` is gone, but node `n1` belongs to it"]);
     let narrow = file(&mut registry, &FILE.replacen("10.8.0.0/14", "10.9.0.0/16", 1));
-    assert_refused(narrow, "services", &["10.8.0.0/24 of node `n1` would lie outside"]);
+    assert_refused(narrow, ErrorCode::Services, &["10.8.0.0/24 of node `n1` would lie outside"]);
     file(&mut registry, &FILE.replacen("10.8.0.0/14", "10.9.0.0/16 10.8.0.0/16", 1)).unwrap();
 }
 
@@ -71,7 +71,7 @@ fn all_contradictions_of_a_file_are_told_at_once() {
         "the tunnel key of node `n1`",
         "`dc` has the name of a site",
     ];
-    assert_refused(result, "services", &parts);
+    assert_refused(result, ErrorCode::Services, &parts);
 }
 
 #[test]
@@ -92,10 +92,10 @@ fn static_nodes_come_change_and_go_with_the_file() {
     assert_eq!(admitted[admitted.len() - 2..], [vec![TunnelKey([9; 32])], vec![TunnelKey([8; 32])]]);
     assert_eq!(registry.expelled().roll().statics, Some([TunnelKey([8; 32])].into()));
 
-    assert_refused(revoke(&mut registry, "plain"), "unknown_node", &["is a [[node]]"]);
-    assert_refused(join(&mut registry, 1, "plain", "dc", &[]), "name", &["`plain` belongs"]);
+    assert_refused(revoke(&mut registry, "plain"), ErrorCode::UnknownNode, &["is a [[node]]"]);
+    assert_refused(join(&mut registry, 1, "plain", "dc", &[]), ErrorCode::Name, &["`plain` belongs"]);
     let taken = ask(&mut registry, 1, request(1, "a", facts(8, &[])));
-    assert_refused(taken, "claim", &["tunnel key of node `plain`"]);
+    assert_refused(taken, ErrorCode::Claim, &["tunnel key of node `plain`"]);
 
     file(&mut registry, FILE).unwrap();
     assert!(registry.world().nodes.is_empty());

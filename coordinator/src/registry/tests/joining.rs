@@ -39,7 +39,7 @@ fn every_token_that_does_not_work_gets_the_same_answer() {
         registry.apply(late, BY, later(900)),
     ];
     for answer in answers {
-        assert_eq!(answer, Err(Refused::new("token", UNUSABLE)));
+        assert_eq!(answer, Err(Refused::new(ErrorCode::Token, UNUSABLE)));
     }
     assert_eq!(registry.world().nodes.len(), 1);
     ask(&mut registry, 9, request(2, "b", facts(9, &[]))).unwrap();
@@ -57,7 +57,7 @@ fn joining_again_with_the_same_key_changes_nothing() {
 
     let mut wrong = request(1, "a", facts(1, &[]));
     wrong.secret = TokenSecret([77; 32]);
-    assert_refused(ask(&mut registry, 1, wrong), "token", &[UNUSABLE]);
+    assert_refused(ask(&mut registry, 1, wrong), ErrorCode::Token, &[UNUSABLE]);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_token_of_several_uses_admits_each_machine_once() {
         ask(&mut registry, 1, request(5, "a", facts(1, &[]))).unwrap();
     }
     ask(&mut registry, 2, request(5, "b", facts(2, &[]))).unwrap();
-    assert_refused(ask(&mut registry, 3, request(5, "c", facts(3, &[]))), "token", &[UNUSABLE]);
+    assert_refused(ask(&mut registry, 3, request(5, "c", facts(3, &[]))), ErrorCode::Token, &[UNUSABLE]);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_member_may_redeem_another_token_of_its_site_for_its_grants() {
 
     token(&mut registry, 6, "c1");
     let moved = ask(&mut registry, 1, request(6, "a", facts(1, &[])));
-    assert_refused(moved, "name", &["is the node `a` of site `dc`", "meshd leave"]);
+    assert_refused(moved, ErrorCode::Name, &["is the node `a` of site `dc`", "meshd leave"]);
     assert!(registry.tokens().any(|(token, record)| token == id(6) && record.uses_left == 1));
 }
 
@@ -91,7 +91,7 @@ fn a_name_belongs_to_one_machine() {
     let mut registry = registry();
     join(&mut registry, 1, "vm", "dc", &[]).unwrap();
     let parts = ["`vm` belongs to another node", "mesh-coordinator revoke vm"];
-    assert_refused(join(&mut registry, 2, "vm", "dc", &[]), "name", &parts);
+    assert_refused(join(&mut registry, 2, "vm", "dc", &[]), ErrorCode::Name, &parts);
     ask(&mut registry, 2, request(2, "vm-2", facts(2, &[]))).unwrap();
 }
 
@@ -110,7 +110,7 @@ fn a_site_that_left_the_file_admits_nobody() {
     token(&mut registry, 1, "dc");
     file(&mut registry, "site c1").unwrap();
     let result = ask(&mut registry, 1, request(1, "a", facts(1, &[])));
-    assert_refused(result, "site", &["no site `dc`", "services.toml has c1"]);
+    assert_refused(result, ErrorCode::Site, &["no site `dc`", "services.toml has c1"]);
 }
 
 #[test]
@@ -122,13 +122,13 @@ fn a_revoked_machine_never_returns_and_its_name_needs_a_token_for_it() {
 
     let parts = ["expelled from the mesh as `a`", "meshd leave"];
     token(&mut registry, 9, "dc");
-    assert_refused(ask(&mut registry, 1, request(9, "b", facts(1, &[]))), "revoked", &parts);
-    assert_refused(report(&mut registry, 1, facts(1, &[])), "revoked", &parts);
-    assert_refused(revoke(&mut registry, "a"), "unknown_node", &["no node `a`"]);
+    assert_refused(ask(&mut registry, 1, request(9, "b", facts(1, &[]))), ErrorCode::Revoked, &parts);
+    assert_refused(report(&mut registry, 1, facts(1, &[])), ErrorCode::Revoked, &parts);
+    assert_refused(revoke(&mut registry, "a"), ErrorCode::UnknownNode, &["no node `a`"]);
 
     let old = "241.1.0.1";
     let parts = ["a node `a` was revoked", "token create --site dc --name a"];
-    assert_refused(join(&mut registry, 2, "a", "dc", &[]), "name", &parts);
+    assert_refused(join(&mut registry, 2, "a", "dc", &[]), ErrorCode::Name, &parts);
     let name = Some("a".parse().unwrap());
     registry.apply(Change::TokenCreate(TokenSpec { name, ..spec(3, "dc") }), BY, NOW).unwrap();
     ask(&mut registry, 2, request(3, "a", facts(2, &[]))).unwrap();
@@ -138,7 +138,7 @@ fn a_revoked_machine_never_returns_and_its_name_needs_a_token_for_it() {
 
 #[test]
 fn a_stranger_may_not_report() {
-    assert_refused(report(&mut registry(), 1, facts(1, &[])), "unknown_node", &["token create"]);
+    assert_refused(report(&mut registry(), 1, facts(1, &[])), ErrorCode::UnknownNode, &["token create"]);
 }
 
 #[test]
@@ -148,19 +148,19 @@ fn tokens_that_make_no_sense_are_refused() {
     let name = || Some("x".parse().unwrap());
     let seconds = Duration::from_secs;
     let cases = [
-        (spec(2, "nowhere"), "site", "no site `nowhere`"),
-        (TokenSpec { ttl: seconds(0), ..spec(2, "dc") }, "malformed", "between 1 second and 90 days"),
-        (TokenSpec { ttl: seconds(91 * 86400), ..spec(2, "dc") }, "malformed", "between 1 second and 90 days"),
-        (TokenSpec { uses: 0, ..spec(2, "dc") }, "malformed", "1 to 1000 nodes"),
-        (TokenSpec { uses: 1001, ..spec(2, "dc") }, "malformed", "1 to 1000 nodes"),
-        (TokenSpec { uses: 2, name: name(), ..spec(2, "dc") }, "malformed", "exactly one if it has a name"),
-        (TokenSpec { name: Some("a".parse().unwrap()), ..spec(2, "dc") }, "name", "`a` belongs to a node"),
-        (spec(1, "dc"), "busy", "try again"),
+        (spec(2, "nowhere"), ErrorCode::Site, "no site `nowhere`"),
+        (TokenSpec { ttl: seconds(0), ..spec(2, "dc") }, ErrorCode::Malformed, "between 1 second and 90 days"),
+        (TokenSpec { ttl: seconds(91 * 86400), ..spec(2, "dc") }, ErrorCode::Malformed, "between 1 second and 90 days"),
+        (TokenSpec { uses: 0, ..spec(2, "dc") }, ErrorCode::Malformed, "1 to 1000 nodes"),
+        (TokenSpec { uses: 1001, ..spec(2, "dc") }, ErrorCode::Malformed, "1 to 1000 nodes"),
+        (TokenSpec { uses: 2, name: name(), ..spec(2, "dc") }, ErrorCode::Malformed, "exactly one if it has a name"),
+        (TokenSpec { name: Some("a".parse().unwrap()), ..spec(2, "dc") }, ErrorCode::Name, "`a` belongs to a node"),
+        (spec(1, "dc"), ErrorCode::Busy, "try again"),
     ];
     for (spec, word, part) in cases {
         assert_refused(registry.apply(Change::TokenCreate(spec), BY, NOW), word, &[part]);
     }
-    assert_refused(registry.apply(Change::TokenRevoke { id: id(9) }, BY, NOW), "token", &["token list"]);
+    assert_refused(registry.apply(Change::TokenRevoke { id: id(9) }, BY, NOW), ErrorCode::Token, &["token list"]);
 }
 
 #[test]

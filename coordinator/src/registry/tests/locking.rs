@@ -1,12 +1,11 @@
 //! Lock mode: whoever joins waits until a key signs that the coordinator does not hold.
 
+use super::*;
+use crate::keys::identity::{Identity, verify};
 use mesh_proto::base::id::NodeName;
 use mesh_proto::plan::plan;
 use mesh_proto::trust::network_lock::LockChange;
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
-
-use super::*;
-use crate::keys::identity::{Identity, verify};
 
 /// All may call all.
 const OPEN: &str = "site dc\nnode static 9";
@@ -68,12 +67,16 @@ fn a_lock_begins_with_all_who_are_there_and_whoever_joins_later_waits() {
 
     let some = signatures(&key, &registry).into_iter().filter(|(node, _)| *node == name("n1")).collect();
     let some = step(&mut registry, LockStep::Begin { key: key.public(), signatures: some });
-    assert_refused(some, "busy", &["static"]);
+    assert_refused(some, ErrorCode::Busy, &["static"]);
     let other = signatures(&Identity::generate().unwrap(), &registry);
-    assert_refused(step(&mut registry, LockStep::Begin { key: key.public(), signatures: other }), "lock", &["n1"]);
+    assert_refused(
+        step(&mut registry, LockStep::Begin { key: key.public(), signatures: other }),
+        ErrorCode::Lock,
+        &["n1"],
+    );
     begin(&mut registry, &key).unwrap();
     assert_eq!(last(&registry).kind, "lock_init");
-    assert_refused(begin(&mut registry, &key), "lock", &["already"]);
+    assert_refused(begin(&mut registry, &key), ErrorCode::Lock, &["already"]);
 
     enter(&mut registry, 2, "n2");
     assert_eq!(waiting(&registry), ["n2"]);
@@ -85,7 +88,7 @@ fn a_lock_begins_with_all_who_are_there_and_whoever_joins_later_waits() {
     let bad = [stranger, signature(&key, &registry, "n1")];
     for signature in bad {
         let refused = step(&mut registry, LockStep::Admit { node: name("n2"), signature });
-        assert_refused(refused, "lock", &["n2"]);
+        assert_refused(refused, ErrorCode::Lock, &["n2"]);
     }
     let good = signature(&key, &registry, "n2");
     let applied = step(&mut registry, LockStep::Admit { node: name("n2"), signature: good }).unwrap();
@@ -130,24 +133,24 @@ fn only_the_locks_key_replaces_or_ends_it_and_none_comes_back() {
     enter(&mut registry, 1, "n1");
     let [key, next, thief] = [(); 3].map(|()| Identity::generate().unwrap());
     let nothing = end(&key, &registry, None);
-    assert_refused(step(&mut registry, nothing), "lock", &["not locked"]);
+    assert_refused(step(&mut registry, nothing), ErrorCode::Lock, &["not locked"]);
     begin(&mut registry, &key).unwrap();
 
     let signature = thief.sign(&LockChange::message(&registry.world().mesh.name, &key.public(), None));
     let change = LockChange { from: key.public(), to: None, signature };
     let forged = LockStep::Change { change, signatures: Signatures::new() };
-    assert_refused(step(&mut registry, forged), "lock", &["did not sign"]);
+    assert_refused(step(&mut registry, forged), ErrorCode::Lock, &["did not sign"]);
     let other = end(&thief, &registry, Some(&thief));
-    assert_refused(step(&mut registry, other), "lock", &["is another"]);
+    assert_refused(step(&mut registry, other), ErrorCode::Lock, &["is another"]);
 
     let replace = end(&key, &registry, Some(&next));
     step(&mut registry, replace).unwrap();
     let back = end(&next, &registry, Some(&key));
-    assert_refused(step(&mut registry, back), "lock", &["before"]);
+    assert_refused(step(&mut registry, back), ErrorCode::Lock, &["before"]);
     let disable = end(&next, &registry, None);
     step(&mut registry, disable).unwrap();
     assert_eq!(last(&registry).kind, "lock_disable");
-    assert_refused(begin(&mut registry, &key), "lock", &["before"]);
+    assert_refused(begin(&mut registry, &key), ErrorCode::Lock, &["before"]);
 
     // A node that was away all the time follows by what the map tells.
     let lock = registry.world().mesh.lock.clone().unwrap();

@@ -113,7 +113,7 @@ fn strangers_get_a_bounded_number_of_lines() {
         "stranger:192.0.2.9 join_refused refused to let n9 join: the token is unknown: made elsewhere, revoked, or over for a week"
     );
     let error = ask(&mut registry, 9, request(9, "n9", facts(9, &[])));
-    assert_refused(error, "token", &[]);
+    assert_refused(error, ErrorCode::Token, &[]);
     let change =
         Change::Join { identity: identity(9), request: request(9, "n9", facts(9, &[])), observed: observed(9) };
     registry.apply(change, Actor::Stranger(observed(9)), later(601)).unwrap_err();

@@ -1,9 +1,8 @@
 //! Records go forward, and keys of expelled nodes never come back.
 
+use super::*;
 use mesh_proto::base::id::TunnelKey;
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
-
-use super::*;
 
 /// What a machine says of itself under a number; the registry trusts that the signature was checked.
 fn numbered(number: u8, sequence: u64, mtu: u16) -> NodeFacts {
@@ -25,8 +24,8 @@ fn a_record_never_goes_back() {
         ("unsigned", NodeFacts { sequence: 9, ..facts(1, &[]) }),
     ] {
         let asked_again = request(1, "n1", bad.clone());
-        assert_refused(report(&mut registry, 1, bad), "record", &["number 8 is known"]);
-        assert_refused(ask(&mut registry, 1, asked_again), "record", &["number 8 is known"]);
+        assert_refused(report(&mut registry, 1, bad), ErrorCode::Record, &["number 8 is known"]);
+        assert_refused(ask(&mut registry, 1, asked_again), ErrorCode::Record, &["number 8 is known"]);
         assert_eq!(node(&registry, "n1").facts.mtu, 1400, "{what}");
     }
     assert!(!report(&mut registry, 1, numbered(1, 8, 1400)).unwrap().altered, "the same again is no news");
@@ -44,13 +43,17 @@ fn a_revoked_key_never_comes_back() {
 
     token(&mut registry, 9, "c1");
     let again = ask(&mut registry, 1, request(9, "n1", facts(1, &[])));
-    assert_refused(again, "revoked", &["expelled", "`n1`"]);
-    assert_refused(report(&mut registry, 1, facts(1, &[])), "revoked", &["`n1`"]);
+    assert_refused(again, ErrorCode::Revoked, &["expelled", "`n1`"]);
+    assert_refused(report(&mut registry, 1, facts(1, &[])), ErrorCode::Revoked, &["`n1`"]);
     // As somebody else, with the tunnel key that it had, or the one before.
     for key in [1, 101] {
         token(&mut registry, 2, "c1");
         let same = facts(key, &[]);
-        assert_refused(ask(&mut registry, 2, request(2, "n2", same)), "claim", &["tunnel key of `n1`", "revoked"]);
+        assert_refused(
+            ask(&mut registry, 2, request(2, "n2", same)),
+            ErrorCode::Claim,
+            &["tunnel key of `n1`", "revoked"],
+        );
         registry.apply(Change::TokenRevoke { id: id(2) }, BY, NOW).unwrap();
     }
     join(&mut registry, 3, "n3", "c1", &[]).unwrap();

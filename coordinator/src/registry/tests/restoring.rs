@@ -40,7 +40,7 @@ fn what_was_revoked_or_used_since_a_backup_does_not_come_back() {
     let names: Vec<_> = restored.world().nodes.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["n2"]);
     assert_eq!(uses(&restored), [(id(1), 0), (id(2), 0), (id(4), 4), (id(5), 0)]);
-    assert_refused(ask(&mut restored, 8, request(5, "n8", facts(8, &[]))), "token", &[]);
+    assert_refused(ask(&mut restored, 8, request(5, "n8", facts(8, &[]))), ErrorCode::Token, &[]);
 
     // Nodes are told of all that it expels, whether they read its entries or begin anew.
     assert_eq!(restored.expelled().roll().expelled, [identity(1), identity(7)].into());

@@ -104,7 +104,7 @@ fn what_could_not_be_stored_did_not_happen() {
     let before = registry.world();
     store.set(Fault::Disk);
     let result = ask(&mut registry, 1, request(1, "a", facts(1, &[])));
-    assert_refused(result, "internal", &["it cannot be synced", "check the disk"]);
+    assert_refused(result, ErrorCode::Internal, &["it cannot be synced", "check the disk"]);
     assert_eq!(registry.world(), before);
     assert!(registry.failure().is_some_and(|failure| failure.contains("it cannot be synced")));
 }
@@ -120,7 +120,7 @@ fn after_a_failed_sync_nothing_is_acknowledged_until_a_new_start() {
     store.set(Fault::None);
     let before = store.load().unwrap();
     let refused = ask(&mut registry, 1, request(1, "a", facts(1, &[])));
-    assert_refused(refused, "internal", &["it cannot be synced"]);
+    assert_refused(refused, ErrorCode::Internal, &["it cannot be synced"]);
     assert_eq!(store.load().unwrap(), before, "the store is not touched any more");
     ask(&mut open(&store), 1, request(1, "a", facts(1, &[]))).unwrap();
 }
@@ -138,7 +138,7 @@ fn changes_in_one_group_are_decided_on_each_other_and_stored_at_once() {
     let more = (Change::TokenCreate(spec(2, "dc")), BY);
     let results = registry.apply_all(vec![join(1), join(2), more], NOW);
     assert!(results[0].as_ref().is_ok_and(|applied| applied.altered), "{results:?}");
-    assert_refused(results[1].clone(), "token", &[]);
+    assert_refused(results[1].clone(), ErrorCode::Token, &[]);
     assert!(results[2].as_ref().is_ok_and(|applied| applied.altered), "{results:?}");
     let (first, third) = (results[0].as_ref().unwrap().revision, results[2].as_ref().unwrap().revision);
     assert_eq!((first, third), (Revision(3), Revision(4)));
@@ -160,7 +160,10 @@ fn a_group_that_cannot_be_stored_is_refused_whole() {
     let changes = (1..4).map(|number| (Change::TokenCreate(spec(number, "dc")), BY)).collect();
     let results = registry.apply_all(changes, NOW);
     assert_eq!(results.len(), 3);
-    assert!(results.iter().all(|r| r.as_ref().is_err_and(|refused| refused.word == "internal")), "{results:?}");
+    assert!(
+        results.iter().all(|r| r.as_ref().is_err_and(|refused| refused.code == ErrorCode::Internal)),
+        "{results:?}"
+    );
     assert_eq!(store.load().unwrap(), before);
     assert_eq!(registry.tokens().count(), 0);
 }
@@ -187,7 +190,7 @@ fn who_decided_on_an_old_revision_decides_again_on_the_new_one() {
     token(&mut one, 1, "dc");
     let mut two = open(&store);
     ask(&mut one, 1, request(1, "a", facts(1, &[]))).unwrap();
-    assert_refused(ask(&mut two, 2, request(1, "b", facts(2, &[]))), "token", &[]);
+    assert_refused(ask(&mut two, 2, request(1, "b", facts(2, &[]))), ErrorCode::Token, &[]);
     assert!(two.world().member(&identity(1)).is_some());
     token(&mut two, 2, "dc");
     ask(&mut one, 2, request(2, "b", facts(2, &[]))).unwrap();
@@ -267,7 +270,7 @@ fn members_keep_the_name_of_their_mesh_whatever_files_say() {
     join(&mut registry, 1, "n1", "c1", &[]).unwrap();
 
     let renamed = file(&mut registry, &format!("name shop\n{FILE}"));
-    assert_refused(renamed, "services", &["boutique", "cannot become shop", "revoke all nodes first"]);
+    assert_refused(renamed, ErrorCode::Services, &["boutique", "cannot become shop", "revoke all nodes first"]);
     drop(registry);
     // The file `name` of the state directory got lost.
     let lost = || Setup { name: "mesh".parse().unwrap(), ..setup() };

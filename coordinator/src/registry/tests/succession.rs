@@ -110,7 +110,7 @@ fn the_same_change_asked_again_is_answered_and_alters_nothing() {
 
     // Not for ever: the next change ends it.
     renew(&mut registry, &b, &c, 3).unwrap();
-    assert_refused(renew(&mut registry, &a, &b, 8), "superseded", &["`n1`", "copy"]);
+    assert_refused(renew(&mut registry, &a, &b, 8), ErrorCode::Superseded, &["`n1`", "copy"]);
 }
 
 #[test]
@@ -120,12 +120,12 @@ fn a_superseded_key_cannot_join_report_or_name_another_next_one() {
     renew(&mut registry, &a, &b, 2).unwrap();
 
     token(&mut registry, 2, "c1");
-    assert_refused(enter(&mut registry, &a, 2, "n2"), "superseded", &["`n1`", "copy of its state directory"]);
-    assert_refused(enter(&mut registry, &a, 1, "n1"), "token", &[]);
-    assert_refused(report_by(&mut registry, &a, 9), "superseded", &["`n1`"]);
-    assert_refused(renew(&mut registry, &a, &c, 9), "superseded", &["`n1`"]);
+    assert_refused(enter(&mut registry, &a, 2, "n2"), ErrorCode::Superseded, &["`n1`", "copy of its state directory"]);
+    assert_refused(enter(&mut registry, &a, 1, "n1"), ErrorCode::Token, &[]);
+    assert_refused(report_by(&mut registry, &a, 9), ErrorCode::Superseded, &["`n1`"]);
+    assert_refused(renew(&mut registry, &a, &c, 9), ErrorCode::Superseded, &["`n1`"]);
     // Nor does the present key go back to it.
-    assert_refused(renew(&mut registry, &b, &a, 9), "identity", &["known already"]);
+    assert_refused(renew(&mut registry, &b, &a, 9), ErrorCode::Identity, &["known already"]);
     assert_eq!(node(&registry, "n1").identity, Some(b.public()));
 }
 
@@ -160,20 +160,20 @@ fn what_not_both_keys_signed_or_is_not_the_nodes_own_is_refused() {
         ("to a coordinator", succession(id, &a, &coordinator)),
     ] {
         let refused = ask_to_renew(&mut registry, &a, bad, said(&b, 2));
-        assert_refused(refused, "identity", &[]);
+        assert_refused(refused, ErrorCode::Identity, &[]);
         assert_eq!(registry.world().nodes, before.nodes, "{what}");
     }
     // By another member, and by nobody.
-    assert_refused(ask_to_renew(&mut registry, &other, good, said(&b, 2)), "identity", &[]);
-    assert_refused(ask_to_renew(&mut registry, &c, good, said(&b, 2)), "unknown_node", &[]);
+    assert_refused(ask_to_renew(&mut registry, &other, good, said(&b, 2)), ErrorCode::Identity, &[]);
+    assert_refused(ask_to_renew(&mut registry, &c, good, said(&b, 2)), ErrorCode::UnknownNode, &[]);
     // A record of the same number, and one that another's tunnel keys spoil.
-    assert_refused(ask_to_renew(&mut registry, &a, good, said(&b, 1)), "record", &[]);
+    assert_refused(ask_to_renew(&mut registry, &a, good, said(&b, 1)), ErrorCode::Record, &[]);
     let foreign = NodeFacts { lanes: super::facts(2, &[]).lanes, ..said(&b, 2) };
-    assert_refused(ask_to_renew(&mut registry, &a, good, foreign), "identity", &["tunnel key of node `n2`"]);
+    assert_refused(ask_to_renew(&mut registry, &a, good, foreign), ErrorCode::Identity, &["tunnel key of node `n2`"]);
     ask_to_renew(&mut registry, &a, good, said(&b, 2)).unwrap();
     // A revoked key.
     revoke(&mut registry, "n2").unwrap();
-    assert_refused(renew(&mut registry, &b, &other, 3), "identity", &["known already"]);
+    assert_refused(renew(&mut registry, &b, &other, 3), ErrorCode::Identity, &["known already"]);
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn who_changes_its_identity_again_and_again_has_to_wait() {
     for (n, pair) in (2..).zip(keys.windows(2).take(10)) {
         renew(&mut registry, &pair[0], &pair[1], n).unwrap();
     }
-    assert_refused(renew(&mut registry, &keys[10], &keys[11], 50), "identity", &["10 times", "tomorrow"]);
+    assert_refused(renew(&mut registry, &keys[10], &keys[11], 50), ErrorCode::Identity, &["10 times", "tomorrow"]);
     let id = node(&registry, "n1").id;
     let renewal = Renewal { succession: succession(id, &keys[10], &keys[11]), facts: said(&keys[11], 50) };
     let change = Change::Renew { identity: keys[10].public(), renewal, observed: observed(1) };
@@ -205,17 +205,17 @@ fn a_revoked_node_is_out_with_all_its_keys_and_its_name_takes_a_token_for_it() {
     token(&mut registry, 2, "c1");
     for gone in [&a, &b] {
         // The word upon which a machine that may come back makes new keys.
-        assert_refused(enter(&mut registry, gone, 2, "n9"), "revoked", &["expelled", "`n1`"]);
-        assert_refused(report_by(&mut registry, gone, 9), "revoked", &[]);
+        assert_refused(enter(&mut registry, gone, 2, "n9"), ErrorCode::Revoked, &["expelled", "`n1`"]);
+        assert_refused(report_by(&mut registry, gone, 9), ErrorCode::Revoked, &[]);
     }
-    assert_refused(renew(&mut registry, &a, &b, 9), "revoked", &[]);
+    assert_refused(renew(&mut registry, &a, &b, 9), ErrorCode::Revoked, &[]);
     let by = |key: &Identity, facts: NodeFacts| Change::Join {
         identity: key.public(),
         request: request(2, "n1", NodeFacts { lanes: super::facts(5, &[]).lanes, ..facts }),
         observed: observed(1),
     };
     let fresh = key();
-    assert_refused(registry.apply(by(&fresh, said(&fresh, 1)), BY, NOW), "name", &["was revoked"]);
+    assert_refused(registry.apply(by(&fresh, said(&fresh, 1)), BY, NOW), ErrorCode::Name, &["was revoked"]);
 }
 
 #[test]
@@ -238,8 +238,8 @@ fn a_replaced_key_keeps_no_name_from_others() {
     let change = Change::Join { identity: identity(7), request, observed: observed(1) };
     registry.apply(change, BY, later(1200)).unwrap();
     // It went on with a key that is no member's: its machine makes new ones.
-    assert_refused(report_by(&mut registry, &a, 9), "revoked", &[]);
-    assert_refused(report_by(&mut registry, &b, 9), "unknown_node", &[]);
+    assert_refused(report_by(&mut registry, &a, 9), ErrorCode::Revoked, &[]);
+    assert_refused(report_by(&mut registry, &b, 9), ErrorCode::UnknownNode, &[]);
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn a_change_survives_a_restart() {
     let mut registry = open();
     assert_eq!(node(&registry, "n1"), before);
     assert!(!renew(&mut registry, &a, &b, 2).unwrap().altered);
-    assert_refused(report_by(&mut registry, &a, 9), "superseded", &[]);
+    assert_refused(report_by(&mut registry, &a, 9), ErrorCode::Superseded, &[]);
 }
 
 #[test]
@@ -281,13 +281,13 @@ fn a_restore_follows_the_changes_since_the_backup_and_expels_nobody_for_them() {
 
         assert_eq!(restored.world().nodes.len(), usize::from(!is_revoked));
         if is_revoked {
-            assert_refused(report_by(&mut restored, &c, 9), "revoked", &[]);
+            assert_refused(report_by(&mut restored, &c, 9), ErrorCode::Revoked, &[]);
             continue;
         }
         let after = node(&restored, "n1");
         assert_eq!((after.identity, after.lineage.len()), (Some(c.public()), 2));
         assert!(leads(&after.lineage, after.id, &a.public(), &c.public(), verify));
-        assert_refused(report_by(&mut restored, &a, 9), "superseded", &[]);
+        assert_refused(report_by(&mut restored, &a, 9), ErrorCode::Superseded, &[]);
         report_by(&mut restored, &c, 9).unwrap();
     }
 }
@@ -321,7 +321,7 @@ fn the_locks_signature_reaches_as_far_as_the_lineage_and_is_renewed_by_then() {
         assert_eq!(aged(&registry.world()).count(), 0);
         next(&mut registry, &mut present).unwrap();
     }
-    assert_refused(next(&mut registry, &mut present), "identity", &["meshd lock sign n1"]);
+    assert_refused(next(&mut registry, &mut present), ErrorCode::Identity, &["meshd lock sign n1"]);
     assert_eq!(aged(&registry.world()).map(|member| member.name).collect::<Vec<_>>(), [name()]);
 
     let signature = signed(&registry, &present);

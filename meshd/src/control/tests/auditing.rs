@@ -65,7 +65,7 @@ impl Node {
         let server = Server::start(move |request| match request.path.as_str() {
             "/v1/roll" => ok(&roll),
             "/v1/log" => ok(&page),
-            _ => refuse("malformed"),
+            _ => refuse(&ErrorCode::Malformed),
         })
         .await;
         let dir = tempfile::tempdir().unwrap();

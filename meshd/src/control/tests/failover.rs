@@ -59,7 +59,7 @@ async fn a_coordinator_that_the_map_does_not_name_any_more_is_left_and_not_trust
 #[tokio::test]
 async fn a_dead_coordinator_costs_a_second_and_a_busy_one_no_more() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-    let busy = Server::start(|_| refuse("busy")).await;
+    let busy = Server::start(|_| refuse(&ErrorCode::Busy)).await;
     let good = Server::start(|_| naming(1, &[])).await;
     for turn in 0..3 {
         let mut dial = good.dial(&[busy.key, good.key]);

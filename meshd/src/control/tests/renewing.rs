@@ -127,24 +127,34 @@ async fn whenever_it_is_killed_it_asks_for_the_same_again_and_goes_on() {
 
 #[tokio::test]
 async fn a_refusal_ends_a_change_that_nobody_can_have_taken() {
-    for word in ["identity", "malformed", "revoked", "unknown_node"] {
-        let server = Server::start(move |_| refuse(word)).await;
+    for code in [ErrorCode::Identity, ErrorCode::Malformed, ErrorCode::Revoked, ErrorCode::UnknownNode] {
+        let said = code.clone();
+        let server = Server::start(move |_| refuse(&said)).await;
         let node = Node::new();
         let former = node.own();
         let mut renewer = node.start();
         renewer.begin();
         let answer = ask(&mut renewer, &server).await;
         assert!(renewer.settle(answer).is_none());
-        assert_eq!((node.own(), node.next(), renewer.next().is_none()), (former, None, true), "{word}");
-        assert_eq!(node.outcome(), Some(Err("the token is used up; make another".into())), "{word}");
+        assert_eq!((node.own(), node.next(), renewer.next().is_none()), (former, None, true), "{code:?}");
+        assert_eq!(node.outcome(), Some(Err("the token is used up; make another".into())), "{code:?}");
     }
 }
 
 #[tokio::test]
 async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides() {
     // What a coordinator may say to the former key, or one that knows nothing of such changes.
-    for word in ["revoked", "unknown_node", "superseded", "malformed", "busy", "record", "internal"] {
-        let server = Server::start(move |_| refuse(word)).await;
+    for code in [
+        ErrorCode::Revoked,
+        ErrorCode::UnknownNode,
+        ErrorCode::Superseded,
+        ErrorCode::Malformed,
+        ErrorCode::Busy,
+        ErrorCode::Record,
+        ErrorCode::Internal,
+    ] {
+        let said = code.clone();
+        let server = Server::start(move |_| refuse(&said)).await;
         let node = Node::new();
         let former = node.own();
         let mut renewer = node.start();
@@ -156,10 +166,10 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
         let mut renewer = node.start();
         let answer = ask(&mut renewer, &server).await;
         assert!(renewer.settle(answer).is_none());
-        assert_eq!((node.own(), node.next(), node.outcome()), (former, next, None), "{word}");
-        assert!(node.notes.all()[0].contains("is being changed"), "{word}");
+        assert_eq!((node.own(), node.next(), node.outcome()), (former, next, None), "{code:?}");
+        assert!(node.notes.all()[0].contains("is being changed"), "{code:?}");
     }
-    let server = Server::start(|_| refuse("identity")).await;
+    let server = Server::start(|_| refuse(&ErrorCode::Identity)).await;
     let node = Node::new();
     let next =
         std::fs::read(Keys::make_next(&node.state).map(|_| node.state.path(NEXT_IDENTITY_KEY)).unwrap()).unwrap();
@@ -208,7 +218,7 @@ async fn a_damaged_next_key_is_told_and_kept_and_the_present_one_is_used() {
 #[tokio::test]
 async fn a_coordinator_that_is_gone_or_busy_leaves_it_to_the_next() {
     let good = Server::start(|_| taken()).await;
-    let busy = Server::start(|_| refuse("busy")).await;
+    let busy = Server::start(|_| refuse(&ErrorCode::Busy)).await;
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
     let node = Node::new();
     let mut renewer = node.start();
