@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_proto::base::id::IdentityKey;
 use tokio::net::TcpListener;
@@ -13,21 +13,33 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use crate::admin::context::AdminState;
 use crate::admin::socket;
 use crate::admin::socket::SocketError;
+use crate::base::noted_epoch::{note, noted};
+use crate::base::state_files::{JOURNAL, TAKEN};
+use crate::channel::context::Context;
 use crate::channel::listener;
+use crate::channel::own_addresses::OwnAddresses;
 use crate::channel::peer::Doors;
-use crate::cli::restore;
 use crate::config::Config;
-use crate::core::Hub;
+use crate::core::Core;
+use crate::core::coordinator_list::OwnEntry;
+use crate::core::counters::Counters;
+use crate::core::file_report::FileReport;
+use crate::core::limits::Limits;
 use crate::core::open_store::{open_store, setup};
+use crate::core::pushed_keys::take_pushed;
+use crate::core::shared_store::SharedStore;
+use crate::core::status_snapshot::StatusSnapshot;
 use crate::keys::identity::{Identity, KeyError};
 use crate::keys::tls;
+use crate::oidc::issuers::Issuers;
 use crate::registry::OpenError;
-use crate::tasks::backups;
+use crate::tasks::backups::{self, Backups};
 use crate::tasks::ephemeral_nodes::tend;
 use crate::tasks::replicas::{enter, keep_up};
-use crate::tasks::services_file::{begin, follow, load};
+use crate::tasks::services_file::{ServicesFile, begin, follow, load};
 use crate::telemetry::prometheus;
 
 /// How long connections may take to finish when the coordinator stops.
@@ -67,7 +79,8 @@ pub struct Running {
     /// The coordinator's public key.
     pub key: IdentityKey,
     admin_socket: PathBuf,
-    hub: Arc<Hub>,
+    core: Arc<Core>,
+    services: ServicesFile,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     helpers: JoinSet<()>,
@@ -83,8 +96,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let underlay = setup.underlay.clone();
     let (mut registry, store) = open_store(&config, identity.public(), setup).await?;
     let epoch = registry.epoch();
-    if restore::noted(&config.state_dir) < epoch
-        && let Err(error) = restore::note(&config.state_dir, epoch)
+    if noted(&config.state_dir) < epoch
+        && let Err(error) = note(&config.state_dir, epoch)
     {
         tracing::warn!(%error, "the epoch is noted in the store alone");
     }
@@ -102,43 +115,80 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         None => None,
     };
     let metrics = metrics_listener.as_ref().and_then(|l| l.local_addr().ok());
-    let admin_socket = config.admin_socket.clone();
     let key = identity.public();
-    let unserved = config.metrics.filter(|_| metrics.is_none());
-    let hub = Hub::new(config, key, listen.clone(), unserved, store, registry, underlay);
-    hub.take_pushed().await;
-    begin(&hub).await;
-    enter(&hub).await;
+    let shown = watch::Sender::new(StatusSnapshot {
+        started: Instant::now(),
+        listen: listen.clone(),
+        unserved: config.metrics.filter(|_| metrics.is_none()),
+        store,
+        backups: config.backups.clone(),
+        backup_failed: false,
+        file: FileReport::new(config.services.clone()),
+    });
+    let shared = Arc::new(SharedStore::new(registry.follow(), config.state_dir.join(TAKEN)));
+    let core = Core::new(registry);
+    let issuers = Arc::new(Issuers::new(&config.trust));
+    let own = Arc::new(OwnEntry { key, addresses: config.public.clone() });
+    let counters = Counters::default();
+    let services = ServicesFile {
+        core: Arc::clone(&core),
+        path: config.services.clone(),
+        shared: Arc::clone(&shared),
+        shown: shown.clone(),
+        counters: counters.clone(),
+    };
+    take_pushed(&core, &issuers).await;
+    begin(&services).await;
+    enter(&core, &own, !shared.is_shared()).await;
 
     let (stop, stopping) = watch::channel(false);
-    let doors = Doors::new();
+    let admin = AdminState {
+        core: Arc::clone(&core),
+        shared: Arc::clone(&shared),
+        issuers: Arc::clone(&issuers),
+        own: Arc::clone(&own),
+        state_dir: config.state_dir.clone(),
+        shown: shown.subscribe(),
+    };
+    let context = Context {
+        core: Arc::clone(&core),
+        limits: Arc::new(Limits::new()),
+        shared: Arc::clone(&shared),
+        issuers,
+        own,
+        counters: counters.clone(),
+        stop: stopping.clone(),
+    };
+    let (doors, addresses) = (Doors::new(), OwnAddresses::new(Arc::clone(&core), underlay));
     let mut servers = JoinSet::new();
     for listener in listeners {
-        let (acceptor, hub, doors) = (acceptor.clone(), Arc::clone(&hub), Arc::clone(&doors));
-        servers.spawn(listener::serve(listener, acceptor, hub, doors, stopping.clone()));
+        let (acceptor, doors, addresses) = (acceptor.clone(), Arc::clone(&doors), Arc::clone(&addresses));
+        servers.spawn(listener::serve(listener, acceptor, context.clone(), doors, addresses));
     }
-    servers.spawn(socket::serve(admin_listener, Arc::clone(&hub), stopping));
+    servers.spawn(socket::serve(admin_listener, admin.clone(), stopping));
     let mut helpers = JoinSet::new();
-    helpers.spawn(follow(Arc::clone(&hub)));
-    helpers.spawn(keep_up(Arc::clone(&hub)));
-    helpers.spawn(backups::keep(Arc::clone(&hub)));
-    helpers.spawn(tend(Arc::clone(&hub)));
+    helpers.spawn(follow(services.clone()));
+    helpers.spawn(keep_up(Arc::clone(&core), Arc::clone(&shared)));
+    let journal = config.state_dir.join(JOURNAL);
+    helpers.spawn(backups::keep(Backups { core: Arc::clone(&core), dir: config.backups, journal, shown }));
+    helpers.spawn(tend(Arc::clone(&core), shared));
     if let Some(listener) = metrics_listener {
-        helpers.spawn(prometheus::serve(listener, Arc::clone(&hub)));
+        helpers.spawn(prometheus::serve(listener, admin, counters));
     }
-    tracing::info!(?listen, key = %key, revision = %hub.world().revision, "the coordinator is ready");
-    Ok(Running { listen, metrics, key, admin_socket, hub, stop, servers, helpers })
+    tracing::info!(?listen, key = %key, revision = %core.world().revision, "the coordinator is ready");
+    let admin_socket = config.admin_socket;
+    Ok(Running { listen, metrics, key, admin_socket, core, services, stop, servers, helpers })
 }
 
 impl Running {
     /// Reads services.toml again, whether or not it seems to have changed.
     pub async fn reload(&self) {
-        load(&self.hub).await;
+        load(&self.services).await;
     }
 
     /// Waits until the store has failed, and says why. Nothing was acknowledged since; end the process.
     pub async fn failed(&self) -> String {
-        self.hub.failed_for_good().await
+        self.core.failed_for_good().await
     }
 
     /// Ends the coordinator: no new connections, watches end, requests under way are answered.
@@ -150,9 +200,10 @@ impl Running {
         }
         self.servers.shutdown().await;
         self.helpers.shutdown().await;
+        drop(self.services);
         // What still writes ends before the store is given up, so that another process can open it at once.
         let released = timeout(GRACE, async {
-            while Arc::strong_count(&self.hub) > 1 {
+            while Arc::strong_count(&self.core) > 1 {
                 sleep(Duration::from_millis(5)).await;
             }
         });

@@ -7,18 +7,17 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use mesh_proto::wire::ErrorCode;
-
-use crate::core::Hub;
+use crate::core::Core;
 use crate::core::failure::Failure;
 use crate::store::Table;
+use mesh_proto::wire::ErrorCode;
 
 /// The schema of the document.
 const EXPORT: &str = "coordinator.export/1";
 
 /// Answers with everything but the log, which `log` tells.
-pub(crate) async fn export(State(hub): State<Arc<Hub>>) -> Result<Json<Value>, Failure> {
-    let read = hub.with(|registry| (registry.snapshot(), registry.epoch(), registry.log_head())).await;
+pub(crate) async fn export(State(core): State<Arc<Core>>) -> Result<Json<Value>, Failure> {
+    let read = core.with(|registry| (registry.snapshot(), registry.epoch(), registry.log_head())).await;
     let (stored, epoch, head) = read;
     let internal = |error: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error);
     let (revision, writes) = stored.map_err(|error| internal(error.to_string()))?;
@@ -42,7 +41,7 @@ pub(crate) async fn export(State(hub): State<Arc<Hub>>) -> Result<Json<Value>, F
     }
     Ok(Json(json!({
         "schema": EXPORT,
-        "mesh": hub.world().mesh.name,
+        "mesh": core.world().mesh.name,
         "revision": revision,
         "epoch": epoch,
         "log": head,

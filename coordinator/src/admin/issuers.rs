@@ -1,27 +1,26 @@
 //! The operator's side: which issuers are trusted, and keys for those that cannot be asked.
 
-use std::sync::Arc;
-
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use mesh_proto::trust::jwt::MAX_JWKS;
-use mesh_proto::wire::ErrorCode;
 
+use crate::admin::context::AdminState;
 use crate::config::JwksSource;
-use crate::core::Hub;
 use crate::core::documents;
 use crate::core::failure::{Failure, Segment, read};
+use crate::core::pushed_keys::take_pushed;
 use crate::registry::{Actor, Change};
+use mesh_proto::wire::ErrorCode;
 
 /// Returns the routes of the admin socket about issuers.
-pub(crate) fn routes() -> Router<Arc<Hub>> {
+pub(crate) fn routes() -> Router<AdminState> {
     Router::new().route("/v1/trust", get(list)).route("/v1/trust/{name}", post(push))
 }
 
-async fn list(State(hub): State<Arc<Hub>>) -> Json<documents::Trusts> {
-    let trusts = hub.trusts.standing().map(|standing| {
+async fn list(State(AdminState { issuers, .. }): State<AdminState>) -> Json<documents::Trusts> {
+    let trusts = issuers.standing().map(|standing| {
         let (trust, keys) = (standing.trust, standing.keys);
         documents::Trust {
             name: trust.name.clone(),
@@ -43,20 +42,20 @@ async fn list(State(hub): State<Arc<Hub>>) -> Json<documents::Trusts> {
 }
 
 async fn push(
-    State(hub): State<Arc<Hub>>,
+    State(AdminState { core, issuers, .. }): State<AdminState>,
     Extension(by): Extension<Actor>,
     Segment(name): Segment,
     request: Request,
 ) -> Result<Json<documents::Done>, Failure> {
     // Escapes make a document in JSON longer than it is.
     let documents::NewKeys { jwks } = read(request, 2 * MAX_JWKS).await?;
-    if !hub.trusts.pushed().any(|known| known == name) {
+    if !issuers.pushed().any(|known| known == name) {
         let message = format!(
             "coordinator.toml has no [[trust]] with name = \"{name}\" and jwks = \"push\"; add one and restart, or see mesh-coordinator trust list"
         );
         return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::UnknownTrust, message));
     }
-    hub.apply(Change::TrustPush { trust: name.clone(), jwks }, by).await?;
-    hub.take_pushed().await;
+    core.apply(Change::TrustPush { trust: name.clone(), jwks }, by).await?;
+    take_pushed(&core, &issuers).await;
     Ok(Json(documents::Done::new(format!("the keys of {name} are in force"))))
 }

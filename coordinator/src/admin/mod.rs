@@ -1,7 +1,11 @@
 //! What the operator asks over the control socket.
 
+pub(crate) mod context;
+pub(crate) mod coordinators;
 pub(crate) mod export;
 pub(crate) mod issuers;
+pub(crate) mod log;
+pub(crate) mod network_lock;
 pub(crate) mod rotate_key;
 pub mod socket;
 pub(crate) mod status;

@@ -8,16 +8,14 @@
 //! A node that was not there in between knows the former key only, and refuses: `meshd leave`, and a join with a new
 //! token, which the coordinator answers as to the member that it is.
 
-use std::sync::Arc;
-
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::trust::signed_record::NextKey;
 use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 
+use crate::admin::context::AdminState;
 use crate::admin::status;
-use crate::core::Hub;
 use crate::core::documents;
 use crate::core::failure::{Failure, read};
 use crate::keys::identity::{Identity, KeyError};
@@ -28,41 +26,42 @@ const SHOWN: usize = 5;
 
 /// Announces a next key, or goes on with it.
 pub(crate) async fn rotate(
-    State(hub): State<Arc<Hub>>,
+    State(state): State<AdminState>,
     Extension(by): Extension<Actor>,
     request: Request,
 ) -> Result<Json<documents::Done>, Failure> {
     let documents::RotateKey { commit, force } = read(request, MAX_REQUEST).await?;
-    let message = if commit { go_on(&hub, force).await? } else { announce(&hub, by).await? };
+    let message = if commit { go_on(&state, force).await? } else { announce(&state, by).await? };
     tracing::info!("{message}");
     Ok(Json(documents::Done::new(message)))
 }
 
-async fn announce(hub: &Arc<Hub>, by: Actor) -> Result<String, Failure> {
-    let dir = hub.config.state_dir.clone();
+async fn announce(AdminState { core, own, state_dir, .. }: &AdminState, by: Actor) -> Result<String, Failure> {
+    let dir = state_dir.clone();
     let made = tokio::task::spawn_blocking(move || Ok((Identity::load(&dir)?, Identity::next(&dir)?)));
     let (present, next) =
         made.await.map_err(|error| failed(&error.to_string()))?.map_err(|e: KeyError| failed(&e.to_string()))?;
-    if present.public() != hub.key {
+    if present.public() != own.key {
         return Err(refused(
             "a key was committed already; restart this coordinator (systemctl restart mesh-coordinator)",
         ));
     }
     let key = next.public();
-    let next = NextKey { key, signature: present.sign(&NextKey::message(&hub.key, &key)) };
-    let applied = hub.apply(Change::CoordinatorNext { key: hub.key, next }, by).await?;
+    let next = NextKey { key, signature: present.sign(&NextKey::message(&own.key, &key)) };
+    let applied = core.apply(Change::CoordinatorNext { key: own.key, next }, by).await?;
     Ok(format!(
         "nodes are told of the next key {key} since revision {}; when mesh-coordinator status shows that live on all nodes, run mesh-coordinator rotate-key --commit",
         applied.revision
     ))
 }
 
-async fn go_on(hub: &Arc<Hub>, force: bool) -> Result<String, Failure> {
-    let announced = hub.world().mesh.coordinators.iter().find(|one| one.key == hub.key).and_then(|one| one.next);
+async fn go_on(state: &AdminState, force: bool) -> Result<String, Failure> {
+    let AdminState { core, own, state_dir, .. } = state;
+    let announced = core.world().mesh.coordinators.iter().find(|one| one.key == own.key).and_then(|one| one.next);
     let Some(announced) = announced else {
         return Err(refused("no next key was announced; run mesh-coordinator rotate-key first"));
     };
-    let status = status::status(hub).await;
+    let status = status::status(state).await;
     let missing = status.live.nodes.saturating_sub(status.live.current);
     if missing > 0 && !force {
         let named: Vec<_> = status.behind.iter().take(SHOWN).map(|behind| behind.node.as_str()).collect();
@@ -71,7 +70,7 @@ async fn go_on(hub: &Arc<Hub>, force: bool) -> Result<String, Failure> {
             named.join(", ")
         )));
     }
-    let dir = hub.config.state_dir.clone();
+    let dir = state_dir.clone();
     let key = announced.key;
     if Identity::load(&dir).is_ok_and(|present| present.public() == key) {
         return Err(refused("that was done already; restart this coordinator (systemctl restart mesh-coordinator)"));

@@ -29,17 +29,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::admin::status;
-use crate::admin::{export, rotate_key};
+use crate::admin::context::AdminState;
+use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key, status};
 use crate::base::clock::now;
 use crate::base::stop::{Stop, stopped};
-use crate::cli::{log, network_lock};
-use crate::core::Hub;
+use crate::core::Core;
+use crate::core::coordinator_list::CoordinatorList;
 use crate::core::documents;
 use crate::core::failure::{Failure, Segment, no_such_path, not_written, read, wrong_method};
-use crate::oidc::issuers;
 use crate::registry::{Actor, Change, TokenSpec, free_names};
-use crate::tasks::replicas;
 
 /// Most connections at the same time.
 const MAX_CONNECTIONS: usize = 64;
@@ -85,8 +83,8 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 }
 
 /// Serves the verbs until told to stop.
-pub(crate) async fn serve(listener: UnixListener, hub: Arc<Hub>, mut stop: Stop) {
-    let routes = routes(hub);
+pub(crate) async fn serve(listener: UnixListener, state: AdminState, mut stop: Stop) {
+    let routes = routes(state);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -135,18 +133,18 @@ async fn speak(stream: UnixStream, routes: Router, mut stop: Stop) {
     }
 }
 
-fn routes(hub: Arc<Hub>) -> Router {
+fn routes(state: AdminState) -> Router {
     Router::new()
-        .route("/v1/status", get(async |State(hub): State<Arc<Hub>>| Json(status::status(&hub).await)))
-        .route("/v1/nodes", get(async |State(hub): State<Arc<Hub>>| Json(status::nodes(&hub).await)))
-        .route("/v1/services", get(async |State(hub): State<Arc<Hub>>| Json(status::services(&hub.world()))))
+        .route("/v1/status", get(async |State(state): State<AdminState>| Json(status::status(&state).await)))
+        .route("/v1/nodes", get(async |State(core): State<Arc<Core>>| Json(status::nodes(&core).await)))
+        .route("/v1/services", get(async |State(core): State<Arc<Core>>| Json(status::services(&core.world()))))
         .route(
             "/v1/tokens",
-            get(async |State(hub): State<Arc<Hub>>| Json(status::tokens(&hub).await)).post(token_create),
+            get(async |State(core): State<Arc<Core>>| Json(status::tokens(&core).await)).post(token_create),
         )
         .route("/v1/tokens/{id}", delete(token_revoke))
         .route("/v1/nodes/{name}", delete(revoke))
-        .route("/v1/coordinators/{key}", delete(replicas::forget))
+        .route("/v1/coordinators/{key}", delete(coordinators::forget))
         .route("/v1/plan", post(propose))
         .route("/v1/backup", post(backup))
         .route("/v1/log", get(log::log))
@@ -156,16 +154,16 @@ fn routes(hub: Arc<Hub>) -> Router {
         .merge(issuers::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(hub)
+        .with_state(state)
 }
 
 async fn token_create(
-    State(hub): State<Arc<Hub>>,
+    State(AdminState { core, own, .. }): State<AdminState>,
     Extension(by): Extension<Actor>,
     request: Request,
 ) -> Result<Json<documents::TokenLine>, Failure> {
     let wanted: documents::NewToken = read(request, MAX_REQUEST).await?;
-    if hub.config.public.is_empty() {
+    if own.addresses.is_empty() {
         let message = "nodes would not know where to go: set `public` in coordinator.toml to HOST:PORT and restart";
         return Err(Failure::new(StatusCode::CONFLICT, ErrorCode::Public, message));
     }
@@ -175,7 +173,7 @@ async fn token_create(
         let message = "the machine gives no random numbers; try again when it has booted";
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
     })?;
-    let mut told = hub.told();
+    let mut told = CoordinatorList::new(&own, &core.world());
     told.addresses.truncate(MAX_LIST);
     told.pins.truncate(MAX_LIST);
     let token = JoinToken { coordinators: told.addresses, pins: told.pins, id, secret: TokenSecret(secret) };
@@ -189,8 +187,8 @@ async fn token_create(
         uses: wanted.uses,
         ephemeral: wanted.ephemeral,
     };
-    let warnings = if spec.name.is_some() { Vec::new() } else { unbound(&hub.world()) };
-    hub.apply(Change::TokenCreate(spec), by).await?;
+    let warnings = if spec.name.is_some() { Vec::new() } else { unbound(&core.world()) };
+    core.apply(Change::TokenCreate(spec), by).await?;
     Ok(Json(documents::TokenLine {
         schema: documents::DONE.into(),
         id: token.id_text(),
@@ -215,16 +213,16 @@ fn unbound(world: &World) -> Vec<String> {
 }
 
 async fn token_revoke(
-    State(hub): State<Arc<Hub>>,
+    State(core): State<Arc<Core>>,
     Extension(by): Extension<Actor>,
     Segment(id): Segment,
 ) -> Result<Json<documents::Done>, Failure> {
-    hub.apply(Change::TokenRevoke { id: id.clone() }, by).await?;
+    core.apply(Change::TokenRevoke { id: id.clone() }, by).await?;
     Ok(Json(documents::Done::new(format!("token {id} is worthless now"))))
 }
 
 async fn revoke(
-    State(hub): State<Arc<Hub>>,
+    State(core): State<Arc<Core>>,
     Extension(by): Extension<Actor>,
     Segment(name): Segment,
 ) -> Result<Json<documents::Done>, Failure> {
@@ -232,20 +230,20 @@ async fn revoke(
     let node = node.map_err(|error: mesh_proto::base::id::IdError| {
         Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string())
     })?;
-    let applied = hub.apply(Change::Revoke { node }, by).await?;
+    let applied = core.apply(Change::Revoke { node }, by).await?;
     tracing::info!(node = %name, revision = %applied.revision, "revoked");
     let message = format!("node {name} is expelled since revision {}", applied.revision);
     Ok(Json(documents::Done::new(message)))
 }
 
-async fn propose(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<documents::Plan>, Failure> {
+async fn propose(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::Plan>, Failure> {
     let documents::Proposal { file, text } = read(request, MAX_REQUEST).await?;
     let parsed = services::parse(&text, &file).map_err(|diagnostics| {
         Failure::new(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
     })?;
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
     let change = Change::Services { file, text, services: Arc::new(parsed.services) };
-    let (old, new) = hub.with(move |registry| (registry.world(), registry.preview(change, now()))).await;
+    let (old, new) = core.with(move |registry| (registry.world(), registry.preview(change, now()))).await;
     Ok(Json(documents::Plan {
         schema: documents::PLAN.into(),
         revision: old.revision,
@@ -254,10 +252,10 @@ async fn propose(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<d
     }))
 }
 
-async fn backup(State(hub): State<Arc<Hub>>, request: Request) -> Result<Json<documents::Done>, Failure> {
+async fn backup(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::Done>, Failure> {
     let documents::Backup { file } = read(request, MAX_REQUEST).await?;
     let shown = file.display().to_string();
-    let revision = hub.with(move |registry| registry.backup(&file)).await.map_err(|error| not_written(&error))?;
+    let revision = core.with(move |registry| registry.backup(&file)).await.map_err(|error| not_written(&error))?;
     let message =
         format!("the store at revision {revision} is in {shown}; keep identity.key of the state directory with it");
     Ok(Json(documents::Done::new(message)))

@@ -1,4 +1,4 @@
-//! What the operator is told: documents of `api`, made from the world and from what nodes last said.
+//! What the operator is told: documents, made from the world and from what nodes last said.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,8 +10,10 @@ use mesh_proto::plan;
 use mesh_proto::services::{BackendAt, BackendSpec, ServiceSpec};
 use mesh_proto::world::{NodeRecord, World};
 
+use crate::admin::context::AdminState;
+use crate::admin::coordinators::replicas;
 use crate::base::clock::now;
-use crate::core::Hub;
+use crate::core::Core;
 use crate::core::documents;
 use crate::registry::{LiveNode, TokenRecord};
 
@@ -19,18 +21,20 @@ use crate::registry::{LiveNode, TokenRecord};
 const MAX_BEHIND: usize = 100;
 
 /// Says how the mesh is.
-pub(crate) async fn status(hub: &Arc<Hub>) -> documents::Status {
-    let (world, notes) = snapshot(hub).await;
-    let mut services = hub.file().status();
-    if services.state == documents::FileState::Accepted && hub.is_other_in_force().await {
+pub(crate) async fn status(state: &AdminState) -> documents::Status {
+    let AdminState { core, shared, own, .. } = state;
+    let (world, notes) = snapshot(core).await;
+    let shown = state.shown.borrow().clone();
+    let mut services = shown.file.status();
+    if services.state == documents::FileState::Accepted && shared.is_other_in_force(core).await {
         services.state = documents::FileState::Superseded;
     }
     let mut live = documents::Live { current: 0, connected: 0, nodes: 0 };
     let (mut warnings, mut behind) = (Vec::new(), Vec::new());
     for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
         let note = notes.get(name);
-        let connected = hub.is_watching(name);
-        let current = note.is_some_and(|note| hub.is_current(name, note.applied));
+        let connected = core.watches().is_open(name);
+        let current = note.is_some_and(|note| core.is_current(name, note.applied));
         live.nodes += 1;
         live.connected += usize::from(connected);
         live.current += usize::from(current);
@@ -41,20 +45,20 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> documents::Status {
         let said = note.map(|note| note.warnings.as_slice()).unwrap_or_default();
         warnings.extend(said.iter().map(|warning| format!("{name}: {warning}")));
     }
-    if let Some(error) = hub.store_error() {
+    if let Some(error) = shared.error() {
         warnings.push(format!("the store does not answer, nodes keep what they have: {error}"));
     }
-    warnings.extend(hub.with(|registry| registry.shortage()).await);
-    if hub.backup_failed() {
-        let dir = hub.config.backups.display();
+    warnings.extend(core.with(|registry| registry.shortage()).await);
+    if shown.backup_failed {
+        let dir = shown.backups.display();
         warnings.push(format!(
             "no backup can be written to {dir}; see the coordinator's log, or set `backups` in coordinator.toml"
         ));
     }
-    if hub.config.public.is_empty() {
+    if own.addresses.is_empty() {
         warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());
     }
-    if let Some(address) = hub.unserved {
+    if let Some(address) = shown.unserved {
         warnings.push(format!(
             "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
         ));
@@ -64,30 +68,30 @@ pub(crate) async fn status(hub: &Arc<Hub>) -> documents::Status {
         mesh: world.mesh.name.clone(),
         range: world.mesh.range.net(),
         software: env!("CARGO_PKG_VERSION").into(),
-        key: hub.key,
-        listen: hub.listen.clone(),
-        public: hub.config.public.clone(),
-        uptime_s: hub.started.elapsed().as_secs(),
+        key: own.key,
+        listen: shown.listen,
+        public: own.addresses.clone(),
+        uptime_s: shown.started.elapsed().as_secs(),
         revision: world.revision,
         live,
         behind,
-        store: hub.store.clone(),
-        store_error: hub.store_error(),
-        shared: hub.is_shared(),
+        store: shown.store,
+        store_error: shared.error(),
+        shared: shared.is_shared(),
         lock: world.mesh.lock.as_ref().and_then(|lock| lock.key),
         waiting: world.nodes.iter().filter(|(_, n)| world.waits(n)).map(|(n, _)| n.clone()).take(MAX_BEHIND).collect(),
         services,
-        coordinators: crate::tasks::replicas::replicas(hub).await,
+        coordinators: replicas(core, own).await,
         warnings,
     }
 }
 
 /// Lists the nodes.
-pub(crate) async fn nodes(hub: &Arc<Hub>) -> documents::Nodes {
-    let (world, notes) = snapshot(hub).await;
+pub(crate) async fn nodes(core: &Arc<Core>) -> documents::Nodes {
+    let (world, notes) = snapshot(core).await;
     let now = now();
     let nodes = world.nodes.iter().map(|(name, record)| {
-        let connected = hub.is_watching(name);
+        let connected = core.watches().is_open(name);
         documents::Node { waits: world.waits(record), ..node(name, record, connected, notes.get(name), now) }
     });
     documents::Nodes { schema: documents::NODES.into(), revision: world.revision, nodes: nodes.collect() }
@@ -189,9 +193,9 @@ fn address(world: &World, backend: &BackendSpec) -> Option<Flat> {
 }
 
 /// Lists the join tokens.
-pub(crate) async fn tokens(hub: &Arc<Hub>) -> documents::Tokens {
+pub(crate) async fn tokens(core: &Arc<Core>) -> documents::Tokens {
     let now = now();
-    let list = hub.with(move |registry| {
+    let list = core.with(move |registry| {
         let tokens = registry.tokens().map(|(id, record)| token(id, record, now));
         tokens.collect()
     });
@@ -213,8 +217,8 @@ fn token(id: &str, record: &TokenRecord, now: UnixTime) -> documents::Token {
 }
 
 /// The world, and what is known of its nodes, at one moment.
-async fn snapshot(hub: &Arc<Hub>) -> (Arc<World>, BTreeMap<NodeName, LiveNode>) {
-    hub.with(|registry| {
+async fn snapshot(core: &Arc<Core>) -> (Arc<World>, BTreeMap<NodeName, LiveNode>) {
+    core.with(|registry| {
         let notes = registry.live().nodes();
         let notes = notes.map(|(name, note)| (name.clone(), note.clone()));
         (registry.world(), notes.collect())

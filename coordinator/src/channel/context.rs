@@ -1,52 +1,86 @@
-//! What a request on the control channel finds: the shared state, and which member asks.
+//! What a request on the control channel finds, and which member asks.
 
 use std::sync::Arc;
 
 use mesh_proto::base::id::NodeName;
-use mesh_proto::wire::ErrorCode;
 
 use crate::base::stop::Stop;
 use crate::channel::peer::Peer;
-use crate::core::Hub;
+use crate::core::Core;
+use crate::core::coordinator_list::OwnEntry;
+use crate::core::counters::Counters;
 use crate::core::failure::Failure;
+use crate::core::limits::Limits;
+use crate::core::shared_store::SharedStore;
+use crate::oidc::issuers::Issuers;
 use crate::registry::Refused;
 use crate::registry::identity_rotation::superseded;
+use mesh_proto::wire::ErrorCode;
 
 /// What every request finds.
 #[derive(Clone)]
 pub(crate) struct Context {
-    /// What all tasks share.
-    pub(crate) hub: Arc<Hub>,
+    /// The registry, and what it published.
+    pub(crate) core: Arc<Core>,
+    /// Whose turn it is.
+    pub(crate) limits: Arc<Limits>,
+    /// What other coordinators commit.
+    pub(crate) shared: Arc<SharedStore>,
+    /// The issuers whose word on a machine is taken.
+    pub(crate) issuers: Arc<Issuers>,
+    /// This coordinator, as nodes are told of it.
+    pub(crate) own: Arc<OwnEntry>,
+    /// Counters.
+    pub(crate) counters: Counters,
     /// Becomes true when everything has to end.
     pub(crate) stop: Stop,
 }
 
-/// Returns which member asks, or why it may not.
-pub(crate) async fn member(hub: &Arc<Hub>, peer: &Peer) -> Result<NodeName, Failure> {
-    let world = hub.world();
-    if let Some(node) = world.member(&peer.identity) {
-        return Ok(node.clone());
-    }
-    let _turn = hub.strangers_turn().await?;
-    hub.catch_up().await;
-    if let Some(node) = hub.world().member(&peer.identity) {
-        return Ok(node.clone());
-    }
-    let identity = peer.identity;
-    let known =
-        hub.with(move |registry| (registry.is_revoked(&identity), registry.successor(&identity).cloned())).await;
-    let refused = if let (_, Some(node)) = known {
-        Refused { code: ErrorCode::Superseded, message: superseded(&node) }
-    } else if known.0 {
-        Refused {
-            code: ErrorCode::Revoked,
-            message: "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`".into(),
+impl Context {
+    /// Returns which member asks, or why it may not.
+    pub(crate) async fn member(&self, peer: &Peer) -> Result<NodeName, Failure> {
+        let world = self.core.world();
+        if let Some(node) = world.member(&peer.identity) {
+            return Ok(node.clone());
         }
-    } else {
-        Refused {
-            code: ErrorCode::UnknownNode,
-            message: "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again".into(),
+        let _turn = self.limits.strangers_turn().await?;
+        self.shared.catch_up(&self.core).await;
+        if let Some(node) = self.core.world().member(&peer.identity) {
+            return Ok(node.clone());
         }
-    };
-    Err(refused.into())
+        let identity = peer.identity;
+        let known = self
+            .core
+            .with(move |registry| (registry.is_revoked(&identity), registry.successor(&identity).cloned()))
+            .await;
+        let refused = if let (_, Some(node)) = known {
+            Refused { code: ErrorCode::Superseded, message: superseded(&node) }
+        } else if known.0 {
+            Refused {
+                code: ErrorCode::Revoked,
+                message: "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`".into(),
+            }
+        } else {
+            Refused {
+                code: ErrorCode::UnknownNode,
+                message: "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again".into(),
+            }
+        };
+        Err(refused.into())
+    }
+
+    /// Returns which member asks, unless it asks too often.
+    pub(crate) async fn asking_member(&self, peer: &Peer) -> Result<NodeName, Failure> {
+        let node = self.member(peer).await?;
+        if self.limits.may_report(&self.core.world(), peer.identity) {
+            return Ok(node);
+        }
+        Err(asks_too_often().into())
+    }
+}
+
+/// Answers a member that asks more often than it may.
+pub(crate) fn asks_too_often() -> Refused {
+    let message = "this node asks too often; try again in a second";
+    Refused { code: ErrorCode::Busy, message: message.into() }
 }

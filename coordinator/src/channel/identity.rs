@@ -3,30 +3,29 @@
 //! Once it was taken the former key is a stranger's. It may ask again for the same change all the same, as a stranger:
 //! the first answer may have been lost.
 
-use std::sync::Arc;
-
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
-use mesh_proto::wire::{self, ErrorCode, Renewal, ReportResponse};
+use mesh_proto::wire::{self, Renewal, ReportResponse};
 
-use crate::channel::context::{Context, member};
+use crate::channel::context::{Context, asks_too_often};
 use crate::channel::peer::Peer;
 use crate::channel::signed_facts;
-use crate::core::Hub;
 use crate::core::failure::{Failure, read};
-use crate::registry::{Actor, Change, Refused};
+use crate::registry::{Actor, Change};
 
 /// Takes a change of identity.
 pub(crate) async fn renew(
-    State(Context { hub, .. }): State<Context>,
+    State(context): State<Context>,
     Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Result<Json<ReportResponse>, Failure> {
-    let by = allowed(&hub, &peer).await?;
+    let by = allowed(&context, &peer).await?;
     let Renewal { succession, facts } = read(request, wire::MAX_REQUEST).await?;
     let facts = signed_facts::facts(&succession.to, &facts)?;
     let renewal = Renewal { succession, facts };
-    let applied = hub.ask(Change::Renew { identity: peer.identity, renewal, observed: peer.observed }, by).await?;
+    let _turn = context.limits.members_turn()?;
+    let applied =
+        context.core.apply(Change::Renew { identity: peer.identity, renewal, observed: peer.observed }, by).await?;
     if let Some(node) = applied.node.filter(|_| applied.altered) {
         tracing::info!(%node, from = %succession.from, to = %succession.to, "another identity key");
     }
@@ -34,23 +33,24 @@ pub(crate) async fn renew(
 }
 
 /// Returns who asks: a member, or one that was a member under this key.
-async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
-    if let Some(node) = hub.world().member(&peer.identity).cloned() {
-        if hub.may_report(peer.identity) {
-            return Ok(Actor::Node(node));
+async fn allowed(context: &Context, peer: &Peer) -> Result<Actor, Failure> {
+    let Context { core, limits, shared, .. } = context;
+    let world = core.world();
+    if let Some(node) = world.member(&peer.identity) {
+        if limits.may_report(&world, peer.identity) {
+            return Ok(Actor::Node(node.clone()));
         }
-        let message = "this node asks too often; try again in a second";
-        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
+        return Err(asks_too_often().into());
     }
-    let _turn = hub.strangers_turn().await?;
-    hub.catch_up().await;
-    if let Some(node) = hub.world().member(&peer.identity) {
+    let _turn = limits.strangers_turn().await?;
+    shared.catch_up(core).await;
+    if let Some(node) = core.world().member(&peer.identity) {
         return Ok(Actor::Node(node.clone()));
     }
     let identity = peer.identity;
-    match hub.with(move |registry| registry.successor(&identity).cloned()).await {
+    match core.with(move |registry| registry.successor(&identity).cloned()).await {
         Some(node) => Ok(Actor::Node(node)),
         // It says why.
-        None => member(hub, peer).await.map(Actor::Node),
+        None => context.member(peer).await.map(Actor::Node),
     }
 }

@@ -6,7 +6,6 @@
 //! A member that asks again (its answer was lost) passes by the strangers' limits.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
@@ -16,11 +15,12 @@ use mesh_proto::wire::{self, ErrorCode, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
 use crate::base::clock::now;
-use crate::channel::context::Context;
+use crate::channel::context::{Context, asks_too_often};
 use crate::channel::peer::Peer;
 use crate::channel::signed_facts;
-use crate::core::Hub;
+use crate::core::coordinator_list::CoordinatorList;
 use crate::core::failure::{Failure, read};
+use crate::core::pushed_keys::take_pushed;
 use crate::registry::{Actor, Applied, Change, Refused, Vouched, free_names, join_oidc};
 
 /// The largest body of a stranger, in bytes: a request with all lists full takes less.
@@ -56,23 +56,23 @@ impl From<Refused> for Denial {
 
 /// Answers a request to join.
 pub(crate) async fn join(
-    State(Context { hub, .. }): State<Context>,
+    State(context): State<Context>,
     Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Result<Json<JoinResponse>, Failure> {
     let Some(_only) = peer.begin_join() else {
         return Err(busy("a request to join is under way on this connection; wait for its answer").into());
     };
-    match admit(&hub, &peer, request).await {
+    match admit(&context, &peer, request).await {
         Ok(response) => {
-            hub.metrics.enrolment("accepted");
+            context.counters.enrolment("accepted");
             peer.welcome();
             tracing::info!(node = %response.node, site = %response.site, peer = %peer.observed, "joined");
             Ok(Json(response))
         }
         Err(denial) => {
-            hub.metrics.enrolment(denial.code().label());
-            let begins = denial.is_guess() && hub.failed(peer.observed);
+            context.counters.enrolment(denial.code().label());
+            let begins = denial.is_guess() && context.limits.failed(peer.observed);
             let (hidden, failure) = match denial {
                 Denial::Malformed(failure) => (None, failure),
                 Denial::Refused(refused, hidden) => (hidden, refused.into()),
@@ -81,7 +81,7 @@ pub(crate) async fn join(
             let reason = hidden.as_ref().unwrap_or(&body.message);
             tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error.as_str(), "join refused: {reason}");
             if begins {
-                hub.metrics.enrolment("blocked");
+                context.counters.enrolment("blocked");
                 tracing::warn!(peer = %peer.observed, "too many joins failed; this address is refused for a minute");
             }
             Err(failure)
@@ -89,37 +89,38 @@ pub(crate) async fn join(
     }
 }
 
-async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResponse, Denial> {
-    let is_member = hub.world().member(&peer.identity).is_some();
-    if is_member && !hub.may_report(peer.identity) {
-        return Err(busy("this node asks too often; try again in a second").into());
+async fn admit(context: &Context, peer: &Peer, request: Request) -> Result<JoinResponse, Denial> {
+    let Context { core, limits, issuers, .. } = context;
+    let is_member = core.world().member(&peer.identity).is_some();
+    if is_member && !limits.may_report(&core.world(), peer.identity) {
+        return Err(asks_too_often().into());
     }
-    if !is_member && hub.is_blocked(peer.observed) {
+    if !is_member && limits.is_blocked(peer.observed) {
         return Err(busy("too many joins from this address failed; wait a minute and try again").into());
     }
     let most = if is_member { wire::MAX_REQUEST } else { MAX_BODY };
     let mut request: JoinRequest = read(request, most).await.map_err(Denial::Malformed)?;
     request.facts = signed_facts::facts(&peer.identity, &request.facts)?;
-    if is_member && !hub.may_alter(peer.identity, &request.facts, peer.observed) {
+    if is_member && !limits.may_alter(&core.world(), peer.identity, &request.facts, peer.observed) {
         return Err(busy("this node changes too often; try again in 10 seconds").into());
     }
     // Keys may have to be fetched, so that this comes before anybody's turn.
     let verified = match request.oidc.take() {
         Some(token) => {
-            drop(hub.strangers_turn().await?);
-            hub.take_pushed().await;
-            Some(hub.trusts.verify(&token.0, now()).await)
+            drop(limits.strangers_turn().await?);
+            take_pushed(core, issuers).await;
+            Some(issuers.verify(&token.0, now()).await)
         }
         None => None,
     };
-    let turn = if is_member { None } else { Some(hub.strangers_turn().await?) };
+    let turn = if is_member { None } else { Some(limits.strangers_turn().await?) };
     let applied = match verified {
-        Some(verified) => by_issuer(hub, peer, request, verified).await?,
-        None => by_token(hub, peer, request).await?,
+        Some(verified) => by_issuer(context, peer, request, verified).await?,
+        None => by_token(context, peer, request).await?,
     };
     drop(turn);
-    let chart = hub.chart().await;
-    let response = applied.node.and_then(|node| welcome(hub, &chart, node, applied.refused));
+    let chart = core.chart().await;
+    let response = applied.node.and_then(|node| welcome(context, &chart, node, applied.refused));
     response.ok_or_else(|| {
         let message = "the node was admitted and is gone already; was it revoked? Join again";
         Refused { code: ErrorCode::Internal, message: message.into() }.into()
@@ -127,14 +128,14 @@ async fn admit(hub: &Arc<Hub>, peer: &Peer, request: Request) -> Result<JoinResp
 }
 
 /// Redeems a token of `token create`.
-async fn by_token(hub: &Arc<Hub>, peer: &Peer, request: JoinRequest) -> Result<Applied, Denial> {
+async fn by_token(Context { core, .. }: &Context, peer: &Peer, request: JoinRequest) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
     let (token, secret) = (request.token.clone(), request.secret.clone());
-    let before = hub.world();
+    let before = core.world();
     let by = actor(&before, identity, observed);
-    let answer = hub.apply(Change::Join { identity, request, observed }, by).await;
+    let answer = core.apply(Change::Join { identity, request, observed }, by).await;
     let is_new = before.member(&identity).is_none();
-    hub.with(move |registry| match answer {
+    core.with(move |registry| match answer {
         Ok(applied) => {
             let chosen = registry.token(&token).is_some_and(|token| token.name.is_none());
             if let Some(node) =
@@ -155,31 +156,31 @@ async fn by_token(hub: &Arc<Hub>, peer: &Peer, request: JoinRequest) -> Result<A
 
 /// Takes an issuer's word.
 async fn by_issuer(
-    hub: &Arc<Hub>,
+    Context { core, .. }: &Context,
     peer: &Peer,
     request: JoinRequest,
     verified: Result<Vouched, String>,
 ) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
     let JoinRequest { name, facts, ephemeral, .. } = request;
-    let by = actor(&hub.world(), identity, observed);
+    let by = actor(&core.world(), identity, observed);
     let mut vouched = match verified {
         Ok(vouched) => vouched,
         Err(why) => {
             let told = why.clone();
-            hub.with(move |registry| registry.note_attempt(&name, &told, &by, now())).await;
+            core.with(move |registry| registry.note_attempt(&name, &told, &by, now())).await;
             return Err(Denial::Refused(join_oidc::not_vouched(), Some(why)));
         }
     };
     vouched.ephemeral = ephemeral;
     let mark = vouched.mark.clone();
-    let answer = hub.apply(Change::Vouched { identity, vouched, facts, observed }, by).await;
+    let answer = core.apply(Change::Vouched { identity, vouched, facts, observed }, by).await;
     let refused = match answer {
         Ok(applied) => return Ok(applied),
         Err(refused) if refused.code == ErrorCode::Token => refused,
         Err(refused) => return Err(refused.into()),
     };
-    let is_copied = hub.with(move |registry| registry.is_spent_by_another(&mark, &identity)).await;
+    let is_copied = core.with(move |registry| registry.is_spent_by_another(&mark, &identity)).await;
     let why = match is_copied {
         true => "another machine used this token already: was it copied?",
         false => "this identity is another node already",
@@ -191,12 +192,12 @@ fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
     world.member(&identity).cloned().map_or(Actor::Stranger(observed), Actor::Node)
 }
 
-fn welcome(hub: &Hub, chart: &Chart, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
+fn welcome(context: &Context, chart: &Chart, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
     let world = chart.world();
     let record = world.nodes.get(&node)?;
     let mut netmap = plan::netmap(chart, &node)?;
-    netmap.revision = hub.right_until(chart);
-    let told = hub.told();
+    netmap.revision = context.core.right_until(chart);
+    let told = CoordinatorList::new(&context.own, &context.core.world());
     Some(JoinResponse {
         version: wire::VERSION,
         id: record.id,

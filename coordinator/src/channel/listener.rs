@@ -28,9 +28,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::base::stop::{Stop, stopped};
+use crate::channel::context::Context;
+use crate::channel::own_addresses::OwnAddresses;
 use crate::channel::peer::{Doors, Peer, Place};
 use crate::channel::routes;
-use crate::core::Hub;
 use crate::core::rate_limits::household;
 use crate::keys::tls;
 
@@ -53,11 +54,12 @@ const REST: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    hub: Arc<Hub>,
+    context: Context,
     doors: Arc<Doors>,
-    mut stop: Stop,
+    addresses: Arc<OwnAddresses>,
 ) {
-    let routes = routes::routes(Arc::clone(&hub), stop.clone());
+    let mut stop = context.stop.clone();
+    let routes = routes::routes(context.clone());
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -75,13 +77,13 @@ pub(crate) async fn serve(
         };
         let address = household(from.ip());
         let Some(place) = doors.admit(address) else {
-            hub.metrics.turned_away();
+            context.counters.turned_away();
             continue;
         };
-        let (acceptor, routes, stop) = (acceptor.clone(), routes.clone(), stop.clone());
-        let (hub, doors) = (Arc::clone(&hub), Arc::clone(&doors));
+        let (acceptor, routes, context) = (acceptor.clone(), routes.clone(), context.clone());
+        let (doors, addresses) = (Arc::clone(&doors), Arc::clone(&addresses));
         connections.spawn(async move {
-            let served = connection(stream, from, place, acceptor, routes, hub, doors, stop).await;
+            let served = connection(stream, from, place, acceptor, routes, context, doors, addresses).await;
             if let Err(error) = served {
                 tracing::debug!(peer = %from, %error, "connection ended");
             }
@@ -98,9 +100,9 @@ async fn connection(
     place: Place,
     acceptor: TlsAcceptor,
     routes: Router,
-    hub: Arc<Hub>,
+    context: Context,
     doors: Arc<Doors>,
-    stop: Stop,
+    addresses: Arc<OwnAddresses>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?.ip().to_canonical();
@@ -108,14 +110,14 @@ async fn connection(
     let identity = proven(&stream)?;
     let peer = Peer::new(identity, from.ip().to_canonical(), place);
     let Some(_seat) = doors.seat(identity) else {
-        hub.metrics.turned_away();
+        context.counters.turned_away();
         return Err(io::Error::other("too many connections of this key"));
     };
-    if hub.world().member(&identity).is_some() {
+    if context.core.world().member(&identity).is_some() {
         peer.welcome();
     }
-    hub.note_underlay(local).await;
-    speak(stream, peer, routes, stop).await
+    addresses.note(local).await;
+    speak(stream, peer, routes, context.stop).await
 }
 
 /// Returns whose key the handshake proved.

@@ -1,8 +1,6 @@
 //! What nodes ask to follow the log of operations by themselves: its entries as they are hashed, and who belongs to
 //! the mesh at its end.
 
-use std::sync::Arc;
-
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -10,9 +8,8 @@ use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::wire::{ErrorCode, MAX_LOG};
 use serde::Deserialize;
 
-use crate::channel::context::{Context, member};
+use crate::channel::context::Context;
 use crate::channel::peer::Peer;
-use crate::core::Hub;
 use crate::core::failure::Failure;
 use crate::registry::Refused;
 
@@ -27,7 +24,7 @@ pub(crate) struct After {
 
 /// Answers a member with entries of the log.
 pub(crate) async fn log(
-    State(Context { hub, .. }): State<Context>,
+    State(context): State<Context>,
     Extension(peer): Extension<Peer>,
     after: Result<Query<After>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<LogPage>, Failure> {
@@ -35,8 +32,8 @@ pub(crate) async fn log(
         let message = format!("{}; write /v1/log?after=N", rejection.body_text());
         Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
-    may_ask(&hub, &peer).await?;
-    let read = hub.with(move |registry| (registry.world().told(), registry.raw_log(after.saturating_add(1))));
+    context.asking_member(&peer).await?;
+    let read = context.core.with(move |registry| (registry.world().told(), registry.raw_log(after.saturating_add(1))));
     let (told, entries) = read.await;
     let entries = entries.map_err(|error| Failure::from(Refused::from(error)))?;
     let mut room = MAX_LOG / 2;
@@ -51,19 +48,10 @@ pub(crate) async fn log(
 
 /// Answers a member with the keys of all members, and of those who were expelled.
 pub(crate) async fn roll(
-    State(Context { hub, .. }): State<Context>,
+    State(context): State<Context>,
     Extension(peer): Extension<Peer>,
 ) -> Result<Json<Roll>, Failure> {
-    may_ask(&hub, &peer).await?;
-    let expelled = hub.with(|registry| registry.expelled()).await;
+    context.asking_member(&peer).await?;
+    let expelled = context.core.with(|registry| registry.expelled()).await;
     Ok(Json(expelled.roll()))
-}
-
-async fn may_ask(hub: &Arc<Hub>, peer: &Peer) -> Result<(), Failure> {
-    member(hub, peer).await?;
-    if hub.may_report(peer.identity) {
-        return Ok(());
-    }
-    let message = "this node asks too often; try again in a second";
-    Err(Refused { code: ErrorCode::Busy, message: message.into() }.into())
 }

@@ -9,10 +9,9 @@ use mesh_proto::wire::{About, ErrorCode};
 use mesh_proto::world::World;
 use serde::Deserialize;
 
-use crate::channel::context::{Context, member};
+use crate::channel::context::Context;
 use crate::channel::peer::Peer;
 use crate::core::failure::Failure;
-use crate::registry::Refused;
 
 /// Whom is asked about: a node's name, or an address of a node or behind one.
 #[derive(Deserialize)]
@@ -22,7 +21,7 @@ pub(crate) struct Whom {
 
 /// Answers a member.
 pub(crate) async fn about(
-    State(Context { hub, .. }): State<Context>,
+    State(context): State<Context>,
     Extension(peer): Extension<Peer>,
     whom: Result<Query<Whom>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<About>, Failure> {
@@ -30,12 +29,8 @@ pub(crate) async fn about(
         let message = format!("{}; write /v1/about?name=NODE", rejection.body_text());
         Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
-    member(&hub, &peer).await?;
-    if !hub.may_report(peer.identity) {
-        let message = "this node asks too often; try again in a second";
-        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
-    }
-    find(&hub.world(), &name).map(Json).ok_or_else(|| {
+    context.asking_member(&peer).await?;
+    find(&context.core.world(), &name).map(Json).ok_or_else(|| {
         let message =
             format!("no node of this mesh has the name or address `{name}`; mesh-coordinator nodes lists them");
         Failure::new(StatusCode::NOT_FOUND, ErrorCode::UnknownName, message)

@@ -1,4 +1,4 @@
-//! One node's watch: a line for each revision that the node has time for, the newest only.
+//! `GET /v1/watch`: a line for each revision that the node has time for, the newest only.
 //!
 //! ```text
 //! opened ─▶ Snapshot, or Alive / Delta if the node's revision is still known
@@ -12,27 +12,70 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::{self, Chart};
-use mesh_proto::wire::WatchEvent;
+use mesh_proto::wire::{ErrorCode, WatchEvent};
 use mesh_proto::world::World;
+use serde::Deserialize;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::base::stop::{Stop, stopped};
-use crate::core::map_cache;
-use crate::core::{Hub, WatchGuard};
+use crate::channel::context::Context;
+use crate::channel::peer::Peer;
+use crate::core::failure::Failure;
+use crate::core::watches::WatchGuard;
+use crate::core::{Core, map_cache};
+use crate::registry::Refused;
 
 /// How often a node is told that all is well.
 const ALIVE: Duration = Duration::from_secs(5);
 /// From how many bytes on the part of a line that nodes share is not copied for each of them.
 const SHARED: usize = 4096;
 
-/// A node's open watch.
-pub(crate) struct Feed {
-    hub: Arc<Hub>,
+/// From where on a node goes on.
+#[derive(Deserialize)]
+pub(crate) struct Resume {
+    revision: Option<u64>,
+    epoch: Option<u64>,
+}
+
+/// Opens the watch of a member.
+pub(crate) async fn watch(
+    State(context): State<Context>,
+    Extension(peer): Extension<Peer>,
+    resume: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(Resume { revision, epoch }) = resume.map_err(|rejection| {
+        let message = format!("{}; write /v1/watch?revision=N&epoch=N", rejection.body_text());
+        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+    })?;
+    context.shared.catch_up(&context.core).await;
+    // Revisions of another epoch are of another history.
+    let revision = revision.filter(|_| epoch.is_none_or(|epoch| epoch == context.core.world().epoch.number));
+    let node = context.member(&peer).await?;
+    if context.shared.is_shared() && revision.is_some_and(|held| held > context.core.world().revision.0) {
+        let message = "this coordinator is behind the one that the node was connected to, since its store does not answer; try another, or again in a few seconds";
+        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
+    }
+    // Another coordinator may be of another version, so that only a snapshot is sure to fit what the node has.
+    let held = revision.map(Revision).filter(|_| !context.shared.is_shared());
+    let stream = WatchStream::open(context.core, peer.identity, node, held, context.stop).await;
+    let body = Body::from_stream(stream.into_stream());
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// A node's open watch. Its end is noted in the registry.
+pub(crate) struct WatchStream {
+    core: Arc<Core>,
     identity: IdentityKey,
     node: NodeName,
     stop: Stop,
@@ -65,27 +108,27 @@ struct Held {
     settled: Revision,
 }
 
-impl Feed {
-    /// Opens the watch of a member that holds revision `held`.
+impl WatchStream {
+    /// Opens the watch of a member that holds revision `held`, unless a snapshot has to be sent whatever it holds.
     pub(crate) async fn open(
-        hub: Arc<Hub>,
+        core: Arc<Core>,
         identity: IdentityKey,
         node: NodeName,
         held: Option<Revision>,
         stop: Stop,
     ) -> Self {
-        let least = hub.world().revision;
-        let guard = hub.open_watch(node.clone()).await;
-        // Another coordinator may be of another version, so that only a snapshot is sure to fit what the node has.
-        let known = match held.filter(|held| *held > hub.first && !hub.is_shared()) {
-            Some(held) => hub.with(move |registry| registry.world_at(held)).await,
+        let least = core.world().revision;
+        let guard = core.watches().open(node.clone());
+        core.note_presence(node.clone()).await;
+        let known = match held.filter(|held| *held > core.first()) {
+            Some(held) => core.with(move |registry| registry.world_at(held)).await,
             None => None,
         };
         let known = known.filter(|world| world.member(&identity) == Some(&node));
-        let held = held.zip(known.and_then(|world| hub.charts.like(&world)));
+        let held = held.zip(known.and_then(|world| core.maps().like(&world)));
         let held = held.map(|(revision, settled)| Held { revision, settled });
         Self {
-            hub,
+            core,
             identity,
             node,
             stop,
@@ -99,9 +142,9 @@ impl Feed {
 
     /// Turns the watch into the lines of an NDJSON body.
     pub(crate) fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
-        unfold(self, |mut feed| async move {
-            let piece = feed.next().await?;
-            Some((Ok(piece), feed))
+        unfold(self, |mut stream| async move {
+            let piece = stream.next().await?;
+            Some((Ok(piece), stream))
         })
     }
 
@@ -129,8 +172,8 @@ impl Feed {
     /// Waits for a chart that is right up to the least revision: one that is drawn or due by then, if it was news.
     async fn chart(&self) -> Arc<Chart> {
         loop {
-            let chart = self.hub.chart().await;
-            if self.hub.right_until(&chart) >= self.least {
+            let chart = self.core.chart().await;
+            if self.core.right_until(&chart) >= self.least {
                 return chart;
             }
         }
@@ -167,7 +210,7 @@ impl Feed {
     /// is nothing to tell, the outer if the node is no member any more.
     #[expect(clippy::option_option, reason = "the end of the watch is something else than silence")]
     fn news(&mut self, held: Held) -> Option<Option<Bytes>> {
-        let newest = self.hub.charts.newest();
+        let newest = self.core.maps().newest();
         if !self.is_member(newest.world()) {
             return None;
         }
@@ -176,7 +219,7 @@ impl Feed {
             self.holds(held);
             return Some(None);
         }
-        let way = self.hub.charts.way(held.settled);
+        let way = self.core.maps().way(held.settled);
         let told = way.as_ref().and_then(|way| way.get()).and_then(|way| Some((way.to(), way.rest(&self.node)?)));
         let Some((to, rest)) = told else {
             return self.snapshot(&newest).map(Some);
@@ -196,7 +239,7 @@ impl Feed {
 
     fn snapshot(&mut self, chart: &Chart) -> Option<Bytes> {
         let mut netmap = Box::new(plan::netmap(chart, &self.node)?);
-        netmap.revision = self.hub.right_until(chart);
+        netmap.revision = self.core.right_until(chart);
         self.holds(Held { revision: netmap.revision, settled: chart.revision() });
         line(&WatchEvent::Snapshot { netmap })
     }
@@ -210,11 +253,22 @@ impl Feed {
     /// Says that all is well, and what the last entry of the log is: every 5 s, whatever else there is to tell.
     fn alive(&mut self, held: Held) -> Option<Bytes> {
         self.alive = Instant::now();
-        line(&WatchEvent::Alive { revision: held.revision, log: Some(self.hub.world().told()) })
+        line(&WatchEvent::Alive { revision: held.revision, log: Some(self.core.world().told()) })
     }
 
     fn is_member(&self, world: &World) -> bool {
         world.member(&self.identity) == Some(&self.node)
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        if self.guard.close()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let (core, node) = (Arc::clone(&self.core), self.node.clone());
+            runtime.spawn(async move { core.note_presence(node).await });
+        }
     }
 }
 

@@ -1,113 +1,22 @@
-//! Lock mode's hands: what nodes and the operator ask about it, and the verbs that hold the lock's key for a moment.
+//! `mesh-coordinator lock`: the verbs that hold the lock's key for a moment.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::{Extension, Json};
 use hyper::Method;
 use mesh_proto::base::id::MeshName;
 use mesh_proto::trust::network_lock::{LockChange, Member};
-use mesh_proto::wire::{self, Countersign, ErrorCode, LockStanding, MAX_WAITING};
-use mesh_proto::world::World;
+use mesh_proto::wire::ErrorCode;
 
-use crate::channel::context::{Context, member};
-use crate::channel::peer::Peer;
 use crate::cli::args::{Cli, Lock};
 use crate::cli::client::{AskError, fetch};
 use crate::cli::outcome::{Outcome, done, show as print};
 use crate::cli::render::{shown, table};
-use crate::core::Hub;
 use crate::core::documents;
-use crate::core::failure::{Failure, read};
 use crate::keys::identity::{Identity, KeyError};
-use crate::registry::identity_rotation::aged;
-use crate::registry::{Actor, Change, LockStep, Refused, Signatures};
+use crate::registry::{LockStep, Signatures};
 
 /// How often a verb signs again because a node joined meanwhile.
 const ATTEMPTS: usize = 5;
-/// The largest step that is read, in bytes: signatures for 10,000 nodes and more.
-const MAX_STEP: usize = 4 * 1024 * 1024;
-
-/// Tells a member who waits.
-pub(crate) async fn standing(
-    State(Context { hub, .. }): State<Context>,
-    Extension(peer): Extension<Peer>,
-) -> Result<Json<LockStanding>, Failure> {
-    allowed(&hub, &peer).await?;
-    Ok(Json(stands(&hub.world())))
-}
-
-/// Takes a signature that a member brings. What counts is the lock's key, not who brings it.
-pub(crate) async fn countersign(
-    State(Context { hub, .. }): State<Context>,
-    Extension(peer): Extension<Peer>,
-    request: Request,
-) -> Result<Json<LockStanding>, Failure> {
-    let by = allowed(&hub, &peer).await?;
-    let Countersign { node, signature } = read(request, wire::MAX_REQUEST).await?;
-    let step = LockStep::Admit { node: node.clone(), signature };
-    hub.ask(Change::Lock(step), by).await?;
-    tracing::info!(%node, "admitted by the lock's key");
-    Ok(Json(stands(&hub.world())))
-}
-
-async fn allowed(hub: &Arc<Hub>, peer: &Peer) -> Result<Actor, Failure> {
-    let node = member(hub, peer).await?;
-    if hub.may_report(peer.identity) {
-        return Ok(Actor::Node(node));
-    }
-    let message = "this node asks too often; try again in a second";
-    Err(Refused { code: ErrorCode::Busy, message: message.into() }.into())
-}
-
-fn stands(world: &World) -> LockStanding {
-    LockStanding {
-        lock: world.mesh.lock.clone(),
-        waiting: members(world, true).take(MAX_WAITING).collect(),
-        aged: aged(world).take(MAX_WAITING).collect(),
-    }
-}
-
-fn members(world: &World, waiting: bool) -> impl Iterator<Item = Member> {
-    let nodes = world.nodes.iter().filter(move |(_, record)| world.waits(record) == waiting);
-    nodes.filter_map(|(name, record)| record.member(name))
-}
-
-/// Tells the operator who waits, and what there is to be signed.
-pub(crate) async fn show(State(hub): State<Arc<Hub>>) -> Json<documents::Lock> {
-    let world = hub.world();
-    Json(documents::Lock {
-        schema: documents::LOCK.into(),
-        mesh: world.mesh.name.clone(),
-        lock: world.mesh.lock.clone(),
-        members: members(&world, false).collect(),
-        waiting: members(&world, true).collect(),
-    })
-}
-
-/// Takes a step that a verb signed.
-pub(crate) async fn step(
-    State(hub): State<Arc<Hub>>,
-    Extension(by): Extension<Actor>,
-    request: Request,
-) -> Result<Json<documents::Done>, Failure> {
-    let step: LockStep = read(request, MAX_STEP).await?;
-    let told = match &step {
-        LockStep::Begin { key, signatures } => {
-            format!("the mesh is locked by {key}, {} nodes are admitted", signatures.len())
-        }
-        LockStep::Change { change: LockChange { to: Some(to), .. }, .. } => format!("the mesh is locked by {to}"),
-        LockStep::Change { .. } => "the mesh is not locked any more".into(),
-        LockStep::Abandon => {
-            "the mesh is not locked any more; nodes hold to the lock until you run `meshd lock forget` on each,".into()
-        }
-        LockStep::Admit { node, .. } => format!("{node} is admitted"),
-    };
-    let applied = hub.apply(Change::Lock(step), by).await?;
-    tracing::info!(revision = %applied.revision, "{told}");
-    Ok(Json(documents::Done::new(format!("{told} since revision {}", applied.revision))))
-}
 
 /// Does what `lock` says.
 pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError> {

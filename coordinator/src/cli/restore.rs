@@ -19,14 +19,15 @@ use std::path::{Path, PathBuf};
 use mesh_proto::base::id::Revision;
 
 use crate::base::clock::now;
-use crate::base::state_files::{EPOCH, JOURNAL, STORE};
+use crate::base::noted_epoch::{NoteError, note, noted};
+use crate::base::state_files::{JOURNAL, STORE};
 use crate::base::text_time::time;
 use crate::config::{Config, ConfigError};
+use crate::core::backup_files;
 use crate::core::open_store::{open_etcd, setup};
 use crate::keys::identity::{Identity, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, Table, Write, journal};
-use crate::tasks::backups;
 
 /// Why nothing was restored; the old store is where it was.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,9 @@ pub enum RestoreError {
     /// There is nothing to restore.
     #[error("there is no good backup in {0}; name a file that mesh-coordinator backup wrote")]
     None(PathBuf),
+    /// The new epoch cannot be noted.
+    #[error(transparent)]
+    Note(#[from] NoteError),
     /// A file cannot be copied or moved.
     #[error("cannot write {path}: {source}; check its disk and permissions, and run restore again")]
     Io {
@@ -209,17 +213,6 @@ fn build(draft: &Path, revision: Revision, stored: Stored, config: &Config) -> R
     open(draft, config).map_err(|source| RestoreError::Backup { file: draft.to_owned(), source })
 }
 
-/// Notes an epoch beside the store, so that none is begun twice whatever the store goes back to.
-pub(crate) fn note(state: &Path, epoch: u64) -> Result<(), RestoreError> {
-    write(&state.join(EPOCH), &format!("{epoch}\n"))
-}
-
-/// Returns the last epoch that was noted beside the store, or 0.
-pub(crate) fn noted(state: &Path) -> u64 {
-    let noted = fs::read_to_string(state.join(EPOCH)).ok();
-    noted.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-}
-
 fn operator() -> Actor {
     Actor::Operator { uid: rustix::process::getuid().as_raw() }
 }
@@ -248,7 +241,7 @@ fn read(file: &Path, state: &Path) -> Result<(Revision, Stored), RestoreError> {
 
 /// Returns the newest backup that is good, with the commits that the journal tells of since.
 fn newest(config: &Config) -> Result<(String, Revision, Stored), RestoreError> {
-    for backup in backups::list(&config.backups).into_iter().rev() {
+    for backup in backup_files::list(&config.backups).into_iter().rev() {
         let Ok((from, mut stored)) = read(&backup.path, &config.state_dir) else {
             continue;
         };
@@ -267,11 +260,4 @@ fn remove(path: &Path) -> Result<(), RestoreError> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), RestoreError> {
-    let draft = path.with_extension("draft");
-    let written = fs::write(&draft, text).and_then(|()| fs::File::open(&draft)?.sync_all());
-    let written = written.and_then(|()| fs::rename(&draft, path));
-    written.map_err(|source| RestoreError::Io { path: path.to_owned(), source })
 }

@@ -4,8 +4,8 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
-/// What is counted as it happens. All label values come from the code, so that their number is bounded.
-#[derive(Debug, Default)]
+/// What is counted as it happens; copies count together. All label values come from the code, so that their number is bounded.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Counters {
     /// Requests to join.
     pub(crate) enrolments: Family<Labels, Counter>,

@@ -26,7 +26,7 @@ const KEPT: usize = 16;
 /// Most encodings kept of one transition; what is more is encoded for each node.
 const MAX_LINES: usize = 4096;
 /// The last charts, and what leads from each to the newest.
-pub(crate) struct Charts {
+pub(crate) struct MapCache {
     newest: watch::Sender<Arc<Chart>>,
     kept: Mutex<VecDeque<Kept>>,
     drawing: AtomicBool,
@@ -84,7 +84,7 @@ pub(crate) fn head(held: Revision) -> Bytes {
     format!("{{\"type\":\"delta\",\"delta\":{{\"from\":{held}").into()
 }
 
-impl Charts {
+impl MapCache {
     /// Begins with a world.
     pub(crate) fn new(world: Arc<World>) -> Self {
         let chart = Arc::new(Chart::new(world));

@@ -26,15 +26,13 @@ use crate::base::sync::lock;
 use crate::config::{JwksSource, Trust};
 use crate::registry::{Pushed, Vouched};
 
-pub(crate) use crate::admin::issuers::routes;
-
 /// How long the issuer is not asked again after it was asked, whatever it answered.
 const RETRY: Duration = Duration::from_secs(60);
 /// How long keys that were fetched from a URL are used without asking again.
 const FRESH: Duration = Duration::from_secs(3600);
 
 /// The issuers that are trusted.
-pub(crate) struct Trusts(Vec<Entry>);
+pub(crate) struct Issuers(Vec<Entry>);
 
 struct Entry {
     trust: Trust,
@@ -81,7 +79,7 @@ impl Keys {
     }
 }
 
-impl Trusts {
+impl Issuers {
     /// Takes up the configuration; keys are fetched when they are needed.
     pub(crate) fn new(trusts: &[Trust]) -> Self {
         let entry = |trust: &Trust| Entry {

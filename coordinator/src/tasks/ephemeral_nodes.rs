@@ -7,34 +7,35 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::base::clock::now;
-use crate::core::Hub;
+use crate::core::Core;
+use crate::core::shared_store::SharedStore;
 use crate::registry::{Actor, Change, Sightings};
 
 /// How often is looked.
 const EVERY: Duration = Duration::from_secs(20);
 
 /// Runs until the task is dropped.
-pub(crate) async fn tend(hub: Arc<Hub>) {
+pub(crate) async fn tend(core: Arc<Core>, shared: Arc<SharedStore>) {
     let mut sightings = Sightings::default();
     loop {
         sleep(EVERY).await;
-        let world = hub.world();
+        let world = core.world();
         let mut connected = BTreeSet::new();
         for (name, _) in world.nodes.iter().filter(|(_, node)| node.contact.is_some()) {
-            if hub.is_watching(name) {
+            if core.watches().is_open(name) {
                 connected.insert(name.clone());
             }
         }
         let seen = sightings.look(&world, now());
         drop(world);
-        if hub.store_error().is_some() {
+        if shared.error().is_some() {
             sightings.interrupt();
             continue;
         }
         if seen.is_empty() {
             continue;
         }
-        if let Err(refused) = hub.apply(Change::Tend { connected, seen }, Actor::Coordinator).await {
+        if let Err(refused) = core.apply(Change::Tend { connected, seen }, Actor::Coordinator).await {
             sightings.interrupt();
             tracing::warn!(%refused, "ephemeral nodes are not tended; trying again");
         }

@@ -9,29 +9,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::{Extension, Json};
-use mesh_proto::base::id::{IdError, IdentityKey};
-use mesh_proto::wire::ErrorCode;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::core::Hub;
-use crate::core::documents;
-use crate::core::failure::{Failure, Segment};
-use crate::registry::{Actor, Change, CoordinatorRecord};
+use crate::core::Core;
+use crate::core::coordinator_list::OwnEntry;
+use crate::core::shared_store::SharedStore;
+use crate::registry::{Actor, Change};
 
 /// How long the store may be silent before nodes are sent to another coordinator, which may know more.
 const CUT_OFF: Duration = Duration::from_secs(10);
-/// How long another coordinator may take to be reached, for the status.
-const DIAL: Duration = Duration::from_millis(500);
 /// How long to wait after what others committed could not be taken up.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Publishes what other coordinators commit, for ever; ends at once if there can be no others.
-pub(crate) async fn keep_up(hub: Arc<Hub>) {
-    let Some(mut seen) = hub.seen.clone() else { return };
+pub(crate) async fn keep_up(core: Arc<Core>, shared: Arc<SharedStore>) {
+    let Some(mut seen) = shared.seen() else { return };
     let mut down: Option<Instant> = None;
     let mut ended = false;
     loop {
@@ -47,77 +39,35 @@ pub(crate) async fn keep_up(hub: Arc<Hub>) {
             None if down.take().is_some() => tracing::info!("the store answers again"),
             Some(_) | None => {}
         }
-        if newest > hub.world().revision
-            && let Err(error) = hub.with(|registry| registry.refresh()).await
+        if newest > core.world().revision
+            && let Err(error) = core.with(|registry| registry.refresh()).await
         {
             tracing::warn!(%error, "what another coordinator committed is not taken up; trying again");
             sleep(PAUSE).await;
             continue;
         }
-        let has_others = hub.world().mesh.coordinators.len() > 1;
+        let has_others = core.world().mesh.coordinators.len() > 1;
         let cut_off = down.filter(|_| has_others && !ended).map(|down| down + CUT_OFF);
         tokio::select! {
             changed = seen.changed() => if changed.is_err() { return },
             () = sleep_until(cut_off.unwrap_or_else(Instant::now)), if cut_off.is_some() => {
                 tracing::warn!("still without the store: nodes are sent to other coordinators, once");
-                hub.end_watches();
+                core.watches().end_all();
                 ended = true;
             }
         }
     }
 }
 
-/// Enters this coordinator into the list that nodes are told of.
-pub(crate) async fn enter(hub: &Arc<Hub>) {
+/// Enters this coordinator into the list that nodes are told of; `is_alone` if no other can use its store.
+pub(crate) async fn enter(core: &Arc<Core>, own: &OwnEntry, is_alone: bool) {
     let change = Change::Coordinator {
-        key: hub.key,
-        addresses: hub.config.public.clone(),
+        key: own.key,
+        addresses: own.addresses.clone(),
         software: env!("CARGO_PKG_VERSION").into(),
-        is_alone: !hub.is_shared(),
+        is_alone,
     };
-    if let Err(error) = hub.apply(change, Actor::Coordinator).await {
+    if let Err(error) = core.apply(change, Actor::Coordinator).await {
         tracing::error!(%error, "nodes are not told of this coordinator");
     }
-}
-
-/// Takes a coordinator out of the list, for the operator.
-pub(crate) async fn forget(
-    State(hub): State<Arc<Hub>>,
-    Extension(by): Extension<Actor>,
-    Segment(key): Segment,
-) -> Result<Json<documents::Done>, Failure> {
-    let key: IdentityKey = key
-        .parse()
-        .map_err(|error: IdError| Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string()))?;
-    if key == hub.key {
-        let message = "this is the coordinator that you speak to; ask another one to forget it";
-        return Err(Failure::new(StatusCode::CONFLICT, ErrorCode::Name, message));
-    }
-    let applied = hub.apply(Change::CoordinatorForget { key }, by).await?;
-    let message = format!(
-        "nodes neither dial nor trust coordinator {key} since revision {}; see to it that it cannot reach the store any more, or it enters itself again when it starts",
-        applied.revision
-    );
-    Ok(Json(documents::Done::new(message)))
-}
-
-/// Lists the coordinators, and tries whether they can be reached.
-pub(crate) async fn replicas(hub: &Arc<Hub>) -> Vec<documents::Replica> {
-    let list = hub.with(|registry| {
-        let coordinators = registry.coordinators();
-        coordinators.map(|(key, record)| (*key, record.clone())).collect::<Vec<_>>()
-    });
-    let tried = list.await.into_iter().map(|(key, record)| async move {
-        let here = key == hub.key;
-        let dialled = record.addresses.first().filter(|_| !here);
-        let answers = match dialled {
-            Some(address) => {
-                Some(timeout(DIAL, TcpStream::connect(address)).await.is_ok_and(|dialled| dialled.is_ok()))
-            }
-            None => None,
-        };
-        let CoordinatorRecord { addresses, software, since, next: _ } = record;
-        documents::Replica { key, addresses, software, since: since.0, here, answers }
-    });
-    futures_util::future::join_all(tried).await
 }

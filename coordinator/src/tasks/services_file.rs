@@ -5,20 +5,23 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_proto::services;
 use mesh_proto::wire::ErrorCode;
 use notify::{RecursiveMode, Watcher as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::base::read_file::read_file;
-use crate::core::Hub;
+use crate::core::Core;
+use crate::core::counters::Counters;
 use crate::core::documents::FileState;
 use crate::core::file_report::Reading;
+use crate::core::shared_store::SharedStore;
+use crate::core::status_snapshot::StatusSnapshot;
 use crate::registry::{Actor, Change};
 
 /// How long nothing may happen before the file is read.
@@ -30,31 +33,46 @@ const POLL: Duration = Duration::from_secs(2);
 /// What tells one state of a file from another without reading it.
 type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
+/// The file, and where it leads.
+#[derive(Clone)]
+pub(crate) struct ServicesFile {
+    /// The registry, and what it published.
+    pub(crate) core: Arc<Core>,
+    /// Where the file is.
+    pub(crate) path: PathBuf,
+    /// Whether another coordinator's file is in force.
+    pub(crate) shared: Arc<SharedStore>,
+    /// What the status shows.
+    pub(crate) shown: watch::Sender<StatusSnapshot>,
+    /// Counters.
+    pub(crate) counters: Counters,
+}
+
 /// Follows the file for ever.
-pub(crate) async fn follow(hub: Arc<Hub>) {
-    let path = hub.config.services.clone();
+pub(crate) async fn follow(file: ServicesFile) {
+    let path = &file.path;
     let touched = Arc::new(Notify::new());
     let mut watcher = None;
-    let mut seen = stamp(&path);
+    let mut seen = stamp(path);
     let mut poll = interval(POLL);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         // The directory may appear later than we do, or be replaced.
         if watcher.is_none() {
-            watcher = watch(&path, &touched);
+            watcher = watch_directory(path, &touched);
         }
         tokio::select! {
             () = touched.notified() => {}
             _ = poll.tick() => {
-                if stamp(&path) == seen && !hub.file().is_put_off() { continue }
+                if stamp(path) == seen && !file.shown.borrow().file.is_put_off() { continue }
             }
         }
         settle(&touched).await;
-        let present = stamp(&path);
-        let due = hub.file().is_due();
+        let present = stamp(path);
+        let due = file.shown.borrow().file.is_due();
         if present != seen || due {
             seen = present;
-            load(&hub).await;
+            load(&file).await;
         }
     }
 }
@@ -70,7 +88,7 @@ async fn settle(touched: &Notify) {
     }
 }
 
-fn watch(path: &Path, touched: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+fn watch_directory(path: &Path, touched: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     let dir = dir.unwrap_or_else(|| Path::new("."));
     let signal = Arc::clone(touched);
@@ -94,36 +112,34 @@ fn stamp(path: &Path) -> Stamp {
 }
 
 /// Reads the file at the start, and puts it in force unless another coordinator's is.
-pub(crate) async fn begin(hub: &Arc<Hub>) {
-    let text = read_file(&hub.config.services).unwrap_or_default();
-    if !hub.is_superseded(&text).await {
-        return load(hub).await;
+pub(crate) async fn begin(file: &ServicesFile) {
+    let text = read_file(&file.path).unwrap_or_default();
+    if !file.shared.is_superseded(&file.core, &text).await {
+        return load(file).await;
     }
-    let file = hub.config.services.display();
-    tracing::warn!(%file, "not taken: another coordinator's services.toml is in force; save this one to put it in force");
-    hub.file().enter(FileState::Superseded, Reading::default());
+    tracing::warn!(file = %file.path.display(), "not taken: another coordinator's services.toml is in force; save this one to put it in force");
+    file.shown.send_modify(|shown| shown.file.enter(FileState::Superseded, Reading::default()));
 }
 
 /// Reads the file and puts it in force, or says why not.
-pub(crate) async fn load(hub: &Arc<Hub>) {
-    let path = hub.config.services.clone();
-    let (state, reading) = take(hub, &path).await;
+pub(crate) async fn load(file: &ServicesFile) {
+    let (state, reading) = take(file).await;
     match state {
         FileState::Accepted => {
-            hub.metrics.reload("accepted");
+            file.counters.reload("accepted");
             for warning in &reading.warnings {
                 tracing::warn!("{warning}");
             }
         }
         FileState::Rejected | FileState::Unreadable | FileState::Unread | FileState::Superseded => {
-            hub.metrics.reload("refused");
+            file.counters.reload("refused");
             tracing::error!("services.toml is not taken; what was in force before still is\n{}", reading.rendered);
         }
     }
-    hub.file().enter(state, reading);
+    file.shown.send_modify(|shown| shown.file.enter(state, reading));
 }
 
-async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Reading) {
+async fn take(ServicesFile { core, path, shared, .. }: &ServicesFile) -> (FileState, Reading) {
     let text = match read_file(path) {
         Ok(text) => text,
         Err(error) => {
@@ -144,9 +160,9 @@ async fn take(hub: &Arc<Hub>, path: &Path) -> (FileState, Reading) {
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
     let taken = text.clone();
     let change = Change::Services { file: file.clone(), text, services: Arc::new(parsed.services) };
-    match hub.apply(change, Actor::File).await {
+    match core.apply(change, Actor::File).await {
         Ok(applied) => {
-            hub.note_taken(&taken);
+            shared.note_taken(&taken);
             tracing::info!(%file, revision = %applied.revision, altered = applied.altered, "services.toml is in force");
             let warnings = warnings.into_iter().chain(applied.refused).collect();
             let reading = Reading { warnings, ..Reading::default() };

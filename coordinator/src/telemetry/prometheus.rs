@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,13 +14,14 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
+use crate::admin::context::AdminState;
 use crate::admin::status;
-use crate::core::Hub;
+use crate::core::counters::Counters;
 use crate::core::documents::FileState;
 
 /// Answers on a bound address for as long as the task lives.
-pub(crate) async fn serve(listener: TcpListener, hub: Arc<Hub>) {
-    let routes = Router::new().route("/metrics", get(scrape)).with_state(hub);
+pub(crate) async fn serve(listener: TcpListener, state: AdminState, counters: Counters) {
+    let routes = Router::new().route("/metrics", get(scrape)).with_state((state, counters));
     if let Err(error) = axum::serve(listener, routes).await {
         tracing::warn!(%error, "metrics are no longer served");
     }
@@ -38,14 +38,14 @@ pub(crate) async fn bind(address: SocketAddr) -> Option<TcpListener> {
     }
 }
 
-async fn scrape(State(hub): State<Arc<Hub>>) -> impl IntoResponse {
+async fn scrape(State((state, counters)): State<(AdminState, Counters)>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], text(&hub).await.unwrap_or_default())
+    ([(CONTENT_TYPE, kind)], text(&state, &counters).await.unwrap_or_default())
 }
 
 /// Writes all figures.
-pub(crate) async fn text(hub: &Arc<Hub>) -> Result<String, fmt::Error> {
-    let status = status::status(hub).await;
+pub(crate) async fn text(state: &AdminState, own: &Counters) -> Result<String, fmt::Error> {
+    let status = status::status(state).await;
     let mut registry = Registry::default();
     let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
     registry.register("coordinator_build", "The version of this program", version);
@@ -54,7 +54,7 @@ pub(crate) async fn text(hub: &Arc<Hub>) -> Result<String, fmt::Error> {
         ("coordinator_nodes", "Nodes that have joined", status.live.nodes),
         ("coordinator_nodes_connected", "Nodes that listen for changes", status.live.connected),
         ("coordinator_nodes_current", "Connected nodes that have the present revision in force", status.live.current),
-        ("coordinator_watchers", "Open watches", hub.watchers()),
+        ("coordinator_watchers", "Open watches", state.core.watches().count()),
         (
             "coordinator_services_file_ok",
             "Whether services.toml as it lies on disk is in force",
@@ -67,7 +67,6 @@ pub(crate) async fn text(hub: &Arc<Hub>) -> Result<String, fmt::Error> {
     }
     let revision = i64::try_from(status.revision.0).unwrap_or(i64::MAX);
     registry.register("coordinator_revision", "The revision in force", ConstGauge::new(revision));
-    let own = &hub.metrics;
     registry.register("coordinator_enrolments", "Requests to join, by what became of them", own.enrolments.clone());
     registry.register(
         "coordinator_services_reloads",

@@ -13,24 +13,24 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::*;
-use crate::channel::watch::Feed;
-use crate::core::Hub;
-use crate::core::tests::{STRANGER, bytes, hub, join, token};
+use crate::channel::watch::WatchStream;
+use crate::core::Core;
+use crate::core::tests::{STRANGER, bytes, core, join, token};
 use crate::registry::{Actor, Change};
 
 /// Four nodes: `n1` backs `cart`, which `n0` and `n3` may call, and `n2` may do nothing.
-async fn mesh() -> Arc<Hub> {
-    let hub = hub().await;
+async fn mesh() -> Arc<Core> {
+    let core = core().await;
     for number in 0..4 {
-        token(&hub, number).await;
-        hub.apply(join(number, number), STRANGER).await.unwrap();
+        token(&core, number).await;
+        core.apply(join(number, number), STRANGER).await.unwrap();
     }
-    weight(&hub, 1).await;
-    hub
+    weight(&core, 1).await;
+    core
 }
 
 /// Gives the backend of `cart` a weight, and waits until that is drawn.
-async fn weight(hub: &Arc<Hub>, weight: usize) {
+async fn weight(core: &Arc<Core>, weight: usize) {
     let text = format!(
         "version = 1\n[[site]]\nname = \"dc\"\n[[service]]\nname = \"cart\"\nport = 80\n\
          backends = [{{ host = \"n1\", weight = {weight} }}]\n\
@@ -38,40 +38,40 @@ async fn weight(hub: &Arc<Hub>, weight: usize) {
     );
     let services = Arc::new(services::parse(&text, "services.toml").unwrap().services);
     let change = Change::Services { file: "services.toml".into(), text, services };
-    hub.apply(change, Actor::File).await.unwrap();
-    assert_eq!(hub.chart().await.revision(), hub.world().revision);
+    core.apply(change, Actor::File).await.unwrap();
+    assert_eq!(core.chart().await.revision(), core.world().revision);
 }
 
-async fn open(hub: &Arc<Hub>, machine: u32) -> (Feed, watch::Sender<bool>) {
+async fn open(core: &Arc<Core>, machine: u32) -> (WatchStream, watch::Sender<bool>) {
     let (stop, stopping) = watch::channel(false);
     let node = name(machine);
-    (Feed::open(Arc::clone(hub), IdentityKey(bytes(machine)), node, None, stopping).await, stop)
+    (WatchStream::open(Arc::clone(core), IdentityKey(bytes(machine)), node, None, stopping).await, stop)
 }
 
 fn name(machine: u32) -> NodeName {
     format!("n{machine}").parse().unwrap()
 }
 
-async fn next(feed: &mut Feed) -> WatchEvent {
-    let mut line = timeout(Duration::from_secs(20), feed.next()).await.unwrap().unwrap().to_vec();
+async fn next(stream: &mut WatchStream) -> WatchEvent {
+    let mut line = timeout(Duration::from_secs(20), stream.next()).await.unwrap().unwrap().to_vec();
     while !line.ends_with(b"\n") {
-        line.extend_from_slice(&feed.next().await.unwrap());
+        line.extend_from_slice(&stream.next().await.unwrap());
     }
     serde_json::from_slice(&line).unwrap()
 }
 
-async fn snapshot(feed: &mut Feed) -> NetMap {
-    let event = next(feed).await;
+async fn snapshot(stream: &mut WatchStream) -> NetMap {
+    let event = next(stream).await;
     let WatchEvent::Snapshot { netmap } = event else { panic!("{event:?}") };
     *netmap
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_encoded_once_for_all_to_whom_it_is_the_same_and_is_nothing_to_others() {
-    let hub = mesh().await;
-    let before = hub.charts.newest();
-    weight(&hub, 2).await;
-    let way = hub.charts.way(before.revision()).unwrap();
+    let core = mesh().await;
+    let before = core.maps().newest();
+    weight(&core, 2).await;
+    let way = core.maps().way(before.revision()).unwrap();
     let way = way.get().unwrap();
     let (a, b) = (way.rest(&name(0)).unwrap(), way.rest(&name(3)).unwrap());
     assert_eq!(a.as_ptr(), b.as_ptr());
@@ -81,42 +81,42 @@ async fn a_change_is_encoded_once_for_all_to_whom_it_is_the_same_and_is_nothing_
     let WatchEvent::Delta { delta } = serde_json::from_slice(&line).unwrap() else { panic!("{line:?}") };
     let mut held = netmap(&before, &name(0)).unwrap();
     held.revision = Revision(9);
-    assert_eq!(Some(delta.apply(&held).unwrap()), netmap(&hub.charts.newest(), &name(0)));
+    assert_eq!(Some(delta.apply(&held).unwrap()), netmap(&core.maps().newest(), &name(0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_watch_skips_changes_and_one_that_missed_too_many_gets_a_snapshot() {
-    let hub = mesh().await;
-    let (mut feed, _stop) = open(&hub, 0).await;
-    let first = snapshot(&mut feed).await;
+    let core = mesh().await;
+    let (mut stream, _stop) = open(&core, 0).await;
+    let first = snapshot(&mut stream).await;
     for number in 2..5 {
-        weight(&hub, number).await;
+        weight(&core, number).await;
     }
-    let WatchEvent::Delta { delta } = next(&mut feed).await else { panic!("three changes are one line") };
+    let WatchEvent::Delta { delta } = next(&mut stream).await else { panic!("three changes are one line") };
     let held = delta.apply(&first).unwrap();
-    assert_eq!(Some(&held), netmap(&hub.charts.newest(), &name(0)).as_ref());
+    assert_eq!(Some(&held), netmap(&core.maps().newest(), &name(0)).as_ref());
 
     for number in 0..=KEPT {
-        weight(&hub, 100 + number).await;
+        weight(&core, 100 + number).await;
     }
-    let resynced = snapshot(&mut feed).await;
-    assert_eq!(Some(resynced), netmap(&hub.charts.newest(), &name(0)));
-    assert_eq!(lock(&hub.charts.kept).len(), KEPT, "however slow a watch is");
+    let resynced = snapshot(&mut stream).await;
+    assert_eq!(Some(resynced), netmap(&core.maps().newest(), &name(0)));
+    assert_eq!(lock(&core.maps().kept).len(), KEPT, "however slow a watch is");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_a_change_does_not_concern_is_current_without_a_line() {
-    let hub = mesh().await;
-    let (mut concerned, _stop) = open(&hub, 0).await;
-    let (mut other, _stop) = open(&hub, 2).await;
+    let core = mesh().await;
+    let (mut concerned, _stop) = open(&core, 0).await;
+    let (mut other, _stop) = open(&core, 2).await;
     let (a, b) = (snapshot(&mut concerned).await.revision, snapshot(&mut other).await.revision);
-    assert!(hub.is_current(&name(0), a) && hub.is_current(&name(2), b));
-    weight(&hub, 2).await;
-    until(|| !hub.is_current(&name(0), a)).await;
-    assert!(hub.is_current(&name(2), b));
+    assert!(core.is_current(&name(0), a) && core.is_current(&name(2), b));
+    weight(&core, 2).await;
+    until(|| !core.is_current(&name(0), a)).await;
+    assert!(core.is_current(&name(2), b));
     let event = next(&mut concerned).await;
     assert!(matches!(event, WatchEvent::Delta { .. }), "{event:?}");
-    assert!(hub.is_current(&name(0), hub.charts.newest().revision()));
+    assert!(core.is_current(&name(0), core.maps().newest().revision()));
     let alive = next(&mut other).await;
     assert!(matches!(alive, WatchEvent::Alive { revision, .. } if revision == b), "{alive:?}");
 }

@@ -29,11 +29,11 @@ use crate::config::Config;
 const NOW: UnixTime = UnixTime(1_800_000_000);
 
 /// The `[[trust]]` of a file whose last lines are given.
-fn trusts(more: &str) -> Trusts {
+fn trusts(more: &str) -> Issuers {
     let text = format!(
         "[[trust]]\nname = \"k8s\"\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nsite = \"c1\"\nsubjects = \"{SUBJECT}\"\n{more}"
     );
-    Trusts::new(&Config::parse(&text, Path::new("/nowhere/coordinator.toml")).unwrap().trust)
+    Issuers::new(&Config::parse(&text, Path::new("/nowhere/coordinator.toml")).unwrap().trust)
 }
 
 fn good(node: &str) -> Value {
@@ -54,7 +54,7 @@ fn with(changes: Value) -> Value {
 }
 
 /// Keys in a file, which goes with the second value.
-fn from_file(issuer: &Issuer, more: &str) -> (Trusts, tempfile::TempDir) {
+fn from_file(issuer: &Issuer, more: &str) -> (Issuers, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("jwks.json");
     std::fs::write(&path, issuer.jwks()).unwrap();
