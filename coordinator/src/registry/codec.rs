@@ -11,8 +11,9 @@ use mesh_proto::world::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::change::{OpenError, Setup};
+use super::change::Setup;
 use super::log::Ends;
+use super::open_error::OpenError;
 use super::state::{Accepted, State, mesh};
 use crate::store::{Records, Table, Write};
 

@@ -15,7 +15,7 @@ use mesh_proto::base::id::{IdentityKey, NodeName, Revision, TunnelKey};
 use mesh_proto::trust::audit_log::RawEntry;
 use serde::{Deserialize, Serialize};
 
-use super::change::OpenError;
+use super::open_error::OpenError;
 use crate::store::{Store, StoreError, Table, Write};
 
 /// Most entries kept, about 20 MB.

@@ -23,6 +23,7 @@ pub(crate) mod join_oidc;
 mod join_token;
 mod log;
 mod network_lock;
+mod open_error;
 mod presence;
 mod refresh;
 mod restore;
@@ -48,12 +49,12 @@ use mesh_proto::world::World;
 use crate::store::{Store, StoreError};
 use audit_entry::Told;
 pub use change::{
-    Actor, Applied, Change, LockStep, OpenError, Parse, Refused, Setup, Sighting, Signatures, TokenSpec, Vouched,
-    Withdrawn,
+    Actor, Applied, Change, LockStep, Parse, Refused, Setup, Sighting, Signatures, TokenSpec, Vouched, Withdrawn,
 };
 pub use ephemeral::Sightings;
 use history::History;
 pub use log::{Entry, LogHash, LogHead, Logged};
+pub use open_error::OpenError;
 pub use presence::{Live, LiveNode};
 pub use revocations::Expelled;
 pub use state::Accepted;

@@ -9,7 +9,8 @@ use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
 use tokio::sync::watch;
 
-use super::change::{OpenError, Refused};
+use super::change::Refused;
+use super::open_error::OpenError;
 use super::{Registry, codec};
 use crate::store::{Seen, StoreError};
 

@@ -5,14 +5,17 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_proto::base::id::IdentityKey;
+use mesh_proto::base::clock::UnixTime;
+use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::audit_log::{MAX_EXPELLED, Roll};
 use mesh_proto::trust::identity_rotation::MAX_LINEAGE;
+use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
 
 use super::Registry;
+use super::change::Refused;
 use super::state::State;
-use super::state::keys::Revoked;
+use super::state::keys::{Revoked, tunnel_keys};
 
 /// Most identities in one entry: only a restore expels more, and begins an epoch, whose roll tells of them.
 const MAX_EXPELS: usize = 1024;
@@ -39,6 +42,23 @@ impl Registry {
 }
 
 impl State {
+    /// Expels a member.
+    pub(super) fn revoke(&mut self, name: &NodeName, now: UnixTime) -> Result<(), Refused> {
+        let Some(record) = self.world.nodes.get(name) else {
+            let text = format!("there is no node `{name}`; see mesh-coordinator nodes");
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
+        };
+        let Some(identity) = record.identity else {
+            let text = format!("`{name}` is a [[node]] of {}; remove it there to expel it", self.world.file);
+            return Err(Refused::new(ErrorCode::UnknownNode, text));
+        };
+        let tunnels = tunnel_keys(&record.facts).into_iter().collect();
+        let entry = Revoked { name: name.clone(), at: now, tunnels, succession: None };
+        Arc::make_mut(&mut self.revoked).insert(identity, entry);
+        self.remove(name, now);
+        Ok(())
+    }
+
     /// Returns the identities that were expelled since another state, at most 1024: the present ones of those nodes, then
     /// former ones.
     pub(super) fn expels(&self, before: &Self) -> Vec<IdentityKey> {

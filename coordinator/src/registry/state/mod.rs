@@ -13,15 +13,13 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::services::Services;
-use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::allocate::Owner;
 use mesh_proto::world::{NodeRecord, World};
 use serde::{Deserialize, Serialize};
 
-use super::change::Refused;
 use super::log::Ends;
 use coordinators::CoordinatorRecord;
-use keys::{Revoked, tunnel_keys};
+use keys::Revoked;
 use oidc::{PushedKeys, SpentTokens};
 use tokens::Tokens;
 
@@ -60,23 +58,6 @@ pub struct Accepted {
 }
 
 impl State {
-    /// Expels a member.
-    pub(super) fn revoke(&mut self, name: &NodeName, now: UnixTime) -> Result<(), Refused> {
-        let Some(record) = self.world.nodes.get(name) else {
-            let text = format!("there is no node `{name}`; see mesh-coordinator nodes");
-            return Err(Refused::new(ErrorCode::UnknownNode, text));
-        };
-        let Some(identity) = record.identity else {
-            let text = format!("`{name}` is a [[node]] of {}; remove it there to expel it", self.world.file);
-            return Err(Refused::new(ErrorCode::UnknownNode, text));
-        };
-        let tunnels = tunnel_keys(&record.facts).into_iter().collect();
-        let entry = Revoked { name: name.clone(), at: now, tunnels, succession: None };
-        Arc::make_mut(&mut self.revoked).insert(identity, entry);
-        self.remove(name, now);
-        Ok(())
-    }
-
     /// Takes a node out and puts what it held into quarantine.
     pub(super) fn remove(&mut self, name: &NodeName, now: UnixTime) {
         let world = Arc::make_mut(&mut self.world);
