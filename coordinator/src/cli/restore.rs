@@ -113,7 +113,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     let mut registry = build(&draft, revision, stored, &config)?;
     let epoch = registry.epoch().max(old_epoch).max(noted(state)) + 1;
     let is_told = match file {
-        Some(_) => since.as_ref().is_some_and(|since| since.is_newer_than(&registry)),
+        Some(_) => since.as_ref().is_some_and(|since| registry.is_behind(since)),
         None => since.is_some() || journal::begins(&state.join(JOURNAL)).is_some(),
     };
     let until = registry.last_entry();

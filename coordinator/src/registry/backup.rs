@@ -1,47 +1,32 @@
 //! Copies of all that is stored.
 
-use std::path::Path;
-
 use mesh_proto::base::id::Revision;
 use serde::de::DeserializeOwned;
 
-use super::Registry;
 use super::log::{Ends, PAGE};
-use crate::store::{self, StoreError, Table, Write};
+use crate::store::{Store, StoreError, Table, Write};
 
-impl Registry {
-    /// Writes all that is stored into a new file, and returns the revision it is of.
-    ///
-    /// # Errors
-    /// If the file exists or cannot be written; then no file is left behind.
-    pub fn backup(&self, path: &Path) -> Result<Revision, StoreError> {
-        let (revision, writes) = self.snapshot()?;
-        store::copy(path, revision, &writes)?;
-        Ok(revision)
-    }
-
-    /// Returns the present revision, and the writes that lead to it from nothing, the log included.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn snapshot(&self) -> Result<(Revision, Vec<Write>), StoreError> {
-        let stored = self.store.load()?;
-        let writes = stored.records.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
-        let mut writes: Vec<_> = writes.collect();
-        // In a store that others use too there may be more entries by now.
-        let ends: Option<Ends> = record(&writes, Table::Meta, "log");
-        let newest = ends.map_or(u64::MAX, |ends| ends.head.seq);
-        let mut from = String::new();
-        loop {
-            let page = self.store.scan(Table::Log, &from, PAGE)?;
-            let Some((last, _)) = page.last() else {
-                return Ok((stored.revision, writes));
-            };
-            // The least key above the last one.
-            from = format!("{last}\0");
-            let page = page.into_iter().filter(|(key, _)| key.parse().is_ok_and(|seq: u64| seq <= newest));
-            writes.extend(page.map(|(key, value)| Write { table: Table::Log, key, value: Some(value) }));
-        }
+/// Returns the present revision, and the writes that lead to it from nothing, the log included.
+///
+/// # Errors
+/// If the store cannot be read.
+pub(super) fn snapshot(store: &dyn Store) -> Result<(Revision, Vec<Write>), StoreError> {
+    let stored = store.load()?;
+    let writes = stored.records.into_iter().map(|((table, key), value)| Write { table, key, value: Some(value) });
+    let mut writes: Vec<_> = writes.collect();
+    // In a store that others use too there may be more entries by now.
+    let ends: Option<Ends> = record(&writes, Table::Meta, "log");
+    let newest = ends.map_or(u64::MAX, |ends| ends.head.seq);
+    let mut from = String::new();
+    loop {
+        let page = store.scan(Table::Log, &from, PAGE)?;
+        let Some((last, _)) = page.last() else {
+            return Ok((stored.revision, writes));
+        };
+        // The least key above the last one.
+        from = format!("{last}\0");
+        let page = page.into_iter().filter(|(key, _)| key.parse().is_ok_and(|seq: u64| seq <= newest));
+        writes.extend(page.map(|(key, value)| Write { table: Table::Log, key, value: Some(value) }));
     }
 }
 

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
-use mesh_proto::base::id::{NodeName, Revision};
+use mesh_proto::base::id::Revision;
 use mesh_proto::wire::ErrorCode;
 
 use super::audit_entry::Deed;
 use super::change::{Actor, Applied, Change, Refused};
 use super::log::{self, Entry};
-use super::refresh::Failed;
+use super::open_error::OpenError;
+use super::refresh::{Failed, MAX_ATTEMPTS, keep_alike};
 use super::state::State;
 use super::{Registry, codec};
-use crate::store::Write;
+use crate::store::{StoreError, Write};
 
 /// What is decided and not stored yet.
 struct Draft {
@@ -38,35 +39,67 @@ impl Draft {
 }
 
 impl Registry {
-    /// Decides about changes in turn, and makes all of them durable together with their entries in the log.
-    /// With a store that others write to as well each is a transaction of its own.
-    pub fn apply_all(&mut self, changes: Vec<(Change, Actor)>, now: UnixTime) -> Vec<Result<Applied, Refused>> {
-        if self.follow().is_some() && changes.len() > 1 {
-            return changes.into_iter().flat_map(|change| self.apply_all(vec![change], now)).collect();
+    /// Makes attempts until one is decided on the newest revision.
+    pub(super) fn persist<T>(&mut self, mut attempt: impl FnMut(&mut Self) -> Result<T, Failed>) -> Result<T, Failed> {
+        let mut was_full = false;
+        for _ in 1..MAX_ATTEMPTS {
+            let failed = match attempt(self) {
+                Ok(done) => return Ok(done),
+                Err(failed) => failed,
+            };
+            let again = match &failed {
+                Failed::Decided(_) => self.refresh(),
+                Failed::Stored(error) if error.is_final() => return Err(self.fail(failed)),
+                Failed::Stored(StoreError::Conflict { .. }) => self.reload(),
+                // The reserve is given up for what takes rights away.
+                Failed::Stored(StoreError::Full { .. }) if !std::mem::replace(&mut was_full, true) => {
+                    self.reload().map(|_| true)
+                }
+                // Our own commit may have got through although its acknowledgement did not.
+                Failed::Stored(_) => self.reload().map(|_| false),
+            };
+            match (again, failed) {
+                (Ok(true), _) => {}
+                // Whether a refusal stands nobody knows while the store does not answer.
+                (Err(OpenError::Store(error)), Failed::Decided(_)) => return Err(Failed::Stored(error)),
+                (_, failed) => return Err(failed),
+            }
         }
-        if let Some(failure) = &self.failure {
-            let refused = Refused::new(ErrorCode::Internal, failure.clone());
-            return changes.iter().map(|_| Err(refused.clone())).collect();
-        }
-        let decided = self.persist(|registry| registry.attempt(&changes, now));
-        let results = match decided {
-            Ok(results) => results,
-            // One alone: whether its refusal stands was looked up.
-            Err(Failed::Decided(refused)) => vec![Err(refused)],
+        match attempt(self) {
+            Err(Failed::Stored(error)) if error.is_final() => Err(self.fail(Failed::Stored(error))),
             Err(Failed::Stored(error)) => {
-                let refused = Refused::from(error);
-                return changes.iter().map(|_| Err(refused.clone())).collect();
+                let _ = self.reload();
+                Err(Failed::Stored(error))
             }
-        };
-        for ((change, by), result) in changes.iter().zip(&results) {
-            if let Err(refused) = result {
-                self.note_refusal(Deed::of(change), by, refused, now);
-            }
+            last => last,
         }
-        results
     }
 
-    fn attempt(&mut self, changes: &[(Change, Actor)], now: UnixTime) -> Result<Vec<Result<Applied, Refused>>, Failed> {
+    /// Notes that the store is not to be trusted any more.
+    fn fail(&mut self, failed: Failed) -> Failed {
+        if let Failed::Stored(error) = &failed {
+            self.failure = Some(error.to_string());
+        }
+        failed
+    }
+
+    pub(super) fn reload(&mut self) -> Result<bool, OpenError> {
+        let mut state = codec::read(&self.store.load()?, &self.setup)?;
+        keep_alike(Arc::make_mut(&mut state.world), &self.state.world);
+        if state.world.revision == self.state.world.revision {
+            return Ok(false);
+        }
+        self.history.push(Arc::clone(&state.world));
+        self.live.retain(&state.world);
+        self.state = state;
+        Ok(true)
+    }
+
+    pub(super) fn attempt(
+        &mut self,
+        changes: &[(Change, Actor)],
+        now: UnixTime,
+    ) -> Result<Vec<Result<Applied, Refused>>, Failed> {
         let mut draft = self.draft();
         let mut results = Vec::with_capacity(changes.len());
         let shortage = self.store.shortage();
@@ -121,13 +154,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Writes into the log that somebody failed to join before anything was to be decided, as far as there is room.
-    pub(crate) fn note_attempt(&mut self, name: &NodeName, why: &str, by: &Actor, now: UnixTime) {
-        self.note(Deed::attempt(name), by, why, now);
-    }
-
     /// Writes a failed attempt into the log, as far as there is room for such.
-    fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
+    pub(super) fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
         if !deed.is_attempt() || refused.code == ErrorCode::Busy {
             return;
         }
@@ -138,7 +166,7 @@ impl Registry {
         self.note(deed, by, why, now);
     }
 
-    fn note(&mut self, deed: Deed, by: &Actor, why: &str, now: UnixTime) {
+    pub(super) fn note(&mut self, deed: Deed, by: &Actor, why: &str, now: UnixTime) {
         let Some(more) = self.told.refusal(now) else {
             return;
         };

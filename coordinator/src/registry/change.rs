@@ -311,6 +311,13 @@ pub struct Withdrawn {
     pub(super) tokens: Arc<Tokens>,
 }
 
+impl Withdrawn {
+    /// Says whether it is as new as a state, or newer.
+    pub(super) fn is_newer(&self, epoch: u64, revision: Revision) -> bool {
+        (self.epoch, self.revision) >= (epoch, revision)
+    }
+}
+
 /// What a change led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {

@@ -17,22 +17,15 @@ use mesh_proto::wire::{ErrorCode, Renewal};
 use mesh_proto::world::{NodeRecord, World};
 
 use super::change::Refused;
+use super::claims;
 use super::join_token::Speaker;
 use super::state::State;
 use super::state::keys::Revoked;
-use super::{Registry, claims};
 use crate::keys::identity::verify;
 
 /// Most changes of one node in so many seconds: each keeps a key for ever, and takes a line of the log that may not be
 /// left out.
 const CHANGES: (u64, usize) = (86_400, 10);
-
-impl Registry {
-    /// Returns which member went on from this identity to another, if one did.
-    pub fn successor(&self, identity: &IdentityKey) -> Option<&NodeName> {
-        self.state.successor(identity)
-    }
-}
 
 impl State {
     /// Lets a member go on with another identity. Returns its name, and what was refused of its facts.
@@ -148,7 +141,7 @@ impl State {
         }
     }
 
-    fn successor(&self, identity: &IdentityKey) -> Option<&NodeName> {
+    pub(super) fn successor(&self, identity: &IdentityKey) -> Option<&NodeName> {
         let next = |at: &IdentityKey| Some(self.revoked.get(at)?.succession?.to);
         let last = std::iter::successors(next(identity), next).take(self.revoked.len()).last()?;
         self.world.member(&last)

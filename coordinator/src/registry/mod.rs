@@ -36,6 +36,7 @@ mod tokens;
 mod tunnel_keys;
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
@@ -45,9 +46,10 @@ use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::trust::signed_record::Epoch;
 use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
+use tokio::sync::watch;
 
-use crate::store::{Store, StoreError};
-use audit_entry::Told;
+use crate::store::{self, Seen, Store, StoreError, Write};
+use audit_entry::{Deed, Told};
 pub use change::{
     Actor, Applied, Change, LockStep, Parse, Refused, Setup, Sighting, Signatures, TokenSpec, Vouched, Withdrawn,
 };
@@ -56,6 +58,7 @@ use history::History;
 pub use log::{Entry, LogHash, LogHead, Logged};
 pub use open_error::OpenError;
 pub use presence::{Live, LiveNode};
+use refresh::Failed;
 pub use revocations::Expelled;
 pub use state::Accepted;
 use state::State;
@@ -216,6 +219,106 @@ impl Registry {
     /// Replaces the coordinator's own underlay addresses, which no pod block may contain.
     pub fn set_underlay(&mut self, underlay: Vec<IpAddr>) {
         self.setup.underlay = underlay;
+    }
+
+    /// Returns the key that has to sign for every node, if the mesh is locked.
+    pub fn lock(&self) -> Option<IdentityKey> {
+        self.state.locked_by()
+    }
+
+    /// Returns who was expelled until now.
+    pub fn expelled(&self) -> Expelled {
+        Expelled { world: self.world(), revoked: Arc::clone(&self.state.revoked) }
+    }
+
+    /// Returns which member went on from this identity to another, if one did.
+    pub fn successor(&self, identity: &IdentityKey) -> Option<&NodeName> {
+        self.state.successor(identity)
+    }
+
+    /// Returns what must not come back with an older state.
+    pub fn withdrawn(&self) -> Withdrawn {
+        let State { epoch, revoked, spent, tokens, .. } = self.state.clone();
+        Withdrawn { epoch, revision: self.state.world.revision, revoked, spent, tokens }
+    }
+
+    /// Returns when the last entry of the log was written.
+    pub fn last_entry(&self) -> Option<UnixTime> {
+        let entries = self.log(self.log_head().seq).ok()?;
+        entries.last().map(|logged| logged.entry.at)
+    }
+
+    /// Says whether what must not come back is as new as what the registry holds, or newer.
+    pub fn is_behind(&self, withdrawn: &Withdrawn) -> bool {
+        withdrawn.is_newer(self.state.epoch, self.state.world.revision)
+    }
+
+    /// Writes all that is stored into a new file, and returns the revision it is of.
+    ///
+    /// # Errors
+    /// If the file exists or cannot be written; then no file is left behind.
+    pub fn backup(&self, path: &Path) -> Result<Revision, StoreError> {
+        let (revision, writes) = self.snapshot()?;
+        store::copy(path, revision, &writes)?;
+        Ok(revision)
+    }
+
+    /// Returns the present revision, and the writes that lead to it from nothing, the log included.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn snapshot(&self) -> Result<(Revision, Vec<Write>), StoreError> {
+        backup::snapshot(&*self.store)
+    }
+
+    /// Takes up what other coordinators committed. Says whether there was anything.
+    ///
+    /// # Errors
+    /// If the store does not answer, or holds what this version does not understand.
+    pub fn refresh(&mut self) -> Result<bool, OpenError> {
+        let newest = self.store.newest()?;
+        if newest.is_none_or(|newest| newest == self.state.world.revision) {
+            return Ok(false);
+        }
+        self.reload()
+    }
+
+    /// Returns what is seen of others' commits; none if nobody else can write to the store.
+    pub fn follow(&self) -> Option<watch::Receiver<Seen>> {
+        self.store.follow()
+    }
+
+    /// Decides about changes in turn, and makes all of them durable together with their entries in the log.
+    /// With a store that others write to as well each is a transaction of its own.
+    pub fn apply_all(&mut self, changes: Vec<(Change, Actor)>, now: UnixTime) -> Vec<Result<Applied, Refused>> {
+        if self.follow().is_some() && changes.len() > 1 {
+            return changes.into_iter().flat_map(|change| self.apply_all(vec![change], now)).collect();
+        }
+        if let Some(failure) = &self.failure {
+            let refused = Refused::new(ErrorCode::Internal, failure.clone());
+            return changes.iter().map(|_| Err(refused.clone())).collect();
+        }
+        let decided = self.persist(|registry| registry.attempt(&changes, now));
+        let results = match decided {
+            Ok(results) => results,
+            // One alone: whether its refusal stands was looked up.
+            Err(Failed::Decided(refused)) => vec![Err(refused)],
+            Err(Failed::Stored(error)) => {
+                let refused = Refused::from(error);
+                return changes.iter().map(|_| Err(refused.clone())).collect();
+            }
+        };
+        for ((change, by), result) in changes.iter().zip(&results) {
+            if let Err(refused) = result {
+                self.note_refusal(Deed::of(change), by, refused, now);
+            }
+        }
+        results
+    }
+
+    /// Writes into the log that somebody failed to join before anything was to be decided, as far as there is room.
+    pub(crate) fn note_attempt(&mut self, name: &NodeName, why: &str, by: &Actor, now: UnixTime) {
+        self.note(Deed::attempt(name), by, why, now);
     }
 
     fn decide(&self, state: &State, change: Change, now: UnixTime) -> Result<(State, Applied), Refused> {

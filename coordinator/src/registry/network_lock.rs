@@ -9,17 +9,9 @@ use mesh_proto::trust::signed_record::Signature;
 use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::NodeRecord;
 
-use super::Registry;
 use super::change::{LockStep, Refused, Signatures};
 use super::state::State;
 use crate::keys::identity::verify;
-
-impl Registry {
-    /// Returns the key that has to sign for every node, if the mesh is locked.
-    pub fn lock(&self) -> Option<IdentityKey> {
-        self.state.locked_by()
-    }
-}
 
 impl State {
     /// Takes a step, and returns the node that it admitted.
@@ -32,7 +24,7 @@ impl State {
         }
     }
 
-    fn locked_by(&self) -> Option<IdentityKey> {
+    pub(super) fn locked_by(&self) -> Option<IdentityKey> {
         self.world.mesh.lock.as_ref().and_then(|lock| lock.key)
     }
 

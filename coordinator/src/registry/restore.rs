@@ -7,34 +7,8 @@ use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
 
-use super::Registry;
 use super::change::Withdrawn;
 use super::state::State;
-
-impl Withdrawn {
-    /// Says whether it is as new as what a registry holds, or newer.
-    pub fn is_newer_than(&self, registry: &Registry) -> bool {
-        self.is_newer(&registry.state)
-    }
-
-    fn is_newer(&self, state: &State) -> bool {
-        (self.epoch, self.revision) >= (state.epoch, state.world.revision)
-    }
-}
-
-impl Registry {
-    /// Returns what must not come back with an older state.
-    pub fn withdrawn(&self) -> Withdrawn {
-        let State { epoch, revoked, spent, tokens, .. } = self.state.clone();
-        Withdrawn { epoch, revision: self.state.world.revision, revoked, spent, tokens }
-    }
-
-    /// Returns when the last entry of the log was written.
-    pub fn last_entry(&self) -> Option<UnixTime> {
-        let entries = self.log(self.log_head().seq).ok()?;
-        entries.last().map(|logged| logged.entry.at)
-    }
-}
 
 impl State {
     /// Begins an epoch, of at least this number, after the state went back.
@@ -47,7 +21,7 @@ impl State {
     }
 
     fn withdraw(&mut self, since: &Withdrawn, now: UnixTime) {
-        let is_newer = since.is_newer(self);
+        let is_newer = since.is_newer(self.epoch, self.world.revision);
         let revoked = since.revoked.iter().map(|(identity, entry)| (*identity, entry.clone()));
         Arc::make_mut(&mut self.revoked).extend(revoked);
         let spent = since.spent.iter().map(|(mark, entry)| (mark.clone(), entry.clone()));

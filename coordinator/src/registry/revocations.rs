@@ -12,7 +12,6 @@ use mesh_proto::trust::identity_rotation::MAX_LINEAGE;
 use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
 
-use super::Registry;
 use super::change::Refused;
 use super::state::State;
 use super::state::keys::{Revoked, tunnel_keys};
@@ -23,21 +22,14 @@ const MAX_EXPELS: usize = 1024;
 /// Who belongs to the mesh and who was expelled, at one revision.
 #[derive(Debug, Clone)]
 pub struct Expelled {
-    world: Arc<World>,
-    revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
+    pub(super) world: Arc<World>,
+    pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
 }
 
 impl Expelled {
     /// Returns what a node is told that begins to follow the log; of those expelled the newest `MAX_EXPELLED`.
     pub fn roll(&self) -> Roll {
         Roll { expelled: newest(&self.revoked, MAX_EXPELLED), ..self.world.roll() }
-    }
-}
-
-impl Registry {
-    /// Returns who was expelled until now.
-    pub fn expelled(&self) -> Expelled {
-        Expelled { world: self.world(), revoked: Arc::clone(&self.state.revoked) }
     }
 }
 

@@ -162,7 +162,7 @@ fn only_the_locks_key_replaces_or_ends_it_and_none_comes_back() {
 fn a_lock_survives_a_restart_and_a_new_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
-    let open = || Registry::open(crate::store::open_embedded(&path).unwrap(), setup()).unwrap();
+    let open = || Registry::open(store::open_embedded(&path).unwrap(), setup()).unwrap();
     let mut registry = open();
     file(&mut registry, OPEN).unwrap();
     enter(&mut registry, 1, "n1");

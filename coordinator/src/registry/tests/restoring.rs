@@ -34,7 +34,7 @@ fn what_was_revoked_or_used_since_a_backup_does_not_come_back() {
 
     let since = registry.withdrawn();
     let mut restored = back_at(&backup);
-    assert!(since.is_newer_than(&restored) && !restored.withdrawn().is_newer_than(&registry));
+    assert!(restored.is_behind(&since) && !registry.is_behind(&restored.withdrawn()));
     restore(&mut restored, 2, Some(since));
     assert!(restored.is_revoked(&identity(1)) && restored.is_revoked(&identity(7)));
     let names: Vec<_> = restored.world().nodes.keys().map(ToString::to_string).collect();

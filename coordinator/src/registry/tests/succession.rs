@@ -246,7 +246,7 @@ fn a_replaced_key_keeps_no_name_from_others() {
 fn a_change_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
-    let open = || Registry::open(crate::store::open_embedded(&path).unwrap(), setup()).unwrap();
+    let open = || Registry::open(store::open_embedded(&path).unwrap(), setup()).unwrap();
     let [a, b] = [key(), key()];
     let mut registry = open();
     file(&mut registry, FILE).unwrap();

@@ -74,7 +74,7 @@ fn a_revoked_machine_does_not_come_back_by_its_issuer() {
 #[test]
 fn used_tokens_are_stored_until_they_are_over() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || crate::store::open_embedded(&dir.path().join("s.redb")).unwrap();
+    let open = || store::open_embedded(&dir.path().join("s.redb")).unwrap();
     let mut registry = Registry::open(open(), setup()).unwrap();
     file(&mut registry, FILE).unwrap();
     ask(&mut registry, 1, vouched("c1-n1", "t1")).unwrap();
@@ -88,7 +88,7 @@ fn used_tokens_are_stored_until_they_are_over() {
 #[test]
 fn keys_that_are_pushed_are_stored_and_broken_ones_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || crate::store::open_embedded(&dir.path().join("s.redb")).unwrap();
+    let open = || store::open_embedded(&dir.path().join("s.redb")).unwrap();
     let mut registry = Registry::open(open(), setup()).unwrap();
     let push = |registry: &mut Registry, jwks: &str| {
         registry.apply(Change::TrustPush { trust: "k8s".into(), jwks: jwks.into() }, BY, NOW)
