@@ -22,7 +22,6 @@ const TO_BE_RENAMED: &[&str] = &[
     "Answer",
     "Backend",
     "Backup",
-    "Bench",
     "Channel",
     "Cli",
     "Config",

@@ -35,7 +35,7 @@ pub(crate) async fn measure(subscriber: &Subscriber, node: &str, seconds: u8) ->
     let view = subscriber.view.borrow().clone().ok_or(MeasureError::NotJoined)?;
     let (name, peer) = names::peer(view.netmap(), node)?;
     let plane = subscriber.plane.borrow().clone().ok_or(MeasureError::NotJoined)?;
-    let bench = plane.bench(peer.id).ok_or(MeasureError::Busy)?;
+    let bench = plane.bench(peer).ok_or(MeasureError::Busy)?;
     let seconds = Duration::from_secs(seconds.clamp(*SECONDS.start(), *SECONDS.end()).into());
-    Ok(bench.run(name, peer, seconds).await?)
+    Ok(bench.run(name, seconds).await?)
 }

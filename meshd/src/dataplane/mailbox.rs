@@ -13,7 +13,6 @@ use mesh_proto::trust::audit_log::Told;
 use rustix::io::Errno;
 
 use crate::dataplane::bell::Bell;
-use crate::dataplane::bench::phase::Phase;
 use crate::keys::lanes::LaneKey;
 use crate::wireguard::peers::Peers;
 
@@ -35,8 +34,6 @@ pub(crate) struct Mailbox {
     key: Mutex<Option<LaneKey>>,
     pings: Mutex<Vec<NodeId>>,
     greets: Mutex<Vec<NodeId>>,
-    /// The phase of our own measurement to take part in, or none; only if that changed.
-    bench: Mutex<Option<Option<Arc<Phase>>>>,
 }
 
 /// What was in a mailbox.
@@ -48,7 +45,6 @@ pub(crate) struct Mail {
     pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
     pub(crate) greets: Vec<NodeId>,
-    pub(crate) bench: Option<Option<Arc<Phase>>>,
 }
 
 impl Mailbox {
@@ -63,7 +59,6 @@ impl Mailbox {
             key: Mutex::new(None),
             pings: Mutex::new(Vec::new()),
             greets: Mutex::new(Vec::new()),
-            bench: Mutex::new(None),
         })
     }
 
@@ -98,11 +93,6 @@ impl Mailbox {
         self.ring();
     }
 
-    pub(crate) fn set_bench(&self, phase: Option<Arc<Phase>>) {
-        *self.bench.lock().unwrap_or_else(PoisonError::into_inner) = Some(phase);
-        self.ring();
-    }
-
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.ring();
@@ -129,7 +119,6 @@ impl Mailbox {
             key: take(&self.key),
             pings: take(&self.pings),
             greets: take(&self.greets),
-            bench: take(&self.bench),
         })
     }
 

@@ -22,7 +22,6 @@ use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,14 +29,15 @@ use std::time::Duration;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::dataplane::flow::{Flow, FlowTable, Key, Side};
 use mesh_proto::dataplane::view::View;
-use mesh_proto::model::netmap::NetMap;
+use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::Told;
 use tokio::sync::watch;
 
 use crate::base::clock::now;
 use crate::base::runtime::aside;
 use crate::control::LogGossip;
-use crate::dataplane::bench::Bench;
+use crate::dataplane::bench::Measurement;
+use crate::dataplane::bench::lane_end::{LaneEnd, Phase};
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Parts};
 use crate::dataplane::mailbox::Mailbox;
@@ -155,8 +155,10 @@ struct Shared {
     died: watch::Sender<Option<LaneDeath>>,
     /// What each lane counts.
     counters: Vec<Arc<Counters>>,
-    /// Whether somebody measures.
-    measures: Arc<AtomicBool>,
+    /// What the lanes do for who measures.
+    phases: watch::Sender<Phase>,
+    /// The MTU of the TUN interface, in bytes.
+    mtu: u16,
 }
 
 impl DataPlane {
@@ -191,7 +193,8 @@ impl DataPlane {
             mailboxes,
             died: watch::Sender::default(),
             counters: (0..lanes).map(|_| Arc::default()).collect(),
-            measures: Arc::default(),
+            phases: watch::Sender::default(),
+            mtu: setup.mtu,
         };
         let mut plane = Self { handle: Handle(Arc::new(shared)), threads: Vec::new() };
         let handover = Arc::new(Handover::new());
@@ -221,6 +224,7 @@ impl DataPlane {
             flows: Arc::clone(&shared.flows),
             counters: Arc::clone(&counters),
             handover: Arc::clone(handover),
+            speaker: LaneEnd::new(number, shared.phases.subscribe(), Arc::clone(&counters)),
             mtu: setup.mtu,
         });
         lane.set_locals(Arc::clone(&setup.locals));
@@ -351,8 +355,17 @@ impl Handle {
     }
 
     /// Takes the right to measure the way to a peer; `None` if somebody has it.
-    pub(crate) fn bench(&self, peer: NodeId) -> Option<Bench> {
-        Bench::begin(peer, Arc::clone(&self.0.mailboxes), &self.0.measures)
+    pub(crate) fn bench(&self, peer: &Peer) -> Option<Measurement> {
+        let (view, peers) = self.current();
+        let take = |phase: &mut Phase| phase.is_none() && phase.replace(Arc::default()).is_none();
+        self.0.phases.send_if_modified(take).then(|| Measurement {
+            peer: peer.id,
+            way: [view.address(), peer.address],
+            mtu: peer.mtu.min(self.0.mtu),
+            cell: peers.get(peer.id).map_or_else(Arc::default, |peer| Arc::clone(&peer.cell)),
+            lanes: Arc::clone(&self.0.mailboxes),
+            phases: self.0.phases.clone(),
+        })
     }
 
     /// Waits until a lane does nothing any more. It has to be asked all the time, or it counts from the start.
@@ -453,7 +466,8 @@ mod tests {
             mailboxes: Arc::new([]),
             died: watch::Sender::default(),
             counters: Vec::new(),
-            measures: Arc::default(),
+            phases: watch::Sender::default(),
+            mtu: 1420,
         }));
         let retain = |shown: &VerifiedMap, full: &VerifiedMap| {
             plane.set_view(view(shown));

@@ -25,7 +25,6 @@ mod refuse;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
@@ -33,7 +32,6 @@ use crate::base::id::NodeId;
 use crate::dataplane::flow::{Flow, FlowTable, Key, Place, Seen, Side, State, Touched};
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
 use crate::dataplane::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
-use crate::ops::bench::Report;
 use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite};
 use crate::trust::audit_log::Told;
 
@@ -41,7 +39,7 @@ use fragments::Fragments;
 use probe::Probes;
 use refuse::Replies;
 
-pub use probe::{BenchPacket, PROBE_PORT, RESERVED, SMALLEST_BENCH, read_reserved, write_reserved};
+pub use probe::{PROBE_PORT, RESERVED, read_reserved, write_reserved};
 
 /// Most flow entries remembered as changed between two calls of `drain_dirty`; further changes are
 /// written at their flow's next change.
@@ -230,33 +228,6 @@ impl Engine {
             return false;
         };
         self.replies.make(now, |out| self.probes.ask(out, own, peer, now))
-    }
-
-    /// Makes the packets of a measurement for a peer, of that many bytes each, headers included, but no smaller than
-    /// a frame and no larger than what the way takes; `None` for a peer that the map does not name.
-    pub fn bench_packet(&self, to: NodeId, bytes: usize) -> Option<BenchPacket> {
-        let peer = self.view.peer(to)?.address;
-        let most = usize::from(self.view.mtu(to).min(self.mtu));
-        Some(BenchPacket::new(self.view.address(), peer, bytes.min(most)))
-    }
-
-    /// Builds the next report that a peer's measurement is owed into `reply`. Says whom to send it to. The process's
-    /// CPU time is asked for only if there is one.
-    pub fn bench_report(&mut self, cpu: impl FnOnce() -> Duration, now: Timestamp) -> Option<NodeId> {
-        let (peer, report) = self.probes.runs.next_report(cpu, now)?;
-        let (own, address) = (self.view.address(), self.view.peer(peer)?.address);
-        self.replies.put(|out| probe::write_report(out, own, address, &report));
-        Some(peer)
-    }
-
-    /// Returns when `bench_report` has one; `None` if none is owed.
-    pub fn bench_timeout(&self) -> Option<Timestamp> {
-        self.probes.runs.poll_timeout()
-    }
-
-    /// Returns the report that `Verdict::Reported` tells of.
-    pub fn reported(&self) -> &Report {
-        &self.probes.reported
     }
 
     /// Rewrites a packet of a flow that may pass.

@@ -17,10 +17,8 @@ pub enum Verdict {
     Drop(Drop),
     /// An answer to one of our own probes: the peer's round trip is this many microseconds.
     RoundTrip(u32),
-    /// A frame of a peer's measurement: it is counted, and that is all.
-    Counted,
-    /// A peer's account of our own measurement: `Engine::reported` has it.
-    Reported,
+    /// It belongs to a measurement between the two nodes, a peer's or our own, and the kernel sees nothing of it.
+    Bench,
 }
 
 macro_rules! reasons {

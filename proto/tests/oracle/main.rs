@@ -234,12 +234,9 @@ impl Mesh {
         };
         let reply = match verdict {
             Verdict::Reply | Verdict::Refuse(_) => side.lanes[lane].reply().to_vec(),
-            Verdict::Forward(_)
-            | Verdict::Deliver
-            | Verdict::Drop(_)
-            | Verdict::RoundTrip(_)
-            | Verdict::Counted
-            | Verdict::Reported => Vec::new(),
+            Verdict::Forward(_) | Verdict::Deliver | Verdict::Drop(_) | Verdict::RoundTrip(_) | Verdict::Bench => {
+                Vec::new()
+            }
         };
         let chosen = wants.iter().find_map(|want| witness::fits(&side.model, want, verdict, &bytes));
         let Some(chosen) = chosen else {
@@ -264,8 +261,7 @@ impl Mesh {
                 | Verdict::Refuse(_)
                 | Verdict::Drop(_)
                 | Verdict::RoundTrip(_)
-                | Verdict::Counted
-                | Verdict::Reported => 0,
+                | Verdict::Bench => 0,
             };
             let side = &self.sides[at];
             if let Err(why) = witness::invariants(&side.model, from, after, &bytes, verdict, mtu) {
@@ -295,12 +291,7 @@ impl Mesh {
                     Err(why) => self.fail(&why),
                 }
             }
-            Verdict::Forward(_)
-            | Verdict::Deliver
-            | Verdict::Drop(_)
-            | Verdict::RoundTrip(_)
-            | Verdict::Counted
-            | Verdict::Reported => None,
+            Verdict::Forward(_) | Verdict::Deliver | Verdict::Drop(_) | Verdict::RoundTrip(_) | Verdict::Bench => None,
         };
         (verdict, chosen.after, reply)
     }

@@ -178,12 +178,7 @@ impl Model {
         let to = match verdict {
             Verdict::Forward(peer) => Some(End::Peer(peer)),
             Verdict::Deliver => Some(End::Tun),
-            Verdict::Reply
-            | Verdict::Refuse(_)
-            | Verdict::Drop(_)
-            | Verdict::RoundTrip(_)
-            | Verdict::Counted
-            | Verdict::Reported => None,
+            Verdict::Reply | Verdict::Refuse(_) | Verdict::Drop(_) | Verdict::RoundTrip(_) | Verdict::Bench => None,
         };
         if p.first() {
             let key = (p.tuple.source, p.tuple.destination, p.tuple.protocol, p.id);

@@ -10,9 +10,11 @@ use mesh_proto::model::netmap::NetMap;
 use mesh_proto::packet::Ecn;
 use mesh_proto::packet::gso::VnetHeader;
 use mesh_proto::verifier::Verifier;
+use tokio::sync::watch;
 use x25519_dalek::StaticSecret;
 
 use super::{CART, Dice, EVIL, FRONT, HONEST, VICTIM, World, address, home, lanes, outer, pod};
+use crate::dataplane::bench::lane_end::{LaneEnd, Phase};
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Out, Parts};
 use crate::io::counters::Counters;
@@ -52,6 +54,7 @@ impl Victim {
             flows: Arc::new(FlowTable::new(1 << 12)),
             counters: Arc::<Counters>::default(),
             handover: Arc::new(Handover::new()),
+            speaker: LaneEnd::new(0, watch::Sender::<Phase>::default().subscribe(), Arc::default()),
             mtu: 1420,
         });
         Self { lane, out: Out::new(2 * ROOM) }

@@ -5,26 +5,27 @@
 //!          handshakes    round    packets   throughput, loss, CPU,
 //!          on all lanes  trips    of 92 B   round trips beside it
 //! ```
-//! The lanes do the work in turns of their own (`lane::bench`); what they share is a `Phase`. Whoever asked holds the
-//! `Bench`: when it goes, because the figures are there or because nobody waits for them any more, the lanes stop.
+//! Round trips are those of `meshd ping`. The lanes do the rest in turns of their own (`lane_end`); what they share is
+//! a `LoadPhase`. Whoever asked holds the `Measurement`: when it goes, because the figures are there or because nobody waits
+//! for them any more, the lanes stop.
 
-pub(crate) mod phase;
+pub(crate) mod lane_end;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeId, NodeName};
-use mesh_proto::dataplane::engine::SMALLEST_BENCH;
-use mesh_proto::model::netmap::Peer;
+use mesh_proto::ops::bench::{Report, Tally};
 use mesh_proto::ops::status as doc;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::base::clock::{cpu_time, now};
-use crate::dataplane::bell::Bell;
 use crate::dataplane::mailbox::Mailbox;
+use crate::wireguard::peers::Cell;
 
-use phase::{Load, Phase, Plan};
+use lane_end::{LoadPhase, Phase, SMALLEST};
 
 /// How long each phase with load may take, in seconds.
 pub const SECONDS: std::ops::RangeInclusive<u8> = 1..=10;
@@ -39,12 +40,12 @@ pub fn usual(seconds: u8) -> Duration {
 /// How long a whole measurement takes at most, for that many seconds of each phase.
 pub fn longest(seconds: u8) -> Duration {
     let load = Duration::from_secs(seconds.into()) + LATEST;
-    GREETING * GREETINGS + IDLE_EVERY * IDLE_ECHOES + LATEST + load * 2
+    GREETING * GREETINGS + IDLE_EVERY * IDLE_ECHOES + LATEST * 2 + load * 2
 }
 
 /// How long the first answer is waited for, each time.
 const GREETING: Duration = Duration::from_secs(1);
-const GREETINGS: u32 = 5;
+const GREETINGS: u32 = 4;
 /// Round trips without load.
 const IDLE_ECHOES: u32 = 200;
 const IDLE_EVERY: Duration = Duration::from_millis(5);
@@ -52,8 +53,8 @@ const IDLE_EVERY: Duration = Duration::from_millis(5);
 const LOADED_EVERY: Duration = Duration::from_millis(10);
 /// How long the last answers are waited for; a stream gives up sooner.
 const LATEST: Duration = Duration::from_millis(1200);
-/// How often the lanes' progress is looked at.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Why nothing was measured.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,117 +84,179 @@ pub enum BenchError {
     Silent(NodeName),
 }
 
-/// The right to measure; one at a time. Dropping it ends the measurement.
+/// What is measured, and the right to do so; one at a time. Dropping it ends the measurement.
 #[derive(Debug)]
-pub(crate) struct Bench {
-    peer: NodeId,
-    lanes: Arc<[Mailbox]>,
-    bells: Arc<[Bell]>,
-    busy: Arc<AtomicBool>,
+pub(crate) struct Measurement {
+    pub(crate) peer: NodeId,
+    /// Our address, and the peer's.
+    pub(crate) way: [Flat; 2],
+    /// The largest packet that the way takes, in bytes.
+    pub(crate) mtu: u16,
+    /// What is known of the peer.
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) lanes: Arc<[Mailbox]>,
+    /// What the lanes do; who measures is who put it there.
+    pub(crate) phases: watch::Sender<Phase>,
 }
 
-impl Drop for Bench {
+impl Drop for Measurement {
     fn drop(&mut self) {
-        self.lanes.iter().for_each(|lane| lane.set_bench(None));
-        self.busy.store(false, Ordering::Release);
+        self.begin(None);
     }
 }
 
-impl Bench {
-    /// Takes the right to measure; `None` if somebody has it.
-    pub(crate) fn begin(peer: NodeId, lanes: Arc<[Mailbox]>, busy: &Arc<AtomicBool>) -> Option<Self> {
-        let taken = busy.swap(true, Ordering::AcqRel);
-        let bells = lanes.iter().map(Mailbox::bell).collect();
-        (!taken).then(|| Self { peer, lanes, bells, busy: Arc::clone(busy) })
-    }
-
+impl Measurement {
     /// Measures, with so long for each phase with load.
     ///
     /// # Errors
     /// `BenchError` that says why nothing could be measured, and what to do.
-    pub(crate) async fn run(&self, node: &NodeName, peer: &Peer, seconds: Duration) -> Result<doc::Bench, BenchError> {
+    pub(crate) async fn run(&self, node: &NodeName, seconds: Duration) -> Result<doc::Bench, BenchError> {
         let node = node.clone();
-        self.greet(&node).await?;
-        let idle = self.idle().await;
-        let small = self.load(SMALLEST_BENCH, seconds).await;
-        if small.received() == 0 {
-            return Err(if small.echoes.is_empty() { BenchError::Silent(node) } else { BenchError::Old(node) });
+        // On all lanes, so that all get a session if possible.
+        if self.round_trips(self.lanes.len(), GREETING, GREETINGS, |answers| answers > 0).await.is_empty() {
+            return Err(BenchError::NoAnswer(node));
         }
-        let bulk = self.load(peer.mtu.into(), seconds).await;
-        if bulk.received() == 0 {
-            let silent = bulk.echoes.is_empty();
-            let bytes = bulk.packet_bytes;
+        let idle = self.round_trips(1, IDLE_EVERY, IDLE_ECHOES, |answers| answers >= IDLE_ECHOES.into()).await;
+        let small = self.load("small", SMALLEST, seconds).await;
+        if small.phase.received == 0 {
+            return Err(if small.trips.is_empty() { BenchError::Silent(node) } else { BenchError::Old(node) });
+        }
+        let bulk = self.load("bulk", self.mtu.into(), seconds).await;
+        if bulk.phase.received == 0 {
+            let (bytes, silent) = (bulk.phase.packet_bytes, bulk.trips.is_empty());
             return Err(if silent { BenchError::Silent(node) } else { BenchError::Narrow { node, bytes } });
         }
         Ok(doc::Bench {
             schema: doc::BENCH.into(),
             node,
-            address: peer.address,
-            lanes: bulk.lanes(),
-            throughput_gbps: bulk.bits() / 1e9 / bulk.seconds(),
-            loss_percent: bulk.loss_percent(),
-            packets_per_second: small.received() as f64 / small.seconds(),
+            address: self.way[1],
+            lanes: bulk.lanes,
+            throughput_gbps: bulk.gbits / bulk.phase.seconds,
+            loss_percent: bulk.phase.loss_percent,
+            packets_per_second: small.phase.received as f64 / small.phase.seconds,
             rtt_us: doc::RoundTrips::of(idle),
-            cpu_s_per_gbit: bulk.cpu_per(bulk.bits() / 1e9, Duration::as_secs_f64),
-            cpu_us_per_packet: small.cpu_per(small.received() as f64, |cpu| cpu.as_secs_f64() * 1e6),
-            phases: vec![small.document("small"), bulk.document("bulk")],
-            rtt_loaded_us: doc::RoundTrips::of(bulk.echoes),
+            rtt_loaded_us: doc::RoundTrips::of(bulk.trips),
+            cpu_s_per_gbit: bulk.cpu.per(bulk.gbits),
+            cpu_us_per_packet: small.cpu.per(small.phase.received as f64 / 1e6),
+            phases: vec![small.phase, bulk.phase],
         })
     }
 
-    /// Makes sure that there are sessions, on all lanes if possible.
-    async fn greet(&self, node: &NodeName) -> Result<(), BenchError> {
-        let phase = Arc::new(Phase::new(self.peer, Plan::Greet, &self.bells, now()));
-        for _ in 0..GREETINGS {
-            self.begin_phase(&phase);
-            if until(GREETING, || phase.is_answered()).await {
-                return Ok(());
+    /// Asks for a round trip on so many lanes, and again every so often for so many times, and waits until it is over,
+    /// which depends on the number of answers, or until it takes too long. Returns the answers in microseconds.
+    async fn round_trips(&self, lanes: usize, every: Duration, times: u32, is_over: impl Fn(u64) -> bool) -> Vec<u32> {
+        let known = || self.cell.stats(now()).unwrap_or_default();
+        let (began, before, mut trips) = (now(), known().rtt_count, Vec::new());
+        let (mut due, mut asked, mut count) = (began, 0, before);
+        loop {
+            let time = now();
+            if due <= time && asked < times {
+                self.lanes[..lanes].iter().for_each(|lane| lane.ping(self.peer));
+                (due, asked) = (time.max(due + every), asked + 1);
+            }
+            sleep(LOOK).await;
+            let stats = known();
+            // Of answers that come at once, one is known.
+            if stats.rtt_count > count {
+                count = stats.rtt_count;
+                trips.extend(stats.rtt.map(|trip| trip.as_micros() as u32));
+            }
+            if time >= began + every * times + LATEST || is_over(count - before) {
+                return trips;
             }
         }
-        Err(BenchError::NoAnswer(node.clone()))
-    }
-
-    /// Measures round trips without load.
-    async fn idle(&self) -> Vec<u32> {
-        let plan = Plan::Echo { every: IDLE_EVERY, count: IDLE_ECHOES };
-        let phase = Arc::new(Phase::new(self.peer, plan, &self.bells, now()));
-        self.begin_phase(&phase);
-        until(IDLE_EVERY * IDLE_ECHOES + LATEST, || phase.is_finished(now())).await;
-        phase.echoes()
     }
 
     /// Measures packets of that many bytes.
-    async fn load(&self, packet_bytes: usize, time: Duration) -> Load {
-        let began = now();
-        let echoes = (time.as_micros() / LOADED_EVERY.as_micros()) as u32;
-        let plan = Plan::Load {
-            run: began.as_micros() as u32,
-            packet_bytes,
-            until: began + time,
-            every: LOADED_EVERY,
-            count: echoes,
-        };
-        let cpu = cpu_time();
-        let phase = Arc::new(Phase::new(self.peer, plan, &self.bells, began));
-        self.begin_phase(&phase);
-        until(time + LATEST, || phase.is_finished(now())).await;
+    async fn load(&self, name: &str, bytes: usize, time: Duration) -> Load {
+        let (until, cpu) = (now() + time, cpu_time());
+        let bells = self.lanes.iter().map(Mailbox::bell).collect();
+        let phase = Arc::new(LoadPhase::new(self.peer, self.way, bytes, until, bells));
+        self.begin(Some(Arc::clone(&phase)));
+        let is_over = |_| phase.streams().all(|stream| stream.is_finished(now()));
+        let times = (time.as_micros() / LOADED_EVERY.as_micros()) as u32;
+        let trips = self.round_trips(1, LOADED_EVERY, times, is_over).await;
         let cpu = cpu_time().saturating_sub(cpu);
-        Load { packet_bytes: phase.packet_bytes(), cpu, tallies: phase.tallies(), echoes: phase.echoes() }
+        let tallies: Vec<Tally> = phase.streams().map(|stream| stream.tally()).collect();
+        Load::new(name, phase.packet.len(), cpu, &tallies, trips)
     }
 
-    fn begin_phase(&self, phase: &Arc<Phase>) {
-        self.lanes.iter().for_each(|lane| lane.set_bench(Some(Arc::clone(phase))));
+    /// Tells the lanes what to do.
+    fn begin(&self, phase: Phase) {
+        self.phases.send_replace(phase);
+        self.lanes.iter().for_each(Mailbox::ring);
     }
 }
 
-/// Waits for a condition; says whether it came in time.
-async fn until(patience: Duration, condition: impl Fn() -> bool) -> bool {
-    let end = now() + patience;
-    while !condition() {
-        if now() >= end {
-            return false;
+/// What a phase with load came to.
+struct Load {
+    phase: doc::BenchPhase,
+    /// Lanes by which anything arrived.
+    lanes: usize,
+    gbits: f64,
+    cpu: doc::Cpu,
+    /// Round trips beside it, in microseconds.
+    trips: Vec<u32>,
+}
+
+impl Load {
+    fn new(name: &str, packet_bytes: usize, cpu: Duration, tallies: &[Tally], trips: Vec<u32>) -> Self {
+        let first: Vec<Report> = tallies.iter().filter_map(|tally| tally.first).collect();
+        let latest: Vec<Report> = tallies.iter().filter_map(|tally| tally.latest).collect();
+        let gbits = |reports: &[Report]| reports.iter().map(|report| report.bytes as f64 * 8e-9).sum::<f64>();
+        let sent: u64 = tallies.iter().map(|tally| u64::from(tally.sent)).sum();
+        let received: u64 = latest.iter().map(|report| u64::from(report.packets)).sum();
+        let since = latest.iter().map(|report| report.first).min().unwrap_or_default();
+        let until = latest.iter().map(|report| report.last).max().unwrap_or_default();
+        // The receiver's time is known from its first report on, so it stands for the share that arrived since then.
+        let known = gbits(&latest) - gbits(&first);
+        let (from, to) = (first.iter().map(|r| r.cpu).min(), latest.iter().map(|r| r.cpu).max());
+        let used = from.zip(to).filter(|_| known > 0.0).map(|(from, to)| to.saturating_sub(from).as_secs_f64());
+        let receiver = used.map(|used| used * gbits(&latest) / known);
+        Self {
+            lanes: latest.len(),
+            gbits: gbits(&latest),
+            cpu: doc::Cpu { sender: Some(cpu.as_secs_f64()), receiver },
+            trips,
+            phase: doc::BenchPhase {
+                name: name.into(),
+                packet_bytes,
+                seconds: until.since(since).max(Duration::from_micros(1)).as_secs_f64(),
+                sent,
+                received,
+                loss_percent: sent.saturating_sub(received) as f64 * 100.0 / sent.max(1) as f64,
+            },
         }
-        sleep(LOOK).await;
     }
-    true
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::base::clock::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn figures_are_of_what_arrived_and_the_receivers_time_of_what_arrived_since_it_is_known() {
+        let report = |packets: u32, cpu| Report {
+            packets,
+            bytes: u64::from(packets) * 1250,
+            first: Timestamp::from_millis(1000),
+            last: Timestamp::from_millis(3000),
+            cpu: Duration::from_millis(cpu),
+            ..Report::default()
+        };
+        let tally = Tally { sent: 1250, first: Some(report(100, 500)), latest: Some(report(1100, 510)) };
+        let load = Load::new("bulk", 1250, Duration::from_millis(22), &[tally, Tally::default()], vec![7]);
+
+        let phase = &load.phase;
+        assert_eq!((load.lanes, phase.sent, phase.received, phase.loss_percent), (1, 1250, 1100, 12.0));
+        let cpu = load.cpu.per(load.gbits);
+        let near = |value: Option<f64>, to: f64| value.is_some_and(|value| (value - to).abs() < 1e-6);
+        assert!((load.gbits - 0.011).abs() < 1e-9 && (phase.seconds - 2.0).abs() < 1e-9, "{phase:?}");
+        assert!(near(cpu.sender, 2.0) && near(cpu.receiver, 1.0), "{cpu:?}");
+
+        let nothing = Load::new("bulk", 1250, Duration::ZERO, &[Tally::default()], Vec::new());
+        assert_eq!((nothing.phase.received, nothing.phase.loss_percent, nothing.cpu.receiver), (0, 0.0, None));
+    }
 }

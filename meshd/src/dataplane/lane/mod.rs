@@ -9,7 +9,6 @@
 //! ```
 
 mod gro;
-mod measure;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -24,7 +23,6 @@ use mesh_proto::packet::gso::{Gso, Segments, VnetHeader};
 use mesh_proto::packet::{self, Checksum, Header};
 use mesh_proto::trust::audit_log::Told;
 
-use crate::dataplane::bench::phase::Part;
 use crate::dataplane::handover::Handover;
 use crate::io::counters::Counters;
 use crate::io::tun_outbox::Packets;
@@ -55,6 +53,18 @@ impl Out {
     }
 }
 
+/// Who speaks to peers on the reserved port beside the engine, in what real traffic leaves of a lane's turns.
+pub(crate) trait Speaker: std::fmt::Debug + Send {
+    /// Takes a packet that the engine found to be for it. Says whether it is any good.
+    fn hear(&mut self, from: NodeId, packet: &[u8], now: Timestamp) -> bool;
+
+    /// Sends what is due to peers, at most `ROOM` bytes once sealed.
+    fn speak(&mut self, send: &mut dyn FnMut(NodeId, &[u8]) -> Sealed, now: Timestamp);
+
+    /// Returns when `speak` has something to send.
+    fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp>;
+}
+
 /// What a lane is made of.
 pub(crate) struct Parts<'a> {
     pub(crate) lane: usize,
@@ -64,6 +74,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) flows: Arc<FlowTable>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) handover: Arc<Handover>,
+    pub(crate) speaker: Box<dyn Speaker>,
     pub(crate) mtu: u16,
 }
 
@@ -77,21 +88,18 @@ pub(crate) struct Lane {
     handover: Arc<Handover>,
     /// Whether lane 0 has to be woken.
     handed_over: bool,
-    /// Its number.
-    number: usize,
-    /// Our own measurement, while there is one.
-    part: Option<Part>,
+    speaker: Box<dyn Speaker>,
     /// Packets received that others may continue.
     train: Option<Train>,
 }
 
 impl Lane {
     pub(crate) fn new(parts: Parts<'_>) -> Self {
-        let Parts { lane, key, view, peers, flows, counters, handover, mtu } = parts;
+        let Parts { lane, key, view, peers, flows, counters, handover, speaker, mtu } = parts;
         let sessions = Sessions::new(lane, key, Arc::clone(&peers), Arc::clone(&counters));
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
-        Self { engine, sessions, peers, counters, handover, handed_over: false, number: lane, part: None, train: None }
+        Self { engine, sessions, peers, counters, handover, handed_over: false, speaker, train: None }
     }
 
     /// Puts another map in force.
@@ -153,9 +161,7 @@ impl Lane {
                 self.answer_tun(out);
             }
             Verdict::Drop(reason) => self.counters.count_dropped(reason),
-            Verdict::RoundTrip(_) | Verdict::Counted | Verdict::Reported => {
-                self.counters.count_dropped(Drop::BadProbe);
-            }
+            Verdict::RoundTrip(_) | Verdict::Bench => self.counters.count_dropped(Drop::BadProbe),
         }
     }
 
@@ -231,10 +237,9 @@ impl Lane {
                 if let Some(peer) = self.peers.get(peer) {
                     peer.cell.set_rtt(micros);
                 }
-                self.take_round_trip(peer, micros);
             }
-            Verdict::Counted => {}
-            Verdict::Reported => self.take_report(peer, now),
+            Verdict::Bench if self.speaker.hear(peer, packet, now) => {}
+            Verdict::Bench => self.counters.count_dropped(Drop::BadProbe),
         }
         out.tun.skip(len);
     }
@@ -280,12 +285,22 @@ impl Lane {
                 self.answer_peer(peer, out, now);
             }
         }
-        self.measure(out, now);
+        if out.udp.room() >= ROOM {
+            let Self { speaker, sessions, counters, .. } = self;
+            let mut send = |peer, packet: &[u8]| {
+                let sealed = sessions.seal(peer, packet, Traffic::Own, &mut out.udp, now);
+                if let Sealed::Dropped(reason) = sealed {
+                    counters.count_dropped(reason);
+                }
+                sealed
+            };
+            speaker.speak(&mut send, now);
+        }
     }
 
     /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
     pub(crate) fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
-        self.sessions.poll_timeout(now).into_iter().chain(self.measure_timeout(now)).min()
+        self.sessions.poll_timeout(now).into_iter().chain(self.speaker.poll_timeout(now)).min()
     }
 
     /// Calls `f` with every flow entry that changed since the last call.

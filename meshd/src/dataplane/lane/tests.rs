@@ -14,7 +14,10 @@ use mesh_proto::verifier::VerifiedMap;
 
 use x25519_dalek::StaticSecret;
 
+use tokio::sync::watch;
+
 use super::*;
+use crate::dataplane::bench::lane_end::{LaneEnd, Phase};
 use crate::io::udp_outbox::Endpoint;
 
 mod bench;
@@ -29,6 +32,7 @@ struct Node {
     lanes: Vec<Lane>,
     counters: Vec<Arc<Counters>>,
     peers: Arc<Peers>,
+    phases: watch::Sender<Phase>,
     /// What the kernel got: device header and packet.
     delivered: Vec<(VnetHeader, Vec<u8>)>,
 }
@@ -107,6 +111,7 @@ impl Node {
         let counters = [Arc::<Counters>::default(), Arc::default()];
         let flows = Arc::new(FlowTable::new(1 << 10));
         let handover = Arc::new(Handover::new());
+        let phases = watch::Sender::default();
         let lane = |lane: usize| {
             Lane::new(Parts {
                 lane,
@@ -116,11 +121,12 @@ impl Node {
                 flows: Arc::clone(&flows),
                 counters: Arc::clone(&counters[lane]),
                 handover: Arc::clone(&handover),
+                speaker: LaneEnd::new(lane, phases.subscribe(), Arc::clone(&counters[lane])),
                 mtu: 1420,
             })
         };
         let lanes = vec![lane(0), lane(1)];
-        Self { lanes, counters: counters.to_vec(), peers, delivered: Vec::new() }
+        Self { lanes, counters: counters.to_vec(), peers, phases, delivered: Vec::new() }
     }
 
     fn count(&self, reason: &str) -> u64 {

@@ -202,9 +202,6 @@ impl Worker {
         }
         mail.pings.into_iter().for_each(|peer| lane.ping(peer));
         mail.greets.into_iter().for_each(|peer| lane.greet(peer));
-        if let Some(phase) = mail.bench {
-            lane.set_bench(phase);
-        }
         true
     }
 

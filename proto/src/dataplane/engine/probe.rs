@@ -1,10 +1,10 @@
-//! The reserved UDP port between node addresses inside the tunnel: probes of the round trip, and the frames of a
-//! measurement (`bench`). The engine answers by itself; nothing of it reaches the kernel, and no rule is needed.
+//! The reserved UDP port between node addresses inside the tunnel: probes of the round trip, which the engine answers by
+//! itself, and the frames of a measurement. Nothing of it reaches the kernel, and no rule is needed.
 //!
 //! ```text
 //! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
 //!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end
-//!                                                         3, 4    see `bench`
+//!                                                         3, 4    see `ops::bench`
 //!                                                         5       agreements: in tunnels of their own, not here
 //! ```
 
@@ -16,7 +16,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
 use crate::dataplane::verdict::{Drop, Verdict};
 use crate::dataplane::view::View;
-use crate::ops::bench::{BODY, Data, Frame, MAGIC, Report, Runs, VERSION};
+use crate::ops::bench::{DATA, REPORT};
 use crate::packet::{Header, Kind, UDP};
 use crate::trust::audit_log::Told;
 
@@ -29,6 +29,8 @@ const HEADERS: usize = 28;
 pub const RESERVED: usize = HEADERS + 6;
 /// Bytes of a probe.
 const PROBE: usize = HEADERS + 16 + Told::BYTES;
+const MAGIC: [u8; 4] = *b"MESH";
+const VERSION: u8 = 1;
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 /// An answer that took longer than this is of no use.
@@ -37,10 +39,6 @@ const LATEST_MICROS: u64 = 10_000_000;
 /// What this node says on the reserved port, and what it hears there.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    /// What peers measure.
-    pub(super) runs: Runs,
-    /// A peer's last account of our own measurement.
-    pub(super) reported: Report,
     /// The end of the log of operations, as peers are told of it with each probe, and what a peer told last.
     pub(super) told: Option<Told>,
     pub(super) heard: Option<Told>,
@@ -52,7 +50,7 @@ impl Probes {
         build(out, own, peer, ASK, now.as_micros(), self.told)
     }
 
-    /// Answers a peer's probe, takes its answer to ours, counts its measurement, or takes its account of ours.
+    /// Answers a peer's probe, or takes its answer to ours; tells what belongs to a measurement.
     pub(super) fn answer(
         &mut self,
         view: &View,
@@ -69,17 +67,6 @@ impl Probes {
             && Flat(header.tuple.destination) == own
             && header.tuple.source_port == PROBE_PORT;
         let whole = bytes.get(header.header_len + 8..header.total_len).filter(|_| between_nodes);
-        match whole.and_then(Frame::parse) {
-            Some(Frame::Data(data)) => {
-                self.runs.count(from, &data, header.total_len, now);
-                return Verdict::Counted;
-            }
-            Some(Frame::Report(report)) => {
-                self.reported = report;
-                return Verdict::Reported;
-            }
-            None => {}
-        }
         let body = whole.and_then(|body| body.first_chunk::<16>());
         let Some(body) = body.filter(|b| b[..4] == MAGIC && b[4] == VERSION) else {
             return bad;
@@ -100,48 +87,10 @@ impl Probes {
                 }
                 Some(_) | None => bad,
             },
+            DATA | REPORT => Verdict::Bench,
             _ => bad,
         }
     }
-}
-
-/// Bytes of the smallest packet of a measurement.
-pub const SMALLEST_BENCH: usize = HEADERS + BODY;
-
-/// A packet of a measurement, to be sent again and again with another frame at its start.
-#[derive(Debug)]
-pub struct BenchPacket(Vec<u8>);
-
-impl BenchPacket {
-    /// Makes packets of that many bytes, a frame's at least.
-    pub(super) fn new(own: Flat, peer: Flat, bytes: usize) -> Self {
-        let mut packet = vec![0; bytes.max(SMALLEST_BENCH)];
-        headers(&mut packet, own, peer);
-        Self(packet)
-    }
-
-    /// Returns the packet with a frame.
-    pub fn with(&mut self, data: &Data) -> &[u8] {
-        if let Some(body) = self.0[HEADERS..].first_chunk_mut() {
-            data.write(body);
-        }
-        &self.0
-    }
-
-    /// Returns its length in bytes.
-    pub fn bytes(&self) -> usize {
-        self.0.len()
-    }
-}
-
-/// Builds a report for a peer whose measurement is owed one. Returns its length, 0 if it does not fit.
-pub(super) fn write_report(out: &mut [u8], own: Flat, peer: Flat, report: &Report) -> usize {
-    let Some(out) = out.get_mut(..SMALLEST_BENCH) else { return 0 };
-    headers(out, own, peer);
-    if let Some(body) = out[HEADERS..].first_chunk_mut() {
-        report.write(body);
-    }
-    SMALLEST_BENCH
 }
 
 fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<Told>) -> usize {

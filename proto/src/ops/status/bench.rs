@@ -74,6 +74,13 @@ pub struct BenchPhase {
     pub loss_percent: f64,
 }
 
+impl Cpu {
+    /// Divides it among so many things.
+    pub fn per(self, things: f64) -> Self {
+        Self { sender: self.sender.map(|used| used / things), receiver: self.receiver.map(|used| used / things) }
+    }
+}
+
 impl RoundTrips {
     /// Sums up round trips in microseconds.
     pub fn of(mut micros: Vec<u32>) -> Self {

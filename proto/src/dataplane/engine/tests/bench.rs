@@ -1,7 +1,7 @@
-//! Measurements between nodes: counted, reported, and nothing else.
+//! Measurements between nodes: told from everything else, and for nobody but the two.
 
 use super::*;
-use crate::ops::bench::{Data, Report, Sender};
+use crate::ops::bench::{DATA, FRAME, REPORT};
 
 /// The engine of node b.
 fn far() -> Engine {
@@ -10,78 +10,42 @@ fn far() -> Engine {
     engine_of(map)
 }
 
-fn frame(sequence: u32, wants_report: bool) -> Data {
-    Data { run: 5, stream: 1, sequence, clock: NOW, wants_report }
-}
-
-/// Sends a frame of node a to node b.
-fn measured(from: &Engine, to: &mut Engine, data: &Data) -> Verdict {
-    let mut packet = from.bench_packet(B, 1000).unwrap().with(data).to_vec();
+/// A frame of node a for node b.
+fn frame(kind: u8) -> Vec<u8> {
+    let mut packet = vec![0; 1000];
+    assert!(write_reserved(&mut packet, Flat(ip(NODE_A)), Flat(ip(NODE_B)), kind));
     assert!(packet::verify(&packet));
-    to.inbound(B, &mut packet, NOW)
+    packet
 }
 
 #[test]
-fn a_measurement_is_counted_and_reported_to_who_sent_it() {
-    let (mut a, mut b) = (engine(&[]), far());
-    let cpu = Duration::from_millis(3);
-    let mut sender = Sender::new(5, 1, 1000, NOW + Duration::from_secs(1));
-    for data in sender.next_burst(10, NOW) {
-        assert_eq!(measured(&a, &mut b, &data), Verdict::Counted);
-        assert!(b.reply().is_empty());
+fn a_measurement_is_told_from_what_the_engine_answers_and_gets_no_answer_of_it() {
+    let mut b = far();
+    for (kind, verdict) in [
+        (DATA, Verdict::Bench),
+        (REPORT, Verdict::Bench),
+        (5, Verdict::Drop(Drop::BadProbe)),
+        (0, Verdict::Drop(Drop::BadProbe)),
+    ] {
+        assert_eq!((b.inbound(B, &mut frame(kind), NOW), b.reply().len()), (verdict, 0), "{kind}");
     }
-    assert!(b.bench_timeout().is_some_and(|due| due <= NOW));
-
-    assert_eq!(b.bench_report(|| cpu, NOW), Some(B));
-    let mut report = b.reply().to_vec();
-    assert!(packet::verify(&report));
-    let later = NOW + Duration::from_micros(700);
-    assert_eq!(a.inbound(B, &mut report, later), Verdict::Reported);
-    let said = *a.reported();
-    sender.handle_report(&said, later);
-
-    let expected =
-        Report { run: 5, stream: 1, highest: 9, packets: 10, bytes: 10_000, echo: NOW, first: NOW, last: NOW, cpu };
-    assert_eq!((said, sender.tally().latest), (expected, Some(expected)));
-    assert_eq!((b.bench_report(|| cpu, later), b.bench_timeout()), (None, None));
+    assert_eq!(RESERVED + FRAME, 92);
 }
 
 #[test]
-fn frames_that_ask_for_nothing_are_answered_with_nothing() {
-    let (a, mut b) = (engine(&[]), far());
-    (0..100).for_each(|i| assert_eq!(measured(&a, &mut b, &frame(i, false)), Verdict::Counted));
-    assert_eq!((b.bench_timeout(), b.bench_report(|| Duration::ZERO, NOW)), (None, None));
+fn another_version_or_no_version_is_dropped() {
+    let mut b = far();
+    for (at, byte) in [(RESERVED - 2, 2), (RESERVED - 6, b'm')] {
+        let mut packet = frame(DATA);
+        packet[at] = byte;
+        assert_eq!(b.inbound(B, &mut packet, NOW), Verdict::Drop(Drop::BadProbe));
+    }
 }
 
 #[test]
-fn a_report_is_no_larger_than_the_smallest_frame() {
-    let (a, mut b) = (engine(&[]), far());
-    let mut smallest = a.bench_packet(B, 0).unwrap();
-    assert_eq!(b.inbound(B, &mut smallest.with(&frame(0, true)).to_vec(), NOW), Verdict::Counted);
-    assert_eq!(b.bench_report(|| Duration::ZERO, NOW), Some(B));
-    assert_eq!((smallest.bytes(), b.reply().len()), (SMALLEST_BENCH, SMALLEST_BENCH));
-    let cut = &mut a.bench_packet(B, 0).unwrap().with(&frame(0, true)).to_vec()[..SMALLEST_BENCH - 1];
-    cut[3] -= 1;
-    cut[25] -= 1;
-    assert_eq!(b.inbound(B, cut, NOW), Verdict::Drop(Drop::BadProbe));
-}
-
-#[test]
-fn a_frame_is_no_larger_than_the_way_takes() {
-    let mut map = fixture::netmap(&[]);
-    map.peers.values_mut().for_each(|p| p.mtu = 1300);
-    let mut engine = engine_of(map);
-    let length = |e: &Engine| e.bench_packet(B, usize::MAX).unwrap().bytes();
-    assert_eq!(length(&engine), 1300);
-    engine.set_mtu(1200);
-    assert_eq!(length(&engine), 1200);
-    assert!(engine.bench_packet(NodeId(9), 1000).is_none());
-}
-
-#[test]
-fn a_frame_that_is_not_between_the_two_nodes_is_dropped_and_counts_for_nobody() {
-    let (a, mut b) = (engine(&[]), far());
-    let packet = a.bench_packet(B, 1000).unwrap().with(&frame(0, true)).to_vec();
+fn a_frame_that_is_not_between_the_two_nodes_is_dropped() {
+    let mut b = far();
+    let packet = frame(DATA);
     let with = |source: &str, destination: &str, port: u16| {
         let mut changed = packet.clone();
         changed[12..16].copy_from_slice(&ip(source).octets());
@@ -101,5 +65,4 @@ fn a_frame_that_is_not_between_the_two_nodes_is_dropped_and_counts_for_nobody() 
         assert_eq!(b.inbound(from, &mut packet, NOW), Verdict::Drop(why));
     }
     assert_eq!(out(&mut b, &mut with(NODE_B, NODE_A, PROBE_PORT)), Verdict::Drop(Drop::BadProbe));
-    assert_eq!((b.bench_timeout(), b.bench_report(|| Duration::ZERO, NOW)), (None, None));
 }
