@@ -1,5 +1,7 @@
 //! Many peers at a time.
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::*;
 use crate::wireguard::peers::{test_agreeing, test_one};
 
@@ -38,4 +40,42 @@ fn a_turn_costs_what_is_due_however_many_peers_do_not_answer() {
     // Each calls 21 times, and then it is over.
     assert!(looked_at <= PEERS as usize * 22, "{looked_at} looks in {turns} turns");
     assert!(idle > turns / 2, "{idle} of {turns} turns had nothing to do");
+}
+
+/// How long it takes to put a map in force in which half of the peers with a tunnel are gone: the time of this thread's
+/// CPU, the shortest of some tries, so that what else the machine does matters little.
+fn removal_of_half(peers: u32) -> Duration {
+    let own = LaneKeys::derive(&StaticSecret::from([1; 32]), 1);
+    let peer = |n: u32| {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        (NodeId(n), vec![LaneInfo { key: TunnelKey(key), port: PORT }], Vec::new())
+    };
+    let mut lane = Sessions::new(0, &own.of(0), Arc::default(), Arc::default());
+    let one_try = |_| {
+        lane.set_peers(Arc::new(test_peers((1..=peers).map(peer).collect())));
+        for n in 1..=peers {
+            // As a tunnel that is used: its timers run, and it is known where it leads.
+            let number = lane.tunnel_to(NodeId(n), 0).unwrap();
+            lane.keep_ticking(number);
+            let at = std::net::Ipv4Addr::from(0xc612_0000 + n);
+            lane.by_endpoint.insert(SocketAddr::from((at, PORT)), number);
+        }
+        let left = Arc::new(test_peers((1..=peers / 2).map(peer).collect()));
+        let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+        let began = now();
+        lane.set_peers(left);
+        let took = now() - began;
+        let half = peers as usize / 2;
+        assert_eq!((lane.ticking.len(), lane.by_endpoint.len(), lane.by_peer.len()), (half, half, half));
+        took
+    };
+    (0..3).map(one_try).min().unwrap()
+}
+
+#[test]
+fn removing_many_peers_costs_as_much_for_each_as_removing_few() {
+    let (few, many) = (removal_of_half(1000), removal_of_half(8000));
+    // 8 times as many take 8 times as long, or 64 times if each is looked for among all.
+    assert!(many < 24 * few, "{few:?} for 500 of 1,000 peers, {many:?} for 4,000 of 8,000");
 }
