@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_host::socket::{Socket, SocketError};
+use mesh_host::tls;
 use mesh_proto::base::id::IdentityKey;
+use mesh_proto::trust::signed_record::Epoch;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,9 +17,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::admin::context::AdminState;
 use crate::admin::socket;
-use crate::admin::socket::SocketError;
 use crate::base::noted_epoch::{note, noted};
 use crate::base::state_files::{JOURNAL, TAKEN};
+use crate::base::words::DAEMON;
 use crate::channel::context::Context;
 use crate::channel::listener;
 use crate::channel::own_addresses::OwnAddresses;
@@ -32,8 +34,7 @@ use crate::core::open_store::{open_store, setup};
 use crate::core::pushed_keys::take_pushed;
 use crate::core::shared_store::SharedStore;
 use crate::core::status_snapshot::StatusSnapshot;
-use crate::keys::identity::{Identity, KeyError};
-use crate::keys::tls;
+use crate::keys::identity::{self, KeyError};
 use crate::oidc::issuers::Issuers;
 use crate::registry::OpenError;
 use crate::tasks::backups::{self, Backups};
@@ -78,7 +79,6 @@ pub struct Running {
     pub metrics: Option<SocketAddr>,
     /// The coordinator's public key.
     pub key: IdentityKey,
-    admin_socket: PathBuf,
     core: Arc<Core>,
     services: ServicesFile,
     stop: watch::Sender<bool>,
@@ -91,7 +91,7 @@ pub struct Running {
 /// # Errors
 /// `StartError` if anything is missing that the mesh needs.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    let identity = Identity::load(&config.state_dir)?;
+    let identity = identity::load(&config.state_dir)?;
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
     let (mut registry, store) = open_store(&config, identity.public(), setup).await?;
@@ -101,15 +101,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     {
         tracing::warn!(%error, "the epoch is noted in the store alone");
     }
-    let signed = identity.epoch(epoch);
+    let signed = Epoch { number: epoch, signature: Some(identity.sign(&Epoch::message(epoch))) };
     registry.set_epoch(signed);
-    let acceptor = TlsAcceptor::from(tls::server(&identity)?);
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server(&identity)?));
     let mut listeners = Vec::new();
     for &address in &config.listen {
         listeners.push(bind(address).await?);
     }
     let listen: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let admin_listener = socket::bind(&config.admin_socket)?;
+    let admin_socket = Socket::bind(&config.admin_socket, &DAEMON)?;
     let metrics_listener = match config.metrics {
         Some(address) => prometheus::bind(address).await,
         None => None,
@@ -165,7 +165,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let (acceptor, doors, addresses) = (acceptor.clone(), Arc::clone(&doors), Arc::clone(&addresses));
         servers.spawn(listener::serve(listener, acceptor, context.clone(), doors, addresses));
     }
-    servers.spawn(socket::serve(admin_listener, admin.clone(), stopping));
+    servers.spawn(socket::serve(admin_socket, admin.clone(), stopping.clone()));
     let mut helpers = JoinSet::new();
     helpers.spawn(follow(services.clone()));
     helpers.spawn(keep_up(Arc::clone(&core), Arc::clone(&shared)));
@@ -173,11 +173,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     helpers.spawn(backups::keep(Backups { core: Arc::clone(&core), dir: config.backups, journal, shown }));
     helpers.spawn(tend(Arc::clone(&core), shared));
     if let Some(listener) = metrics_listener {
-        helpers.spawn(prometheus::serve(listener, admin, counters));
+        helpers.spawn(prometheus::serve(listener, admin, counters, stopping));
     }
     tracing::info!(?listen, key = %key, revision = %core.world().revision, "the coordinator is ready");
-    let admin_socket = config.admin_socket;
-    Ok(Running { listen, metrics, key, admin_socket, core, services, stop, servers, helpers })
+    Ok(Running { listen, metrics, key, core, services, stop, servers, helpers })
 }
 
 impl Running {
@@ -210,7 +209,6 @@ impl Running {
         if released.await.is_err() {
             tracing::debug!("something still writes at the end");
         }
-        let _ = std::fs::remove_file(&self.admin_socket);
     }
 }
 

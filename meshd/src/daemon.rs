@@ -10,17 +10,18 @@
 use std::mem::ManuallyDrop;
 use std::time::{Duration, SystemTime};
 
+use mesh_host::socket::Socket;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::api::server::Socket;
+use crate::api::server;
 use crate::base::retry::patient;
 use crate::base::runtime::Bytes;
 use crate::base::state_dir::{Enrolment, State};
-use crate::base::text::JOIN_HINT;
+use crate::base::text::{DAEMON, JOIN_HINT};
 use crate::config::Config;
 use crate::dataplane::supervisor::THREAD;
 use crate::linux;
@@ -55,16 +56,21 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     services_file::load(&offers, &config.services);
-    let mut socket = Some(patient(|| Socket::bind(&config.socket)).await?);
+    let mut socket = Some(patient(|| Socket::bind(&config.socket, &DAEMON)).await?);
+    let (_stop, stopping) = watch::channel(false);
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
     background.spawn(signals(requests.clone())?);
     background.spawn(services_file::keep(offers.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
-        background.spawn(prometheus::serve(listen, subscriber.clone()));
+        background.spawn(prometheus::serve(listen, subscriber.clone(), stopping.clone()));
     }
     // Who asks a member that is starting waits until it has a map in force, instead of reading that there is none.
-    let serve = |socket: Socket| socket.serve(subscriber.clone(), requests.clone());
+    let routes = server::routes(subscriber, requests.clone());
+    let serve = |socket: Socket| {
+        let routes = routes.clone();
+        socket.serve(move |_| routes.clone(), stopping.clone())
+    };
     let mut order = requests.order();
     while *order.borrow_and_update() != Order::Stop {
         if !matches!(state.enrolment(), Ok(Some(_))) {

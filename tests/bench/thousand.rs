@@ -15,8 +15,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use coordinator::keys::identity::Identity;
 use ipnet::Ipv4Net;
+use mesh_host::identity::Identity;
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::model::netmap::{LaneInfo, NetMap, Peer, Proof};

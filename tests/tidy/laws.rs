@@ -10,11 +10,11 @@ use crate::workspace::{members, read};
 
 /// The crates whose `lib.rs` and ARCHITECTURE.md write down their layers. A crate that writes them is held to them also
 /// if it does not stand here.
-const CRATES_WITH_LAYERS: [&str; 3] = ["proto", "meshd", "coordinator"];
+const CRATES_WITH_LAYERS: [&str; 4] = ["proto", "host", "meshd", "coordinator"];
 /// How many files of a package may stand in rings. To be brought to zero.
-const FILES_IN_RINGS: [(&str, usize); 4] = [("proto", 0), ("meshd", 0), ("coordinator", 0), ("tests", 0)];
+const FILES_IN_RINGS: [(&str, usize); 5] = [("proto", 0), ("host", 0), ("meshd", 0), ("coordinator", 0), ("tests", 0)];
 /// How many imports of a crate may break its layers, rings of folders counted as one. To be brought to zero.
-const BACK_IMPORTS: [(&str, usize); 3] = [("proto", 0), ("meshd", 1), ("coordinator", 0)];
+const BACK_IMPORTS: [(&str, usize); 4] = [("proto", 0), ("host", 0), ("meshd", 0), ("coordinator", 0)];
 /// Names that several public types bear, and why that is clearer than two names.
 const HOMONYMS: [(&str, &str); 0] = [];
 /// Homonyms that wait for other names: delete what is renamed.

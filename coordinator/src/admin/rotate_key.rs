@@ -18,7 +18,7 @@ use crate::admin::context::AdminState;
 use crate::admin::status;
 use crate::core::documents;
 use crate::core::failure::{Failure, read};
-use crate::keys::identity::{Identity, KeyError};
+use crate::keys::identity::{self, KeyError};
 use crate::registry::{Actor, Change};
 
 /// Most nodes that are named in a refusal.
@@ -38,7 +38,7 @@ pub(crate) async fn rotate(
 
 async fn announce(AdminState { core, own, state_dir, .. }: &AdminState, by: Actor) -> Result<String, Failure> {
     let dir = state_dir.clone();
-    let made = tokio::task::spawn_blocking(move || Ok((Identity::load(&dir)?, Identity::next(&dir)?)));
+    let made = tokio::task::spawn_blocking(move || Ok((identity::load(&dir)?, identity::next(&dir)?)));
     let (present, next) =
         made.await.map_err(|error| failed(&error.to_string()))?.map_err(|e: KeyError| failed(&e.to_string()))?;
     if present.public() != own.key {
@@ -72,10 +72,10 @@ async fn go_on(state: &AdminState, force: bool) -> Result<String, Failure> {
     }
     let dir = state_dir.clone();
     let key = announced.key;
-    if Identity::load(&dir).is_ok_and(|present| present.public() == key) {
+    if identity::load(&dir).is_ok_and(|present| present.public() == key) {
         return Err(refused("that was done already; restart this coordinator (systemctl restart mesh-coordinator)"));
     }
-    let done = tokio::task::spawn_blocking(move || Identity::commit_next(&dir, &key));
+    let done = tokio::task::spawn_blocking(move || identity::commit_next(&dir, &key));
     done.await.map_err(|error| failed(&error.to_string()))?.map_err(|error| failed(&error.to_string()))?;
     Ok(format!(
         "{key} is this coordinator's key from its next start on: restart it now (systemctl restart mesh-coordinator), and back up identity.key; the former one is identity.former"

@@ -1,13 +1,5 @@
 //! The admin socket: the operator's verbs as HTTP/1.1 and JSON over a Unix socket.
-//!
-//! Who may speak is decided by the kernel's word on the peer (`SO_PEERCRED`): root, and the coordinator's own
-//! user. The file's mode says the same.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,121 +8,31 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use mesh_host::clock::unix as now;
+use mesh_host::http::Stop;
+use mesh_host::socket::Socket;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::plan;
 use mesh_proto::services;
 use mesh_proto::trust::join_token::{JoinToken, MAX_LIST, TokenSecret};
 use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 use mesh_proto::world::World;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 
 use crate::admin::context::AdminState;
 use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key, status};
-use crate::base::clock::now;
-use crate::base::stop::{Stop, stopped};
 use crate::core::Core;
 use crate::core::coordinator_list::CoordinatorList;
 use crate::core::documents;
 use crate::core::failure::{Failure, Segment, no_such_path, not_written, read, wrong_method};
 use crate::registry::{Actor, Change, TokenSpec, free_names};
 
-/// Most connections at the same time.
-const MAX_CONNECTIONS: usize = 64;
 /// Most names in a warning.
 const SHOWN: usize = 3;
-/// How long a client may take to send a request's headers.
-const HEADERS: Duration = Duration::from_secs(10);
-
-/// Says why the socket cannot be bound.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Another process answers there.
-    #[error("{0} answers already: a mesh-coordinator is running; stop it first, or set another `admin_socket`")]
-    Alive(PathBuf),
-    /// Something else lies there.
-    #[error("{0} exists and is not a socket; move it away, or set another `admin_socket`")]
-    Occupied(PathBuf),
-    /// The system refused.
-    #[error("cannot listen on {path}: {source}; check `admin_socket` in coordinator.toml")]
-    Io {
-        /// The socket's path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// Binds the socket, replacing one that nobody answers on.
-pub(crate) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
-    let at = |source| SocketError::Io { path: path.to_owned(), source };
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(at)?;
-    }
-    match fs::symlink_metadata(path) {
-        Err(_) => {}
-        Ok(found) if !found.file_type().is_socket() => return Err(SocketError::Occupied(path.to_owned())),
-        Ok(_) if StdUnixStream::connect(path).is_ok() => return Err(SocketError::Alive(path.to_owned())),
-        Ok(_) => fs::remove_file(path).map_err(at)?,
-    }
-    let listener = UnixListener::bind(path).map_err(at)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(at)?;
-    Ok(listener)
-}
 
 /// Serves the verbs until told to stop.
-pub(crate) async fn serve(listener: UnixListener, state: AdminState, mut stop: Stop) {
+pub(crate) async fn serve(socket: Socket, state: AdminState, stop: Stop) {
     let routes = routes(state);
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
-            Some(_) = connections.join_next() => continue,
-            () = stopped(&mut stop) => break,
-        };
-        match accepted {
-            Ok((stream, _)) => match operator(&stream) {
-                Some(by) => {
-                    connections.spawn(speak(stream, routes.clone().layer(Extension(by)), stop.clone()));
-                }
-                None => tracing::warn!("a user who is neither root nor ours tried the admin socket"),
-            },
-            Err(error) => {
-                tracing::warn!(%error, "no admin connection can be taken; trying again");
-                sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
-}
-
-/// Returns who speaks, if that user may.
-fn operator(stream: &UnixStream) -> Option<Actor> {
-    let own = rustix::process::geteuid().as_raw();
-    let uid = stream.peer_cred().ok()?.uid();
-    (uid == 0 || uid == own).then_some(Actor::Operator { uid })
-}
-
-async fn speak(stream: UnixStream, routes: Router, mut stop: Stop) {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADERS);
-    let service = TowerToHyperService::new(routes);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "admin connection ended");
-    }
+    socket.serve(move |uid| routes.clone().layer(Extension(Actor::Operator { uid })), stop).await;
 }
 
 fn routes(state: AdminState) -> Router {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mesh_host::clock::unix as now;
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, ServiceKey};
@@ -12,7 +13,6 @@ use mesh_proto::world::{NodeRecord, World};
 
 use crate::admin::context::AdminState;
 use crate::admin::coordinators::replicas;
-use crate::base::clock::now;
 use crate::core::Core;
 use crate::core::documents;
 use crate::registry::{LiveNode, TokenRecord};

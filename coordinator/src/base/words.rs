@@ -1,9 +1,24 @@
-//! Words that both coordinator.toml and the command line have.
+//! Words that several parts have: coordinator.toml, the command line, the admin socket.
 
 use std::time::Duration;
 
+use mesh_host::client::Daemon;
+use mesh_proto::services;
+
 /// The port of the control channel where none is given.
 pub const PORT: u16 = 7700;
+
+/// What the coordinator says of its admin socket.
+pub const DAEMON: Daemon = Daemon {
+    taken: "{path} answers already: a mesh-coordinator is running; stop it first, or set another `admin_socket`",
+    occupied: "{path} exists and is not a socket; move it away, or set another `admin_socket`",
+    unbound: "cannot listen on {path}: {why}; check `admin_socket` in coordinator.toml",
+    absent: "no coordinator answers on {path}; start it with `systemctl start mesh-coordinator`, or name its socket with --socket PATH",
+    closed: "{path} may not be opened by this user; run as root, or as the user of mesh-coordinator",
+    ended: "the coordinator on {path} ended before it answered; see its log",
+    broken: "the coordinator on {path} gave no proper answer: {why}; see its log",
+    patience: Duration::from_secs(30),
+};
 
 /// Checks an address that nodes are told, `host:port`, and returns it as written.
 ///
@@ -32,18 +47,8 @@ pub fn public(word: &str) -> Result<String, String> {
 /// # Errors
 /// A sentence that says how to write one.
 pub fn duration(word: &str) -> Result<Duration, String> {
-    let advice = || format!("`{word}` is not a time; write a number and a unit, such as 90s, 15m, 12h or 30d");
-    let unit = word.chars().last().ok_or_else(advice)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(advice()),
-    };
-    let number = word[..word.len() - 1].parse::<u64>().map_err(|_| advice())?;
-    let total = number.checked_mul(seconds).filter(|&total| total > 0);
-    total.map(Duration::from_secs).ok_or_else(advice)
+    let time = services::duration(word).filter(|time| time.as_secs() > 0 && time.subsec_nanos() == 0);
+    time.ok_or_else(|| format!("`{word}` is not a time; write a number and a unit, such as 90s, 15m, 12h or 30d"))
 }
 
 #[cfg(test)]

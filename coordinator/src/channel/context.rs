@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use mesh_host::http::Stop;
 use mesh_proto::base::id::NodeName;
 
-use crate::base::stop::Stop;
 use crate::channel::peer::Peer;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;

@@ -9,12 +9,12 @@ use std::net::IpAddr;
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};
+use mesh_host::clock::unix as now;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::plan::{self, Chart};
 use mesh_proto::wire::{self, ErrorCode, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
-use crate::base::clock::now;
 use crate::channel::context::{Context, asks_too_often};
 use crate::channel::peer::Peer;
 use crate::channel::signed_facts;

@@ -20,6 +20,8 @@ use hyper::server::conn::http2;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use mesh_host::http::{Stop, stopped};
+use mesh_host::tls;
 use mesh_proto::base::id::IdentityKey;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -27,13 +29,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::base::stop::{Stop, stopped};
 use crate::channel::context::Context;
 use crate::channel::own_addresses::OwnAddresses;
 use crate::channel::peer::{Doors, Peer, Place};
 use crate::channel::routes;
 use crate::core::rate_limits::household;
-use crate::keys::tls;
 
 /// How long a peer may take for its TLS handshake.
 const HELLO: Duration = Duration::from_secs(5);

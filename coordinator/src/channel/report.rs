@@ -4,12 +4,12 @@ use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_proto::wire::{self, ErrorCode, Report, ReportResponse};
 
-use crate::base::clock::now;
 use crate::channel::context::Context;
 use crate::channel::peer::Peer;
 use crate::channel::signed_facts;
 use crate::core::failure::{Failure, read};
 use crate::registry::{Actor, Change, Refused};
+use mesh_host::clock::unix as now;
 
 /// Most sentences of a report that are kept, and the longest.
 const MAX_WARNINGS: usize = 32;

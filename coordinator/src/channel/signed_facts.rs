@@ -1,9 +1,9 @@
 //! What a node signs of itself, as it comes in: only what its key signed is looked at, and only that is stored.
 
+use mesh_host::identity::verify;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::wire::{ErrorCode, NodeFacts};
 
-use crate::keys::identity::verify;
 use crate::registry::Refused;
 
 /// How much longer a signed text may be than what is understood of it, in bytes: fields of newer versions.
@@ -43,7 +43,7 @@ mod tests {
     use mesh_proto::trust::signed_record::SignedRecord;
 
     use super::*;
-    use crate::keys::identity::Identity;
+    use mesh_host::identity::Identity;
 
     fn signed(by: &Identity, facts: NodeFacts) -> NodeFacts {
         let text = facts.text();

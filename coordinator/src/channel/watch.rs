@@ -20,6 +20,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use mesh_host::http::{Stop, stopped};
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::{self, Chart};
 use mesh_proto::wire::{ErrorCode, WatchEvent};
@@ -28,7 +29,6 @@ use serde::Deserialize;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::base::stop::{Stop, stopped};
 use crate::channel::context::Context;
 use crate::channel::peer::Peer;
 use crate::core::failure::Failure;

@@ -1,15 +1,17 @@
 //! `init`: keys, state and the two files, each only if it does not exist.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use mesh_host::files::create;
 
 use crate::base::state_files::{NAME, STORE};
 use crate::base::words::PORT;
 use crate::cli::args;
 use crate::config::{self, Config, ConfigError};
-use crate::keys::identity::{Identity, KeyError};
+use crate::keys::identity::{self, KeyError};
 use crate::store::{self, StoreError};
 
 /// Says why `init` stopped.
@@ -50,7 +52,7 @@ pub fn init(words: &args::Init) -> Result<Vec<String>, InitError> {
     }
     let config = Config::load(&path)?;
 
-    let (identity, fresh) = Identity::load_or_create(&config.state_dir)?;
+    let (identity, fresh) = identity::load_or_create(&config.state_dir)?;
     let made = if fresh { "made" } else { "kept" };
     said.push(format!("{made} the identity key {} in {}", identity.public(), config.state_dir.display()));
     let store = config.state_dir.join(STORE);
@@ -157,16 +159,7 @@ fn write_new(path: &Path, text: &str) -> Result<bool, InitError> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(at)?;
     }
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&draft).map_err(at)?;
-    let written =
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&draft, path));
-    let _ = fs::remove_file(&draft);
-    match written {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(at(error)),
-    }
+    create(path, text.as_bytes(), 0o666).map_err(at)
 }
 
 #[cfg(test)]
@@ -212,12 +205,12 @@ mod tests {
         init(&words(&line)).unwrap();
         let services = dir.path().join("services.toml");
         fs::write(&services, "version = 1 # mine").unwrap();
-        let key = Identity::load(&dir.path().join("state")).unwrap().public();
+        let key = identity::load(&dir.path().join("state")).unwrap().public();
 
         let said = init(&words(&line)).unwrap();
 
         assert_eq!(fs::read_to_string(&services).unwrap(), "version = 1 # mine");
-        assert_eq!(Identity::load(&dir.path().join("state")).unwrap().public(), key);
+        assert_eq!(identity::load(&dir.path().join("state")).unwrap().public(), key);
         assert_eq!(said.iter().filter(|line| line.starts_with("kept")).count(), 4, "{said:?}");
     }
 }

@@ -1,17 +1,16 @@
 //! `mesh-coordinator log`: the log of operations, asked for page by page.
 
-use std::path::Path;
-
+use mesh_host::client::{AskError, Client};
+use mesh_host::table::table;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::wire::query::with_query;
 
 use crate::base::text_time::time;
-use crate::cli::client::{AskError, fetch};
-use crate::cli::render::{shown, table};
+use crate::cli::render::shown;
 use crate::core::documents::Log;
 
 /// Asks the running coordinator for entries of its log.
-pub(crate) async fn read(socket: &Path, since: Option<u64>, node: Option<&NodeName>) -> Result<Log, AskError> {
+pub(crate) async fn read(client: &Client, since: Option<u64>, node: Option<&NodeName>) -> Result<Log, AskError> {
     let path = |since: Option<u64>| {
         let since = since.map(|since| since.to_string());
         let since = since.as_deref().map(|since| ("since", since));
@@ -20,9 +19,9 @@ pub(crate) async fn read(socket: &Path, since: Option<u64>, node: Option<&NodeNa
     };
     // Of one node all is shown: there is no telling which numbers its last entries have.
     let since = if node.is_some() { since.or(Some(0)) } else { since };
-    let mut all: Log = fetch(socket, &path(since)).await?;
+    let mut all: Log = client.get(&path(since)).await?;
     while let Some(next) = all.next {
-        let more: Log = fetch(socket, &path(Some(next))).await?;
+        let more: Log = client.get(&path(Some(next))).await?;
         all.entries.extend(more.entries);
         all.next = more.next;
     }
@@ -31,7 +30,7 @@ pub(crate) async fn read(socket: &Path, since: Option<u64>, node: Option<&NodeNa
 
 /// Writes entries for people.
 pub(crate) fn render(log: &Log) -> String {
-    let mut table = table(["SEQ", "TIME", "WHO", "REVISION", "WHAT"]);
+    let mut table = table(&["SEQ", "TIME", "WHO", "REVISION", "WHAT"], &[]);
     for logged in &log.entries {
         let entry = &logged.entry;
         let revision = format!("{} → {}", entry.from, entry.to);

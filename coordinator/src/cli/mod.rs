@@ -1,7 +1,6 @@
 //! The command line.
 
 pub mod args;
-pub mod client;
 pub mod init;
 pub(crate) mod log;
 pub(crate) mod network_lock;

@@ -3,16 +3,18 @@
 use std::path::Path;
 
 use hyper::Method;
+use mesh_host::client::AskError;
+use mesh_host::identity::Identity;
+use mesh_host::table::table;
 use mesh_proto::base::id::MeshName;
 use mesh_proto::trust::network_lock::{LockChange, Member};
 use mesh_proto::wire::ErrorCode;
 
 use crate::cli::args::{Cli, Lock};
-use crate::cli::client::{AskError, fetch};
-use crate::cli::outcome::{Outcome, done, show as print};
-use crate::cli::render::{shown, table};
+use crate::cli::outcome::{Outcome, client, done, show as print};
+use crate::cli::render::shown;
 use crate::core::documents;
-use crate::keys::identity::{Identity, KeyError};
+use crate::keys::identity;
 use crate::registry::{LockStep, Signatures};
 
 /// How often a verb signs again because a node joined meanwhile.
@@ -23,7 +25,7 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
     match words {
         Lock::Status => print(cli, "/v1/lock", render).await,
         Lock::Init { key: file } => {
-            let (key, fresh) = match load_or_make(file) {
+            let (key, fresh) = match identity::load_or_make(file) {
                 Ok(found) => found,
                 Err(error) => return Ok(Outcome::failed(&error.to_string())),
             };
@@ -32,13 +34,13 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
                 signatures: signatures(&key, &lock.mesh, &lock.members),
             };
             let told = send(cli, step).await;
-            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Forbidden(_))) {
+            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Closed(_))) {
                 let _ = std::fs::remove_file(file);
             }
             told.map(|told| with_advice(told, file))
         }
         Lock::Replace { key: file, new } => {
-            let keys = load(file).and_then(|key| Ok((key, load_or_make(new)?)));
+            let keys = identity::load_file(file).and_then(|key| Ok((key, identity::load_or_make(new)?)));
             let (key, (next, fresh)) = match keys {
                 Ok(found) => found,
                 Err(error) => return Ok(Outcome::failed(&error.to_string())),
@@ -48,13 +50,13 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
                 signatures: signatures(&next, &lock.mesh, &lock.members),
             };
             let told = send(cli, step).await;
-            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Forbidden(_))) {
+            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Closed(_))) {
                 let _ = std::fs::remove_file(new);
             }
             told.map(|told| with_advice(told, new))
         }
         Lock::Disable { key: None, .. } => send(cli, |_| LockStep::Abandon).await,
-        Lock::Disable { key: Some(file), .. } => match load(file) {
+        Lock::Disable { key: Some(file), .. } => match identity::load_file(file) {
             Ok(key) => {
                 let step = |lock: &documents::Lock| LockStep::Change {
                     change: change(&key, &lock.mesh, None),
@@ -71,7 +73,7 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
 async fn send(cli: &Cli, step: impl Fn(&documents::Lock) -> LockStep) -> Result<Outcome, AskError> {
     let mut attempt = 1;
     loop {
-        let lock: documents::Lock = fetch(&cli.socket, "/v1/lock").await?;
+        let lock: documents::Lock = client(cli).get("/v1/lock").await?;
         match done(cli, Method::POST, "/v1/lock", Some(&step(&lock))).await {
             Err(AskError::Refused(body)) if body.error == ErrorCode::Busy && attempt < ATTEMPTS => attempt += 1,
             told => return told,
@@ -89,21 +91,6 @@ fn change(key: &Identity, mesh: &MeshName, to: Option<&Identity>) -> LockChange 
     LockChange { from, to, signature }
 }
 
-fn load(file: &Path) -> Result<Identity, KeyError> {
-    Identity::load_file(file)
-}
-
-/// Reads a key, or makes one that is in its file before anybody relies on it. Says whether it made it.
-fn load_or_make(file: &Path) -> Result<(Identity, bool), KeyError> {
-    match Identity::load_file(file) {
-        Err(KeyError::NoFile(_)) => {}
-        found => return found.map(|key| (key, false)),
-    }
-    let key = Identity::generate()?;
-    key.save_new(file)?;
-    Ok((key, true))
-}
-
 fn with_advice(mut told: Outcome, file: &Path) -> Outcome {
     told.err = format!(
         "next: move {} to a node that admits others (/var/lib/meshd/lock.key, mode 600), keep a copy offline, and delete it here: whoever has it and this coordinator can add nodes unseen\n",
@@ -116,7 +103,7 @@ fn render(lock: &documents::Lock) -> String {
     let Some(key) = lock.lock.as_ref().and_then(|lock| lock.key) else {
         return "the mesh is not locked; `mesh-coordinator lock init --key FILE` locks it\n".into();
     };
-    let mut table = table(["WAITS", "SITE", "KEY"]);
+    let mut table = table(&["WAITS", "SITE", "KEY"], &[]);
     for member in &lock.waiting {
         table.add_row([member.name.to_string(), member.site.to_string(), member.subject.to_string()]);
     }

@@ -1,10 +1,11 @@
 //! What a verb leads to: what it prints, and its exit status.
 
 use hyper::Method;
+use mesh_host::client::{AskError, Client};
 use serde::Serialize;
 
+use crate::base::words::DAEMON;
 use crate::cli::args::{Cli, Output};
-use crate::cli::client::{AskError, ask, fetch};
 use crate::core::documents;
 
 /// The exit status of a verb that failed.
@@ -41,10 +42,15 @@ impl From<AskError> for Outcome {
     fn from(error: AskError) -> Self {
         let code = match error {
             AskError::NotRunning(_) => NOT_RUNNING,
-            AskError::Forbidden(_) | AskError::Refused(_) | AskError::Broken { .. } => FAILED,
+            AskError::Closed(_) | AskError::Ended(_) | AskError::Refused(_) | AskError::Broken(_) => FAILED,
         };
         Self { code, ..Self::failed(&error.to_string()) }
     }
+}
+
+/// Returns whom the verbs ask.
+pub(crate) fn client(cli: &Cli) -> Client {
+    Client::new(&DAEMON, &cli.socket)
 }
 
 /// Asks for a document and prints it.
@@ -53,7 +59,7 @@ pub(crate) async fn show<A: serde::de::DeserializeOwned + Serialize>(
     path: &str,
     table: fn(&A) -> String,
 ) -> Result<Outcome, AskError> {
-    let answer: A = fetch(&cli.socket, path).await?;
+    let answer: A = client(cli).get(path).await?;
     Ok(Outcome::ok(printed(cli.output, &answer, table)))
 }
 
@@ -78,7 +84,7 @@ pub(crate) async fn done(
     path: &str,
     body: Option<&(impl Serialize + Sync)>,
 ) -> Result<Outcome, AskError> {
-    let answer: documents::Done = ask(&cli.socket, method, path, body).await?;
+    let answer: documents::Done = client(cli).ask(method, path, body).await?;
     let table = |done: &documents::Done| format!("{}\n", done.message);
     Ok(Outcome::ok(printed(cli.output, &answer, table)))
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::Table;
+use mesh_host::table::{age, count, drawn, table};
 use mesh_proto::base::id::{NodeName, ServiceKey};
 use mesh_proto::model::netmap::ServicePort;
 
@@ -44,17 +45,17 @@ pub fn status(status: &Status) -> String {
     }
     let file = &status.services;
     let path = file.path.display();
-    let age = age(file.age_s);
+    let since = age(file.age_s, 2);
     let state = match file.state {
-        FileState::Accepted => format!("{path}: in force, taken {age} ago"),
+        FileState::Accepted => format!("{path}: in force, taken {since} ago"),
         FileState::Rejected => {
             format!(
-                "{path}: refused {age} ago, {}; the last accepted text stays in force",
+                "{path}: refused {since} ago, {}; the last accepted text stays in force",
                 count(file.errors.len(), "error")
             )
         }
         FileState::Unreadable => {
-            format!("{path}: unreadable, noticed {age} ago; the last accepted text stays in force")
+            format!("{path}: unreadable, noticed {since} ago; the last accepted text stays in force")
         }
         FileState::Superseded => {
             format!(
@@ -78,7 +79,7 @@ pub fn status(status: &Status) -> String {
         let state = if other.answers == Some(true) { "can be reached" } else { "CANNOT BE REACHED from here" };
         line("coordinator", &format!("{} at {}, {}, {state}", other.key, other.addresses.join(", "), other.software));
     }
-    line("uptime", &self::age(status.uptime_s));
+    line("uptime", &age(status.uptime_s, 2));
     line("software", &status.software);
     for error in &file.errors {
         let _ = writeln!(out, "error: {error}");
@@ -116,13 +117,13 @@ fn behind(status: &Status) -> String {
 
 /// Writes the nodes.
 pub fn nodes(nodes: &Nodes) -> String {
-    let mut table = table(["NODE", "SITE", "ADDRESS", "STATE", "REVISION", "ENDPOINT", "BLOCKS", "SOFTWARE"]);
+    let mut table = table(&["NODE", "SITE", "ADDRESS", "STATE", "REVISION", "ENDPOINT", "BLOCKS", "SOFTWARE"], &[]);
     for node in &nodes.nodes {
         let state = match node.last_seen_s {
             _ if node.waits => "waits for a signature".into(),
             _ if node.r#static => "static".into(),
             _ if node.connected => "connected".into(),
-            Some(seconds) => format!("gone {}", age(seconds)),
+            Some(seconds) => format!("gone {}", age(seconds, 2)),
             None => "not seen yet".into(),
         };
         let blocks = node.blocks.iter().map(|block| format!("{} = {}", block.real, block.flat));
@@ -152,7 +153,7 @@ pub fn nodes(nodes: &Nodes) -> String {
 
 /// Writes the services, a row for each backend.
 pub fn services(services: &Services) -> String {
-    let mut table = table(["SERVICE", "VIP", "PORTS", "BACKEND", "ADDRESS", "WEIGHT", "STATE"]);
+    let mut table = table(&["SERVICE", "VIP", "PORTS", "BACKEND", "ADDRESS", "WEIGHT", "STATE"], &[]);
     for service in &services.services {
         let key = ServiceKey::new(service.name.clone(), service.namespace.clone());
         let ports: Vec<_> = service.ports.iter().map(port).collect();
@@ -177,10 +178,10 @@ pub fn services(services: &Services) -> String {
 
 /// Writes the issuers that are trusted.
 pub fn trusts(trusts: &Trusts) -> String {
-    let mut table = table(["TRUST", "SITE", "ISSUER", "AUDIENCE", "SUBJECTS", "KEYS", "FROM"]);
+    let mut table = table(&["TRUST", "SITE", "ISSUER", "AUDIENCE", "SUBJECTS", "KEYS", "FROM"], &[]);
     for trust in &trusts.trusts {
         let keys = match trust.keys_age_s {
-            Some(seconds) => format!("{}, taken {} ago", trust.keys, age(seconds)),
+            Some(seconds) => format!("{}, taken {} ago", trust.keys, age(seconds, 2)),
             None => "none yet".into(),
         };
         let site = trust.site.to_string();
@@ -202,12 +203,12 @@ pub fn trusts(trusts: &Trusts) -> String {
 
 /// Writes the join tokens.
 pub fn tokens(tokens: &Tokens) -> String {
-    let mut table = table(["TOKEN", "SITE", "NODE", "SERVE", "EXPIRES", "USES LEFT"]);
+    let mut table = table(&["TOKEN", "SITE", "NODE", "SERVE", "EXPIRES", "USES LEFT"], &[]);
     for token in &tokens.tokens {
         let serve: Vec<_> = token.serve.iter().map(ToString::to_string).collect();
         let expires = match token.expires_in_s {
             0 => "expired".into(),
-            seconds => format!("in {}", age(seconds)),
+            seconds => format!("in {}", age(seconds, 2)),
         };
         table.add_row([
             token.id.clone(),
@@ -236,55 +237,15 @@ pub fn plan(plan: &Plan) -> String {
     out
 }
 
-/// Begins a table.
-pub(crate) fn table<const N: usize>(head: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(head);
-    table
-}
-
 /// Ends a table, or says that it is empty.
 pub(crate) fn shown(table: &Table, rows: usize, empty: &str) -> String {
     if rows == 0 {
         return format!("{empty}\n");
     }
-    // A cell is padded by one blank on each side; more at the start are empty cells, which keep the columns.
-    let lines = table.lines().map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(&line).trim_end()));
-    lines.collect()
+    drawn(table) + "\n"
 }
 
 fn port(port: &ServicePort) -> String {
     let arrow = if port.port == port.target { String::new() } else { format!("->{}", port.target) };
     format!("{}{arrow}/{}", port.port, port.transport)
-}
-
-fn count(number: usize, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{plural}")
-}
-
-/// Writes a time in its largest whole unit.
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn empty_cells_at_the_start_keep_the_columns() {
-        let mut table = table(["SERVICE", "BACKEND"]);
-        table.add_row(["web", "a"]);
-        table.add_row(["", "b"]);
-        let shown = shown(&table, 2, "");
-        let column = |line: usize, word| shown.lines().nth(line).and_then(|line| line.find(word));
-        assert_eq!(column(2, "b"), column(0, "BACKEND"), "{shown}");
-    }
 }

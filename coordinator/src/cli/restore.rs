@@ -16,16 +16,17 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use mesh_host::clock::unix as now;
+use mesh_host::files;
 use mesh_proto::base::id::Revision;
 
-use crate::base::clock::now;
 use crate::base::noted_epoch::{NoteError, note, noted};
 use crate::base::state_files::{JOURNAL, STORE};
 use crate::base::text_time::time;
 use crate::config::{Config, ConfigError};
 use crate::core::backup_files;
 use crate::core::open_store::{open_etcd, setup};
-use crate::keys::identity::{Identity, KeyError};
+use crate::keys::identity::{self, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, Table, Write, journal};
 
@@ -137,7 +138,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
             said.push(format!("kept the old {name} as {}", aside.display()));
         }
     }
-    let moved = fs::rename(&draft, &place).and_then(|()| fs::File::open(state)?.sync_all());
+    let moved = fs::rename(&draft, &place).and_then(|()| files::sync(state));
     moved.map_err(|source| RestoreError::Io { path: place, source })?;
     said.push(format!("restored {source}: revision {}, epoch {epoch}", applied.revision));
     if is_told {
@@ -160,7 +161,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
 /// Begins a new epoch on what etcd holds: nodes follow into it although its revision went back.
 fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
     refuse_running(config)?;
-    let key = Identity::load(&config.state_dir)?.public();
+    let key = identity::load(&config.state_dir)?.public();
     let (mut registry, at) = open_etcd(config, key)?;
     let epoch = registry.epoch().max(noted(&config.state_dir)) + 1;
     let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| time(at.0));

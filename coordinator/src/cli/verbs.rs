@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory as _;
 use hyper::Method;
+use mesh_host::client::AskError;
+use mesh_host::files::read_text;
+use mesh_host::table::count;
 use mesh_proto::services;
 use mesh_proto::wire::ErrorCode;
 
-use crate::base::read_file::read_file;
 use crate::cli::args::{Cli, Output, Token, Trust, Verb};
-use crate::cli::client::{AskError, ask, fetch};
-use crate::cli::outcome::{DEGRADED, FAILED, Outcome, done, json, printed, show};
+use crate::cli::outcome::{DEGRADED, FAILED, Outcome, client, done, json, printed, show};
 use crate::cli::{init, log, network_lock, render, restore};
 use crate::core::documents;
 
@@ -29,7 +30,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
         Verb::Services => show(cli, "/v1/services", render::services).await,
         Verb::Token(token) => self::token(cli, token).await,
         Verb::Trust(Trust::List) => show(cli, "/v1/trust", render::trusts).await,
-        Verb::Trust(Trust::Push { name, file }) => match read_file(file) {
+        Verb::Trust(Trust::Push { name, file }) => match read_text(file) {
             Ok(jwks) => done(cli, Method::POST, &format!("/v1/trust/{name}"), Some(&documents::NewKeys { jwks })).await,
             Err(error) => {
                 let message = format!("cannot read {}: {error}; name the issuer's JWKS document", file.display());
@@ -42,10 +43,10 @@ pub async fn perform(cli: &Cli) -> Outcome {
             Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
             Err(error) => Outcome::failed(&error.to_string()),
         }),
-        Verb::Export => fetch::<serde_json::Value>(&cli.socket, "/v1/export").await.map(|all| Outcome::ok(json(&all))),
+        Verb::Export => client(cli).get::<serde_json::Value>("/v1/export").await.map(|all| Outcome::ok(json(&all))),
         Verb::Forget { key } => done(cli, Method::DELETE, &format!("/v1/coordinators/{key}"), None::<&()>).await,
         Verb::Log { since, node } => {
-            let log = log::read(&cli.socket, *since, node.as_ref()).await;
+            let log = log::read(&client(cli), *since, node.as_ref()).await;
             log.map(|log| Outcome::ok(printed(cli.output, &log, log::render)))
         }
         &Verb::RotateKey { commit, force } => {
@@ -69,7 +70,7 @@ async fn restored(config: PathBuf, file: Option<PathBuf>) -> Result<Vec<String>,
 }
 
 async fn status(cli: &Cli) -> Result<Outcome, AskError> {
-    let status: documents::Status = fetch(&cli.socket, "/v1/status").await?;
+    let status: documents::Status = client(cli).get("/v1/status").await?;
     let in_order = [documents::FileState::Accepted, documents::FileState::Superseded];
     let degraded = !in_order.contains(&status.services.state) || status.store_error.is_some();
     Ok(Outcome {
@@ -99,7 +100,7 @@ async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
                 uses: *uses,
                 ephemeral: *ephemeral,
             };
-            let line: documents::TokenLine = ask(&cli.socket, Method::POST, "/v1/tokens", Some(&wanted)).await?;
+            let line: documents::TokenLine = client(cli).ask(Method::POST, "/v1/tokens", Some(&wanted)).await?;
             let table = |line: &documents::TokenLine| format!("{}\n", line.token);
             let err = line.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
             Ok(Outcome { out: printed(cli.output, &line, table), err, ..Outcome::default() })
@@ -108,13 +109,13 @@ async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
 }
 
 async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
-    let text = match read_file(file) {
+    let text = match read_text(file) {
         Ok(text) => text,
         Err(error) => return Ok(unreadable(file, &error)),
     };
     let file = file.display().to_string();
     let proposal = documents::Proposal { file, text };
-    let answer = ask::<documents::Plan>(&cli.socket, Method::POST, "/v1/plan", Some(&proposal)).await;
+    let answer = client(cli).ask::<documents::Plan>(Method::POST, "/v1/plan", Some(&proposal)).await;
     match answer {
         // Diagnostics are drawn over several lines and are no sentence of ours.
         Err(AskError::Refused(body)) if body.error == ErrorCode::Services => {
@@ -125,7 +126,7 @@ async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
 }
 
 fn check(file: &Path, output: Output) -> Outcome {
-    let text = match read_file(file) {
+    let text = match read_text(file) {
         Ok(text) => text,
         Err(error) => return unreadable(file, &error),
     };
@@ -155,11 +156,7 @@ fn summary(services: &services::Services) -> String {
         (services.allows.len(), "rule"),
         (services.tests.len(), "test"),
     ];
-    let words = counts.map(|(number, what)| {
-        let plural = if number == 1 { "" } else { "s" };
-        format!("{number} {what}{plural}")
-    });
-    words.join(", ")
+    counts.map(|(number, what)| count(number, what)).join(", ")
 }
 
 fn unreadable(file: &Path, error: &std::io::Error) -> Outcome {

@@ -34,11 +34,6 @@ impl FileReport {
         }
     }
 
-    /// Says whether it is to be read although nobody touched it.
-    pub(crate) fn is_due(&self) -> bool {
-        self.again || self.state == FileState::Unread
-    }
-
     /// Says whether a good file was not taken because the store did not answer.
     pub(crate) fn is_put_off(&self) -> bool {
         self.again

@@ -32,12 +32,12 @@ use mesh_proto::plan::Chart;
 use mesh_proto::world::World;
 use tokio::sync::{oneshot, watch};
 
-use crate::base::clock::now;
 use crate::base::sync::lock;
 use crate::core::map_cache::MapCache;
 use crate::core::watches::Watches;
 use crate::registry::{Actor, Applied, Change, Refused, Registry};
 use commit_queue::{Job, Queue};
+use mesh_host::clock::unix as now;
 use mesh_proto::wire::ErrorCode;
 
 /// The longest rest after a drawing. It is as long as the drawing took, so that a storm of changes does not become

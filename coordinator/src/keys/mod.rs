@@ -1,4 +1,3 @@
-//! The coordinator's own key, and the TLS that it signs.
+//! The coordinator's own key.
 
 pub mod identity;
-pub mod tls;

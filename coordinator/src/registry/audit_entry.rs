@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
+use mesh_host::sums::sha256;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, TunnelKey};
 use mesh_proto::trust::join_token::TokenSecret;
@@ -40,7 +40,7 @@ impl Deed {
         };
         match change {
             Change::Services { file, text, services: _ } => {
-                let hash = HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref());
+                let hash = HEXLOWER.encode(&sha256(&[text.as_bytes()]));
                 deed.kind = "services";
                 deed.text = format!("took {file} (sha256 {hash})");
             }
@@ -73,7 +73,7 @@ impl Deed {
                 deed.identity = Some(*identity);
             }
             Change::TrustPush { trust, jwks } => {
-                let hash = HEXLOWER.encode(digest(&SHA256, jwks.as_bytes()).as_ref());
+                let hash = HEXLOWER.encode(&sha256(&[jwks.as_bytes()]));
                 deed.kind = "trust_push";
                 deed.text = format!("took keys of {trust} (sha256 {hash})");
             }

@@ -52,7 +52,7 @@ impl State {
     /// Lets nodes trust the key that a coordinator will go on with, too.
     pub(super) fn announce_key(&mut self, key: &IdentityKey, next: NextKey) -> Result<(), Refused> {
         let coordinators = Arc::make_mut(&mut self.coordinators);
-        let Some(record) = coordinators.get_mut(key).filter(|_| next.is_by(key, crate::keys::identity::verify)) else {
+        let Some(record) = coordinators.get_mut(key).filter(|_| next.is_by(key, mesh_host::identity::verify)) else {
             return Err(Refused::new(
                 ErrorCode::Internal,
                 "this coordinator did not sign for its next key; restart it, and try again",

@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_host::identity::verify;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, ancestors};
@@ -21,7 +22,6 @@ use super::claims;
 use super::join_token::Speaker;
 use super::state::State;
 use super::state::keys::Revoked;
-use crate::keys::identity::verify;
 
 /// Most changes of one node in so many seconds: each keeps a key for ever, and takes a line of the log that may not be
 /// left out.

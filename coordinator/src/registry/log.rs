@@ -9,7 +9,7 @@
 //! above, the oldest `STEP` go, and the anchor keeps number and hash of the last that went, from where
 //! the rest still verifies.
 
-use aws_lc_rs::digest::{Context, SHA256};
+use mesh_host::sums::link;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision, TunnelKey};
 use mesh_proto::trust::audit_log::RawEntry;
@@ -108,7 +108,7 @@ impl Ends {
         let end = entry.text.floor_char_boundary(MAX_TEXT);
         entry.text.truncate(end);
         let body = serde_json::to_string(&entry).map_err(|error| format!("log/{}: {error}", entry.seq))?;
-        let hash = chained(self.head.hash, body.as_bytes());
+        let hash = link(&self.head.hash, body.as_bytes());
         self.head = LogHead { seq: entry.seq, hash };
         let value = Some(format!("{hash} {body}").into_bytes());
         Ok(Write { table: Table::Log, key: key(entry.seq), value })
@@ -148,7 +148,7 @@ impl Ends {
                 let Some((hash, body)) = split(value) else {
                     return broken(seq, "it is no entry");
                 };
-                if chained(last.hash, body) != hash {
+                if link(&last.hash, body) != hash {
                     return broken(seq, "its hash is not that of its text and the entries before it");
                 }
                 last = LogHead { seq, hash };
@@ -193,13 +193,4 @@ fn split(value: &[u8]) -> Option<(LogHash, &[u8])> {
     let (hash, rest) = value.split_at_checked(64)?;
     let hash = String::from_utf8(hash.to_vec()).ok()?.try_into().ok()?;
     Some((hash, rest.strip_prefix(b" ")?))
-}
-
-fn chained(before: LogHash, body: &[u8]) -> LogHash {
-    let mut context = Context::new(&SHA256);
-    context.update(&before.0);
-    context.update(body);
-    let mut hash = LogHash::default();
-    hash.0.copy_from_slice(context.finish().as_ref());
-    hash
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use mesh_host::identity::verify;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::network_lock::{Lock, LockChange, MAX_CHANGES};
 use mesh_proto::trust::signed_record::Signature;
@@ -11,7 +12,6 @@ use mesh_proto::world::NodeRecord;
 
 use super::change::{LockStep, Refused, Signatures};
 use super::state::State;
-use crate::keys::identity::verify;
 
 impl State {
     /// Takes a step, and returns the node that it admitted.

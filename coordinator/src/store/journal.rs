@@ -15,8 +15,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
+use mesh_host::files;
+use mesh_host::sums::sha256;
 use mesh_proto::base::id::Revision;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +57,7 @@ impl<S: Store> Journaled<S> {
         let failed = |source: io::Error| failed(dir, source);
         if !dir.exists() {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-            sync_dir(dir.parent().unwrap_or(dir)).map_err(failed)?;
+            files::sync(dir.parent().unwrap_or(dir)).map_err(failed)?;
         }
         let last = segments(dir).map_err(failed)?.into_iter().next_back();
         let good = last.and_then(|(from, path)| {
@@ -219,7 +220,7 @@ fn begin(dir: &Path, from: Revision) -> io::Result<File> {
     drop(file);
     let file = OpenOptions::new().append(true).open(&path)?;
     file.sync_all()?;
-    sync_dir(dir)?;
+    files::sync(dir)?;
     Ok(file)
 }
 
@@ -252,11 +253,7 @@ fn read(bytes: &[u8]) -> (Vec<Line>, u64) {
 }
 
 fn sum(body: &[u8]) -> String {
-    HEXLOWER.encode(digest(&SHA256, body).as_ref())
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    HEXLOWER.encode(&sha256(&[body]))
 }
 
 fn failed(dir: &Path, source: io::Error) -> StoreError {

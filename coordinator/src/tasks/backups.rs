@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::base::clock::now;
 use crate::core::Core;
 use crate::core::backup_files::{draft, list, name};
 use crate::core::status_snapshot::StatusSnapshot;
 use crate::store::{self, StoreError, journal};
+use mesh_host::clock::unix as now;
+use mesh_host::files;
 
 /// How often the store is copied, if it changed.
 const EVERY: Duration = Duration::from_secs(3600);
@@ -79,7 +80,7 @@ async fn copy(Backups { core, dir, journal, .. }: &Backups) -> Result<(), StoreE
         let draft = draft(&path);
         let _ = fs::remove_file(&draft);
         store::copy(&draft, revision, &writes)?;
-        fs::rename(&draft, &path).and_then(|()| fs::File::open(&dir)?.sync_all()).map_err(at)?;
+        fs::rename(&draft, &path).and_then(|()| files::sync(&dir)).map_err(at)?;
         let backups = list(&dir);
         for old in backups.iter().rev().skip(KEPT) {
             fs::remove_file(&old.path).map_err(at)?;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_host::clock::unix as now;
 use tokio::time::sleep;
 
-use crate::base::clock::now;
 use crate::core::Core;
 use crate::core::shared_store::SharedStore;
 use crate::registry::{Actor, Change, Sightings};

@@ -1,21 +1,16 @@
-//! services.toml on disk: seen when it is saved, read when it is settled, taken whole or not at all.
-//!
-//! The *directory* is watched, because editors rename files and ConfigMaps swap symlinks. What lies there is
-//! also compared every two seconds, for file systems that tell nobody. A file with errors changes nothing.
+//! services.toml on disk: taken whole or not at all. A file with errors changes nothing.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use mesh_host::files::read_text;
+use mesh_host::watched_file::WatchedFile;
 use mesh_proto::services;
 use mesh_proto::wire::ErrorCode;
-use notify::{RecursiveMode, Watcher as _};
-use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::sync::watch;
+use tokio::time::sleep;
 
-use crate::base::read_file::read_file;
 use crate::core::Core;
 use crate::core::counters::Counters;
 use crate::core::documents::FileState;
@@ -24,14 +19,8 @@ use crate::core::shared_store::SharedStore;
 use crate::core::status_snapshot::StatusSnapshot;
 use crate::registry::{Actor, Change};
 
-/// How long nothing may happen before the file is read.
-const SETTLE: Duration = Duration::from_millis(100);
-/// How long a file that is written without a pause may postpone its reading.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How often the file is compared although nobody said that it changed.
-const POLL: Duration = Duration::from_secs(2);
-/// What tells one state of a file from another without reading it.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
+/// How often a file is read again that was not taken although it is good.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// The file, and where it leads.
 #[derive(Clone)]
@@ -50,70 +39,19 @@ pub(crate) struct ServicesFile {
 
 /// Follows the file for ever.
 pub(crate) async fn follow(file: ServicesFile) {
-    let path = &file.path;
-    let touched = Arc::new(Notify::new());
-    let mut watcher = None;
-    let mut seen = stamp(path);
-    let mut poll = interval(POLL);
-    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watched = WatchedFile::new(&file.path);
     loop {
-        // The directory may appear later than we do, or be replaced.
-        if watcher.is_none() {
-            watcher = watch_directory(path, &touched);
-        }
         tokio::select! {
-            () = touched.notified() => {}
-            _ = poll.tick() => {
-                if stamp(path) == seen && !file.shown.borrow().file.is_put_off() { continue }
-            }
+            () = watched.changed() => {}
+            () = sleep(AGAIN), if file.shown.borrow().file.is_put_off() => {}
         }
-        settle(&touched).await;
-        let present = stamp(path);
-        let due = file.shown.borrow().file.is_due();
-        if present != seen || due {
-            seen = present;
-            load(&file).await;
-        }
+        load(&file).await;
     }
-}
-
-/// Waits until nothing has happened for a moment.
-async fn settle(touched: &Notify) {
-    let began = Instant::now();
-    while began.elapsed() < PATIENCE {
-        tokio::select! {
-            () = touched.notified() => {}
-            () = sleep(SETTLE) => return,
-        }
-    }
-}
-
-fn watch_directory(path: &Path, touched: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    let dir = dir.unwrap_or_else(|| Path::new("."));
-    let signal = Arc::clone(touched);
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            signal.notify_one();
-        }
-    });
-    let watched = watcher.and_then(|mut watcher| {
-        watcher.watch(dir, RecursiveMode::NonRecursive)?;
-        Ok(watcher)
-    });
-    watched
-        .inspect_err(|error| tracing::debug!(%error, dir = %dir.display(), "no directory watch; comparing every 2 s"))
-        .ok()
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let at = fs::metadata(path).ok()?;
-    Some((at.dev(), at.ino(), at.len(), at.mtime(), at.mtime_nsec()))
 }
 
 /// Reads the file at the start, and puts it in force unless another coordinator's is.
 pub(crate) async fn begin(file: &ServicesFile) {
-    let text = read_file(&file.path).unwrap_or_default();
+    let text = read_text(&file.path).unwrap_or_default();
     if !file.shared.is_superseded(&file.core, &text).await {
         return load(file).await;
     }
@@ -140,7 +78,7 @@ pub(crate) async fn load(file: &ServicesFile) {
 }
 
 async fn take(ServicesFile { core, path, shared, .. }: &ServicesFile) -> (FileState, Reading) {
-    let text = match read_file(path) {
+    let text = match read_text(path) {
         Ok(text) => text,
         Err(error) => {
             let message = format!("{}: {error}; write it, or restore it", path.display());

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use mesh_host::http::{self, Stop};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
@@ -19,12 +20,10 @@ use crate::admin::status;
 use crate::core::counters::Counters;
 use crate::core::documents::FileState;
 
-/// Answers on a bound address for as long as the task lives.
-pub(crate) async fn serve(listener: TcpListener, state: AdminState, counters: Counters) {
+/// Answers on a bound address until told to stop.
+pub(crate) async fn serve(listener: TcpListener, state: AdminState, counters: Counters, stop: Stop) {
     let routes = Router::new().route("/metrics", get(scrape)).with_state((state, counters));
-    if let Err(error) = axum::serve(listener, routes).await {
-        tracing::warn!(%error, "metrics are no longer served");
-    }
+    http::serve(listener, move |_| routes.clone(), stop).await;
 }
 
 /// Binds the metrics address; a failure is a warning, because the mesh needs no metrics.

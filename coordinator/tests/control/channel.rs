@@ -1,8 +1,10 @@
 //! The control channel, from a node's side, over real connections.
 
+use coordinator::base::words::DAEMON;
 use coordinator::daemon;
-use coordinator::keys::identity::Identity;
+use coordinator::keys::identity;
 use hyper::StatusCode;
+use mesh_host::client::Client;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
@@ -192,7 +194,7 @@ async fn a_revoked_node_is_a_stranger_at_once() {
     let path = "/v1/nodes/n1";
     let method = hyper::Method::DELETE;
     let _: coordinator::core::documents::Done =
-        coordinator::cli::client::ask(&coordinator.socket(), method, path, None::<&()>).await.unwrap();
+        Client::new(&DAEMON, coordinator.socket()).ask(method, path, None::<&()>).await.unwrap();
 
     assert_eq!(lines.next().await, None);
     let (status, body) = channel.watch(None).await.map(|_| ()).unwrap_err();
@@ -253,7 +255,7 @@ async fn metrics_count_what_happens() {
 async fn a_metrics_port_that_is_taken_is_no_reason_not_to_start() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    Identity::load_or_create(&dir.path().join("state")).unwrap();
+    identity::load_or_create(&dir.path().join("state")).unwrap();
     let mut config = config(dir.path());
     config.metrics = taken.local_addr().ok();
 

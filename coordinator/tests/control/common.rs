@@ -1,33 +1,30 @@
 //! A coordinator on loopback, and a node's side of the control channel, as small as they can be.
 
-#[path = "pinned.rs"]
-mod pinned;
-
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use coordinator::cli::client;
+use coordinator::base::words::DAEMON;
 use coordinator::config::Config;
 use coordinator::core::documents;
 use coordinator::daemon::{self, Running};
-use coordinator::keys::identity::Identity;
-use coordinator::keys::tls;
+use coordinator::keys::identity;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_host::client::Client;
+use mesh_host::identity::Identity;
+use mesh_host::tls;
 use mesh_proto::base::id::{IdentityKey, TunnelKey};
 use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse, NodeFacts, WatchEvent};
 use rustls::ClientConfig;
-use rustls::client::AlwaysResolvesClientRawPublicKeys;
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,8 +32,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-use pinned::Pinned;
 
 /// How long anything may take before a test fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -84,7 +79,7 @@ impl Coordinator {
 
     /// Starts one on the files of a directory.
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
-        Identity::load_or_create(&dir.path().join("state")).unwrap();
+        identity::load_or_create(&dir.path().join("state")).unwrap();
         let running = daemon::start(config(dir.path())).await.unwrap();
         Self { dir, running }
     }
@@ -123,7 +118,7 @@ impl Coordinator {
     }
 
     pub(crate) async fn fetch<A: DeserializeOwned>(&self, path: &str) -> A {
-        client::fetch(&self.socket(), path).await.unwrap()
+        Client::new(&DAEMON, self.socket()).get(path).await.unwrap()
     }
 
     pub(crate) async fn status(&self) -> documents::Status {
@@ -137,7 +132,7 @@ impl Coordinator {
 
     pub(crate) async fn token_for(&self, wanted: &serde_json::Value) -> JoinToken {
         let line: documents::TokenLine =
-            client::ask(&self.socket(), Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
+            Client::new(&DAEMON, self.socket()).ask(Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
         line.token.parse().unwrap()
     }
 
@@ -214,17 +209,7 @@ impl Node {
     }
 
     fn tls(&self) -> Arc<ClientConfig> {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let own = tls::own_key(&self.identity, &provider).unwrap();
-        let pinned = Arc::new(Pinned(self.pin, Arc::clone(&provider)));
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(pinned)
-            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
-        config.alpn_protocols = vec![wire::ALPN.to_vec()];
-        Arc::new(config)
+        Arc::new(tls::client(&self.identity, &[self.pin]).unwrap())
     }
 
     pub(crate) async fn connect(&self) -> Channel<'_> {

@@ -6,7 +6,8 @@ use coordinator::cli::args::Cli;
 use coordinator::cli::outcome::Outcome;
 use coordinator::cli::verbs::perform;
 use coordinator::core::documents;
-use coordinator::keys::identity::Identity;
+use coordinator::keys::identity;
+use mesh_host::identity::Identity;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Countersign, LockStanding, WatchEvent};
 
@@ -75,14 +76,13 @@ async fn who_joins_a_locked_mesh_is_sent_to_nobody_before_the_key_signs_on_delta
     assert_eq!(made.code, 0, "{made:?}");
     assert!(made.out.contains("2 nodes are admitted") && made.err.contains("delete it here"), "{made:?}");
     assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
-    let key = Identity::load_file(&file).unwrap();
+    let key = identity::load_file(&file).unwrap();
     one.until(is_locked).await;
     let mesh = one.map.mesh.name.clone();
     let good = |map: &NetMap| {
         map.peers.iter().all(|(name, peer)| {
             let member = peer.member(name).unwrap();
-            peer.countersigned
-                .is_some_and(|s| member.is_by(&mesh, &key.public(), &s, coordinator::keys::identity::verify))
+            peer.countersigned.is_some_and(|s| member.is_by(&mesh, &key.public(), &s, mesh_host::identity::verify))
         })
     };
     assert!(sees(&one.map, "n2") && good(&one.map), "nobody is cut off by it");
@@ -160,6 +160,6 @@ async fn a_backup_from_before_the_lock_is_locked_again_by_the_same_key() {
     let again = verb(&coordinator, &["lock", "init", "--key", &file]).await;
     assert_eq!(again.code, 0, "{again:?}");
     let map = snapshot(&Node { address: coordinator.address(), ..node }).await;
-    let key = Identity::load_file(file.as_ref()).unwrap().public();
+    let key = identity::load_file(file.as_ref()).unwrap().public();
     assert_eq!(map.mesh.lock.unwrap().key, Some(key));
 }

@@ -1,8 +1,9 @@
 //! A node changes its identity key over the control channel, and may ask again when the answer was lost.
 
 use coordinator::core::documents;
-use coordinator::keys::identity::{Identity, verify};
 use hyper::StatusCode;
+use mesh_host::identity::Identity;
+use mesh_host::identity::verify;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::identity_rotation::{Succession, leads};

@@ -1,9 +1,11 @@
 //! A coordinator changes its identity key, and no node that was there is left behind.
 
-use coordinator::cli::client;
+use coordinator::base::words::DAEMON;
 use coordinator::core::documents;
-use coordinator::keys::identity::{Identity, verify};
+use coordinator::keys::identity;
 use hyper::Method;
+use mesh_host::client::Client;
+use mesh_host::identity::verify;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 
@@ -11,8 +13,9 @@ use crate::common::{Coordinator, Lines, Node, until};
 
 async fn rotate(coordinator: &Coordinator, commit: bool, force: bool) -> Result<String, String> {
     let wanted = documents::RotateKey { commit, force };
-    let done =
-        client::ask::<documents::Done>(&coordinator.socket(), Method::POST, "/v1/rotate-key", Some(&wanted)).await;
+    let done = Client::new(&DAEMON, coordinator.socket())
+        .ask::<documents::Done>(Method::POST, "/v1/rotate-key", Some(&wanted))
+        .await;
     done.map(|done| done.message).map_err(|error| error.to_string())
 }
 
@@ -57,7 +60,7 @@ async fn a_next_key_is_announced_by_the_present_one_and_used_once_all_nodes_know
     let coordinator = coordinator.restart().await;
     assert_eq!(coordinator.running.key, next.key);
     let state = coordinator.dir.path().join("state");
-    assert_eq!(Identity::load_file(&state.join("identity.former")).unwrap().public(), old);
+    assert_eq!(identity::load_file(&state.join("identity.former")).unwrap().public(), old);
     let former = Node { address: coordinator.address(), ..node };
     assert!(former.dial().await.is_err(), "whoever missed the announcement refuses");
     let node = Node { pin: next.key, ..former };

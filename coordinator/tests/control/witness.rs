@@ -1,9 +1,10 @@
 //! A node follows the log by itself, from what it is told and what it may ask.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use coordinator::cli::client;
+use coordinator::base::words::DAEMON;
 use http_body_util::BodyExt as _;
 use hyper::Method;
+use mesh_host::client::Client;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Roll, Told, Witness};
 use mesh_proto::wire::WatchEvent;
@@ -73,7 +74,8 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
 
     let refused: serde_json::Value = get(&mut channel, "/v1/log?after=x").await;
     assert_eq!(refused["error"], "malformed");
-    let log: coordinator::core::documents::Log = client::fetch(&coordinator.socket(), "/v1/log").await.unwrap();
+    let log: coordinator::core::documents::Log =
+        Client::new(&DAEMON, coordinator.socket()).get("/v1/log").await.unwrap();
     assert_eq!(log.head, told.head);
 }
 
@@ -87,7 +89,7 @@ async fn a_revocation_is_in_the_log_and_in_the_roll_of_who_joins_later() {
     assert!(roll.expelled.is_empty() && roll.members.contains(&gone.identity.public()));
     let path = "/v1/nodes/n2";
     let _: coordinator::core::documents::Done =
-        client::ask(&coordinator.socket(), Method::DELETE, path, None::<&()>).await.unwrap();
+        Client::new(&DAEMON, coordinator.socket()).ask(Method::DELETE, path, None::<&()>).await.unwrap();
 
     let page: LogPage = get(&mut channel, &format!("/v1/log?after={}", roll.told.head.seq)).await;
     let mut witness = Witness::new(Some(roll));

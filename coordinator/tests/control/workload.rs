@@ -2,9 +2,11 @@
 
 use std::time::SystemTime;
 
-use coordinator::cli::{client, render};
+use coordinator::base::words::DAEMON;
+use coordinator::cli::render;
 use coordinator::core::documents;
 use hyper::{Method, StatusCode};
+use mesh_host::client::{AskError, Client};
 use mesh_proto::trust::join_token::{OidcToken, TokenSecret};
 use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse};
 
@@ -22,9 +24,9 @@ async fn start() -> Coordinator {
     Coordinator::start_with(&trust).await
 }
 
-async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<documents::Done, client::AskError> {
+async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<documents::Done, AskError> {
     let path = format!("/v1/trust/{name}");
-    client::ask(&coordinator.socket(), Method::POST, &path, Some(&documents::NewKeys { jwks })).await
+    Client::new(&DAEMON, coordinator.socket()).ask(Method::POST, &path, Some(&documents::NewKeys { jwks })).await
 }
 
 async fn join(node: &Node, token: &str) -> Result<JoinResponse, (StatusCode, ErrorBody)> {

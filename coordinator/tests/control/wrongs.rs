@@ -2,12 +2,13 @@
 
 use std::fs;
 
-use coordinator::cli::client;
+use coordinator::base::words::DAEMON;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use mesh_host::client::Client;
 use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::query::with_query;
 use mesh_proto::wire::{ErrorBody, NodeFacts, Report, ReportResponse};
@@ -80,9 +81,8 @@ async fn a_step_of_the_coordinators_key_at_the_wrong_time_is_a_conflict() {
     seen.push(refused(&coordinator, Method::POST, "/v1/rotate-key", &step(true)).await);
     for commit in [false, true] {
         let wanted = json!({"commit": commit, "force": true});
-        let socket = coordinator.socket();
-        let done = client::ask::<serde_json::Value>(&socket, Method::POST, "/v1/rotate-key", Some(&wanted));
-        done.await.unwrap();
+        let client = Client::new(&DAEMON, coordinator.socket());
+        client.ask::<serde_json::Value>(Method::POST, "/v1/rotate-key", Some(&wanted)).await.unwrap();
     }
     for commit in [true, false] {
         seen.push(refused(&coordinator, Method::POST, "/v1/rotate-key", &step(commit)).await);

@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coordinator::cli::client::{self, AskError};
+use coordinator::base::words::DAEMON;
 use coordinator::core::documents;
 use coordinator::store::etcd::Options;
 use hyper::{Method, StatusCode};
+use mesh_host::client::{AskError, Client};
 use mesh_proto::base::id::Revision;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::join_token::JoinToken;
@@ -52,7 +53,7 @@ impl Replica {
         );
         std::fs::write(dir.path().join("coordinator.toml"), text).unwrap();
         std::fs::write(dir.path().join("services.toml"), services).unwrap();
-        coordinator::keys::identity::Identity::load_or_create(&dir.path().join("state")).unwrap();
+        coordinator::keys::identity::load_or_create(&dir.path().join("state")).unwrap();
         let mut replica = Self { dir, port, child: None };
         replica.run().await;
         replica
@@ -85,7 +86,7 @@ impl Replica {
     }
 
     async fn try_status(&self) -> Option<documents::Status> {
-        client::fetch(&self.socket(), "/v1/status").await.ok()
+        Client::new(&DAEMON, self.socket()).get("/v1/status").await.ok()
     }
 
     async fn status(&self) -> documents::Status {
@@ -97,7 +98,7 @@ impl Replica {
     }
 
     async fn node(&self, name: &str) -> Node {
-        let identity = coordinator::keys::identity::Identity::generate().unwrap();
+        let identity = mesh_host::identity::Identity::generate().unwrap();
         let address = format!("127.0.0.1:{}", self.port).parse().unwrap();
         Node { name: name.into(), identity, address, pin: self.status().await.key }
     }
@@ -117,8 +118,10 @@ impl Replica {
 
 async fn token(socket: &std::path::Path) -> Result<JoinToken, String> {
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": [], "uses": 1});
-    let line: documents::TokenLine =
-        client::ask(socket, Method::POST, "/v1/tokens", Some(&wanted)).await.map_err(|error| error.to_string())?;
+    let line: documents::TokenLine = Client::new(&DAEMON, socket)
+        .ask(Method::POST, "/v1/tokens", Some(&wanted))
+        .await
+        .map_err(|error| error.to_string())?;
     Ok(line.token.parse().unwrap())
 }
 
@@ -178,7 +181,7 @@ async fn a_write_through_one_coordinator_is_seen_by_the_nodes_of_all() {
     // Expelled through one, cut off at another.
     let began = Instant::now();
     let done: documents::Done =
-        client::ask(&replicas[0].socket(), Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
+        Client::new(&DAEMON, replicas[0].socket()).ask(Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
     assert!(done.message.contains("n2"), "{}", done.message);
     let (mut lines, _) = watches.pop().unwrap();
     while lines.next().await.is_some() {}
@@ -215,11 +218,13 @@ async fn tokens_answers_and_maps_name_all_coordinators_until_one_is_forgotten() 
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
     let path = format!("/v1/coordinators/{gone}");
-    let _: documents::Done = client::ask(&replicas[0].socket(), Method::DELETE, &path, None::<&()>).await.unwrap();
+    let _: documents::Done =
+        Client::new(&DAEMON, replicas[0].socket()).ask(Method::DELETE, &path, None::<&()>).await.unwrap();
     keys.remove(&gone);
     map_that(&mut lines, &mut None, |map| told(map) == keys).await;
     let itself = format!("/v1/coordinators/{}", replicas[0].status().await.key);
-    let refused = client::ask::<documents::Done>(&replicas[0].socket(), Method::DELETE, &itself, None::<&()>).await;
+    let refused =
+        Client::new(&DAEMON, replicas[0].socket()).ask::<documents::Done>(Method::DELETE, &itself, None::<&()>).await;
     assert!(refused.unwrap_err().to_string().contains("ask another one"));
 }
 
@@ -273,11 +278,7 @@ async fn on_a_restored_etcd_a_new_epoch_is_begun_and_no_number_given_twice() {
     let mut map = None;
     map_that(&mut lines, &mut map, |_| true).await;
     let map = map.unwrap();
-    assert!(
-        map.epoch.number == 3 && map.epoch.is_by(&[node.pin], coordinator::keys::identity::verify),
-        "{:?}",
-        map.epoch
-    );
+    assert!(map.epoch.number == 3 && map.epoch.is_by(&[node.pin], mesh_host::identity::verify), "{:?}", map.epoch);
     let (_, second) = one.join("n2").await;
     assert!(second.id.0 > joined.id.0 + (1 << 20), "{:?}", second.id);
 }
@@ -378,7 +379,7 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     let ledger = std::mem::take(&mut *ledger.lock().unwrap());
     let mut revisions = Vec::new();
     for replica in &replicas {
-        let there: documents::Tokens = client::fetch(&replica.socket(), "/v1/tokens").await.unwrap();
+        let there: documents::Tokens = Client::new(&DAEMON, replica.socket()).get("/v1/tokens").await.unwrap();
         let there: BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
         let lost: Vec<_> = ledger.iter().filter(|id| !there.contains(*id)).collect();
         assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());
@@ -396,7 +397,8 @@ async fn what_is_larger_than_etcd_takes_is_told_to_who_sent_it() {
     let one = Replica::start(&etcd, SERVICES).await;
     let services: Vec<String> = (0..3000).map(|number| format!("service-{number}")).collect();
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": services, "uses": 1});
-    let asked = client::ask::<serde_json::Value>(&one.socket(), Method::POST, "/v1/tokens", Some(&wanted)).await;
+    let asked =
+        Client::new(&DAEMON, one.socket()).ask::<serde_json::Value>(Method::POST, "/v1/tokens", Some(&wanted)).await;
     let Err(AskError::Refused(body)) = asked else { panic!("{asked:?}") };
     assert_eq!(body.error.as_str(), "too_large", "{}", body.message);
     one.token().await;

@@ -17,11 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use coordinator::cli::client;
+use coordinator::base::words::DAEMON;
 use coordinator::core::documents;
-use coordinator::keys::identity::Identity;
+use coordinator::keys::identity;
 use futures_util::stream::{self, StreamExt as _};
 use hyper::{Method, StatusCode};
+use mesh_host::client::Client;
+use mesh_host::identity::Identity;
 use mesh_proto::base::id::{IdentityKey, TunnelKey};
 use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::trust::join_token::JoinToken;
@@ -82,7 +84,7 @@ impl Process {
         );
         std::fs::write(file("coordinator.toml"), text).unwrap();
         std::fs::write(file("services.toml"), services).unwrap();
-        let (identity, _) = Identity::load_or_create(&file("state")).unwrap();
+        let (identity, _) = identity::load_or_create(&file("state")).unwrap();
         mesh::fill(&file("state").join(coordinator::base::state_files::STORE), members);
         let child = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
             .args(["run", "--config"])
@@ -101,7 +103,7 @@ impl Process {
     }
 
     async fn status(&self) -> Option<documents::Status> {
-        client::fetch(&self.socket(), "/v1/status").await.ok()
+        Client::new(&DAEMON, self.socket()).get("/v1/status").await.ok()
     }
 
     /// Saves services.toml as editors do.
@@ -114,7 +116,7 @@ impl Process {
     async fn token(&self, uses: usize) -> JoinToken {
         let wanted = json!({"site": "new", "name": null, "ttl_s": 600, "serve": [], "uses": uses});
         let line: documents::TokenLine =
-            client::ask(&self.socket(), Method::POST, "/v1/tokens", Some(&wanted)).await.unwrap();
+            Client::new(&DAEMON, self.socket()).ask(Method::POST, "/v1/tokens", Some(&wanted)).await.unwrap();
         line.token.parse().unwrap()
     }
 

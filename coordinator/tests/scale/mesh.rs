@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use coordinator::keys::identity::Identity;
 use coordinator::store::{Table, Write, open_embedded};
+use mesh_host::identity::Identity;
 use mesh_proto::base::id::Revision;
 use serde_json::json;
 

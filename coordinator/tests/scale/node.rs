@@ -1,31 +1,24 @@
 //! A node's side of the control channel that keeps nothing of what it is sent but when it came.
 
-#[path = "../control/pinned.rs"]
-mod pinned;
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use coordinator::keys::identity::Identity;
-use coordinator::keys::tls;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_host::identity::Identity;
+use mesh_host::tls;
 use mesh_proto::base::id::IdentityKey;
-use mesh_proto::wire;
+
 use rustls::ClientConfig;
-use rustls::client::AlwaysResolvesClientRawPublicKeys;
-use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
-
-use pinned::Pinned;
 
 /// What a watch was sent.
 #[derive(Debug)]
@@ -125,15 +118,5 @@ fn request(method: Method, path: &str, body: Vec<u8>) -> Request<Full<Bytes>> {
 }
 
 fn config(identity: &Identity, pin: IdentityKey) -> Arc<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let own = tls::own_key(identity, &provider).unwrap();
-    let pinned = Arc::new(Pinned(pin, Arc::clone(&provider)));
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(pinned)
-        .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(own)));
-    config.alpn_protocols = vec![wire::ALPN.to_vec()];
-    Arc::new(config)
+    Arc::new(tls::client(identity, &[pin]).unwrap())
 }

@@ -9,6 +9,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::api::status;
+use crate::node::snapshot::Snapshot;
+
 /// What the text is, for the reader.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -16,8 +19,13 @@ type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 type Counters = Family<Labels, Counter>;
 
+/// Writes what is as OpenMetrics text.
+pub fn text_of(snapshot: &Snapshot) -> String {
+    text(&status::status(snapshot), snapshot.lane_deaths)
+}
+
 /// Writes a status as OpenMetrics text, with how many lanes died since the machine started.
-pub fn text(status: &Status, lane_deaths: u64) -> String {
+fn text(status: &Status, lane_deaths: u64) -> String {
     let mut registry = Registry::with_prefix("meshd");
     let info = Gauges::default();
     registry.register("build_info", "The version that runs", info.clone());
@@ -154,8 +162,6 @@ mod tests {
     use mesh_proto::ops::status::{Lane, Peer, Service};
 
     use super::*;
-    use crate::api::status;
-    use crate::node::snapshot::Snapshot;
 
     #[test]
     fn the_text_has_the_names_that_dashboards_use() {

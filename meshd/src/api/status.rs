@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use mesh_host::clock::now;
+use mesh_host::table::age;
 use mesh_proto::base::id::ServiceKey;
 use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
 use mesh_proto::dataplane::flow::{Flow, State};
@@ -15,8 +17,7 @@ use mesh_proto::wire::About;
 
 use crate::api::names;
 use crate::api::names::NameError;
-use crate::base::clock::now;
-use crate::base::text::{JOIN_HINT, age};
+use crate::base::text::JOIN_HINT;
 use crate::dataplane::{LaneStats, Stats};
 use crate::keys::psk_policy::PskMode;
 use crate::node::services_file::Offers;
@@ -173,7 +174,7 @@ fn grave(snapshot: &Snapshot) -> Vec<String> {
     let mut list: Vec<String> = upkeep.obstacles.iter().map(ToString::to_string).collect();
     list.extend(upkeep.guards.missing.iter().cloned());
     if let Some((error, since)) = &offers.error {
-        let age = age(since.elapsed().as_secs());
+        let age = age(since.elapsed().as_secs(), 1);
         list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
     }
     if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {

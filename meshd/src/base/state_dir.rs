@@ -3,12 +3,14 @@
 //! synced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use mesh_host::files;
+use mesh_host::sums::{seal, unseal};
 use mesh_proto::base::addr::{Flat, MeshRange};
 use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
@@ -19,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::files::{ACTIVITY, ALL_OF_MESH, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile};
 use crate::base::runtime::aside;
-use crate::base::sealed_file::{seal, unseal};
 
 /// Largest file that is read back, in bytes.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
@@ -248,8 +249,9 @@ impl State {
     /// # Errors
     /// `StateError` if it cannot be written.
     pub fn save_netmap(&self, netmap: &NetMap) -> Result<(), StateError> {
-        let beside = self.write_beside(NETMAP, &seal(&json(netmap)), true)?;
         let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS_NETMAP));
+        let beside = aside(|| files::write_beside(&current, &seal(&json(netmap))));
+        let beside = beside.map_err(|error| failed("write", &current, error))?;
         if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
             fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
         }
@@ -316,36 +318,19 @@ impl State {
 
     /// Replaces a file; readable by its owner only.
     pub(crate) fn replace(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
-        let beside = self.write_beside(file, bytes, true)?;
         let path = self.path(file);
-        fs::rename(&beside, &path).map_err(|error| failed("rename", &beside, error))?;
-        self.sync()
+        aside(|| files::replace(&path, bytes)).map_err(|error| failed("write", &path, error))
     }
 
     /// Replaces a file that has to outlive the process, not the machine: nothing is synced.
     pub(crate) fn replace_unsynced(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.path(file);
-        let beside = self.write_beside(file, bytes, false)?;
-        fs::rename(&beside, &path).map_err(|error| failed("rename", &beside, error))
-    }
-
-    fn write_beside(&self, file: StateFile, bytes: &[u8], sync: bool) -> Result<PathBuf, StateError> {
-        let path = self.dir.join(format!("{file}.tmp"));
-        let _ = fs::remove_file(&path);
-        let write = || -> io::Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&path)?;
-            file.write_all(bytes)?;
-            if sync { file.sync_all() } else { Ok(()) }
-        };
-        aside(write).map_err(|error| failed("write", &path, error))?;
-        Ok(path)
+        files::replace_unsynced(&path, bytes).map_err(|error| failed("write", &path, error))
     }
 
     /// Makes sure that what was renamed or removed stays so.
     pub(crate) fn sync(&self) -> Result<(), StateError> {
-        let synced = aside(|| File::open(&self.dir).and_then(|dir| dir.sync_all()));
-        synced.map_err(|error| failed("sync", &self.dir, error))
+        aside(|| files::sync(&self.dir)).map_err(|error| failed("sync", &self.dir, error))
     }
 
     fn read(&self, file: StateFile) -> Result<Option<Vec<u8>>, StateError> {

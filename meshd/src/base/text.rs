@@ -1,14 +1,19 @@
-//! Sentences and figures that several parts say.
+//! Sentences that several parts say.
 
+use std::time::Duration;
+
+use mesh_host::client::Daemon;
+
+/// What meshd says of its control socket.
+pub(crate) const DAEMON: Daemon = Daemon {
+    taken: "another meshd answers on {path}; stop it first (systemctl stop meshd), or set another `socket`",
+    occupied: "{path} exists and is not a socket; move it away, or set another `socket` in meshd.toml",
+    unbound: "cannot listen on {path}: {why}; run as root, or set another `socket` in meshd.toml",
+    absent: "meshd is not running (no answer at {path}): start it with systemctl start meshd",
+    closed: "cannot use {path}: {why}; run as root",
+    ended: "meshd ended before it answered: see why with journalctl -u meshd, and ask again",
+    broken: "the daemon's answer cannot be read: {why}; restart it, so that it and this command have the same version",
+    patience: Duration::from_secs(5),
+};
 /// What a node that belongs to no mesh is told.
 pub(crate) const JOIN_HINT: &str = "make a token with `mesh-coordinator token create --site SITE` on the coordinator, then run `meshd join TOKEN` here";
-
-/// Writes a time in seconds as people say it.
-pub(crate) fn age(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86400 => format!("{} h", seconds / 3600),
-        86400.. => format!("{} d", seconds / 86400),
-    }
-}

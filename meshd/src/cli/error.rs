@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
+use mesh_host::client::AskError;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::network_lock::Subject;
 
 use crate::base::state_dir::StateError;
-use crate::cli::client::ClientError;
 use crate::config::ConfigError;
 use crate::linux::KernelError;
 use crate::node::error::DaemonError;
@@ -21,7 +21,7 @@ pub enum CommandError {
     Config(#[from] ConfigError),
     /// The daemon did not answer as asked.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(#[from] AskError),
     /// The daemon could not run.
     #[error(transparent)]
     Daemon(#[from] DaemonError),

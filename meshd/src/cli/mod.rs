@@ -1,7 +1,6 @@
 //! The command line.
 
 pub mod args;
-pub mod client;
 pub mod error;
 pub mod network_lock;
 pub(crate) mod output;

@@ -3,19 +3,19 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use data_encoding::BASE64URL_NOPAD;
+use mesh_host::client::Client;
+use mesh_host::identity::Identity;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::ops::status as doc;
 use mesh_proto::trust::network_lock::{Member, Subject};
-use mesh_proto::trust::signed_record::Signature;
 use mesh_proto::wire::query::with_query;
 use zeroize::Zeroizing;
 
 use crate::base::files::LOCK_KEY;
 use crate::base::state_dir::{State, read_secret};
+use crate::base::text::DAEMON;
 use crate::cli::args::Lock;
-use crate::cli::client::Client;
 use crate::cli::error::{CommandError, LockError};
 use crate::cli::output::{Asker, finish, load};
 use crate::control::map_guard;
@@ -28,7 +28,7 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
             let config = load(&config, socket)?;
             let path = key.unwrap_or_else(|| config.state_dir.join(LOCK_KEY.name()));
             let key = read(&path)?;
-            let client = Client::new(config.socket);
+            let client = Client::new(&DAEMON, config.socket);
             let standing: doc::Lock = client.get("/v1/lock").await?;
             let member = named(&standing, &node)?;
             check(&standing, member, &key, &path, identity)?;
@@ -36,10 +36,9 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
             if identity.is_none() && !yes && !confirmed() {
                 return Err(LockError::Unconfirmed.into());
             }
-            let signature = Signature(signed(&key, &member.message(&standing.mesh)));
-            let signature = BASE64URL_NOPAD.encode(&signature.0);
-            let path = with_query("/v1/lock", &[("node", node.as_str()), ("signature", &signature)]);
-            let _: doc::Lock = client.post(&path).await?;
+            let signature = BASE64URL_NOPAD.encode(&key.sign(&member.message(&standing.mesh)).0);
+            let words = [("node", node.as_str()), ("signature", &signature)];
+            let _: doc::Lock = client.post(&with_query("/v1/lock", &words)).await?;
             finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")]);
             Ok(0)
         }
@@ -56,18 +55,10 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
     }
 }
 
-fn read(path: &Path) -> Result<Ed25519KeyPair, LockError> {
+fn read(path: &Path) -> Result<Identity, LockError> {
     let bytes = read_secret(path).map_err(LockError::State)?;
-    let bytes = Zeroizing::new(bytes.ok_or_else(|| LockError::Missing(path.into()))?);
-    Ed25519KeyPair::from_pkcs8(&bytes).map_err(|_| LockError::Damaged(path.into()))
-}
-
-fn public(key: &Ed25519KeyPair) -> IdentityKey {
-    IdentityKey(key.public_key().as_ref().try_into().expect("an Ed25519 key is 32 bytes"))
-}
-
-fn signed(key: &Ed25519KeyPair, message: &[u8]) -> [u8; 64] {
-    key.sign(message).as_ref().try_into().expect("an Ed25519 signature is 64 bytes")
+    let bytes = bytes.ok_or_else(|| LockError::Missing(path.into()))?;
+    Identity::from_pkcs8(Zeroizing::new(bytes)).map_err(|_| LockError::Damaged(path.into()))
 }
 
 fn named<'a>(standing: &'a doc::Lock, node: &NodeName) -> Result<&'a Member, LockError> {
@@ -78,12 +69,12 @@ fn named<'a>(standing: &'a doc::Lock, node: &NodeName) -> Result<&'a Member, Loc
 fn check(
     standing: &doc::Lock,
     member: &Member,
-    key: &Ed25519KeyPair,
+    key: &Identity,
     path: &Path,
     identity: Option<IdentityKey>,
 ) -> Result<(), LockError> {
     let held = standing.lock.ok_or(LockError::Unlocked)?;
-    let own = public(key);
+    let own = key.public();
     if own != held {
         return Err(LockError::Another { path: path.into(), own, held });
     }

@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use mesh_host::client::Client;
 use mesh_proto::ops::status as doc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::cli::args::ConfigArg;
-use crate::cli::client::Client;
 use crate::cli::error::CommandError;
 use crate::config::Config;
 

@@ -1,9 +1,7 @@
 //! The documents as tables for people. Columns are aligned, units are SI, and nothing is cut.
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use mesh_host::table::{age, count, drawn, table};
 use mesh_proto::ops::status as doc;
-
-use crate::base::text::age;
 
 /// Shows who the node is, how it is connected, and what is wrong.
 pub fn status(status: &doc::Status) -> String {
@@ -33,7 +31,7 @@ pub fn status(status: &doc::Status) -> String {
         count(status.services.len(), "service"),
         count(backends, "backend"),
         count(status.flows.used, "flow"),
-        age(status.uptime_s)
+        age(status.uptime_s, 1)
     ));
     lines.extend(status.lanes.iter().map(lane));
     let drops: Vec<String> = status.drops.iter().filter(|&(_, &n)| n > 0).map(|(r, n)| format!("{r} {n}")).collect();
@@ -88,7 +86,7 @@ fn packets(n: u64) -> String {
 
 fn coordinator(c: &doc::Coordinator) -> String {
     let address = c.address.as_deref().unwrap_or("not tried yet");
-    let heard = c.last_heard_s.map_or_else(String::new, |s| format!(", last heard {} ago", age(s)));
+    let heard = c.last_heard_s.map_or_else(String::new, |s| format!(", last heard {} ago", age(s, 1)));
     if c.connected {
         format!("coordinator {address}: connected, revision {}", c.revision)
     } else {
@@ -107,13 +105,13 @@ pub fn peers(peers: &[doc::Peer]) -> String {
             p.address.to_string(),
             p.endpoint.map_or_else(dash, |e| e.to_string()),
             p.rtt_ms.map_or_else(dash, |ms| format!("{ms:.2} ms")),
-            p.last_handshake_s.map_or_else(dash, |s| format!("{} ago", age(s))),
+            p.last_handshake_s.map_or_else(dash, |s| format!("{} ago", age(s, 1))),
             if p.post_quantum { "pq".into() } else { dash() },
             bytes(p.rx_bytes),
             bytes(p.tx_bytes),
         ]);
     }
-    trimmed(&table)
+    drawn(&table)
 }
 
 /// Shows services and their backends, one line per backend.
@@ -135,7 +133,7 @@ pub fn services(services: &[doc::Service]) -> String {
             table.add_row(head.into_iter().chain(row));
         }
     }
-    trimmed(&table)
+    drawn(&table)
 }
 
 /// Shows the live flows.
@@ -148,10 +146,10 @@ pub fn flows(flows: &[doc::Flow]) -> String {
             f.destination.clone(),
             f.backend.clone(),
             f.peer.as_ref().map_or_else(|| "this node".into(), ToString::to_string),
-            age(f.idle_s),
+            age(f.idle_s, 1),
         ]);
     }
-    trimmed(&table)
+    drawn(&table)
 }
 
 /// Shows what was measured, and of what.
@@ -231,30 +229,8 @@ fn bytes(n: u64) -> String {
     }
 }
 
-fn count(number: usize, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{plural}")
-}
-
 fn dash() -> String {
     "-".into()
-}
-
-fn table(head: &[&str], right: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(head.iter().map(Cell::new));
-    for &column in right {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-fn trimmed(table: &Table) -> String {
-    let lines: Vec<String> = table.lines().map(|l| l.strip_prefix(' ').unwrap_or(&l).trim_end().to_owned()).collect();
-    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -263,10 +239,6 @@ mod tests {
 
     #[test]
     fn figures_have_units() {
-        assert_eq!(
-            (age(59), age(60), age(7200), age(200_000)),
-            ("59 s".into(), "1 min".into(), "2 h".into(), "2 d".into())
-        );
         assert_eq!((bytes(999), bytes(1500), bytes(2_500_000)), ("999 B".into(), "1.5 kB".into(), "2.5 MB".into()));
     }
 
@@ -294,15 +266,6 @@ mod tests {
         assert_eq!(lane(&well), line);
         let expected = format!("{line}, 2 did not decrypt, 7 lost to a full receive buffer, without udp_gro");
         assert_eq!(lane(&ill), expected);
-    }
-
-    #[test]
-    fn a_table_is_aligned_and_has_no_trailing_blanks() {
-        let mut t = table(&["A", "B"], &[1]);
-        t.add_row(["long word", "1"]);
-        let shown = trimmed(&t);
-        assert_eq!(shown.lines().count(), 2);
-        assert!(shown.lines().all(|l| l == l.trim_end() && !l.starts_with(' ')), "{shown}");
     }
 
     #[test]

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use clap::CommandFactory;
 use hyper::Method;
+use mesh_host::client::{AskError, Client};
 use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
 use mesh_proto::wire::query::with_query;
 
 use crate::base::runtime;
 use crate::base::state_dir::State;
+use crate::base::text::DAEMON;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
-use crate::cli::client::{Client, ClientError};
 use crate::cli::error::CommandError;
 use crate::cli::network_lock;
 use crate::cli::output::{Asker, finish, load, print, print_json, socket};
@@ -52,7 +53,7 @@ pub fn main(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError
 }
 
 fn exit_code(error: &CommandError) -> u8 {
-    if matches!(error, CommandError::Client(ClientError::NotRunning(_) | ClientError::Ended)) {
+    if matches!(error, CommandError::Client(AskError::NotRunning(_) | AskError::Ended(_))) {
         NOT_RUNNING
     } else if matches!(error, CommandError::Config(_)) {
         USAGE
@@ -74,7 +75,7 @@ fn execute(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>
 
 async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
     let json = cli.output == Output::Json;
-    let ask = Asker { client: Client::new(socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
+    let ask = Asker { client: Client::new(&DAEMON, socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
     match cli.verb {
         Verb::Run(config) => {
             log();
@@ -103,9 +104,9 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
             ask.show("/v1/peers", shown).await.map(|_| 0)
         }
         Verb::Services { name } => {
-            let name = name.as_deref().map(|name| ("name", name));
+            let words: Vec<_> = name.iter().map(|name| ("name", &**name)).collect();
             let shown = |d: &doc::Services| render::services(&d.services);
-            ask.show(&with_query("/v1/services", name.as_slice()), shown).await.map(|_| 0)
+            ask.show(&with_query("/v1/services", &words), shown).await.map(|_| 0)
         }
         Verb::Resolve { name } => {
             let shown = |d: &doc::Resolve| {
@@ -117,8 +118,9 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
         Verb::Ping { node } => ping(&ask, &node).await,
         Verb::Bench { node, seconds } => measure(&ask, &node, seconds).await,
         Verb::Why { src, dst, udp } => {
-            let all = [("src", &*src), ("dst", &*dst), ("udp", "1")];
-            let why: doc::Why = ask.show(&with_query("/v1/why", &all[..if udp { 3 } else { 2 }]), render::why).await?;
+            let words = [("src", &*src), ("dst", &*dst), ("udp", "1")];
+            let path = with_query("/v1/why", if udp { &words } else { &words[..2] });
+            let why: doc::Why = ask.show(&path, render::why).await?;
             Ok(match (why.allowed, why.verdict.as_str()) {
                 (true, _) => 0,
                 (false, "denied") => DENIED,
@@ -131,7 +133,7 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
             ask.show("/v1/flows", shown).await.map(|_| 0)
         }
         Verb::Metrics => {
-            let bytes = ask.client.ask(Method::GET, "/v1/metrics").await?;
+            let bytes = ask.client.bytes(Method::GET, "/v1/metrics", Vec::new()).await?;
             print(String::from_utf8_lossy(&bytes).trim_end());
             Ok(0)
         }
@@ -145,7 +147,7 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
                 true => (with_query("/v1/rotate", &[("identity", "1")]), identity_rotation::PATIENCE + PATIENCE),
                 false => ("/v1/rotate".to_owned(), PATIENCE),
             };
-            let done: doc::Done = ask.client.post_within(&path, patience).await?;
+            let done: doc::Done = ask.client.within(patience).post(&path).await?;
             finish(json, done.done);
             Ok(0)
         }
@@ -196,7 +198,7 @@ async fn measure(ask: &Asker, node: &str, seconds: u8) -> Result<u8, CommandErro
     }
     let path = with_query("/v1/bench", &[("node", node), ("seconds", &seconds.to_string())]);
     let patience = bench::longest(seconds) + PATIENCE;
-    let measured: doc::Bench = ask.client.post_within(&path, patience).await?;
+    let measured: doc::Bench = ask.client.within(patience).post(&path).await?;
     if ask.json {
         print_json(&measured);
     } else {
@@ -215,11 +217,11 @@ fn show_ping(peer: &doc::Peer, json: bool) {
 }
 
 async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let client = Client::new(config.socket.clone());
+    let client = Client::new(&DAEMON, config.socket.clone());
     let node = client.get::<doc::Status>("/v1/status").await.ok().and_then(|status| status.node);
     match client.post::<doc::Done>("/v1/leave").await {
         Ok(_) => {
-            let gone = |status: &Result<doc::Status, ClientError>| status.as_ref().is_ok_and(|s| s.node.is_none());
+            let gone = |status: &Result<doc::Status, AskError>| status.as_ref().is_ok_and(|s| s.node.is_none());
             let asked = Instant::now();
             while !gone(&client.get("/v1/status").await) {
                 if asked.elapsed() > PATIENCE {
@@ -231,7 +233,7 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
             done.extend(node.map(|node| revoke_hint(node.name.as_str())));
             finish(json, done);
         }
-        Err(ClientError::NotRunning(_) | ClientError::Ended) => {
+        Err(AskError::NotRunning(_) | AskError::Ended(_)) => {
             let mut node = None;
             if config.state_dir.exists() {
                 let state = State::open(&config.state_dir)?;
@@ -262,7 +264,7 @@ fn revoke_hint(node: &str) -> String {
 }
 
 async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let client = Client::new(config.socket.clone());
+    let client = Client::new(&DAEMON, config.socket.clone());
     let mut done = Vec::new();
     match client.post::<doc::Done>("/v1/stop").await {
         Ok(_) => {
@@ -276,7 +278,7 @@ async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
             done.push("stopped the running meshd".into());
         }
         // One that was killed a moment ago may still have taken the call.
-        Err(ClientError::NotRunning(_) | ClientError::Ended) => {}
+        Err(AskError::NotRunning(_) | AskError::Ended(_)) => {}
         Err(error) => return Err(error.into()),
     }
     let removed = removed(linux::cleanup(&config.interface).await?);

@@ -10,6 +10,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_host::identity::verify;
+use mesh_host::tls;
 use mesh_proto::base::id::{IdentityKey, Revision};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::trust::audit_log::{LogPage, Roll};
@@ -28,9 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::tls::{client_config, identity_of};
 use crate::base::runtime::aside;
-use crate::keys::node::{Keys, verify};
+use crate::keys::node::Keys;
 
 /// How long a connection may take to be set up, from the name to HTTP/2.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -200,13 +201,13 @@ impl Channel {
         keep_alive(&stream).ok();
         let named = |error| LinkError::Tls { address: address.into(), error };
         let keys = Arc::clone(&dial.keys.borrow());
-        let config = client_config(&keys, &dial.pins).map_err(|e| named(io::Error::other(e)))?;
+        let config = tls::client(keys.own(), &dial.pins).map_err(|e| named(io::Error::other(e)))?;
         let name = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream =
             stream.map_err(|error| if is_pin(&error) { LinkError::Pin(address.into()) } else { named(error) })?;
         let proven = stream.get_ref().1.peer_certificates().and_then(|keys| keys.first());
-        let key = proven.and_then(|key| identity_of(key));
+        let key = proven.and_then(|key| tls::identity_of(key));
         let handshake = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(Duration::from_secs(5))

@@ -15,17 +15,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{Context, SHA256};
+use mesh_host::clock::now;
+use mesh_host::sums::link;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Peer};
-use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Told, Witness};
+use mesh_proto::trust::audit_log::{LogPage, Next, Told, Witness};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::channel::{Channel, Dial, LinkError};
-use crate::base::clock::now;
 use crate::base::entropy::share;
 use crate::base::state_dir::State;
 use crate::control::{LinkState, LogGossip, roll_file};
@@ -40,16 +40,6 @@ const SHARE: Duration = Duration::from_millis(3);
 const FIRST: Duration = Duration::from_secs(10);
 /// Most pages that are read at a time.
 const PAGES: usize = 64;
-
-/// Returns the hash of an entry and all before it.
-pub(crate) fn link(before: &LogHash, body: &[u8]) -> LogHash {
-    let mut context = Context::new(&SHA256);
-    context.update(&before.0);
-    context.update(body);
-    let mut hash = LogHash::default();
-    hash.0.copy_from_slice(context.finish().as_ref());
-    hash
-}
 
 /// Returns how long a node of a mesh of so many holds back after what all of them hear of at once, beside the time to its
 /// turn: a random share of the span.

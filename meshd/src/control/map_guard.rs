@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use mesh_host::identity::verify;
+use mesh_host::sums::{seal, unseal};
 use mesh_proto::base::id::{IdentityKey, Revision};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::high_water_mark::{Mark, WentBack};
@@ -13,10 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::files::MARK;
 use crate::base::runtime::aside;
-use crate::base::sealed_file::{seal, unseal};
 use crate::base::state_dir::{State, StateError};
 use crate::control::roll_file;
-use crate::keys::node::verify;
 
 /// Follows one coordinator's history forward, and checks what it brings.
 #[derive(Debug)]

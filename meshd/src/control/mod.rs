@@ -11,7 +11,6 @@ mod channel;
 pub(crate) mod log_auditor;
 pub(crate) mod map_guard;
 mod network_lock;
-mod tls;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ use crate::base::runtime::aside;
 
 pub use channel::{Channel, Dial, LinkError, Watch, adopt};
 pub use map_guard::Guard;
-pub use network_lock::{countersign, standing};
+pub use network_lock::lock_standing;
 
 /// How long meshd tries hard after a channel broke.
 const HARD: Duration = Duration::from_secs(60);

@@ -4,23 +4,11 @@ use mesh_proto::wire::{Countersign, LockStanding};
 
 use super::channel::{Channel, Dial, LinkError};
 
-/// Asks the coordinators, in turn, who waits for the lock's signature.
+/// Brings the coordinators, in turn, the lock's signature for a node, if there is one, and asks who else waits for it.
 ///
 /// # Errors
 /// What the last one said or failed at.
-pub async fn standing(dial: &Dial) -> Result<LockStanding, LinkError> {
-    in_turn(dial, None).await
-}
-
-/// Brings the coordinators, in turn, the lock's signature for a node.
-///
-/// # Errors
-/// What the last one said or failed at.
-pub async fn countersign(dial: &Dial, signed: &Countersign) -> Result<LockStanding, LinkError> {
-    in_turn(dial, Some(signed)).await
-}
-
-async fn in_turn(dial: &Dial, signed: Option<&Countersign>) -> Result<LockStanding, LinkError> {
+pub async fn lock_standing(dial: &Dial, signed: Option<&Countersign>) -> Result<LockStanding, LinkError> {
     let mut last = LinkError::Malformed("the mesh names no coordinator".into());
     for address in &dial.coordinators {
         let asked = async {

@@ -1,9 +1,9 @@
 //! How far the log of operations was followed, and who was admitted and expelled, kept over restarts.
 
+use mesh_host::sums::{seal, unseal};
 use mesh_proto::trust::audit_log::Roll;
 
 use crate::base::files::ROLL;
-use crate::base::sealed_file::{seal, unseal};
 use crate::base::state_dir::{State, StateError};
 
 /// Returns how far the log was followed; none if it was not, or that is damaged.

@@ -14,16 +14,12 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_host::tls;
 use mesh_proto::base::addr::{Flat, MeshRange};
 use mesh_proto::base::id::{IdentityKey, NodeId};
 use mesh_proto::model::netmap::Delta;
 use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::wire::{ErrorBody, ErrorCode, NodeFacts, ReportResponse, VERSION};
-use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use rustls::server::AlwaysResolvesServerRawPublicKeys;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::sign::CertifiedKey;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -322,7 +318,7 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let own = Keys::load_or_make(&State::open(&dir.path().join("own")).unwrap()).unwrap();
         let node = Keys::load_or_make(&State::open(&dir.path().join("node")).unwrap()).unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config(&own)));
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server(own.own()).unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -380,66 +376,5 @@ impl Server {
         while !enough(&self.asked()) {
             self.news.notified().await;
         }
-    }
-}
-
-fn config(keys: &Keys) -> ServerConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let signer = rustls::crypto::aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(keys.pkcs8())).unwrap();
-    let spki = signer.public_key().unwrap().to_vec();
-    let key = CertifiedKey::new(vec![CertificateDer::from(spki)], signer);
-    let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_client_cert_verifier(Arc::new(AnyKey(provider)))
-        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(Arc::new(key))));
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config
-}
-
-/// Takes any raw public key that signs.
-#[derive(Debug)]
-struct AnyKey(Arc<rustls::crypto::CryptoProvider>);
-
-impl ClientCertVerifier for AnyKey {
-    fn root_hint_subjects(&self) -> &[rustls::DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: rustls::pki_types::UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        let spki = rustls::pki_types::SubjectPublicKeyInfoDer::from(cert.as_ref());
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature_with_raw_key(message, &spki, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        vec![rustls::SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
     }
 }

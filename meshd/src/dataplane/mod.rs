@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use mesh_host::clock::now;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::dataplane::flow::{Flow, FlowTable, Key, Side};
 use mesh_proto::dataplane::view::View;
@@ -33,7 +34,6 @@ use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::Told;
 use tokio::sync::watch;
 
-use crate::base::clock::now;
 use crate::base::runtime::aside;
 use crate::control::LogGossip;
 use crate::dataplane::bench::Measurement;

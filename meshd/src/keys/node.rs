@@ -4,9 +4,8 @@ use std::fmt;
 use std::fs;
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use data_encoding::BASE64URL_NOPAD;
+use mesh_host::identity::Identity;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::signed_record::Signature;
 use x25519_dalek::StaticSecret;
@@ -26,14 +25,12 @@ pub struct Keys {
     tunnel: StaticSecret,
     former: Option<StaticSecret>,
     first: Option<StaticSecret>,
-    pkcs8: Zeroizing<Vec<u8>>,
-    pair: Ed25519KeyPair,
-    identity: IdentityKey,
+    identity: Identity,
 }
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Keys({:?}, [redacted])", self.identity)
+        write!(f, "Keys({:?}, [redacted])", self.identity())
     }
 }
 
@@ -55,30 +52,21 @@ impl Keys {
     /// # Errors
     /// `StateError` if a file cannot be read or written, is damaged, or may be read by others.
     pub fn load_or_make(state: &State) -> Result<Self, StateError> {
-        let pkcs8 = match read(state, IDENTITY_KEY)? {
-            Some(bytes) => bytes,
+        let identity = match identity(state, IDENTITY_KEY)? {
+            Some(identity) => identity,
             None => make_identity(state, IDENTITY_KEY)?,
         };
-        Self::with_identity(state, IDENTITY_KEY, pkcs8)
+        Self::with_identity(state, identity)
     }
 
-    fn with_identity(state: &State, file: StateFile, pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, StateError> {
+    fn with_identity(state: &State, identity: Identity) -> Result<Self, StateError> {
         let tunnel = match secret(state, TUNNEL_KEY)? {
             Some(secret) => secret,
             None => make(state)?,
         };
         // A rotation that was killed between its two writes left the same key twice.
         let former = secret(state, FORMER_TUNNEL_KEY)?.filter(|former| former.to_bytes() != tunnel.to_bytes());
-        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).map_err(|e| damaged(state, file, &e.to_string()))?;
-        let public = pair.public_key().as_ref().try_into();
-        Ok(Self {
-            tunnel,
-            former,
-            first: secret(state, FIRST_TUNNEL_KEY)?,
-            pkcs8,
-            pair,
-            identity: IdentityKey(public.map_err(|_| damaged(state, file, "not Ed25519"))?),
-        })
+        Ok(Self { tunnel, former, first: secret(state, FIRST_TUNNEL_KEY)?, identity })
     }
 
     /// Makes new keys in place of those of an identity that the mesh expelled.
@@ -105,7 +93,7 @@ impl Keys {
     /// # Errors
     /// `StateError` if the next one cannot be read, is damaged, or may be read by others.
     pub fn next(state: &State) -> Result<Option<Self>, StateError> {
-        read(state, NEXT_IDENTITY_KEY)?.map(|pkcs8| Self::with_identity(state, NEXT_IDENTITY_KEY, pkcs8)).transpose()
+        identity(state, NEXT_IDENTITY_KEY)?.map(|next| Self::with_identity(state, next)).transpose()
     }
 
     /// Makes the identity that is to be the next, unless there is one already, and reads the keys with it.
@@ -115,7 +103,7 @@ impl Keys {
     pub fn make_next(state: &State) -> Result<Self, StateError> {
         match Self::next(state)? {
             Some(keys) => Ok(keys),
-            None => Self::with_identity(state, NEXT_IDENTITY_KEY, make_identity(state, NEXT_IDENTITY_KEY)?),
+            None => Self::with_identity(state, make_identity(state, NEXT_IDENTITY_KEY)?),
         }
     }
 
@@ -189,18 +177,17 @@ impl Keys {
 
     /// Returns the public half of the identity.
     pub fn identity(&self) -> IdentityKey {
-        self.identity
+        self.identity.public()
     }
 
     /// Signs a message with the identity.
     pub fn sign(&self, message: &[u8]) -> Signature {
-        let signature = self.pair.sign(message);
-        Signature(signature.as_ref().try_into().expect("an Ed25519 signature is 64 bytes"))
+        self.identity.sign(message)
     }
 
-    /// Returns the identity as PKCS #8, for TLS.
-    pub(crate) fn pkcs8(&self) -> &[u8] {
-        &self.pkcs8
+    /// Returns the identity, for TLS.
+    pub(crate) fn own(&self) -> &Identity {
+        &self.identity
     }
 }
 
@@ -219,22 +206,20 @@ fn secret(state: &State, file: StateFile) -> Result<Option<StaticSecret>, StateE
     Ok(Some(StaticSecret::from(*bytes)))
 }
 
-/// Says whether a signature over a message is that of an identity.
-pub fn verify(identity: &IdentityKey, message: &[u8], signature: &Signature) -> bool {
-    UnparsedPublicKey::new(&ED25519, identity.0).verify(message, &signature.0).is_ok()
+fn identity(state: &State, file: StateFile) -> Result<Option<Identity>, StateError> {
+    let identity = read(state, file)?.map(Identity::from_pkcs8).transpose();
+    identity.map_err(|error| damaged(state, file, &error.to_string()))
 }
 
 /// Makes an identity.
-fn make_identity(state: &State, file: StateFile) -> Result<Zeroizing<Vec<u8>>, StateError> {
-    let bytes = identity();
-    write(state, file, &bytes)?;
-    Ok(bytes)
+fn make_identity(state: &State, file: StateFile) -> Result<Identity, StateError> {
+    let made = generate();
+    write(state, file, made.pkcs8())?;
+    Ok(made)
 }
 
-fn identity() -> Zeroizing<Vec<u8>> {
-    let made = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
-    let made = made.expect("the operating system has entropy");
-    Zeroizing::new(made.as_ref().to_vec())
+fn generate() -> Identity {
+    Identity::generate().expect("the operating system has entropy")
 }
 
 fn read(state: &State, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use mesh_host::socket::SocketError;
+
 use crate::base::state_dir::StateError;
 use crate::dataplane::{DataPlaneError, LaneDeath};
 use crate::linux::KernelError;
@@ -50,20 +52,4 @@ impl From<StateError> for DaemonError {
     fn from(error: StateError) -> Self {
         if error.is_of_trust() { Self::Trust(error) } else { Self::State(error) }
     }
-}
-
-/// Why the control socket cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Another meshd answers on it.
-    #[error("another meshd answers on {}; stop it first (systemctl stop meshd), or set another `socket`", .0.display())]
-    Taken(PathBuf),
-    /// The operating system refuses.
-    #[error("cannot listen on {}: {error}; run as root, or set another `socket` in meshd.toml", path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
 }

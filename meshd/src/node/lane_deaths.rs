@@ -6,9 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use mesh_host::files::replace_unsynced;
+use mesh_host::table::age;
 use serde::{Deserialize, Serialize};
-
-use crate::base::text::age;
 
 /// How long the operator is told.
 const SHOWN: Duration = Duration::from_secs(3600);
@@ -41,16 +41,14 @@ impl LaneDeaths {
     /// If it cannot be written.
     pub fn add(self, cause: String, now: SystemTime, path: &Path) -> io::Result<()> {
         let deaths = Self { count: self.count.saturating_add(1), at: seconds(now), cause };
-        let new = path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec(&deaths)?)?;
-        std::fs::rename(new, path)
+        replace_unsynced(path, &serde_json::to_vec(&deaths)?)
     }
 
     /// Returns what the operator is told: of the last one, for an hour.
     pub fn sentence(&self, now: SystemTime) -> Option<String> {
         let since = seconds(now).saturating_sub(self.at);
         (self.count > 0 && since < SHOWN.as_secs()).then(|| {
-            let (cause, age) = (&self.cause, age(since));
+            let (cause, age) = (&self.cause, age(since, 1));
             format!(
                 "meshd ended {age} ago because {cause}; it has started again since. Packets were lost meanwhile: report it with the log from before"
             )

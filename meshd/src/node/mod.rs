@@ -21,6 +21,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use mesh_host::clock::now;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::offline_lease::Lease;
@@ -31,7 +32,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use crate::base::clock::now;
 use crate::base::entropy::random;
 use crate::base::notes::Notes;
 use crate::base::retry::patient;

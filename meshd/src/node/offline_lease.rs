@@ -5,10 +5,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mesh_host::sums::{seal, unseal};
 use mesh_proto::base::clock::Timestamp;
 
 use crate::base::files::HEARD;
-use crate::base::sealed_file::{seal, unseal};
 use crate::base::state_dir::State;
 
 /// How old it may become while a coordinator is heard.

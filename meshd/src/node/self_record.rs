@@ -3,15 +3,15 @@
 //! The last one is kept. A restart that has nothing new to say says the same thing under the same number, and
 //! makes no news of it. The number follows the clock, so that it grows even where the file was lost.
 
-use std::time::SystemTime;
-
+use mesh_host::clock::unix;
+use mesh_host::identity::verify;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 
 use crate::base::files::RECORD;
 use crate::base::state_dir::State;
-use crate::keys::node::{Keys, verify};
+use crate::keys::node::Keys;
 
 /// Signs what the node says of itself.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Author {
                 return last;
             }
         }
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let clock = unix().0;
         let sequence = clock.max(before.max(known).saturating_add(1));
         let facts = NodeFacts { sequence, signed: None, ..facts };
         let text = facts.text();

@@ -2,21 +2,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use mesh_host::files::read_text;
+use mesh_host::watched_file::WatchedFile;
 use mesh_proto::services::{ServeSpec, parse_node};
 use mesh_proto::wire::{MAX_OFFERS, ServeOffer};
-use notify::{RecursiveMode, Watcher};
-use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
-
-/// How long the directory must be quiet before the file is read: editors rename, ConfigMaps swap symlinks.
-const SETTLE: Duration = Duration::from_millis(100);
-/// How often a directory that cannot be watched is looked at.
-const POLL: Duration = Duration::from_secs(2);
-/// Largest file that is read, in bytes.
-const MAX_FILE: u64 = 1024 * 1024;
+use tokio::sync::watch;
 
 /// The node's own services.toml, as it was read last.
 #[derive(Debug, Clone, Default)]
@@ -37,9 +29,9 @@ pub struct Offers {
 /// What is wrong with it, one line per mistake.
 pub fn read(path: &Path) -> Result<(Vec<ServeSpec>, Vec<String>), String> {
     let name = path.display().to_string();
-    let text = match text(path) {
-        Ok(Some(text)) => text,
-        Ok(None) => return Ok((Vec::new(), Vec::new())),
+    let text = match read_text(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         Err(error) => return Err(format!("cannot read {name}: {error}")),
     };
     let (serve, warnings) = parse_node(&text, &name).map_err(|bad| bad.lines().join("\n"))?;
@@ -59,17 +51,12 @@ pub fn offers(serve: &[ServeSpec]) -> Vec<ServeOffer> {
 /// Keeps offers true to their file until the task is dropped; `reload` asks for it to be read again.
 pub async fn keep(offers: watch::Sender<Offers>, mut reload: watch::Receiver<()>) {
     let path = offers.borrow().path.clone();
-    let changed = Arc::new(Notify::new());
-    let mut watcher = None;
+    let mut file = WatchedFile::new(&path);
     loop {
         load(&offers, &path);
-        if watcher.is_none() {
-            watcher = watch(&path, Arc::clone(&changed));
-        }
         tokio::select! {
-            () = changed.notified() => settle(&changed).await,
+            () = file.changed() => {}
             Ok(()) = reload.changed() => {}
-            () = sleep(POLL), if watcher.is_none() => {}
         }
     }
 }
@@ -94,36 +81,6 @@ pub fn load(offers: &watch::Sender<Offers>, path: &Path) {
         *offers = Offers { path: path.into(), serve, warnings, error: error.map(|error| (error, since)) };
         true
     });
-}
-
-fn watch(path: &Path, changed: Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-    let dir = path.parent()?;
-    let tell = move |event: notify::Result<notify::Event>| {
-        if !event.is_ok_and(|e| e.kind.is_access()) {
-            changed.notify_one();
-        }
-    };
-    let mut watcher = notify::recommended_watcher(tell).ok()?;
-    watcher.watch(dir, RecursiveMode::NonRecursive).ok()?;
-    Some(watcher)
-}
-
-async fn settle(changed: &Notify) {
-    loop {
-        tokio::select! {
-            () = changed.notified() => {}
-            () = sleep(SETTLE) => return,
-        }
-    }
-}
-
-fn text(path: &Path) -> io::Result<Option<String>> {
-    match std::fs::metadata(path) {
-        Ok(m) if m.len() > MAX_FILE => Err(io::Error::other("it is larger than 1 MiB")),
-        Ok(_) => std::fs::read_to_string(path).map(Some),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

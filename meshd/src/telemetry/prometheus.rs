@@ -1,31 +1,25 @@
 //! The listener that serves the status to Prometheus.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::routing::get;
+use mesh_host::http::{self, Stop};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use crate::api::openmetrics::{CONTENT_TYPE, text};
-use crate::api::status;
+use crate::api::openmetrics::{CONTENT_TYPE, text_of};
 use crate::node::publisher::Subscriber;
 
-/// Most connections at a time.
-const MAX_CONNECTIONS: usize = 16;
-/// How long a request's head may take.
-const HEAD: Duration = Duration::from_secs(5);
 /// How often binding is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Serves `/metrics`, `/livez` and `/readyz` until the task is dropped. A port that cannot be bound is a
+/// Serves `/metrics`, `/livez` and `/readyz` until told to stop. A port that cannot be bound is a
 /// note, and tried again.
-pub async fn serve(listen: SocketAddr, subscriber: Subscriber) {
+pub async fn serve(listen: SocketAddr, subscriber: Subscriber, stop: Stop) {
     let listener = loop {
         match TcpListener::bind(listen).await {
             Ok(listener) => break listener,
@@ -41,47 +35,22 @@ pub async fn serve(listen: SocketAddr, subscriber: Subscriber) {
         }
     };
     subscriber.notes.set("metrics", None);
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
-        let Ok((stream, _)) = listener.accept().await else {
-            sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let subscriber = subscriber.clone();
-        tokio::spawn(async move {
-            let service = hyper::service::service_fn(|request| {
-                std::future::ready(Ok::<_, std::convert::Infallible>(answer(&subscriber, &request)))
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .max_buf_size(16 * 1024)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "metrics connection ended");
-            }
-            drop(place);
-        });
-    }
+    let routes = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get("ok\n"))
+        .route("/readyz", get(readiness))
+        .fallback((StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n"))
+        .with_state(subscriber);
+    http::serve(listener, move |_| routes.clone(), stop).await;
 }
 
-fn answer(subscriber: &Subscriber, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, kind, text) = match request.uri().path() {
-        "/metrics" => {
-            let snapshot = subscriber.snapshot();
-            (StatusCode::OK, CONTENT_TYPE, text(&status::status(&snapshot), snapshot.lane_deaths))
-        }
-        "/livez" => (StatusCode::OK, "text/plain", "ok\n".into()),
-        "/readyz" if subscriber.plane.borrow().is_some() => (StatusCode::OK, "text/plain", "ok\n".into()),
-        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", "not forwarding: see `meshd status`\n".into()),
-        _ => (StatusCode::NOT_FOUND, "text/plain", "there are /metrics, /livez and /readyz\n".into()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    let kind = hyper::header::HeaderValue::from_static(kind);
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
-    response
+async fn metrics(State(subscriber): State<Subscriber>) -> ([(header::HeaderName, &'static str); 1], String) {
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text_of(&subscriber.snapshot()))
+}
+
+async fn readiness(State(subscriber): State<Subscriber>) -> (StatusCode, &'static str) {
+    match *subscriber.plane.borrow() {
+        Some(_) => (StatusCode::OK, "ok\n"),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "not forwarding: see `meshd status`\n"),
+    }
 }

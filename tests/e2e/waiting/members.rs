@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use coordinator::base::state_files::STORE;
-use coordinator::keys::identity::Identity;
 use coordinator::store::{Table, Write, open_embedded};
+use mesh_host::identity::Identity;
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeId, Revision, TunnelKey};

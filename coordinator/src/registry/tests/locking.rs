@@ -1,7 +1,7 @@
 //! Lock mode: whoever joins waits until a key signs that the coordinator does not hold.
 
 use super::*;
-use crate::keys::identity::{Identity, verify};
+use mesh_host::identity::{Identity, verify};
 use mesh_proto::base::id::NodeName;
 use mesh_proto::plan::plan;
 use mesh_proto::trust::network_lock::LockChange;

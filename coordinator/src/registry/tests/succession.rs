@@ -1,5 +1,7 @@
 //! A member goes on with another identity, and its former ones are worth nothing.
 
+use mesh_host::identity::Identity;
+use mesh_host::identity::verify;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::plan::plan;
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, leads};
@@ -8,7 +10,6 @@ use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::Renewal;
 
 use super::*;
-use crate::keys::identity::{Identity, verify};
 use crate::registry::identity_rotation::aged;
 
 fn key() -> Identity {

@@ -117,7 +117,9 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     use crate::control::map_guard;
     use crate::control::map_guard::Guard;
     use crate::control::roll_file;
-    use crate::keys::node::{Keys, verify};
+    use mesh_host::identity::verify;
+
+    use crate::keys::node::Keys;
     use crate::node::self_record::Author;
     use mesh_proto::trust::audit_log::Roll;
     use mesh_proto::trust::high_water_mark::WentBack;

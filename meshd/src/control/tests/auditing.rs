@@ -1,5 +1,6 @@
 //! The log as a node follows it, against a coordinator that says what it likes.
 
+use mesh_host::sums::link;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{Peer, Proof};
 use mesh_proto::trust::audit_log::{LogHead, LogPage, RawEntry, Roll, Told};
@@ -9,7 +10,7 @@ use mesh_proto::verifier::VerifiedMap;
 use super::*;
 use crate::base::files::ROLL;
 use crate::control::log_auditor;
-use crate::control::log_auditor::{Auditor, link};
+use crate::control::log_auditor::Auditor;
 use crate::control::roll_file;
 
 const MEMBER: IdentityKey = IdentityKey([1; 32]);
@@ -109,7 +110,7 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
     let told = Told { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second] };
     let node = Node::of(roll, page).await;
-    let began = crate::base::clock::now();
+    let began = mesh_host::clock::now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let alarms = || node.link.borrow().alarms.clone();
     let mut auditor = node.auditor();
@@ -147,7 +148,7 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     let told = Told { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second, third] };
     let node = Node::of(roll, page).await;
-    let began = crate::base::clock::now();
+    let began = mesh_host::clock::now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let mut auditor = node.auditor();
     node.hears(at_first);

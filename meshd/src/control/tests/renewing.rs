@@ -1,5 +1,6 @@
 //! Another identity key: whenever the node is killed, whatever is answered, one key is good and the node finds it.
 
+use mesh_host::identity::verify;
 use mesh_proto::trust::identity_rotation::Succession;
 use mesh_proto::wire::Renewal;
 use tokio::task::JoinSet;
@@ -7,7 +8,6 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::base::files::{IDENTITY_KEY, NEXT_IDENTITY_KEY, REFUSED_IDENTITY_KEY};
 use crate::base::notes::Notes;
-use crate::keys::node::verify;
 use crate::node::identity_rotation::{Answer, Outcome, Renewer};
 
 const NODE: NodeId = NodeId(7);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use mesh_host::identity::verify;
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{NodeId, NodeName, ServiceKey, TunnelKey};
@@ -12,7 +13,6 @@ use mesh_proto::wire::{NodeFacts, ServeOffer};
 use std::net::Ipv4Addr;
 
 use super::{Dice, EVIL, FRONT, HONEST, VICTIM, World, address, facts, home, key, name, outer, peer, pod, proof};
-use crate::keys::node::verify;
 
 /// How many maps have a lie in them.
 const LIES: usize = 20_000;

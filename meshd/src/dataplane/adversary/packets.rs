@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use mesh_host::identity::verify;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::dataplane::flow::FlowTable;
 use mesh_proto::dataplane::view::View;
@@ -20,7 +21,6 @@ use crate::dataplane::lane::{Lane, Out, Parts};
 use crate::io::counters::Counters;
 use crate::io::tun_outbox::Taken;
 use crate::io::udp_outbox::{Endpoint, Run};
-use crate::keys::node::verify;
 use crate::wireguard::peers::Peers;
 use crate::wireguard::timing::ROOM;
 use crate::wireguard::tunnel::{Door, INITIATION, Made, Opened, Tunnel};

@@ -11,12 +11,12 @@ use mesh_proto::dataplane::engine::{RESERVED, read_reserved, write_reserved};
 use mesh_proto::ops::bench::{DATA, FRAME, Frame, REPORT, Runs, Sender};
 use tokio::sync::watch;
 
-use crate::base::clock::cpu_time;
 use crate::dataplane::bell::Bell;
 use crate::dataplane::lane::Speaker;
 use crate::io::counters::Counters;
 use crate::wireguard::sessions::outcome::Sealed;
 use crate::wireguard::tunnel::OVERHEAD;
+use mesh_host::clock::cpu_time;
 
 /// Bytes of the smallest packet of a measurement, which is that of a report.
 pub(super) const SMALLEST: usize = RESERVED + FRAME;

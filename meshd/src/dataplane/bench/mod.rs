@@ -14,6 +14,7 @@ pub(crate) mod lane_end;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_host::clock::{cpu_time, now};
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeId, NodeName};
 use mesh_proto::ops::bench::{Report, Tally};
@@ -21,7 +22,6 @@ use mesh_proto::ops::status as doc;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use crate::base::clock::{cpu_time, now};
 use crate::dataplane::mailbox::Mailbox;
 use crate::wireguard::peers::Cell;
 

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_host::clock::now;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::dataplane::flow::FlowTable;
 use rustix::event::epoll;
@@ -24,7 +25,6 @@ use rustix::time::Timespec;
 
 use self::busy_poll::Patience;
 use self::timerfd::Alarm;
-use crate::base::clock::now;
 use crate::dataplane::lane::{Lane, Out};
 use crate::dataplane::mailbox::Mailbox;
 use crate::io::counters::Counters;

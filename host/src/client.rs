@@ -1,0 +1,160 @@
+//! The verbs' side of a daemon's socket.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use mesh_proto::wire::ErrorBody;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// The largest answer that is read, in bytes.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+/// What a daemon says of its socket; `{path}` stands for it, `{why}` for what went wrong.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Another process answers there.
+    pub taken: &'static str,
+    /// Something else lies there.
+    pub occupied: &'static str,
+    /// It cannot be bound.
+    pub unbound: &'static str,
+    /// Nobody answers.
+    pub absent: &'static str,
+    /// It may not be opened.
+    pub closed: &'static str,
+    /// The daemon ended while it was asked.
+    pub ended: &'static str,
+    /// What came is no answer.
+    pub broken: &'static str,
+    /// How long an answer may take.
+    pub patience: Duration,
+}
+
+/// Why a daemon did not do what was asked, in a sentence.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody answers.
+    #[error("{0}")]
+    NotRunning(String),
+    /// The socket may not be opened.
+    #[error("{0}")]
+    Closed(String),
+    /// It ended before it answered.
+    #[error("{0}")]
+    Ended(String),
+    /// The conversation broke.
+    #[error("{0}")]
+    Broken(String),
+    /// The daemon said no.
+    #[error("{}", .0.message)]
+    Refused(ErrorBody),
+}
+
+/// Asks one daemon.
+#[derive(Debug, Clone)]
+pub struct Client {
+    daemon: &'static Daemon,
+    socket: PathBuf,
+    patience: Duration,
+}
+
+impl Client {
+    /// Names the daemon and its socket.
+    pub fn new(daemon: &'static Daemon, socket: impl Into<PathBuf>) -> Self {
+        Self { daemon, socket: socket.into(), patience: daemon.patience }
+    }
+
+    /// Asks for what takes longer than usual.
+    #[must_use]
+    pub fn within(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
+    }
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// `AskError` if nobody answers, or the answer is no.
+    pub async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, AskError> {
+        self.ask(Method::GET, path, None::<&()>).await
+    }
+
+    /// Asks for something to be done that needs no more words.
+    ///
+    /// # Errors
+    /// `AskError` if nobody answers, or the answer is no.
+    pub async fn post<A: DeserializeOwned>(&self, path: &str) -> Result<A, AskError> {
+        self.ask(Method::POST, path, None::<&()>).await
+    }
+
+    /// Asks one thing and reads the answer.
+    ///
+    /// # Errors
+    /// `AskError` if nobody answers, or the answer is no.
+    pub async fn ask<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<A, AskError> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|error| self.broken(&error.to_string()))?.unwrap_or_default();
+        let answer = self.bytes(method, path, body).await?;
+        serde_json::from_slice(&answer).map_err(|error| self.broken(&error.to_string()))
+    }
+
+    /// Asks one thing, and returns the answer as it came.
+    ///
+    /// # Errors
+    /// `AskError` if nobody answers, or the answer is no.
+    pub async fn bytes(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, AskError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+            if [NotFound, ConnectionRefused, ConnectionReset].contains(&error.kind()) {
+                AskError::NotRunning(self.say(self.daemon.absent, ""))
+            } else {
+                AskError::Closed(self.say(self.daemon.closed, &error.to_string()))
+            }
+        })?;
+        let late = |_| self.broken(&format!("no answer in {} s", self.patience.as_secs()));
+        let answered = timeout(self.patience, exchange(stream, method, path, body)).await.map_err(late)?;
+        let (status, answer) = answered.map_err(|_| AskError::Ended(self.say(self.daemon.ended, "")))?;
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let refusal = serde_json::from_slice(&answer);
+        Err(refusal.map_or_else(|error| self.broken(&format!("status {status}: {error}")), AskError::Refused))
+    }
+
+    fn broken(&self, why: &str) -> AskError {
+        AskError::Broken(self.say(self.daemon.broken, why))
+    }
+
+    fn say(&self, words: &str, why: &str) -> String {
+        words.replace("{path}", &self.socket.display().to_string()).replace("{why}", why)
+    }
+}
+
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header("host", "daemon");
+    let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body)))?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await?;
+    Ok((status, answer.to_bytes()))
+}

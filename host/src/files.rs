@@ -1,0 +1,126 @@
+//! Files that are whole or not there, whenever the machine is cut off.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// The largest text of an operator that is read, in bytes.
+const MAX_TEXT: u64 = 4 * 1024 * 1024;
+
+/// Reads a text of at most 4 MiB that an operator wrote, such as services.toml.
+///
+/// # Errors
+/// If it cannot be read, is larger, or is no UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let length = File::open(path)?.take(MAX_TEXT + 1).read_to_string(&mut text)?;
+    if length as u64 > MAX_TEXT {
+        let message = format!("the file is larger than {} MiB", MAX_TEXT >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(text)
+}
+
+/// Writes a file that does not exist yet, and waits for the disk.
+///
+/// # Errors
+/// If it exists, or cannot be written.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    written(path, bytes, mode)?.sync_all()
+}
+
+fn written(path: &Path, bytes: &[u8], mode: u32) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// Writes a file that only its owner reads beside the one whose place it is to take, and returns its path.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
+    let beside = vacant(path);
+    write_new(&beside, bytes, 0o600)?;
+    Ok(beside)
+}
+
+/// Replaces a file by one that only its owner reads.
+///
+/// # Errors
+/// If it cannot be written; the file is then as it was.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::rename(write_beside(path, bytes)?, path)?;
+    sync(path.parent().unwrap_or_else(|| Path::new("/")))
+}
+
+/// Replaces a file that has to outlive the process, not the machine, by one that only its owner reads: the disk is not
+/// waited for.
+///
+/// # Errors
+/// If it cannot be written; the file is then as it was.
+pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = vacant(path);
+    drop(written(&beside, bytes, 0o600)?);
+    fs::rename(beside, path)
+}
+
+/// Returns the path beside another, where nothing lies any more that an end half-way left.
+fn vacant(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    let _ = fs::remove_file(&name);
+    name.into()
+}
+
+/// Writes a file unless it exists, and says whether it did. It is whole from its first moment, and of two that race only
+/// one wins.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<bool> {
+    let draft = path.with_extension(format!("draft-{}", std::process::id()));
+    let linked = write_new(&draft, bytes, mode).and_then(|()| fs::hard_link(&draft, path));
+    let _ = fs::remove_file(&draft);
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        linked => linked.map(|()| true),
+    }
+}
+
+/// Makes sure that what was made, renamed or removed in a directory stays so.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_made_once_and_replaced_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.key");
+
+        assert!(create(&path, b"1", 0o600).unwrap());
+        assert!(!create(&path, b"2", 0o600).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"1");
+        replace(&path, b"3").unwrap();
+        assert_eq!((fs::read(&path).unwrap(), fs::metadata(&path).unwrap().mode() & 0o777), (b"3".to_vec(), 0o600));
+        replace_unsynced(&path, b"4").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+
+        assert_eq!(read_text(&path).unwrap(), "4");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::write(&path, vec![b' '; 4 * 1024 * 1024 + 1]).unwrap();
+        assert_eq!(read_text(&path).unwrap_err().to_string(), "the file is larger than 4 MiB");
+    }
+}
