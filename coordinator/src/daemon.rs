@@ -19,7 +19,7 @@ use crate::admin::context::AdminState;
 use crate::admin::socket;
 use crate::base::noted_epoch::{note, noted};
 use crate::base::state_files::{JOURNAL, TAKEN};
-use crate::base::words::DAEMON;
+use crate::base::words::SOCKET;
 use crate::channel::context::Context;
 use crate::channel::listener;
 use crate::channel::own_addresses::OwnAddresses;
@@ -109,7 +109,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         listeners.push(bind(address).await?);
     }
     let listen: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let admin_socket = Socket::bind(&config.admin_socket, &DAEMON)?;
+    let admin_socket = Socket::bind(&config.admin_socket, &SOCKET)?;
     let metrics_listener = match config.metrics {
         Some(address) => prometheus::bind(address).await,
         None => None,

@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// What a daemon says of its socket; `{path}` stands for it, `{why}` for what went wrong.
 #[derive(Debug)]
-pub struct Daemon {
+pub struct SocketWords {
     /// Another process answers there.
     pub taken: &'static str,
     /// Something else lies there.
@@ -62,15 +62,15 @@ pub enum AskError {
 /// Asks one daemon.
 #[derive(Debug, Clone)]
 pub struct Client {
-    daemon: &'static Daemon,
+    words: &'static SocketWords,
     socket: PathBuf,
     patience: Duration,
 }
 
 impl Client {
     /// Names the daemon and its socket.
-    pub fn new(daemon: &'static Daemon, socket: impl Into<PathBuf>) -> Self {
-        Self { daemon, socket: socket.into(), patience: daemon.patience }
+    pub fn new(words: &'static SocketWords, socket: impl Into<PathBuf>) -> Self {
+        Self { words, socket: socket.into(), patience: words.patience }
     }
 
     /// Asks for what takes longer than usual.
@@ -119,14 +119,14 @@ impl Client {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
             use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
             if [NotFound, ConnectionRefused, ConnectionReset].contains(&error.kind()) {
-                AskError::NotRunning(self.say(self.daemon.absent, ""))
+                AskError::NotRunning(self.say(self.words.absent, ""))
             } else {
-                AskError::Closed(self.say(self.daemon.closed, &error.to_string()))
+                AskError::Closed(self.say(self.words.closed, &error.to_string()))
             }
         })?;
         let late = |_| self.broken(&format!("no answer in {} s", self.patience.as_secs()));
         let answered = timeout(self.patience, exchange(stream, method, path, body)).await.map_err(late)?;
-        let (status, answer) = answered.map_err(|_| AskError::Ended(self.say(self.daemon.ended, "")))?;
+        let (status, answer) = answered.map_err(|_| AskError::Ended(self.say(self.words.ended, "")))?;
         if status.is_success() {
             return Ok(answer);
         }
@@ -135,7 +135,7 @@ impl Client {
     }
 
     fn broken(&self, why: &str) -> AskError {
-        AskError::Broken(self.say(self.daemon.broken, why))
+        AskError::Broken(self.say(self.words.broken, why))
     }
 
     fn say(&self, words: &str, why: &str) -> String {

@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use mesh_proto::wire::{ErrorBody, ErrorCode};
 use tokio::net::UnixListener;
 
-use crate::client::Daemon;
+use crate::client::SocketWords;
 use crate::http::{Stop, serve};
 
 /// Says why the socket cannot be bound.
@@ -44,16 +44,16 @@ impl Socket {
     ///
     /// # Errors
     /// `SocketError` if somebody answers on it, if something else lies there, or if the system refuses.
-    pub fn bind(path: &Path, daemon: &Daemon) -> Result<Self, SocketError> {
-        let refused = |words: &str| SocketError(words.replace("{path}", &path.display().to_string()));
-        let at = |error: io::Error| refused(&daemon.unbound.replace("{why}", &error.to_string()));
+    pub fn bind(path: &Path, words: &SocketWords) -> Result<Self, SocketError> {
+        let refused = |sentence: &str| SocketError(sentence.replace("{path}", &path.display().to_string()));
+        let at = |error: io::Error| refused(&words.unbound.replace("{why}", &error.to_string()));
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(at)?;
         }
         match fs::symlink_metadata(path) {
             Err(_) => {}
-            Ok(found) if !found.file_type().is_socket() => return Err(refused(daemon.occupied)),
-            Ok(_) if UnixStream::connect(path).is_ok() => return Err(refused(daemon.taken)),
+            Ok(found) if !found.file_type().is_socket() => return Err(refused(words.occupied)),
+            Ok(_) if UnixStream::connect(path).is_ok() => return Err(refused(words.taken)),
             Ok(_) => fs::remove_file(path).map_err(at)?,
         }
         let listener = UnixListener::bind(path).map_err(at)?;
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::client::{AskError, Client};
 
-    const DAEMON: Daemon = Daemon {
+    const SOCKET: SocketWords = SocketWords {
         taken: "{path} is taken",
         occupied: "{path} is no socket",
         unbound: "{path}: {why}",
@@ -111,15 +111,15 @@ mod tests {
         fs::create_dir(dir.path().join("run")).unwrap();
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
 
-        let socket = Socket::bind(&path, &DAEMON).unwrap();
+        let socket = Socket::bind(&path, &SOCKET).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let taken = Socket::bind(&path, &DAEMON).unwrap_err().to_string();
+        let taken = Socket::bind(&path, &SOCKET).unwrap_err().to_string();
         assert_eq!(taken, format!("{} is taken", path.display()));
         drop(socket);
         assert!(!path.exists());
 
         fs::write(&path, "a letter").unwrap();
-        assert!(Socket::bind(&path, &DAEMON).unwrap_err().to_string().ends_with("is no socket"));
+        assert!(Socket::bind(&path, &SOCKET).unwrap_err().to_string().ends_with("is no socket"));
         assert_eq!(fs::read(&path).unwrap(), b"a letter");
     }
 
@@ -127,10 +127,10 @@ mod tests {
     async fn whoever_asks_is_told_who_he_is_and_what_is_under_way_at_the_end_is_answered() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.sock");
-        let client = Client::new(&DAEMON, path.clone());
+        let client = Client::new(&SOCKET, path.clone());
         assert!(matches!(client.get::<u32>("/").await, Err(AskError::NotRunning(_))));
 
-        let socket = Socket::bind(&path, &DAEMON).unwrap();
+        let socket = Socket::bind(&path, &SOCKET).unwrap();
         let (stop, stopping) = watch::channel(false);
         let routes = |uid: u32| {
             let slowly = async move || {
@@ -155,7 +155,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let client = Client::new(&DAEMON, path);
+        let client = Client::new(&SOCKET, path);
 
         let (asked, ()) = tokio::join!(client.get::<u32>("/"), async {
             drop(listener.accept().await.unwrap());

@@ -21,7 +21,7 @@ use crate::api::server;
 use crate::base::retry::patient;
 use crate::base::runtime::Bytes;
 use crate::base::state_dir::{Enrolment, State};
-use crate::base::text::{DAEMON, JOIN_HINT};
+use crate::base::text::{JOIN_HINT, SOCKET};
 use crate::config::Config;
 use crate::dataplane::supervisor::THREAD;
 use crate::linux;
@@ -56,7 +56,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     services_file::load(&offers, &config.services);
-    let mut socket = Some(patient(|| Socket::bind(&config.socket, &DAEMON)).await?);
+    let mut socket = Some(patient(|| Socket::bind(&config.socket, &SOCKET)).await?);
     let (_stop, stopping) = watch::channel(false);
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use mesh_host::client::Daemon;
+use mesh_host::client::SocketWords;
 use mesh_proto::services;
 
 /// The port of the control channel where none is given.
 pub const PORT: u16 = 7700;
 
 /// What the coordinator says of its admin socket.
-pub const DAEMON: Daemon = Daemon {
+pub const SOCKET: SocketWords = SocketWords {
     taken: "{path} answers already: a mesh-coordinator is running; stop it first, or set another `admin_socket`",
     occupied: "{path} exists and is not a socket; move it away, or set another `admin_socket`",
     unbound: "cannot listen on {path}: {why}; check `admin_socket` in coordinator.toml",

@@ -4,7 +4,7 @@ use hyper::Method;
 use mesh_host::client::{AskError, Client};
 use serde::Serialize;
 
-use crate::base::words::DAEMON;
+use crate::base::words::SOCKET;
 use crate::cli::args::{Cli, Output};
 use crate::core::documents;
 
@@ -50,7 +50,7 @@ impl From<AskError> for Outcome {
 
 /// Returns whom the verbs ask.
 pub(crate) fn client(cli: &Cli) -> Client {
-    Client::new(&DAEMON, &cli.socket)
+    Client::new(&SOCKET, &cli.socket)
 }
 
 /// Asks for a document and prints it.

@@ -1,6 +1,6 @@
 //! The control channel, from a node's side, over real connections.
 
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use coordinator::daemon;
 use coordinator::keys::identity;
 use hyper::StatusCode;
@@ -194,7 +194,7 @@ async fn a_revoked_node_is_a_stranger_at_once() {
     let path = "/v1/nodes/n1";
     let method = hyper::Method::DELETE;
     let _: coordinator::core::documents::Done =
-        Client::new(&DAEMON, coordinator.socket()).ask(method, path, None::<&()>).await.unwrap();
+        Client::new(&SOCKET, coordinator.socket()).ask(method, path, None::<&()>).await.unwrap();
 
     assert_eq!(lines.next().await, None);
     let (status, body) = channel.watch(None).await.map(|_| ()).unwrap_err();

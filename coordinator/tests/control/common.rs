@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use coordinator::config::Config;
 use coordinator::core::documents;
 use coordinator::daemon::{self, Running};
@@ -118,7 +118,7 @@ impl Coordinator {
     }
 
     pub(crate) async fn fetch<A: DeserializeOwned>(&self, path: &str) -> A {
-        Client::new(&DAEMON, self.socket()).get(path).await.unwrap()
+        Client::new(&SOCKET, self.socket()).get(path).await.unwrap()
     }
 
     pub(crate) async fn status(&self) -> documents::Status {
@@ -132,7 +132,7 @@ impl Coordinator {
 
     pub(crate) async fn token_for(&self, wanted: &serde_json::Value) -> JoinToken {
         let line: documents::TokenLine =
-            Client::new(&DAEMON, self.socket()).ask(Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
+            Client::new(&SOCKET, self.socket()).ask(Method::POST, "/v1/tokens", Some(wanted)).await.unwrap();
         line.token.parse().unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! A coordinator changes its identity key, and no node that was there is left behind.
 
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use coordinator::core::documents;
 use coordinator::keys::identity;
 use hyper::Method;
@@ -13,7 +13,7 @@ use crate::common::{Coordinator, Lines, Node, until};
 
 async fn rotate(coordinator: &Coordinator, commit: bool, force: bool) -> Result<String, String> {
     let wanted = documents::RotateKey { commit, force };
-    let done = Client::new(&DAEMON, coordinator.socket())
+    let done = Client::new(&SOCKET, coordinator.socket())
         .ask::<documents::Done>(Method::POST, "/v1/rotate-key", Some(&wanted))
         .await;
     done.map(|done| done.message).map_err(|error| error.to_string())

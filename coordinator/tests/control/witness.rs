@@ -1,7 +1,7 @@
 //! A node follows the log by itself, from what it is told and what it may ask.
 
 use aws_lc_rs::digest::{Context, SHA256};
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use mesh_host::client::Client;
@@ -75,7 +75,7 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
     let refused: serde_json::Value = get(&mut channel, "/v1/log?after=x").await;
     assert_eq!(refused["error"], "malformed");
     let log: coordinator::core::documents::Log =
-        Client::new(&DAEMON, coordinator.socket()).get("/v1/log").await.unwrap();
+        Client::new(&SOCKET, coordinator.socket()).get("/v1/log").await.unwrap();
     assert_eq!(log.head, told.head);
 }
 
@@ -89,7 +89,7 @@ async fn a_revocation_is_in_the_log_and_in_the_roll_of_who_joins_later() {
     assert!(roll.expelled.is_empty() && roll.members.contains(&gone.identity.public()));
     let path = "/v1/nodes/n2";
     let _: coordinator::core::documents::Done =
-        Client::new(&DAEMON, coordinator.socket()).ask(Method::DELETE, path, None::<&()>).await.unwrap();
+        Client::new(&SOCKET, coordinator.socket()).ask(Method::DELETE, path, None::<&()>).await.unwrap();
 
     let page: LogPage = get(&mut channel, &format!("/v1/log?after={}", roll.told.head.seq)).await;
     let mut witness = Witness::new(Some(roll));

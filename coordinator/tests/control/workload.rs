@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use coordinator::cli::render;
 use coordinator::core::documents;
 use hyper::{Method, StatusCode};
@@ -26,7 +26,7 @@ async fn start() -> Coordinator {
 
 async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<documents::Done, AskError> {
     let path = format!("/v1/trust/{name}");
-    Client::new(&DAEMON, coordinator.socket()).ask(Method::POST, &path, Some(&documents::NewKeys { jwks })).await
+    Client::new(&SOCKET, coordinator.socket()).ask(Method::POST, &path, Some(&documents::NewKeys { jwks })).await
 }
 
 async fn join(node: &Node, token: &str) -> Result<JoinResponse, (StatusCode, ErrorBody)> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -81,7 +81,7 @@ async fn a_step_of_the_coordinators_key_at_the_wrong_time_is_a_conflict() {
     seen.push(refused(&coordinator, Method::POST, "/v1/rotate-key", &step(true)).await);
     for commit in [false, true] {
         let wanted = json!({"commit": commit, "force": true});
-        let client = Client::new(&DAEMON, coordinator.socket());
+        let client = Client::new(&SOCKET, coordinator.socket());
         client.ask::<serde_json::Value>(Method::POST, "/v1/rotate-key", Some(&wanted)).await.unwrap();
     }
     for commit in [true, false] {

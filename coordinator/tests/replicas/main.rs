@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use coordinator::core::documents;
 use coordinator::store::etcd::Options;
 use hyper::{Method, StatusCode};
@@ -86,7 +86,7 @@ impl Replica {
     }
 
     async fn try_status(&self) -> Option<documents::Status> {
-        Client::new(&DAEMON, self.socket()).get("/v1/status").await.ok()
+        Client::new(&SOCKET, self.socket()).get("/v1/status").await.ok()
     }
 
     async fn status(&self) -> documents::Status {
@@ -118,7 +118,7 @@ impl Replica {
 
 async fn token(socket: &std::path::Path) -> Result<JoinToken, String> {
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": [], "uses": 1});
-    let line: documents::TokenLine = Client::new(&DAEMON, socket)
+    let line: documents::TokenLine = Client::new(&SOCKET, socket)
         .ask(Method::POST, "/v1/tokens", Some(&wanted))
         .await
         .map_err(|error| error.to_string())?;
@@ -181,7 +181,7 @@ async fn a_write_through_one_coordinator_is_seen_by_the_nodes_of_all() {
     // Expelled through one, cut off at another.
     let began = Instant::now();
     let done: documents::Done =
-        Client::new(&DAEMON, replicas[0].socket()).ask(Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
+        Client::new(&SOCKET, replicas[0].socket()).ask(Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
     assert!(done.message.contains("n2"), "{}", done.message);
     let (mut lines, _) = watches.pop().unwrap();
     while lines.next().await.is_some() {}
@@ -219,12 +219,12 @@ async fn tokens_answers_and_maps_name_all_coordinators_until_one_is_forgotten() 
     let mut lines = channel.watch(None).await.unwrap();
     let path = format!("/v1/coordinators/{gone}");
     let _: documents::Done =
-        Client::new(&DAEMON, replicas[0].socket()).ask(Method::DELETE, &path, None::<&()>).await.unwrap();
+        Client::new(&SOCKET, replicas[0].socket()).ask(Method::DELETE, &path, None::<&()>).await.unwrap();
     keys.remove(&gone);
     map_that(&mut lines, &mut None, |map| told(map) == keys).await;
     let itself = format!("/v1/coordinators/{}", replicas[0].status().await.key);
     let refused =
-        Client::new(&DAEMON, replicas[0].socket()).ask::<documents::Done>(Method::DELETE, &itself, None::<&()>).await;
+        Client::new(&SOCKET, replicas[0].socket()).ask::<documents::Done>(Method::DELETE, &itself, None::<&()>).await;
     assert!(refused.unwrap_err().to_string().contains("ask another one"));
 }
 
@@ -379,7 +379,7 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     let ledger = std::mem::take(&mut *ledger.lock().unwrap());
     let mut revisions = Vec::new();
     for replica in &replicas {
-        let there: documents::Tokens = Client::new(&DAEMON, replica.socket()).get("/v1/tokens").await.unwrap();
+        let there: documents::Tokens = Client::new(&SOCKET, replica.socket()).get("/v1/tokens").await.unwrap();
         let there: BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
         let lost: Vec<_> = ledger.iter().filter(|id| !there.contains(*id)).collect();
         assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());
@@ -398,7 +398,7 @@ async fn what_is_larger_than_etcd_takes_is_told_to_who_sent_it() {
     let services: Vec<String> = (0..3000).map(|number| format!("service-{number}")).collect();
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 600, "serve": services, "uses": 1});
     let asked =
-        Client::new(&DAEMON, one.socket()).ask::<serde_json::Value>(Method::POST, "/v1/tokens", Some(&wanted)).await;
+        Client::new(&SOCKET, one.socket()).ask::<serde_json::Value>(Method::POST, "/v1/tokens", Some(&wanted)).await;
     let Err(AskError::Refused(body)) = asked else { panic!("{asked:?}") };
     assert_eq!(body.error.as_str(), "too_large", "{}", body.message);
     one.token().await;

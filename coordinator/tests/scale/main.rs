@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use coordinator::base::words::DAEMON;
+use coordinator::base::words::SOCKET;
 use coordinator::core::documents;
 use coordinator::keys::identity;
 use futures_util::stream::{self, StreamExt as _};
@@ -103,7 +103,7 @@ impl Process {
     }
 
     async fn status(&self) -> Option<documents::Status> {
-        Client::new(&DAEMON, self.socket()).get("/v1/status").await.ok()
+        Client::new(&SOCKET, self.socket()).get("/v1/status").await.ok()
     }
 
     /// Saves services.toml as editors do.
@@ -116,7 +116,7 @@ impl Process {
     async fn token(&self, uses: usize) -> JoinToken {
         let wanted = json!({"site": "new", "name": null, "ttl_s": 600, "serve": [], "uses": uses});
         let line: documents::TokenLine =
-            Client::new(&DAEMON, self.socket()).ask(Method::POST, "/v1/tokens", Some(&wanted)).await.unwrap();
+            Client::new(&SOCKET, self.socket()).ask(Method::POST, "/v1/tokens", Some(&wanted)).await.unwrap();
         line.token.parse().unwrap()
     }
 

@@ -289,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    use crate::base::text::DAEMON;
+    use crate::base::text::SOCKET;
     use crate::node::lane_deaths::LaneDeaths;
     use crate::node::publisher::Publisher;
     use crate::node::requests::Order;
@@ -302,10 +302,10 @@ mod tests {
         let subscriber = Publisher::default().subscribe(watch::Sender::default().subscribe(), LaneDeaths::default());
         let routes = routes(subscriber, requests.clone());
         let (_stop, stopping) = watch::channel(false);
-        let socket = Socket::bind(&path, &DAEMON).unwrap();
+        let socket = Socket::bind(&path, &SOCKET).unwrap();
         let server = tokio::spawn(socket.serve(move |_| routes.clone(), stopping));
 
-        let client = Client::new(&DAEMON, path);
+        let client = Client::new(&SOCKET, path);
         let status: doc::Status = client.get("/v1/status").await.unwrap();
         assert_eq!((status.schema.as_str(), status.node), (doc::STATUS, None));
         assert!(status.warnings[0].contains("meshd join"), "{:?}", status.warnings);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use mesh_host::client::Daemon;
+use mesh_host::client::SocketWords;
 
 /// What meshd says of its control socket.
-pub(crate) const DAEMON: Daemon = Daemon {
+pub(crate) const SOCKET: SocketWords = SocketWords {
     taken: "another meshd answers on {path}; stop it first (systemctl stop meshd), or set another `socket`",
     occupied: "{path} exists and is not a socket; move it away, or set another `socket` in meshd.toml",
     unbound: "cannot listen on {path}: {why}; run as root, or set another `socket` in meshd.toml",
@@ -15,5 +15,6 @@ pub(crate) const DAEMON: Daemon = Daemon {
     broken: "the daemon's answer cannot be read: {why}; restart it, so that it and this command have the same version",
     patience: Duration::from_secs(5),
 };
+
 /// What a node that belongs to no mesh is told.
 pub(crate) const JOIN_HINT: &str = "make a token with `mesh-coordinator token create --site SITE` on the coordinator, then run `meshd join TOKEN` here";

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::base::files::LOCK_KEY;
 use crate::base::state_dir::{State, read_secret};
-use crate::base::text::DAEMON;
+use crate::base::text::SOCKET;
 use crate::cli::args::Lock;
 use crate::cli::error::{CommandError, LockError};
 use crate::cli::output::{Asker, finish, load};
@@ -28,7 +28,7 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
             let config = load(&config, socket)?;
             let path = key.unwrap_or_else(|| config.state_dir.join(LOCK_KEY.name()));
             let key = read(&path)?;
-            let client = Client::new(&DAEMON, config.socket);
+            let client = Client::new(&SOCKET, config.socket);
             let standing: doc::Lock = client.get("/v1/lock").await?;
             let member = named(&standing, &node)?;
             check(&standing, member, &key, &path, identity)?;

@@ -14,7 +14,7 @@ use mesh_proto::wire::query::with_query;
 
 use crate::base::runtime;
 use crate::base::state_dir::State;
-use crate::base::text::DAEMON;
+use crate::base::text::SOCKET;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::network_lock;
@@ -75,7 +75,7 @@ fn execute(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>
 
 async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
     let json = cli.output == Output::Json;
-    let ask = Asker { client: Client::new(&DAEMON, socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
+    let ask = Asker { client: Client::new(&SOCKET, socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
     match cli.verb {
         Verb::Run(config) => {
             log();
@@ -217,7 +217,7 @@ fn show_ping(peer: &doc::Peer, json: bool) {
 }
 
 async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let client = Client::new(&DAEMON, config.socket.clone());
+    let client = Client::new(&SOCKET, config.socket.clone());
     let node = client.get::<doc::Status>("/v1/status").await.ok().and_then(|status| status.node);
     match client.post::<doc::Done>("/v1/leave").await {
         Ok(_) => {
@@ -264,7 +264,7 @@ fn revoke_hint(node: &str) -> String {
 }
 
 async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let client = Client::new(&DAEMON, config.socket.clone());
+    let client = Client::new(&SOCKET, config.socket.clone());
     let mut done = Vec::new();
     match client.post::<doc::Done>("/v1/stop").await {
         Ok(_) => {
