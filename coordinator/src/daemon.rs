@@ -23,7 +23,7 @@ use crate::base::words::SOCKET;
 use crate::channel::context::Context;
 use crate::channel::listener;
 use crate::channel::own_addresses::OwnAddresses;
-use crate::channel::peer::Doors;
+use crate::channel::peer::ConnectionLimits;
 use crate::config::Config;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
@@ -40,7 +40,7 @@ use crate::registry::OpenError;
 use crate::tasks::backups::{self, Backups};
 use crate::tasks::ephemeral_nodes::tend;
 use crate::tasks::replicas::{enter, keep_up};
-use crate::tasks::services_file::{ServicesFile, begin, follow, load};
+use crate::tasks::services_file::{ServicesFile, begin, load, watch_services_file};
 use crate::telemetry::prometheus;
 
 /// How long connections may take to finish when the coordinator stops.
@@ -72,7 +72,7 @@ pub enum StartError {
 }
 
 /// A running coordinator. Dropping it ends it at once; `stop` lets connections finish.
-pub struct Running {
+pub struct RunningCoordinator {
     /// Where the control channel listens.
     pub listen: Vec<SocketAddr>,
     /// Where metrics are served, if they are.
@@ -90,7 +90,7 @@ pub struct Running {
 ///
 /// # Errors
 /// `StartError` if anything is missing that the mesh needs.
-pub async fn start(config: Config) -> Result<Running, StartError> {
+pub async fn start(config: Config) -> Result<RunningCoordinator, StartError> {
     let identity = identity::load(&config.state_dir)?;
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
@@ -159,7 +159,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         counters: counters.clone(),
         stop: stopping.clone(),
     };
-    let (doors, addresses) = (Doors::new(), OwnAddresses::new(Arc::clone(&core), underlay));
+    let (doors, addresses) = (ConnectionLimits::new(), OwnAddresses::new(Arc::clone(&core), underlay));
     let mut servers = JoinSet::new();
     for listener in listeners {
         let (acceptor, doors, addresses) = (acceptor.clone(), Arc::clone(&doors), Arc::clone(&addresses));
@@ -167,19 +167,19 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }
     servers.spawn(socket::serve(admin_socket, admin.clone(), stopping.clone()));
     let mut helpers = JoinSet::new();
-    helpers.spawn(follow(services.clone()));
+    helpers.spawn(watch_services_file(services.clone()));
     helpers.spawn(keep_up(Arc::clone(&core), Arc::clone(&shared)));
     let journal = config.state_dir.join(JOURNAL);
-    helpers.spawn(backups::keep(Backups { core: Arc::clone(&core), dir: config.backups, journal, shown }));
+    helpers.spawn(backups::keep_backups(Backups { core: Arc::clone(&core), dir: config.backups, journal, shown }));
     helpers.spawn(tend(Arc::clone(&core), shared));
     if let Some(listener) = metrics_listener {
         helpers.spawn(prometheus::serve(listener, admin, counters, stopping));
     }
     tracing::info!(?listen, key = %key, revision = %core.world().revision, "the coordinator is ready");
-    Ok(Running { listen, metrics, key, core, services, stop, servers, helpers })
+    Ok(RunningCoordinator { listen, metrics, key, core, services, stop, servers, helpers })
 }
 
-impl Running {
+impl RunningCoordinator {
     /// Reads services.toml again, whether or not it seems to have changed.
     pub async fn reload(&self) {
         load(&self.services).await;

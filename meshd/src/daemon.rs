@@ -25,7 +25,7 @@ use crate::base::text::{JOIN_HINT, SOCKET};
 use crate::config::Config;
 use crate::dataplane::supervisor::THREAD;
 use crate::linux;
-use crate::node::Member;
+use crate::node::Membership;
 use crate::node::error::DaemonError;
 use crate::node::lane_deaths::{LaneDeaths, end_with_a_lane};
 use crate::node::publisher::Publisher;
@@ -61,7 +61,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
     background.spawn(signals(requests.clone())?);
-    background.spawn(services_file::keep(offers.clone(), requests.reloads()));
+    background.spawn(services_file::watch_services_file(offers.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
         background.spawn(prometheus::serve(listen, subscriber.clone(), stopping.clone()));
     }
@@ -80,7 +80,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             continue;
         };
         let started =
-            Member::start(&config, &state, &publisher, &requests, offers.subscribe(), enrolment, bytes.handle());
+            Membership::start(&config, &state, &publisher, &requests, offers.subscribe(), enrolment, bytes.handle());
         let mut member = match started.await {
             Ok(member) => member,
             Err(error) => {

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use namespaces::privileged;
-use planes::{Node, flat, pair};
+use planes::{PlaneNode, flat, pair};
 
 /// Packets to be sealed and opened while allocations are counted.
 const PACKETS: u64 = 1_000_000;
@@ -97,7 +97,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Connections and datagrams from one node to the other, until told to stop.
-fn traffic(from: &Node, to: &Node, ids: [u8; 2], stop: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
+fn traffic(from: &PlaneNode, to: &PlaneNode, ids: [u8; 2], stop: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
     let [own, other] = ids.map(flat);
     let mut threads = Vec::new();
     let listener = to.run(move || TcpListener::bind((other, 7000)).unwrap());
@@ -143,7 +143,7 @@ fn counted(name: &str) -> u64 {
 }
 
 /// Packets that the lanes of both sealed so far, each of which was opened too, but for those lost.
-fn packets(nodes: &[Node; 2]) -> u64 {
+fn packets(nodes: &[PlaneNode; 2]) -> u64 {
     let lanes = nodes.iter().flat_map(|node| node.plane().stats().lanes);
     lanes.map(|lane| lane.udp_tx_packets).sum()
 }

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::verifier::VerifiedMap;
-use meshd::dataplane::{Activity, DataPlane, DataPlaneError, Offload, Setup};
+use meshd::dataplane::{Activity, DataPlane, DataPlaneError, DataPlaneSetup, Offload};
 use namespaces::privileged;
 use planes::{
-    MTU, Node, Options, PORT, at, cabled, connect, echo, echo_server, eventually, flat, keys, name, netmap, outer, pair,
+    MTU, PORT, PlaneNode, PlaneOptions, at, cabled, connect, echo, echo_server, eventually, flat, keys, name, netmap,
+    outer, pair,
 };
 
 #[test]
@@ -68,8 +69,8 @@ fn the_tunnel_runs_over_ipv6() {
     }
     let [mut a, mut b] = cabled();
     let at = |id: u8| vec![SocketAddr::new(format!("fd00::{id}").parse().unwrap(), PORT)];
-    a.start(1, netmap(1, 2, 1, at(2)), Options::lanes(1));
-    b.start(2, netmap(2, 1, 1, at(1)), Options::lanes(1));
+    a.start(1, netmap(1, 2, 1, at(2)), PlaneOptions::lanes(1));
+    b.start(2, netmap(2, 1, 1, at(1)), PlaneOptions::lanes(1));
     let server = echo_server(&b, 2);
     let mut stream = connect(&a, 2);
     echo(&mut stream, 1);
@@ -86,8 +87,8 @@ fn an_answer_leaves_from_the_second_address_that_was_addressed() {
     let [mut a, mut b] = cabled();
     b.namespace.address("eth0", outer(77), 24, 1500);
     let second = SocketAddr::from((outer(77), PORT));
-    a.start(1, netmap(1, 2, 1, vec![second]), Options::lanes(1));
-    b.start(2, netmap(2, 1, 1, Vec::new()), Options::lanes(1));
+    a.start(1, netmap(1, 2, 1, vec![second]), PlaneOptions::lanes(1));
+    b.start(2, netmap(2, 1, 1, Vec::new()), PlaneOptions::lanes(1));
     let server = echo_server(&b, 2);
 
     let mut stream = connect(&a, 2);
@@ -104,9 +105,9 @@ fn with_only_the_first_port_open_nothing_is_lost() {
         return;
     }
     let [mut a, mut b] = cabled();
-    a.start(1, netmap(1, 2, 2, at(2)), Options::lanes(2));
+    a.start(1, netmap(1, 2, 2, at(2)), PlaneOptions::lanes(2));
     // It has one lane but its peers believe in two: nobody listens on the second port.
-    b.start(2, netmap(2, 1, 2, at(1)), Options::lanes(1));
+    b.start(2, netmap(2, 1, 2, at(1)), PlaneOptions::lanes(1));
     let server = echo_server(&b, 2);
 
     for round in 1..=50 {
@@ -128,8 +129,8 @@ fn a_restarted_node_goes_on_with_its_connections_and_shakes_hands_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let file = |id: u8| Some(folder.path().join(format!("flows{id}")));
     let [mut a, mut b] = cabled();
-    a.start(1, netmap(1, 2, 2, at(2)), Options { flow_file: file(1), ..Options::lanes(2) });
-    b.start(2, netmap(2, 1, 2, at(1)), Options { flow_file: file(2), ..Options::lanes(2) });
+    a.start(1, netmap(1, 2, 2, at(2)), PlaneOptions { flow_file: file(1), ..PlaneOptions::lanes(2) });
+    b.start(2, netmap(2, 1, 2, at(1)), PlaneOptions { flow_file: file(2), ..PlaneOptions::lanes(2) });
     let server = echo_server(&b, 2);
     let mut stream = connect(&a, 2);
     echo(&mut stream, 1);
@@ -137,7 +138,7 @@ fn a_restarted_node_goes_on_with_its_connections_and_shakes_hands_by_itself() {
 
     b.plane = None;
     let active = vec![Activity { peer: name(1), endpoint: at(1)[0] }];
-    b.start(2, netmap(2, 1, 2, Vec::new()), Options { flow_file: file(2), active, ..Options::lanes(2) });
+    b.start(2, netmap(2, 1, 2, Vec::new()), PlaneOptions { flow_file: file(2), active, ..PlaneOptions::lanes(2) });
 
     eventually(|| b.plane().stats().peers.get(&NodeId(1))?.last_handshake);
     assert_eq!(b.plane().stats().flows, flows);
@@ -170,10 +171,10 @@ fn a_port_in_use_is_said_to_be() {
     if !privileged("data paths in namespaces") {
         return;
     }
-    let mut node = Node::new();
+    let mut node = PlaneNode::new();
     let _holder = node.run(|| UdpSocket::bind(("0.0.0.0", PORT + 1)).unwrap());
     let view = Arc::new(View::compile(VerifiedMap::by_hand(netmap(1, 2, 1, Vec::new()))));
-    let setup = |port: u16, lanes: usize| Setup {
+    let setup = |port: u16, lanes: usize| DataPlaneSetup {
         interface: "mesh0".into(),
         lanes,
         offload: Offload::default(),

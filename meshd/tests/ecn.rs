@@ -13,22 +13,22 @@ use std::time::Duration;
 use namespaces::privileged;
 use namespaces::skip::skip;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, setsockopt, sockopt};
-use planes::{Node, Options, PORT, cabled, connect, flat, netmap};
+use planes::{PORT, PlaneNode, PlaneOptions, cabled, connect, flat, netmap};
 
 /// Two nodes over IPv4 or IPv6.
-fn pair(ipv6: bool) -> [Node; 2] {
+fn pair(ipv6: bool) -> [PlaneNode; 2] {
     let [mut a, mut b] = cabled();
     let at = |id: u8| {
         let ip = if ipv6 { format!("fd00::{id}").parse().unwrap() } else { planes::outer(id).into() };
         vec![SocketAddr::new(ip, PORT)]
     };
-    a.start(1, netmap(1, 2, 1, at(2)), Options::lanes(1));
-    b.start(2, netmap(2, 1, 1, at(1)), Options::lanes(1));
+    a.start(1, netmap(1, 2, 1, at(2)), PlaneOptions::lanes(1));
+    b.start(2, netmap(2, 1, 1, at(1)), PlaneOptions::lanes(1));
     [a, b]
 }
 
 /// Lets the way to a node mark the tunnel's datagrams that have one of these fields. Says whether it can.
-fn congest(node: &Node, ipv6: bool, fields: &'static str) -> bool {
+fn congest(node: &PlaneNode, ipv6: bool, fields: &'static str) -> bool {
     let family = if ipv6 { "ip6" } else { "ip" };
     let chain = "type filter hook prerouting priority -300;";
     let rule = format!("udp dport {PORT} {family} ecn {{ {fields} }} {family} ecn set ce;");

@@ -16,20 +16,20 @@ use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 use namespaces::skip::skip;
 use namespaces::{link, privileged};
-use planes::{MTU, Node, Options, PORT, at, cabled, connect, eventually, flat, netmap, outer};
+use planes::{MTU, PORT, PlaneNode, PlaneOptions, at, cabled, connect, eventually, flat, netmap, outer};
 
 /// Bytes of a transfer: some thousand packets.
 const BULK: usize = 4 << 20;
 
-fn with(offload: [Offload; 2]) -> [Node; 2] {
+fn with(offload: [Offload; 2]) -> [PlaneNode; 2] {
     let [mut a, mut b] = cabled();
-    a.start(1, netmap(1, 2, 1, at(2)), Options { offload: offload[0], ..Options::lanes(1) });
-    b.start(2, netmap(2, 1, 1, at(1)), Options { offload: offload[1], ..Options::lanes(1) });
+    a.start(1, netmap(1, 2, 1, at(2)), PlaneOptions { offload: offload[0], ..PlaneOptions::lanes(1) });
+    b.start(2, netmap(2, 1, 1, at(1)), PlaneOptions { offload: offload[1], ..PlaneOptions::lanes(1) });
     [a, b]
 }
 
 /// Sends `BULK` bytes by TCP from one to the other and back again.
-fn there_and_back(a: &Node, b: &Node) {
+fn there_and_back(a: &PlaneNode, b: &PlaneNode) {
     let data: Vec<u8> = (0..BULK).map(|i| (i % 251) as u8).collect();
     let listener = b.run(|| TcpListener::bind((flat(2), 7000)).unwrap());
     let mut near = connect(a, 2);
@@ -125,7 +125,7 @@ fn a_path_too_narrow_for_a_run_gets_its_datagrams_singly_and_turns_nothing_off()
     if !privileged("a narrow path in namespaces") {
         return;
     }
-    let [a, b] = [Node::new(), Node::new()];
+    let [a, b] = [PlaneNode::new(), PlaneNode::new()];
     link(&a.namespace, &b.namespace, "eth0");
     a.namespace.address("eth0", outer(1), 24, 1280);
     b.namespace.address("eth0", outer(2), 24, 1280);

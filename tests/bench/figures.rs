@@ -23,13 +23,13 @@ pub(crate) type Cells = Vec<(Metric, Vec<f64>)>;
 
 /// Everything measured: a row for each way, a list of values for each of its columns.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
+pub(crate) struct FiguresTable {
     rows: Vec<(String, Cells)>,
     /// Resident memory of a daemon among many peers, in MiB.
     pub(crate) memory: Vec<f64>,
 }
 
-impl Table {
+impl FiguresTable {
     /// Adds a value.
     pub(crate) fn add(&mut self, row: &str, metric: Metric, value: f64) {
         let at = self.rows.iter().position(|(name, _)| name == row).unwrap_or_else(|| {
@@ -67,12 +67,12 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
 /// What is promised of a ratio, or of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Target {
+pub(crate) enum FiguresTarget {
     AtLeast(f64),
     AtMost(f64),
 }
 
-impl Target {
+impl FiguresTarget {
     fn holds(self, value: f64) -> bool {
         match self {
             Self::AtLeast(bound) => value >= bound,
@@ -81,7 +81,7 @@ impl Target {
     }
 }
 
-impl std::fmt::Display for Target {
+impl std::fmt::Display for FiguresTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::AtLeast(bound) => write!(f, "≥ {bound}"),
@@ -104,16 +104,16 @@ pub(crate) struct Figure {
     /// Ours by the other's.
     pub(crate) ratio: f64,
     /// What is promised of the ratio.
-    pub(crate) target: Target,
+    pub(crate) target: FiguresTarget,
     /// Whether it holds.
     pub(crate) ok: bool,
 }
 
 /// Compares everything that was measured with what is promised; what was not measured is left out.
-pub(crate) fn figures(table: &Table) -> Vec<Figure> {
+pub(crate) fn figures(table: &FiguresTable) -> Vec<Figure> {
+    use FiguresTarget::{AtLeast, AtMost};
     use Metric::{Connects, LoadedP99, ReceiverCpu, SenderCpu, Tcp1, Tcp4, TripP50, TripP99, Udp64, Udp1200};
     use System::{BoringtunCli, Ceiling, Haproxy, WireguardGo};
-    use Target::{AtLeast, AtMost};
 
     let mut list = List { table, figures: Vec::new() };
     list.versus(Tcp1, &[(WireguardGo, AtLeast(2.2)), (BoringtunCli, AtLeast(8.0))]);
@@ -141,18 +141,18 @@ pub(crate) fn figures(table: &Table) -> Vec<Figure> {
 }
 
 struct List<'a> {
-    table: &'a Table,
+    table: &'a FiguresTable,
     figures: Vec<Figure>,
 }
 
 impl List<'_> {
-    fn push(&mut self, what: &str, against: &str, ours: f64, theirs: f64, target: Target) {
+    fn push(&mut self, what: &str, against: &str, ours: f64, theirs: f64, target: FiguresTarget) {
         let ratio = ours / theirs;
         let ok = target.holds(ratio);
         self.figures.push(Figure { what: what.into(), against: against.into(), ours, theirs, ratio, target, ok });
     }
 
-    fn compare(&mut self, metric: Metric, row: &str, against: &str, target: Target) {
+    fn compare(&mut self, metric: Metric, row: &str, against: &str, target: FiguresTarget) {
         let values = self.table.median(row, metric).zip(self.table.median(against, metric));
         if let Some((ours, theirs)) = values {
             let what = if row == PLAIN_ROW { describe(metric).into() } else { format!("{}: {row}", describe(metric)) };
@@ -160,19 +160,19 @@ impl List<'_> {
         }
     }
 
-    fn versus(&mut self, metric: Metric, others: &[(System, Target)]) {
+    fn versus(&mut self, metric: Metric, others: &[(System, FiguresTarget)]) {
         for (other, target) in others {
             self.compare(metric, PLAIN_ROW, &other.to_string(), *target);
         }
     }
 
     /// Compares with the best of the other tunnels: the largest where more is promised, else the smallest.
-    fn best(&mut self, metric: Metric, target: Target) {
+    fn best(&mut self, metric: Metric, target: FiguresTarget) {
         let of = |system: System| self.table.median(&system.to_string(), metric).map(|value| (value, system));
         let found = TUNNELS.into_iter().filter_map(of);
         let best = match target {
-            Target::AtLeast(_) => found.max_by(|a, b| a.0.total_cmp(&b.0)),
-            Target::AtMost(_) => found.min_by(|a, b| a.0.total_cmp(&b.0)),
+            FiguresTarget::AtLeast(_) => found.max_by(|a, b| a.0.total_cmp(&b.0)),
+            FiguresTarget::AtMost(_) => found.min_by(|a, b| a.0.total_cmp(&b.0)),
         };
         if let Some((_, system)) = best {
             self.compare(metric, PLAIN_ROW, &system.to_string(), target);
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_figure_compares_medians_and_the_best_peer_counts() {
-        let mut table = Table::default();
+        let mut table = FiguresTable::default();
         for (row, values) in [("meshd", [30.0, 10.0, 20.0]), ("gotatun", [4.0, 5.0, 6.0]), ("nebula", [1.0, 9.0, 8.0])]
         {
             for value in values {

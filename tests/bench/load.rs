@@ -10,9 +10,9 @@ use mesh_tests::daemon::{Process, run, wait_until};
 use serde_json::Value;
 
 use crate::machine;
-use crate::pingpong::Answer;
-use crate::plan::{Metric, Plan};
-use crate::system::{BULK_PORT, PONG_PORT, Way};
+use crate::pingpong::PongAnswer;
+use crate::plan::{BenchPlan, Metric};
+use crate::system::{BULK_PORT, DialTarget, PONG_PORT};
 
 /// How long a server may take to listen, and a way to carry the first answer.
 const STARTING: Duration = Duration::from_secs(10);
@@ -20,7 +20,7 @@ const STARTING: Duration = Duration::from_secs(10);
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// Measures every wanted column of a way.
-pub(crate) fn measure(way: &Way, plan: &Plan) -> io::Result<Vec<(Metric, f64)>> {
+pub(crate) fn measure(way: &DialTarget, plan: &BenchPlan) -> io::Result<Vec<(Metric, f64)>> {
     let wanted = |metric: Metric| way.columns.contains(&metric) && plan.columns.contains(&metric);
     let mut found = Vec::new();
     if wanted(Metric::Tcp1) || wanted(Metric::SenderCpu) || wanted(Metric::ReceiverCpu) {
@@ -49,7 +49,7 @@ pub(crate) fn measure(way: &Way, plan: &Plan) -> io::Result<Vec<(Metric, f64)>> 
 }
 
 /// Waits until a way carries a question and its answer.
-pub(crate) fn await_answer(way: &Way) -> io::Result<()> {
+pub(crate) fn await_answer(way: &DialTarget) -> io::Result<()> {
     let _server = pong(way)?;
     let mut why = None;
     let answered = || ask(way, 0.05, 0.0).map_err(|e| why = Some(e)).is_ok();
@@ -60,7 +60,7 @@ pub(crate) fn await_answer(way: &Way) -> io::Result<()> {
 }
 
 /// One TCP stream, with what it costs whoever carries it.
-fn one_stream(way: &Way, secs: u64) -> io::Result<Vec<(Metric, f64)>> {
+fn one_stream(way: &DialTarget, secs: u64) -> io::Result<Vec<(Metric, f64)>> {
     let spent = || way.carriers.and_then(|(a, b)| machine::cpu_seconds(a).zip(machine::cpu_seconds(b)));
     let before = spent();
     let end = iperf(way, secs, &["-P", "1"])?;
@@ -75,7 +75,7 @@ fn one_stream(way: &Way, secs: u64) -> io::Result<Vec<(Metric, f64)>> {
 }
 
 /// Round trips while one TCP stream fills the way.
-fn beside_a_stream(way: &Way, secs: u64) -> io::Result<f64> {
+fn beside_a_stream(way: &DialTarget, secs: u64) -> io::Result<f64> {
     let _server = pong(way)?;
     std::thread::scope(|scope| {
         let stream = scope.spawn(|| iperf(way, secs + 1, &["-P", "1"]));
@@ -87,7 +87,7 @@ fn beside_a_stream(way: &Way, secs: u64) -> io::Result<f64> {
 }
 
 /// Runs iperf3 over a way and returns what it sums up at the end.
-pub(crate) fn iperf(way: &Way, secs: u64, words: &[&str]) -> io::Result<Value> {
+pub(crate) fn iperf(way: &DialTarget, secs: u64, words: &[&str]) -> io::Result<Value> {
     let mut server = Command::new("iperf3");
     server.args(["-s", "-1", "-p", &BULK_PORT.to_string()]);
     let mut server = Process::start(&way.at, server, Path::new("/dev/null"))?;
@@ -122,7 +122,7 @@ fn number(value: &Value, path: &[&str]) -> io::Result<f64> {
 }
 
 /// Starts the server of ping-pong.
-fn pong(way: &Way) -> io::Result<Process> {
+fn pong(way: &DialTarget) -> io::Result<Process> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["pong", &PONG_PORT.to_string()]);
     let mut server = Process::start(&way.at, command, Path::new("/dev/null"))?;
@@ -132,7 +132,7 @@ fn pong(way: &Way) -> io::Result<Process> {
     Err(io::Error::other("the answering side does not listen"))
 }
 
-fn ask(way: &Way, trips: f64, connects: f64) -> io::Result<Answer> {
+fn ask(way: &DialTarget, trips: f64, connects: f64) -> io::Result<PongAnswer> {
     let mut command = Command::new(std::env::current_exe()?);
     let to = SocketAddr::new(way.address.into(), way.pong);
     command.args(["ping", &to.to_string(), "--trips", &trips.to_string(), "--connects", &connects.to_string()]);

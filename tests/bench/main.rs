@@ -32,9 +32,9 @@ use clap::{Parser, Subcommand};
 use mesh_tests::{netns, undo};
 use tokio::signal::unix::{SignalKind, signal};
 
-use figures::Table;
+use figures::FiguresTable;
 use ground::WORD;
-use plan::{Metric, Plan};
+use plan::{BenchPlan, Metric};
 use programs::Programs;
 use system::System;
 
@@ -135,7 +135,7 @@ fn tell(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-fn plan(options: &Options) -> Plan {
+fn plan(options: &Options) -> BenchPlan {
     let quick = [Metric::Tcp1, Metric::TripP50, Metric::TripP99];
     let chosen = |m: &Metric| {
         let wanted = options.columns.contains(m) || (options.columns.is_empty() && !options.quick);
@@ -143,7 +143,7 @@ fn plan(options: &Options) -> Plan {
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let asked = options.only.iter().any(|name| name == thousand::NAME);
-    Plan {
+    BenchPlan {
         rounds: options.rounds.unwrap_or(if options.quick { 2 } else { 3 }).clamp(1, 99),
         secs: options.secs.unwrap_or(2).clamp(1, 60),
         lanes: options.lanes.unwrap_or_else(|| cores.min(16) as u16),
@@ -165,7 +165,7 @@ fn bench(options: &Options) -> io::Result<()> {
     for system in missing.into_iter().filter(|system| *system != System::Before) {
         tell(&format!("left out: {system}; {}", programs::how_to_get(system)));
     }
-    let mut table = Table::default();
+    let mut table = FiguresTable::default();
     for round in 1..=plan.rounds {
         for &system in &systems {
             tell(&format!("{:4.0} s  round {round} of {}: {system}", began.elapsed().as_secs_f64(), plan.rounds));
@@ -193,7 +193,7 @@ fn wanted(system: System, options: &Options) -> bool {
 }
 
 /// Starts one system between fresh namespaces and measures each of its ways.
-fn measure(system: System, programs: &Programs, plan: &Plan, table: &mut Table) -> io::Result<()> {
+fn measure(system: System, programs: &Programs, plan: &BenchPlan, table: &mut FiguresTable) -> io::Result<()> {
     let running = peers::start(system, programs, plan.lanes)?;
     for way in &running.ways {
         for (metric, value) in load::measure(way, plan)? {

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one asker found.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Answer {
+pub(crate) struct PongAnswer {
     /// Median round trip, in microseconds.
     pub(crate) p50: f64,
     /// The round trip that 99 of 100 do not exceed, in microseconds.
@@ -48,7 +48,7 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
 /// Asks for so long on one connection, then connects for so long, and prints an `Answer` as JSON.
 pub(crate) fn ask(to: SocketAddr, trips: Duration, connects: Duration) -> io::Result<()> {
     let (p50, p99) = round_trips(to, trips)?;
-    let answer = Answer { p50, p99, connects: connections(to, connects)? };
+    let answer = PongAnswer { p50, p99, connects: connections(to, connects)? };
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, &answer)?;
     writeln!(out)

@@ -71,7 +71,7 @@ impl Metric {
 
 /// How much is measured.
 #[derive(Debug, Clone)]
-pub(crate) struct Plan {
+pub(crate) struct BenchPlan {
     pub(crate) rounds: usize,
     pub(crate) secs: u64,
     pub(crate) lanes: u16,

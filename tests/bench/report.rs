@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::figures::{Table, figures, median};
+use crate::figures::{FiguresTable, figures, median};
 use crate::machine::Machine;
-use crate::plan::{Metric, Plan};
+use crate::plan::{BenchPlan, Metric};
 
 /// Prints the table and the figures; a reader that went away is no reason to stop.
-pub(crate) fn print(table: &Table, plan: &Plan, took: Duration) {
+pub(crate) fn print(table: &FiguresTable, plan: &BenchPlan, took: Duration) {
     let mut lines = vec![
         String::new(),
         format!("On {}.", Machine::here()),
@@ -59,7 +59,7 @@ pub(crate) fn print(table: &Table, plan: &Plan, took: Duration) {
 }
 
 /// Writes everything measured, every round of it.
-pub(crate) fn write(path: &Path, table: &Table, plan: &Plan) -> io::Result<()> {
+pub(crate) fn write(path: &Path, table: &FiguresTable, plan: &BenchPlan) -> io::Result<()> {
     let mut rows = Map::new();
     for (row, columns) in table.rows() {
         let cell = |(metric, values): &(Metric, Vec<f64>)| {

@@ -70,7 +70,7 @@ impl fmt::Display for System {
 }
 
 /// An address to dial, and who carries what is sent there.
-pub(crate) struct Way {
+pub(crate) struct DialTarget {
     /// The row of the table.
     pub(crate) name: String,
     /// Who dials.
@@ -89,7 +89,7 @@ pub(crate) struct Way {
     pub(crate) columns: &'static [Metric],
 }
 
-impl Way {
+impl DialTarget {
     /// A way from `a` to `b` of a ground without port changes, with all columns.
     pub(crate) fn plain(system: System, ground: &Ground, address: Ipv4Addr, carriers: Option<(u32, u32)>) -> Self {
         Self {
@@ -139,23 +139,23 @@ fn columns(system: System) -> &'static [Metric] {
 }
 
 /// A system that runs; it ends when the value goes. Fields are dropped in order.
-pub(crate) struct Running {
+pub(crate) struct RunningSystem {
     /// The ways through it.
-    pub(crate) ways: Vec<Way>,
+    pub(crate) ways: Vec<DialTarget>,
     _keep: Box<dyn Any>,
     _ground: Ground,
 }
 
-impl Running {
+impl RunningSystem {
     /// Ways that stand as long as `keep` does.
-    pub(crate) fn new(ways: Vec<Way>, keep: impl Any, ground: Ground) -> Self {
+    pub(crate) fn new(ways: Vec<DialTarget>, keep: impl Any, ground: Ground) -> Self {
         Self { ways, _keep: Box::new(keep), _ground: ground }
     }
 
     /// One way over two processes.
     pub(crate) fn pair(system: System, ground: Ground, processes: [Process; 2], address: Ipv4Addr) -> Self {
         let carriers = (processes[0].id(), processes[1].id());
-        let way = Way::plain(system, &ground, address, Some(carriers));
+        let way = DialTarget::plain(system, &ground, address, Some(carriers));
         Self::new(vec![way], processes, ground)
     }
 }

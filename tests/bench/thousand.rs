@@ -26,12 +26,12 @@ use mesh_tests::daemon::{Binaries, Daemon, Process, wait_until};
 use mesh_tests::topology::{Network, PORT, Underlay, start_coordinator, token, write_coordinator, write_node};
 use meshd::base::state_dir::State;
 
-use crate::figures::{FEW_ROW, MANY_ROW, Table};
+use crate::figures::{FEW_ROW, FiguresTable, MANY_ROW};
 use crate::ground::{folder, prefix};
 use crate::load;
 use crate::machine::resident_mib;
-use crate::plan::{Metric, Plan};
-use crate::system::{BULK_PORT, PONG_PORT, Way};
+use crate::plan::{BenchPlan, Metric};
+use crate::system::{BULK_PORT, DialTarget, PONG_PORT};
 
 /// What selects it on the command line.
 pub(crate) const NAME: &str = "thousand";
@@ -44,7 +44,7 @@ const STARTING: Duration = Duration::from_secs(20);
 const SERVICES: &str = "version = 1\n[[site]]\nname = \"lan\"\n[[allow]]\nfrom = [\"any\"]\nto = [\"any\"]\n";
 
 /// Measures both cases, one after the other.
-pub(crate) fn measure(binaries: &Binaries, plan: &Plan, table: &mut Table) -> io::Result<()> {
+pub(crate) fn measure(binaries: &Binaries, plan: &BenchPlan, table: &mut FiguresTable) -> io::Result<()> {
     let folder = folder()?;
     let network = Network::new(&prefix(), folder.path(), 1, Underlay::V4).map_err(io::Error::other)?;
     let mesh = Mesh::join(&network, binaries, plan.lanes)?;
@@ -184,8 +184,8 @@ fn key(peer: usize, lane: usize) -> TunnelKey {
     TunnelKey(bytes)
 }
 
-fn way(row: &str, from: &Daemon, at: &Daemon, map: &NetMap) -> Way {
-    Way {
+fn way(row: &str, from: &Daemon, at: &Daemon, map: &NetMap) -> DialTarget {
+    DialTarget {
         name: row.into(),
         from: from.namespace.clone(),
         at: at.namespace.clone(),

@@ -81,7 +81,7 @@ fn set_up(binaries: &Binaries, program: &Path, lanes: u16) -> io::Result<Scene> 
     }
     let peer_address = peer_address(&pair).unwrap_or(Ipv4Addr::UNSPECIFIED);
     let state = State::open(&pair.a.node.folder.join("state")).map_err(io::Error::other)?;
-    let keys = meshd::keys::node::Keys::load_or_make(&state).map_err(io::Error::other)?;
+    let keys = meshd::keys::node::NodeKeys::load_or_make(&state).map_err(io::Error::other)?;
     let node = PublicKey::from(keys.tunnel()).to_bytes();
     let target = SocketAddr::new(pair.network.ip(1, 11), PORT);
     configure(&socket, &node, target)?;

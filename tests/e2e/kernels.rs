@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use mesh_tests::daemon::{Binaries, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
-use mesh_tests::pair::{Ground, Pair, STARTING, Side};
+use mesh_tests::pair::{Pair, PairGround, PairSide, STARTING};
 use mesh_tests::topology::{BRIDGE, Underlay};
 use mesh_tests::traffic;
 
@@ -17,7 +17,7 @@ const HEADERS: u16 = 28;
 const POD_PORT: &str = "veth10";
 const NO_OFFLOADS: &str = "[offload]\ntun = \"off\"\nudp = \"off\"\n";
 
-const FACTS: &[Fact<(Ground, Pair)>] = &[
+const FACTS: &[Fact<(PairGround, Pair)>] = &[
     ("the_largest_datagram_fits", the_largest_datagram_fits),
     ("megabytes_arrive_as_they_were_sent", megabytes_arrive_as_they_were_sent),
     ("a_pod_is_told_what_does_not_fit", a_pod_is_told_what_does_not_fit),
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             ("ipv4_of_9000_bytes_without_offloads", Underlay::V4, 9000, NO_OFFLOADS),
             ("ipv6_of_9000_bytes", Underlay::V6, 9000, ""),
         ] {
-            let ground = Ground { underlay, lanes: 2, mtu, more };
+            let ground = PairGround { underlay, lanes: 2, mtu, more };
             let word = format!(
                 "kr{}{mtu}{}",
                 if underlay == Underlay::V4 { 4 } else { 6 },
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn set_up(binaries: &Binaries, ground: Ground, word: &str) -> std::io::Result<(Ground, Pair)> {
+fn set_up(binaries: &Binaries, ground: PairGround, word: &str) -> std::io::Result<(PairGround, Pair)> {
     let pair = Pair::start_on(ground, word, binaries)?;
     for side in [&pair.a, &pair.b] {
         let node = &side.node.namespace;
@@ -59,7 +59,7 @@ fn set_up(binaries: &Binaries, ground: Ground, word: &str) -> std::io::Result<(G
     Ok((ground, pair))
 }
 
-fn the_largest_datagram_fits((ground, pair): &(Ground, Pair)) {
+fn the_largest_datagram_fits((ground, pair): &(PairGround, Pair)) {
     let vip = pair.vip("web");
     for bytes in [1, 1000, ground.mtu - OVERHEAD - HEADERS] {
         let who = traffic::udp_echo(&pair.a.pod, (vip, 7), bytes.into()).unwrap();
@@ -67,7 +67,7 @@ fn the_largest_datagram_fits((ground, pair): &(Ground, Pair)) {
     }
 }
 
-fn megabytes_arrive_as_they_were_sent((_, pair): &(Ground, Pair)) {
+fn megabytes_arrive_as_they_were_sent((_, pair): &(PairGround, Pair)) {
     for (from, service) in [(&pair.a, "web"), (&pair.b, "back")] {
         let mut stream = traffic::connect(&from.pod, (pair.vip(service), 80)).unwrap();
         traffic::greeting(&mut stream).unwrap();
@@ -75,7 +75,7 @@ fn megabytes_arrive_as_they_were_sent((_, pair): &(Ground, Pair)) {
     }
 }
 
-fn a_pod_is_told_what_does_not_fit((ground, pair): &(Ground, Pair)) {
+fn a_pod_is_told_what_does_not_fit((ground, pair): &(PairGround, Pair)) {
     let vip = pair.vip("web");
     let bytes = usize::from(ground.mtu - OVERHEAD - HEADERS) + 1;
     // The first may be lost while the pod learns what fits; afterwards its kernel divides what is larger.
@@ -83,8 +83,8 @@ fn a_pod_is_told_what_does_not_fit((ground, pair): &(Ground, Pair)) {
     assert!(wait_until(STARTING, answered), "{bytes} bytes");
 }
 
-fn offloads_are_used_where_they_are_allowed((ground, pair): &(Ground, Pair)) {
-    let joined = |side: &Side| {
+fn offloads_are_used_where_they_are_allowed((ground, pair): &(PairGround, Pair)) {
+    let joined = |side: &PairSide| {
         let lanes = side.node.status().unwrap().lanes;
         lanes.iter().map(|lane| lane.tun_rx_super_packets + lane.udp_tx_super_packets).sum::<u64>()
     };

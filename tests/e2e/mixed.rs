@@ -12,7 +12,7 @@ use std::time::Duration;
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::netns::Namespace;
-use mesh_tests::pair::{Ground, Pair, SERVICES, STARTING};
+use mesh_tests::pair::{Pair, PairGround, SERVICES, STARTING};
 use mesh_tests::topology::{Underlay, edit};
 use mesh_tests::traffic;
 
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 
 /// The versions of `a`, of `b` and of the coordinator.
 fn set_up(word: &str, versions: [&Binaries; 3]) -> io::Result<Pair> {
-    let ground = Ground { more: KEYS, ..Ground::plain(Underlay::V4, 2) };
+    let ground = PairGround { more: KEYS, ..PairGround::plain(Underlay::V4, 2) };
     let pair = Pair::start_versions(ground, word, versions)?;
     for side in [&pair.a, &pair.b] {
         traffic::serve_tcp(&side.pod, 8080)?;

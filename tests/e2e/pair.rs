@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mesh_tests::daemon::{Binaries, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
-use mesh_tests::pair::{Pair, STARTING, Side};
+use mesh_tests::pair::{Pair, PairSide, STARTING};
 use mesh_tests::topology::Underlay;
 use mesh_tests::traffic;
 
@@ -49,7 +49,7 @@ fn set_up(binaries: &Binaries, underlay: Underlay, lanes: u16) -> io::Result<Pai
     Ok(pair)
 }
 
-fn works(pair: &Pair, from: &Side, service: &str) {
+fn works(pair: &Pair, from: &PairSide, service: &str) {
     let vip = pair.vip(service);
     let mut said = String::new();
     let reached = wait_until(STARTING, || match traffic::seen_as(&from.pod, (vip, 80)) {

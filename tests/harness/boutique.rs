@@ -99,7 +99,7 @@ pub fn edges() -> impl Iterator<Item = (Role, Role)> {
 
 /// What a stub has seen since it started.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Stats {
+pub struct ShopStats {
     /// The stub's own name.
     pub name: String,
     /// Requests answered.

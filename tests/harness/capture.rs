@@ -29,7 +29,7 @@ const KEPT_BYTES: usize = 512;
 
 /// What was seen so far.
 #[derive(Debug, Clone, Default)]
-pub struct Seen {
+pub struct Captured {
     /// Frames by class.
     pub frames: BTreeMap<Class, u64>,
     /// The first leaks, with the name of the link and their bytes.
@@ -38,7 +38,7 @@ pub struct Seen {
     pub lost: u32,
 }
 
-impl Seen {
+impl Captured {
     /// Returns how many frames were seen.
     pub fn total(&self) -> u64 {
         self.frames.values().sum()
@@ -52,7 +52,7 @@ impl Seen {
 
 /// A running capture; it ends with the value.
 pub struct Capture {
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<Captured>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -74,7 +74,7 @@ impl Capture {
     }
 
     /// Returns what was seen so far.
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> Captured {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -103,7 +103,7 @@ pub fn open() -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn watch(socket: &OwnedFd, mut classifier: Classifier, sink: &Mutex<Seen>, stop: &AtomicBool) {
+fn watch(socket: &OwnedFd, mut classifier: Classifier, sink: &Mutex<Captured>, stop: &AtomicBool) {
     let mut buffer = vec![0; MAX_FRAME];
     while !stop.load(Ordering::Relaxed) {
         let mut parts = [IoSliceMut::new(&mut buffer)];

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::boutique::{Download, Role, Series, Stats};
+use crate::boutique::{Download, Role, Series, ShopStats};
 use crate::http::Connection;
 
 /// Longest a task may take.
@@ -30,7 +30,7 @@ impl Control {
     ///
     /// # Errors
     /// If the stub does not answer.
-    pub async fn stats(&self) -> io::Result<Stats> {
+    pub async fn stats(&self) -> io::Result<ShopStats> {
         self.ask("/stats").await
     }
 

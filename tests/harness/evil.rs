@@ -97,7 +97,7 @@ impl Attacker {
 
 /// Kinds of inner packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum Forgery {
     /// A connection attempt.
     Syn,
     /// A reply-direction packet: SYN and ACK.
@@ -120,7 +120,7 @@ pub enum Kind {
     LaterFragment,
 }
 
-impl Kind {
+impl Forgery {
     /// Every kind.
     pub const ALL: [Self; 10] = [
         Self::Syn,
@@ -137,7 +137,7 @@ impl Kind {
 }
 
 /// Builds an inner packet with the marker in it. `port` is the victim's service, from which or to which it goes.
-pub fn packet(kind: Kind, from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+pub fn packet(kind: Forgery, from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
     let tcp = |ports: (u16, u16), flags: u8| {
         let mut segment = Vec::new();
         segment.extend(ports.0.to_be_bytes());
@@ -162,19 +162,19 @@ pub fn packet(kind: Kind, from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
         message
     };
     let (protocol, fragment, mut payload) = match kind {
-        Kind::Syn => (6, 0, tcp((40000, port), 2)),
-        Kind::SynAck => (6, 0, tcp((port, 40000), 18)),
-        Kind::Data => (6, 0, tcp((port, 40000), 24)),
-        Kind::Reset => (6, 0, tcp((port, 40000), 4)),
-        Kind::Udp => (17, 0, udp()),
-        Kind::Echo => (1, 0, icmp(8, 0, MARKER)),
-        Kind::EchoReply => (1, 0, icmp(0, 0, MARKER)),
-        Kind::Error => {
-            let quoted = packet(Kind::Data, to, from, port);
+        Forgery::Syn => (6, 0, tcp((40000, port), 2)),
+        Forgery::SynAck => (6, 0, tcp((port, 40000), 18)),
+        Forgery::Data => (6, 0, tcp((port, 40000), 24)),
+        Forgery::Reset => (6, 0, tcp((port, 40000), 4)),
+        Forgery::Udp => (17, 0, udp()),
+        Forgery::Echo => (1, 0, icmp(8, 0, MARKER)),
+        Forgery::EchoReply => (1, 0, icmp(0, 0, MARKER)),
+        Forgery::Error => {
+            let quoted = packet(Forgery::Data, to, from, port);
             (1, 0, icmp(3, 3, &quoted))
         }
-        Kind::FirstFragment => (17, 0x2000, udp()),
-        Kind::LaterFragment => (17, 0x0003, MARKER.repeat(2)),
+        Forgery::FirstFragment => (17, 0x2000, udp()),
+        Forgery::LaterFragment => (17, 0x0003, MARKER.repeat(2)),
     };
     if protocol == 6 {
         let sum = checksum(&payload, pseudo(from, to, 6, payload.len()));
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn evil_packets_are_well_formed_so_that_only_policy_can_stop_them() {
         let (from, to) = (Ipv4Addr::new(241, 1, 0, 1), Ipv4Addr::new(241, 2, 0, 9));
-        for kind in Kind::ALL {
+        for kind in Forgery::ALL {
             let packet = packet(kind, from, to, 50051);
             assert_eq!(checksum(&packet[..20], 0), 0, "{kind:?}");
             assert!(packet.windows(16).any(|w| w == MARKER), "{kind:?}");
@@ -280,7 +280,7 @@ mod tests {
             let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
             assert_eq!(total, packet.len());
         }
-        let syn = packet(Kind::Syn, from, to, 1);
+        let syn = packet(Forgery::Syn, from, to, 1);
         assert!(mesh_proto::packet::Header::parse(&syn).is_ok());
     }
 }

@@ -22,8 +22,8 @@ pub type Fact<T> = (&'static str, fn(&T));
 ///
 /// # Panics
 /// If the daemons do not build; with `MESH_STRICT=1` in the environment, if a fact is skipped.
-pub fn in_namespaces(prove: impl FnOnce(&mut Run, &Binaries)) -> ExitCode {
-    let mut run = Run::new();
+pub fn in_namespaces(prove: impl FnOnce(&mut FactsRun, &Binaries)) -> ExitCode {
+    let mut run = FactsRun::new();
     run.needs(privilege::is_root(), privilege::HOW);
     let idle = run.list || run.lacking.is_some();
     let binaries = if idle { Ok(Binaries::of(PathBuf::new())) } else { Binaries::build() };
@@ -41,7 +41,7 @@ enum Lacking {
 
 /// What a test binary proves.
 #[derive(Default)]
-pub struct Run {
+pub struct FactsRun {
     words: Vec<String>,
     list: bool,
     lacking: Option<Lacking>,
@@ -50,7 +50,7 @@ pub struct Run {
     failed: Vec<String>,
 }
 
-impl Run {
+impl FactsRun {
     /// Reads the command line.
     fn new() -> Self {
         let arguments: Vec<String> = std::env::args().skip(1).collect();

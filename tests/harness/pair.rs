@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use mesh_proto::ops::status::{Service, Status};
+use mesh_proto::ops::status::{ServiceStatus, Status};
 use tempfile::TempDir;
 
 use crate::daemon::{Binaries, Daemon, tail, wait_until};
@@ -75,7 +75,7 @@ to = ["host:a"]
 
 /// What a pair stands on.
 #[derive(Debug, Clone, Copy)]
-pub struct Ground {
+pub struct PairGround {
     /// The underlay's IP version.
     pub underlay: Underlay,
     /// Lanes of each node.
@@ -86,7 +86,7 @@ pub struct Ground {
     pub more: &'static str,
 }
 
-impl Ground {
+impl PairGround {
     /// Ethernet, and nothing special.
     pub fn plain(underlay: Underlay, lanes: u16) -> Self {
         Self { underlay, lanes, mtu: 1500, more: "" }
@@ -94,7 +94,7 @@ impl Ground {
 }
 
 /// One node and its pod.
-pub struct Side {
+pub struct PairSide {
     /// The node.
     pub node: Daemon,
     /// Its pod.
@@ -104,9 +104,9 @@ pub struct Side {
 /// The smallest mesh, running. Fields are dropped in order: processes, namespaces, files.
 pub struct Pair {
     /// The first node.
-    pub a: Side,
+    pub a: PairSide,
     /// The second node.
-    pub b: Side,
+    pub b: PairSide,
     /// The coordinator.
     pub coordinator: Daemon,
     /// Router, subnets, files.
@@ -120,14 +120,14 @@ impl Pair {
     /// # Errors
     /// With what went wrong and the ends of the logs.
     pub fn start(word: &str, binaries: &Binaries, underlay: Underlay, lanes: u16) -> io::Result<Self> {
-        Self::start_on(Ground::plain(underlay, lanes), word, binaries)
+        Self::start_on(PairGround::plain(underlay, lanes), word, binaries)
     }
 
     /// The same on any ground.
     ///
     /// # Errors
     /// With what went wrong and the ends of the logs.
-    pub fn start_on(ground: Ground, word: &str, binaries: &Binaries) -> io::Result<Self> {
+    pub fn start_on(ground: PairGround, word: &str, binaries: &Binaries) -> io::Result<Self> {
         Self::start_versions(ground, word, [binaries; 3])
     }
 
@@ -135,7 +135,7 @@ impl Pair {
     ///
     /// # Errors
     /// With what went wrong and the ends of the logs.
-    pub fn start_versions(ground: Ground, word: &str, versions: [&Binaries; 3]) -> io::Result<Self> {
+    pub fn start_versions(ground: PairGround, word: &str, versions: [&Binaries; 3]) -> io::Result<Self> {
         let folder = tempfile::Builder::new().prefix("mesh-pair-").tempdir()?;
         let prefix = format!("{word}{}", std::process::id());
         let network = Network::new(&prefix, folder.path(), 3, ground.underlay).map_err(io::Error::other)?;
@@ -186,18 +186,18 @@ impl Pair {
     ///
     /// # Panics
     /// If it is no member.
-    pub fn address(&self, side: &Side) -> Ipv4Addr {
+    pub fn address(&self, side: &PairSide) -> Ipv4Addr {
         let status = side.node.status().expect("the node runs");
         status.node.expect("the node has joined").address.0
     }
 }
 
 fn has_backend(status: &Status, service: &str) -> bool {
-    let backed = |s: &Service| s.name.as_str() == service && !s.backends.is_empty();
+    let backed = |s: &ServiceStatus| s.name.as_str() == service && !s.backends.is_empty();
     status.services.iter().any(backed)
 }
 
-fn side(network: &Network, name: &str, subnet: u8, ground: Ground, binaries: &Binaries) -> io::Result<Side> {
+fn side(network: &Network, name: &str, subnet: u8, ground: PairGround, binaries: &Binaries) -> io::Result<PairSide> {
     let home = network.host(name, subnet, 11).map_err(io::Error::other)?;
     network.mtu(&home, subnet, 11, ground.mtu).map_err(io::Error::other)?;
     network.pod_bridge(&home, PODS).map_err(io::Error::other)?;
@@ -207,5 +207,5 @@ fn side(network: &Network, name: &str, subnet: u8, ground: Ground, binaries: &Bi
     std::fs::create_dir_all(&folder)?;
     let node = Daemon::meshd(name, &home, &folder, binaries);
     write_node(&node, Some(PODS), ground.lanes, ground.more)?;
-    Ok(Side { node, pod })
+    Ok(PairSide { node, pod })
 }

@@ -118,7 +118,7 @@ pub struct Program {
 }
 
 /// The whole lab. Fields are dropped in order: processes, namespaces, files.
-pub struct World {
+pub struct LabWorld {
     /// The shop's programs.
     pub programs: Vec<Program>,
     /// The nodes by name.
@@ -136,7 +136,7 @@ pub struct World {
     _folder: TempDir,
 }
 
-impl World {
+impl LabWorld {
     /// Lays out the network and writes all configuration; nothing runs yet.
     ///
     /// # Errors

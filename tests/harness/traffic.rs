@@ -147,7 +147,7 @@ pub fn ping(from: &Namespace, to: Ipv4Addr) -> io::Result<Duration> {
 
 /// What a name server answered: the response code and the IPv4 addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct EchoAnswer {
     /// 0 is no error, 3 is a name that does not exist.
     pub code: u8,
     /// Whether it speaks with authority.
@@ -160,7 +160,7 @@ pub struct Answer {
 ///
 /// # Errors
 /// What the socket says; `InvalidData` for an answer that cannot be read.
-pub fn resolve(from: &Namespace, server: Ipv4Addr, name: &str, tcp: bool) -> io::Result<Answer> {
+pub fn resolve(from: &Namespace, server: Ipv4Addr, name: &str, tcp: bool) -> io::Result<EchoAnswer> {
     let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         query.push(u8::try_from(label.len()).unwrap_or(63));
@@ -188,7 +188,7 @@ pub fn resolve(from: &Namespace, server: Ipv4Addr, name: &str, tcp: bool) -> io:
     read_answer(&answer, query.len()).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn read_answer(answer: &[u8], question_end: usize) -> Option<Answer> {
+fn read_answer(answer: &[u8], question_end: usize) -> Option<EchoAnswer> {
     let header = answer.get(..12)?;
     let count = u16::from_be_bytes([header[6], header[7]]);
     let (mut at, mut addresses) = (question_end, Vec::new());
@@ -206,5 +206,5 @@ fn read_answer(answer: &[u8], question_end: usize) -> Option<Answer> {
         }
         at += 10 + length;
     }
-    Some(Answer { code: header[3] & 15, authoritative: header[2] & 4 != 0, addresses })
+    Some(EchoAnswer { code: header[3] & 15, authoritative: header[2] & 4 != 0, addresses })
 }

@@ -13,22 +13,22 @@ use std::sync::Arc;
 use mesh_tests::capture::Capture;
 use mesh_tests::daemon::{Binaries, tail};
 use mesh_tests::snapshot;
-use mesh_tests::topology::{PodCidrs, World};
+use mesh_tests::topology::{LabWorld, PodCidrs};
 
 use crate::checks;
 use crate::lab::{FIRST, LANES, Lab, WORD, join, start};
-use crate::report::{Outcome, Report, say};
+use crate::report::{CheckOutcome, LabReport, say};
 use crate::table;
 
 /// Runs the whole lab.
 ///
 /// # Errors
 /// If it cannot be laid out or started; checks that fail are in the report.
-pub(crate) async fn run(binaries: &Binaries, report: &Arc<Report>, forever: bool) -> io::Result<()> {
+pub(crate) async fn run(binaries: &Binaries, report: &Arc<LabReport>, forever: bool) -> io::Result<()> {
     let pid = std::process::id();
     if report.wants("demo1-distinct") || report.wants("one-port") {
         let prefix = format!("{}{pid}d", WORD);
-        let mut world = World::new(&prefix, binaries, PodCidrs::Distinct, LANES)?;
+        let mut world = LabWorld::new(&prefix, binaries, PodCidrs::Distinct, LANES)?;
         let outcome = distinct(&mut world, report).await;
         if outcome.is_err() {
             logs(&world);
@@ -36,7 +36,7 @@ pub(crate) async fn run(binaries: &Binaries, report: &Arc<Report>, forever: bool
         outcome?;
     }
     let prefix = format!("{}{pid}", WORD);
-    let world = World::new(&prefix, binaries, PodCidrs::Identical, LANES)?;
+    let world = LabWorld::new(&prefix, binaries, PodCidrs::Identical, LANES)?;
     let capture = Capture::start(&world.network.router, world.known())?;
     let mut lab = Lab { world, capture, before: BTreeMap::new() };
     let outcome = identical(&mut lab, report).await;
@@ -55,7 +55,7 @@ pub(crate) async fn run(binaries: &Binaries, report: &Arc<Report>, forever: bool
     Ok(())
 }
 
-async fn identical(lab: &mut Lab, report: &Report) -> io::Result<()> {
+async fn identical(lab: &mut Lab, report: &LabReport) -> io::Result<()> {
     if let Err(e) = &lab.world.masquerade {
         say(&format!("lab: THE MASQUERADING OF CNIs COULD NOT BE SET: {e}"));
     }
@@ -84,7 +84,7 @@ async fn identical(lab: &mut Lab, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-async fn check(lab: &Lab, report: &Report, name: &str, check: impl AsyncFnOnce(&Lab) -> Outcome) {
+async fn check(lab: &Lab, report: &LabReport, name: &str, check: impl AsyncFnOnce(&Lab) -> CheckOutcome) {
     if !report.wants(name) {
         return;
     }
@@ -96,7 +96,7 @@ async fn check(lab: &Lab, report: &Report, name: &str, check: impl AsyncFnOnce(&
     }
 }
 
-async fn distinct(world: &mut World, report: &Report) -> io::Result<()> {
+async fn distinct(world: &mut LabWorld, report: &LabReport) -> io::Result<()> {
     world.start_coordinator()?;
     world.start_programs()?;
     let all = ["c1-n1", "c1-n2", "c2-n1", "c2-n2", "loadgen", "pc-vm-1"];
@@ -118,7 +118,7 @@ async fn distinct(world: &mut World, report: &Report) -> io::Result<()> {
 
 /// Shows the end of every log, for the person who has to find out why.
 #[expect(clippy::print_stderr, reason = "diagnostics beside the report")]
-fn logs(world: &World) {
+fn logs(world: &LabWorld) {
     let daemons = world.nodes.values().chain([&world.coordinator]);
     for daemon in daemons {
         let text = tail(&daemon.log(), 15);

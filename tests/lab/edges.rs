@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use mesh_tests::boutique::{EdgeStats, Role, edges};
-use mesh_tests::topology::World;
+use mesh_tests::topology::LabWorld;
 
 /// The figures of every edge at one moment.
 #[derive(Debug, Clone)]
@@ -13,7 +13,7 @@ pub(crate) struct Edges(BTreeMap<(Role, Role), EdgeStats>);
 
 impl Edges {
     /// Asks every caller.
-    pub(crate) async fn read(world: &World) -> io::Result<Self> {
+    pub(crate) async fn read(world: &LabWorld) -> io::Result<Self> {
         let mut all = BTreeMap::new();
         for &caller in Role::ALL.iter().filter(|r| !r.calls().is_empty()) {
             let stats = world.program(caller).control.stats().await?;
@@ -72,7 +72,7 @@ impl Edges {
 }
 
 /// Waits until every edge answers over a fresh connection.
-pub(crate) async fn all_answer(world: &World, patience: Duration) -> Result<(), String> {
+pub(crate) async fn all_answer(world: &LabWorld, patience: Duration) -> Result<(), String> {
     let end = Instant::now() + patience;
     for (caller, callee) in edges() {
         let control = &world.program(caller).control;

@@ -5,10 +5,10 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use mesh_proto::ops::status::{Service, Status};
+use mesh_proto::ops::status::{ServiceStatus, Status};
 use mesh_tests::boutique::Role;
 use mesh_tests::capture::Capture;
-use mesh_tests::topology::{World, edit};
+use mesh_tests::topology::{LabWorld, edit};
 
 /// Namespaces are bound as `lab<pid>…-NAME`.
 pub(crate) const WORD: &str = "lab";
@@ -23,7 +23,7 @@ pub(crate) const FIRST: [&str; 6] = ["c1-n1", "c1-n2", "c2-n1", "c2-n2", "loadge
 
 /// The lab as checks see it.
 pub(crate) struct Lab {
-    pub(crate) world: World,
+    pub(crate) world: LabWorld,
     pub(crate) capture: Capture,
     /// Every node's kernel before it joined.
     pub(crate) before: BTreeMap<&'static str, String>,
@@ -36,7 +36,7 @@ impl Lab {
     }
 
     /// Returns a service as a node sees it.
-    pub(crate) fn service(&self, node: &str, role: Role) -> Result<Service, String> {
+    pub(crate) fn service(&self, node: &str, role: Role) -> Result<ServiceStatus, String> {
         service(&self.world, node, role)
     }
 
@@ -57,7 +57,7 @@ impl Lab {
 }
 
 /// Returns a service as a node sees it.
-pub(crate) fn service(world: &World, node: &str, role: Role) -> Result<Service, String> {
+pub(crate) fn service(world: &LabWorld, node: &str, role: Role) -> Result<ServiceStatus, String> {
     let status = world.node(node).status().map_err(|e| e.to_string())?;
     let mut services = status.services.into_iter();
     let found = services.find(|s| s.name.as_str() == role.service());
@@ -65,7 +65,7 @@ pub(crate) fn service(world: &World, node: &str, role: Role) -> Result<Service, 
 }
 
 /// Lets nodes join, all at the same time.
-pub(crate) fn join(world: &World, nodes: &[&str]) -> io::Result<()> {
+pub(crate) fn join(world: &LabWorld, nodes: &[&str]) -> io::Result<()> {
     std::thread::scope(|scope| {
         let joining: Vec<_> = nodes.iter().map(|n| scope.spawn(|| world.join(n))).collect();
         let joined = joining.into_iter().map(|t| t.join());
@@ -74,6 +74,6 @@ pub(crate) fn join(world: &World, nodes: &[&str]) -> io::Result<()> {
 }
 
 /// Starts nodes; they work when they work.
-pub(crate) fn start(world: &World, nodes: &[&str]) -> io::Result<()> {
+pub(crate) fn start(world: &LabWorld, nodes: &[&str]) -> io::Result<()> {
     nodes.iter().try_for_each(|n| world.node(n).start())
 }

@@ -28,7 +28,7 @@ use mesh_tests::daemon::Binaries;
 use mesh_tests::{netns, undo};
 
 use lab::WORD;
-use report::Report;
+use report::LabReport;
 
 #[derive(Parser)]
 #[command(about = "Proves the mesh on real packets: two clusters with the same pod addresses, and a VM")]
@@ -103,7 +103,7 @@ async fn prove(options: Options) -> ExitCode {
     };
     let began = Instant::now();
     let live = !options.quick && std::io::stdout().is_terminal();
-    let report = Arc::new(Report::new(options.only, live));
+    let report = Arc::new(LabReport::new(options.only, live));
     let forever = options.forever;
     let outcome = course::run(&binaries, &report, forever).await;
     if let Err(e) = outcome {

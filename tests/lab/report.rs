@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 /// What a check says: its figure, and whether it holds.
-pub(crate) type Outcome = Result<String, String>;
+pub(crate) type CheckOutcome = Result<String, String>;
 
 /// Every check, in the order of the issue; one that did not run has failed.
 pub(crate) const CHECKS: [&str; 14] = [
@@ -45,7 +45,7 @@ struct Document<'a> {
 }
 
 /// The checks so far.
-pub(crate) struct Report {
+pub(crate) struct LabReport {
     began: Instant,
     checks: Mutex<Vec<Check>>,
     only: Vec<String>,
@@ -53,7 +53,7 @@ pub(crate) struct Report {
     aborted: Mutex<Option<String>>,
 }
 
-impl Report {
+impl LabReport {
     pub(crate) fn new(only: Vec<String>, live: bool) -> Self {
         Self { began: Instant::now(), checks: Mutex::default(), only, live, aborted: Mutex::default() }
     }
@@ -69,7 +69,7 @@ impl Report {
     }
 
     /// Notes and prints what a check says.
-    pub(crate) fn note(&self, name: &str, outcome: Outcome) {
+    pub(crate) fn note(&self, name: &str, outcome: CheckOutcome) {
         let (passed, figure) = match outcome {
             Ok(figure) => (true, figure),
             Err(figure) => (false, figure),

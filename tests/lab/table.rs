@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use mesh_tests::boutique::Role;
-use mesh_tests::topology::World;
+use mesh_tests::topology::LabWorld;
 
 use crate::edges::Edges;
 use crate::report::say;
@@ -16,7 +16,7 @@ use crate::report::say;
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Shows the table once a second, for ever.
-pub(crate) async fn show(world: &World) {
+pub(crate) async fn show(world: &LabWorld) {
     loop {
         if std::io::stdout().is_terminal() {
             say("\x1b[H\x1b[2J");
@@ -29,7 +29,7 @@ pub(crate) async fn show(world: &World) {
 }
 
 /// Draws the table in place, once a second, below what was printed so far, until `work` is done; then it is wiped.
-pub(crate) async fn while_doing<T>(world: &World, work: impl Future<Output = T>) -> T {
+pub(crate) async fn while_doing<T>(world: &LabWorld, work: impl Future<Output = T>) -> T {
     let lines = Cell::new(0);
     let drawing = async {
         loop {
@@ -61,7 +61,7 @@ fn wipe(lines: &Cell<usize>) {
 }
 
 /// Measures for a second and prints the table.
-pub(crate) async fn once(world: &World) {
+pub(crate) async fn once(world: &LabWorld) {
     match draw(world).await {
         Ok(text) => say(&text),
         Err(e) => say(&format!("lab: no table: {e}")),
@@ -80,7 +80,7 @@ struct Row {
     p99_us: u64,
 }
 
-async fn draw(world: &World) -> std::io::Result<String> {
+async fn draw(world: &LabWorld) -> std::io::Result<String> {
     let (before, began) = (Edges::read(world).await?, Instant::now());
     tokio::time::sleep(EVERY).await;
     let edges = Edges::read(world).await?.since(&before);
@@ -92,7 +92,7 @@ async fn draw(world: &World) -> std::io::Result<String> {
         let known = status.services.iter();
         if let Some(service) = known.into_iter().find(|s| s.name.as_str() == role.service()) {
             row.vip = service.vip.to_string();
-            let named = |b: &mesh_proto::ops::status::Backend| {
+            let named = |b: &mesh_proto::ops::status::BackendStatus| {
                 let real = backend_place(world, *role, b.node.as_str());
                 format!("{real} w{}", b.weight)
             };
@@ -137,7 +137,7 @@ async fn draw(world: &World) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn backend_place(world: &World, role: Role, node: &str) -> String {
+fn backend_place(world: &LabWorld, role: Role, node: &str) -> String {
     let found = world.programs.iter().find(|p| p.role == role && p.node == node);
     match found.and_then(|p| p.pod) {
         Some(pod) => format!("{pod}@{node}"),

@@ -13,12 +13,12 @@ use tokio::time::timeout;
 use crate::figures::Figures;
 
 /// A client's channel to one service: connections that are kept and used again, one call at a time each.
-pub(crate) struct Channel {
+pub(crate) struct ShopChannel {
     callee: Role,
     idle: Mutex<Vec<Connection<TcpStream>>>,
 }
 
-impl Channel {
+impl ShopChannel {
     pub(crate) fn new(callee: Role) -> Self {
         Self { callee, idle: Mutex::default() }
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mesh_tests::boutique::{EdgeStats, Role, Stats, percentile};
+use mesh_tests::boutique::{EdgeStats, Role, ShopStats, percentile};
 
 /// How many of the last calls of an edge the percentiles look at.
 const WINDOW: usize = 512;
@@ -59,7 +59,7 @@ impl Figures {
         edge.window.push_back(micros);
     }
 
-    pub(crate) fn stats(&self, name: &str) -> Stats {
+    pub(crate) fn stats(&self, name: &str) -> ShopStats {
         let seen = self.seen();
         let edge = |(role, edge): (&Role, &Edge)| {
             let mut window: Vec<u64> = edge.window.iter().copied().collect();
@@ -70,7 +70,7 @@ impl Figures {
             };
             (role.service().to_owned(), stats)
         };
-        Stats {
+        ShopStats {
             name: name.into(),
             requests: seen.requests,
             callers: seen.callers.clone(),

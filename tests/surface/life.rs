@@ -26,7 +26,7 @@ const METRICS: [(&str, u16); 2] = [("meshd", 9586), ("mesh-coordinator", 9587)];
 
 /// What a user sees of both programs.
 #[derive(Default)]
-pub(crate) struct Seen {
+pub(crate) struct Surface {
     /// `--help`, of each program.
     pub(crate) help: [BTreeSet<String>; 2],
     /// Paths and types of all documents.
@@ -43,8 +43,8 @@ pub(crate) struct Seen {
 ///
 /// # Errors
 /// If the mesh does not start.
-pub(crate) fn live(binaries: &Binaries) -> io::Result<Seen> {
-    let mut seen = Seen::default();
+pub(crate) fn live(binaries: &Binaries) -> io::Result<Surface> {
+    let mut seen = Surface::default();
     for (i, name) in ["meshd", "mesh-coordinator"].into_iter().enumerate() {
         seen.help[i].extend(help::of(&binaries.path(name)));
     }

@@ -17,9 +17,9 @@ use std::process::ExitCode;
 
 use mesh_tests::facts::{Fact, in_namespaces};
 
-use life::Seen;
+use life::Surface;
 
-const FACTS: &[Fact<Seen>] = &[
+const FACTS: &[Fact<Surface>] = &[
     ("the_help_of_meshd_is_as_recorded", |seen| recorded::compare("help-meshd", &seen.help[0])),
     ("the_help_of_the_coordinator_is_as_recorded", |seen| recorded::compare("help-coordinator", &seen.help[1])),
     ("documents_have_the_recorded_shapes", |seen| recorded::compare("json", &seen.json)),

@@ -12,7 +12,7 @@ use syn::ext::IdentExt as _;
 use syn::visit::{self, Visit};
 use syn::{Arm, Attribute, Field, ImplItem, Item, Lit, Local, Stmt, Variant, Visibility};
 
-use crate::modules::{Id, Modules, Syntax, Target, Use, attributes, flatten, impl_attributes, is_gated};
+use crate::modules::{Id, ImportTarget, Modules, Syntax, Use, attributes, flatten, impl_attributes, is_gated};
 
 /// One file names something of another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +51,7 @@ pub(crate) fn imports(modules: &Modules, syntax: &Syntax, slices: &Slices) -> BT
             let only_offered = import.offered && reader.is_below(&import.path);
             if !only_offered && !reader.passed.contains(name) {
                 for target in modules.resolve(id, &import.path) {
-                    if let Target::Module(other) = target {
+                    if let ImportTarget::Module(other) = target {
                         reader.found.insert((modules.all[other].file.clone(), import.line, import.path.join("::")));
                     }
                 }
@@ -77,7 +77,7 @@ pub(crate) fn slices(modules: &Modules, syntax: &Syntax) -> Slices {
                 continue;
             }
             for target in modules.resolve(id, &words(&named.path)) {
-                let Target::Item { module: home, name, member: None } = target else { continue };
+                let ImportTarget::Item { module: home, name, member: None } = target else { continue };
                 let slice = slices.entry((home, name)).or_default().entry(module.file.clone()).or_default();
                 if slice.line == 0 {
                     slice.line = block.impl_token.span.start().line;
@@ -141,8 +141,8 @@ impl Reader<'_> {
         }
     }
 
-    fn target(&mut self, target: Target, path: &[String], line: usize) {
-        let Target::Item { module, name, member } = target else { return };
+    fn target(&mut self, target: ImportTarget, path: &[String], line: usize) {
+        let ImportTarget::Item { module, name, member } = target else { return };
         let written = path.join("::");
         self.found.insert((self.modules.all[module].file.clone(), line, written.clone()));
         // `Type::function` is also an import of the file where that function stands.
@@ -160,13 +160,13 @@ impl Reader<'_> {
         }
         for target in self.modules.resolve(self.at, &import.path) {
             match target {
-                Target::Module(module) if import.name.is_none() => {
+                ImportTarget::Module(module) if import.name.is_none() => {
                     let what = format!("{}::*", import.path.join("::"));
                     self.found.insert((self.modules.all[module].file.clone(), import.line, what));
                 }
                 // Counted at the end, if no name was reached through it.
-                Target::Module(_) => {}
-                Target::Item { .. } => self.target(target, &import.path, import.line),
+                ImportTarget::Module(_) => {}
+                ImportTarget::Item { .. } => self.target(target, &import.path, import.line),
             }
         }
     }
@@ -174,8 +174,8 @@ impl Reader<'_> {
     /// Says whether all that a path means stands in modules below this one.
     fn is_below(&self, path: &[String]) -> bool {
         let targets = self.modules.resolve(self.at, path);
-        let module = |target: &Target| match target {
-            Target::Module(module) | Target::Item { module, .. } => *module,
+        let module = |target: &ImportTarget| match target {
+            ImportTarget::Module(module) | ImportTarget::Item { module, .. } => *module,
         };
         !targets.is_empty() && targets.iter().all(|target| self.modules.is_below(module(target), self.at))
     }
@@ -245,7 +245,7 @@ impl Reader<'_> {
                     let Ok(path) = syn::parse_str::<syn::Path>(&text.value()) else { continue };
                     let path = words(&path);
                     for target in self.modules.resolve(self.at, &path) {
-                        if let (Target::Module(module), true) = (&target, path.len() > 1) {
+                        if let (ImportTarget::Module(module), true) = (&target, path.len() > 1) {
                             let file = self.modules.all[*module].file.clone();
                             self.found.insert((file, line, path.join("::")));
                         }

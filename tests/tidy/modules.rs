@@ -69,7 +69,7 @@ pub(crate) struct Use {
 
 /// What a path means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Target {
+pub(crate) enum ImportTarget {
     /// A module as such.
     Module(Id),
     /// What a module defines, and the next word of the path: `Type::member`.
@@ -191,16 +191,16 @@ impl Modules {
     }
 
     /// Returns all that a path, written in a module, may mean; nothing for what is no code of ours.
-    pub(crate) fn resolve(&self, from: Id, path: &[String]) -> BTreeSet<Target> {
+    pub(crate) fn resolve(&self, from: Id, path: &[String]) -> BTreeSet<ImportTarget> {
         self.resolve_in(from, path, &mut BTreeSet::new())
     }
 
     /// Returns what the nearest module above that knows a macro's name means by it.
-    pub(crate) fn resolve_macro(&self, from: Id, name: &str) -> BTreeSet<Target> {
+    pub(crate) fn resolve_macro(&self, from: Id, name: &str) -> BTreeSet<ImportTarget> {
         let mut at = Some(from);
         while let Some(module) = at {
             let found = self.look_up(module, name, &mut BTreeSet::new());
-            if found.iter().any(|target| matches!(target, Target::Item { .. })) {
+            if found.iter().any(|target| matches!(target, ImportTarget::Item { .. })) {
                 return found;
             }
             at = self.all[module].parent;
@@ -208,23 +208,23 @@ impl Modules {
         BTreeSet::new()
     }
 
-    fn resolve_in(&self, from: Id, path: &[String], seen: &mut BTreeSet<(Id, String)>) -> BTreeSet<Target> {
+    fn resolve_in(&self, from: Id, path: &[String], seen: &mut BTreeSet<(Id, String)>) -> BTreeSet<ImportTarget> {
         let Some((first, rest)) = path.split_first() else {
             return BTreeSet::new();
         };
         let mut targets = match first.as_str() {
-            "crate" => BTreeSet::from([Target::Module(self.all[from].root)]),
-            "self" => BTreeSet::from([Target::Module(from)]),
-            "super" => self.all[from].parent.map(Target::Module).into_iter().collect(),
+            "crate" => BTreeSet::from([ImportTarget::Module(self.all[from].root)]),
+            "self" => BTreeSet::from([ImportTarget::Module(from)]),
+            "super" => self.all[from].parent.map(ImportTarget::Module).into_iter().collect(),
             name => self.look_up(from, name, seen),
         };
         if targets.is_empty() {
-            targets.extend(self.libraries.get(first).map(|id| Target::Module(*id)));
+            targets.extend(self.libraries.get(first).map(|id| ImportTarget::Module(*id)));
         }
         for word in rest {
             // A function may bear the name of a module beside it; only the module has an inside.
-            if targets.iter().any(|target| matches!(target, Target::Module(_))) {
-                targets.retain(|target| matches!(target, Target::Module(_)));
+            if targets.iter().any(|target| matches!(target, ImportTarget::Module(_))) {
+                targets.retain(|target| matches!(target, ImportTarget::Module(_)));
             }
             targets = targets.into_iter().flat_map(|target| self.inside(target, word, seen)).collect();
         }
@@ -232,37 +232,37 @@ impl Modules {
     }
 
     /// Returns what a word means after `target::`.
-    fn inside(&self, target: Target, word: &str, seen: &mut BTreeSet<(Id, String)>) -> BTreeSet<Target> {
+    fn inside(&self, target: ImportTarget, word: &str, seen: &mut BTreeSet<(Id, String)>) -> BTreeSet<ImportTarget> {
         match target {
-            Target::Module(module) if word == "super" => {
-                self.all[module].parent.map(Target::Module).into_iter().collect()
+            ImportTarget::Module(module) if word == "super" => {
+                self.all[module].parent.map(ImportTarget::Module).into_iter().collect()
             }
-            Target::Module(module) if word == "self" => BTreeSet::from([Target::Module(module)]),
-            Target::Module(module) => {
+            ImportTarget::Module(module) if word == "self" => BTreeSet::from([ImportTarget::Module(module)]),
+            ImportTarget::Module(module) => {
                 let found = self.look_up(module, word, seen);
                 if found.is_empty() {
                     // What a macro made there has no definition that can be read.
-                    return BTreeSet::from([Target::Item { module, name: word.to_owned(), member: None }]);
+                    return BTreeSet::from([ImportTarget::Item { module, name: word.to_owned(), member: None }]);
                 }
                 found
             }
-            Target::Item { module, name, member } => {
+            ImportTarget::Item { module, name, member } => {
                 let member = Some(member.unwrap_or_else(|| word.to_owned()));
-                BTreeSet::from([Target::Item { module, name, member }])
+                BTreeSet::from([ImportTarget::Item { module, name, member }])
             }
         }
     }
 
     /// Returns what a name means in a module: its own children and items, then what it imports by name, then by globs.
-    fn look_up(&self, at: Id, name: &str, seen: &mut BTreeSet<(Id, String)>) -> BTreeSet<Target> {
+    fn look_up(&self, at: Id, name: &str, seen: &mut BTreeSet<(Id, String)>) -> BTreeSet<ImportTarget> {
         if !seen.insert((at, name.to_owned())) {
             return BTreeSet::new();
         }
         let module = &self.all[at];
         let mut found = BTreeSet::new();
-        found.extend(module.children.get(name).map(|child| Target::Module(*child)));
+        found.extend(module.children.get(name).map(|child| ImportTarget::Module(*child)));
         if module.items.contains(name) {
-            found.insert(Target::Item { module: at, name: name.to_owned(), member: None });
+            found.insert(ImportTarget::Item { module: at, name: name.to_owned(), member: None });
         }
         for import in module.uses.iter().filter(|import| import.name.as_deref() == Some(name)) {
             found.extend(self.resolve_in(at, &import.path, seen));
@@ -270,7 +270,7 @@ impl Modules {
         if found.is_empty() {
             for glob in module.uses.iter().filter(|import| import.name.is_none()) {
                 for target in self.resolve_in(at, &glob.path, seen) {
-                    if let Target::Module(other) = target {
+                    if let ImportTarget::Module(other) = target {
                         found.extend(self.look_up(other, name, seen));
                     }
                 }

@@ -8,7 +8,7 @@ use syn::visit::{self, Visit};
 use syn::{Item, Visibility};
 
 use crate::imports::{Slices, is_public, words};
-use crate::modules::{Id, Modules, Syntax, Target, attributes, is_gated};
+use crate::modules::{Id, ImportTarget, Modules, Syntax, attributes, is_gated};
 
 /// A type that a module defines.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl<'a> Visit<'a> for Words<'_> {
     fn visit_path(&mut self, path: &'a syn::Path) {
         let path_words = words(path);
         for target in self.modules.resolve(self.at, &path_words) {
-            if let Target::Item { module, name, .. } = target {
+            if let ImportTarget::Item { module, name, .. } = target {
                 self.words.insert(name.clone());
                 self.names.insert((module, name));
             }

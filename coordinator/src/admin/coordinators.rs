@@ -15,7 +15,7 @@ use crate::admin::context::AdminState;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
 use crate::core::documents;
-use crate::core::failure::{Failure, Segment};
+use crate::core::failure::{Rejection, Segment};
 use crate::registry::{Actor, Change, CoordinatorRecord};
 
 /// How long another coordinator may take to be reached.
@@ -26,20 +26,20 @@ pub(crate) async fn forget(
     State(AdminState { core, own, .. }): State<AdminState>,
     Extension(by): Extension<Actor>,
     Segment(key): Segment,
-) -> Result<Json<documents::Done>, Failure> {
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     let key: IdentityKey = key
         .parse()
-        .map_err(|error: IdError| Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string()))?;
+        .map_err(|error: IdError| Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string()))?;
     if key == own.key {
         let message = "this is the coordinator that you speak to; ask another one to forget it";
-        return Err(Failure::new(StatusCode::CONFLICT, ErrorCode::Name, message));
+        return Err(Rejection::new(StatusCode::CONFLICT, ErrorCode::Name, message));
     }
     let applied = core.apply(Change::CoordinatorForget { key }, by).await?;
     let message = format!(
         "nodes neither dial nor trust coordinator {key} since revision {}; see to it that it cannot reach the store any more, or it enters itself again when it starts",
         applied.revision
     );
-    Ok(Json(documents::Done::new(message)))
+    Ok(Json(documents::DoneDocument::new(message)))
 }
 
 /// Lists the coordinators, and tries whether they can be reached.

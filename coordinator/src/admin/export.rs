@@ -8,21 +8,21 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::core::Core;
-use crate::core::failure::Failure;
-use crate::store::Table;
+use crate::core::failure::Rejection;
+use crate::store::StoreTable;
 use mesh_proto::wire::ErrorCode;
 
 /// The schema of the document.
 const EXPORT: &str = "coordinator.export/1";
 
 /// Answers with everything but the log, which `log` tells.
-pub(crate) async fn export(State(core): State<Arc<Core>>) -> Result<Json<Value>, Failure> {
+pub(crate) async fn export(State(core): State<Arc<Core>>) -> Result<Json<Value>, Rejection> {
     let read = core.with(|registry| (registry.snapshot(), registry.epoch(), registry.log_head())).await;
     let (stored, epoch, head) = read;
-    let internal = |error: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error);
+    let internal = |error: String| Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error);
     let (revision, writes) = stored.map_err(|error| internal(error.to_string()))?;
     let mut tables: Map<String, Value> = Map::new();
-    for table in Table::ALL {
+    for table in StoreTable::ALL {
         tables.insert(table.name().to_owned(), json!({}));
     }
     for write in writes {
@@ -30,7 +30,7 @@ pub(crate) async fn export(State(core): State<Arc<Core>>) -> Result<Json<Value>,
             continue;
         };
         let mut value: Value = serde_json::from_slice(&value).map_err(|error| internal(error.to_string()))?;
-        if write.table == Table::Tokens
+        if write.table == StoreTable::Tokens
             && let Some(token) = value.as_object_mut()
         {
             token.insert("digest".into(), json!("[redacted]"));

@@ -9,7 +9,7 @@ use mesh_proto::trust::jwt::MAX_JWKS;
 use crate::admin::context::AdminState;
 use crate::config::JwksSource;
 use crate::core::documents;
-use crate::core::failure::{Failure, Segment, read};
+use crate::core::failure::{Rejection, Segment, read};
 use crate::core::pushed_keys::take_pushed;
 use crate::registry::{Actor, Change};
 use mesh_proto::wire::ErrorCode;
@@ -19,10 +19,10 @@ pub(crate) fn routes() -> Router<AdminState> {
     Router::new().route("/v1/trust", get(list)).route("/v1/trust/{name}", post(push))
 }
 
-async fn list(State(AdminState { issuers, .. }): State<AdminState>) -> Json<documents::Trusts> {
+async fn list(State(AdminState { issuers, .. }): State<AdminState>) -> Json<documents::IssuersDocument> {
     let trusts = issuers.standing().map(|standing| {
         let (trust, keys) = (standing.trust, standing.keys);
-        documents::Trust {
+        documents::IssuerDocument {
             name: trust.name.clone(),
             issuer: trust.expected.issuer.clone(),
             audience: trust.expected.audience.clone(),
@@ -38,7 +38,7 @@ async fn list(State(AdminState { issuers, .. }): State<AdminState>) -> Json<docu
             error: keys.error().map(str::to_owned),
         }
     });
-    Json(documents::Trusts { schema: documents::TRUSTS.into(), trusts: trusts.collect() })
+    Json(documents::IssuersDocument { schema: documents::TRUSTS.into(), trusts: trusts.collect() })
 }
 
 async fn push(
@@ -46,16 +46,16 @@ async fn push(
     Extension(by): Extension<Actor>,
     Segment(name): Segment,
     request: Request,
-) -> Result<Json<documents::Done>, Failure> {
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     // Escapes make a document in JSON longer than it is.
     let documents::NewKeys { jwks } = read(request, 2 * MAX_JWKS).await?;
     if !issuers.pushed().any(|known| known == name) {
         let message = format!(
             "coordinator.toml has no [[trust]] with name = \"{name}\" and jwks = \"push\"; add one and restart, or see mesh-coordinator trust list"
         );
-        return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::UnknownTrust, message));
+        return Err(Rejection::new(StatusCode::NOT_FOUND, ErrorCode::UnknownTrust, message));
     }
     core.apply(Change::TrustPush { trust: name.clone(), jwks }, by).await?;
     take_pushed(&core, &issuers).await;
-    Ok(Json(documents::Done::new(format!("the keys of {name} are in force"))))
+    Ok(Json(documents::DoneDocument::new(format!("the keys of {name} are in force"))))
 }

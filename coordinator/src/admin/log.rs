@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::core::Core;
 use crate::core::documents::{LOG, Log};
-use crate::core::failure::Failure;
+use crate::core::failure::Rejection;
 use crate::registry::Entry;
 use mesh_proto::wire::ErrorCode;
 
@@ -30,10 +30,10 @@ pub(crate) struct Which {
 pub(crate) async fn log(
     State(core): State<Arc<Core>>,
     which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Log>, Failure> {
+) -> Result<Json<Log>, Rejection> {
     let Query(Which { since, node }) = which.map_err(|rejection| {
         let message = format!("{}; write /v1/log?since=N&node=NAME", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     let head = core.with(|registry| registry.log_head()).await;
     let mut from = since.unwrap_or_else(|| (head.seq + 1).saturating_sub(RECENT));
@@ -41,8 +41,9 @@ pub(crate) async fn log(
     // One page at a time, so that changes are not held up for long.
     loop {
         let page = core.with(move |registry| registry.log(from)).await;
-        let page = page
-            .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error.to_string()))?;
+        let page = page.map_err(|error| {
+            Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error.to_string())
+        })?;
         let Some(last) = page.last() else {
             return Ok(Json(answer));
         };

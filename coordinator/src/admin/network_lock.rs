@@ -8,7 +8,7 @@ use mesh_proto::trust::network_lock::LockChange;
 
 use crate::core::Core;
 use crate::core::documents;
-use crate::core::failure::{Failure, read};
+use crate::core::failure::{Rejection, read};
 use crate::core::lock_members::members;
 use crate::registry::{Actor, Change, LockStep};
 
@@ -16,9 +16,9 @@ use crate::registry::{Actor, Change, LockStep};
 const MAX_STEP: usize = 4 * 1024 * 1024;
 
 /// Tells the operator who waits, and what there is to be signed.
-pub(crate) async fn show(State(core): State<Arc<Core>>) -> Json<documents::Lock> {
+pub(crate) async fn show(State(core): State<Arc<Core>>) -> Json<documents::LockDocument> {
     let world = core.world();
-    Json(documents::Lock {
+    Json(documents::LockDocument {
         schema: documents::LOCK.into(),
         mesh: world.mesh.name.clone(),
         lock: world.mesh.lock.clone(),
@@ -32,7 +32,7 @@ pub(crate) async fn step(
     State(core): State<Arc<Core>>,
     Extension(by): Extension<Actor>,
     request: Request,
-) -> Result<Json<documents::Done>, Failure> {
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     let step: LockStep = read(request, MAX_STEP).await?;
     let told = match &step {
         LockStep::Begin { key, signatures } => {
@@ -47,5 +47,5 @@ pub(crate) async fn step(
     };
     let applied = core.apply(Change::Lock(step), by).await?;
     tracing::info!(revision = %applied.revision, "{told}");
-    Ok(Json(documents::Done::new(format!("{told} since revision {}", applied.revision))))
+    Ok(Json(documents::DoneDocument::new(format!("{told} since revision {}", applied.revision))))
 }

@@ -17,7 +17,7 @@ use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 use crate::admin::context::AdminState;
 use crate::admin::status;
 use crate::core::documents;
-use crate::core::failure::{Failure, read};
+use crate::core::failure::{Rejection, read};
 use crate::keys::identity::{self, KeyError};
 use crate::registry::{Actor, Change};
 
@@ -29,14 +29,14 @@ pub(crate) async fn rotate(
     State(state): State<AdminState>,
     Extension(by): Extension<Actor>,
     request: Request,
-) -> Result<Json<documents::Done>, Failure> {
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     let documents::RotateKey { commit, force } = read(request, MAX_REQUEST).await?;
     let message = if commit { go_on(&state, force).await? } else { announce(&state, by).await? };
     tracing::info!("{message}");
-    Ok(Json(documents::Done::new(message)))
+    Ok(Json(documents::DoneDocument::new(message)))
 }
 
-async fn announce(AdminState { core, own, state_dir, .. }: &AdminState, by: Actor) -> Result<String, Failure> {
+async fn announce(AdminState { core, own, state_dir, .. }: &AdminState, by: Actor) -> Result<String, Rejection> {
     let dir = state_dir.clone();
     let made = tokio::task::spawn_blocking(move || Ok((identity::load(&dir)?, identity::next(&dir)?)));
     let (present, next) =
@@ -55,7 +55,7 @@ async fn announce(AdminState { core, own, state_dir, .. }: &AdminState, by: Acto
     ))
 }
 
-async fn go_on(state: &AdminState, force: bool) -> Result<String, Failure> {
+async fn go_on(state: &AdminState, force: bool) -> Result<String, Rejection> {
     let AdminState { core, own, state_dir, .. } = state;
     let announced = core.world().mesh.coordinators.iter().find(|one| one.key == own.key).and_then(|one| one.next);
     let Some(announced) = announced else {
@@ -82,10 +82,10 @@ async fn go_on(state: &AdminState, force: bool) -> Result<String, Failure> {
     ))
 }
 
-fn refused(message: &str) -> Failure {
-    Failure::new(StatusCode::CONFLICT, ErrorCode::Key, message)
+fn refused(message: &str) -> Rejection {
+    Rejection::new(StatusCode::CONFLICT, ErrorCode::Key, message)
 }
 
-fn failed(message: &str) -> Failure {
-    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
+fn failed(message: &str) -> Rejection {
+    Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
 }

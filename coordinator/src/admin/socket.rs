@@ -23,7 +23,7 @@ use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key,
 use crate::core::Core;
 use crate::core::coordinator_list::CoordinatorList;
 use crate::core::documents;
-use crate::core::failure::{Failure, Segment, no_such_path, not_written, read, wrong_method};
+use crate::core::failure::{Rejection, Segment, no_such_path, not_written, read, wrong_method};
 use crate::registry::{Actor, Change, TokenSpec, free_names};
 
 /// Most names in a warning.
@@ -63,17 +63,17 @@ async fn token_create(
     State(AdminState { core, own, .. }): State<AdminState>,
     Extension(by): Extension<Actor>,
     request: Request,
-) -> Result<Json<documents::TokenLine>, Failure> {
+) -> Result<Json<documents::TokenLine>, Rejection> {
     let wanted: documents::NewToken = read(request, MAX_REQUEST).await?;
     if own.addresses.is_empty() {
         let message = "nodes would not know where to go: set `public` in coordinator.toml to HOST:PORT and restart";
-        return Err(Failure::new(StatusCode::CONFLICT, ErrorCode::Public, message));
+        return Err(Rejection::new(StatusCode::CONFLICT, ErrorCode::Public, message));
     }
     let (mut id, mut secret) = ([0; 8], [0; 32]);
     let entropy = rand::fill(&mut id).and_then(|()| rand::fill(&mut secret));
     entropy.map_err(|_| {
         let message = "the machine gives no random numbers; try again when it has booted";
-        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
+        Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
     })?;
     let mut told = CoordinatorList::new(&own, &core.world());
     told.addresses.truncate(MAX_LIST);
@@ -118,35 +118,35 @@ async fn token_revoke(
     State(core): State<Arc<Core>>,
     Extension(by): Extension<Actor>,
     Segment(id): Segment,
-) -> Result<Json<documents::Done>, Failure> {
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     core.apply(Change::TokenRevoke { id: id.clone() }, by).await?;
-    Ok(Json(documents::Done::new(format!("token {id} is worthless now"))))
+    Ok(Json(documents::DoneDocument::new(format!("token {id} is worthless now"))))
 }
 
 async fn revoke(
     State(core): State<Arc<Core>>,
     Extension(by): Extension<Actor>,
     Segment(name): Segment,
-) -> Result<Json<documents::Done>, Failure> {
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     let node = name.parse();
     let node = node.map_err(|error: mesh_proto::base::id::IdError| {
-        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string())
+        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string())
     })?;
     let applied = core.apply(Change::Revoke { node }, by).await?;
     tracing::info!(node = %name, revision = %applied.revision, "revoked");
     let message = format!("node {name} is expelled since revision {}", applied.revision);
-    Ok(Json(documents::Done::new(message)))
+    Ok(Json(documents::DoneDocument::new(message)))
 }
 
-async fn propose(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::Plan>, Failure> {
+async fn propose(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::PlanDocument>, Rejection> {
     let documents::Proposal { file, text } = read(request, MAX_REQUEST).await?;
     let parsed = services::parse(&text, &file).map_err(|diagnostics| {
-        Failure::new(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
+        Rejection::new(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
     })?;
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
     let change = Change::Services { file, text, services: Arc::new(parsed.services) };
     let (old, new) = core.with(move |registry| (registry.world(), registry.preview(change, now()))).await;
-    Ok(Json(documents::Plan {
+    Ok(Json(documents::PlanDocument {
         schema: documents::PLAN.into(),
         revision: old.revision,
         changes: plan::differences(&old, &*new?),
@@ -154,11 +154,11 @@ async fn propose(State(core): State<Arc<Core>>, request: Request) -> Result<Json
     }))
 }
 
-async fn backup(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::Done>, Failure> {
-    let documents::Backup { file } = read(request, MAX_REQUEST).await?;
+async fn backup(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::DoneDocument>, Rejection> {
+    let documents::BackupDocument { file } = read(request, MAX_REQUEST).await?;
     let shown = file.display().to_string();
     let revision = core.with(move |registry| registry.backup(&file)).await.map_err(|error| not_written(&error))?;
     let message =
         format!("the store at revision {revision} is in {shown}; keep identity.key of the state directory with it");
-    Ok(Json(documents::Done::new(message)))
+    Ok(Json(documents::DoneDocument::new(message)))
 }

@@ -21,7 +21,7 @@ use crate::registry::{LiveNode, TokenRecord};
 const MAX_BEHIND: usize = 100;
 
 /// Says how the mesh is.
-pub(crate) async fn status(state: &AdminState) -> documents::Status {
+pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
     let AdminState { core, shared, own, .. } = state;
     let (world, notes) = snapshot(core).await;
     let shown = state.shown.borrow().clone();
@@ -29,7 +29,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::Status {
     if services.state == documents::FileState::Accepted && shared.is_other_in_force(core).await {
         services.state = documents::FileState::Superseded;
     }
-    let mut live = documents::Live { current: 0, connected: 0, nodes: 0 };
+    let mut live = documents::LiveDocument { current: 0, connected: 0, nodes: 0 };
     let (mut warnings, mut behind) = (Vec::new(), Vec::new());
     for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
         let note = notes.get(name);
@@ -63,7 +63,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::Status {
             "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
         ));
     }
-    documents::Status {
+    documents::StatusDocument {
         schema: documents::STATUS.into(),
         mesh: world.mesh.name.clone(),
         range: world.mesh.range.net(),
@@ -92,7 +92,7 @@ pub(crate) async fn nodes(core: &Arc<Core>) -> documents::Nodes {
     let now = now();
     let nodes = world.nodes.iter().map(|(name, record)| {
         let connected = core.watches().is_open(name);
-        documents::Node { waits: world.waits(record), ..node(name, record, connected, notes.get(name), now) }
+        documents::NodeDocument { waits: world.waits(record), ..node(name, record, connected, notes.get(name), now) }
     });
     documents::Nodes { schema: documents::NODES.into(), revision: world.revision, nodes: nodes.collect() }
 }
@@ -103,13 +103,13 @@ fn node(
     connected: bool,
     note: Option<&LiveNode>,
     now: UnixTime,
-) -> documents::Node {
+) -> documents::NodeDocument {
     let observed = record.observed.zip(record.facts.lanes.first());
     let observed = observed.map(|(address, lane)| (address, lane.port).into());
     let mut endpoints = record.facts.endpoints.clone();
     endpoints.extend(observed.filter(|seen| !endpoints.contains(seen)));
     let heard = note.map(|note| now.since(note.last_seen).as_secs());
-    documents::Node {
+    documents::NodeDocument {
         name: name.clone(),
         site: record.site.clone(),
         address: record.address,
@@ -129,12 +129,12 @@ fn node(
 }
 
 /// Lists the services, as the file has them and as nodes are told of them.
-pub(crate) fn services(world: &World) -> documents::Services {
+pub(crate) fn services(world: &World) -> documents::ServicesDocument {
     let told = told_backends(world);
     let services = world.services.services.iter().filter_map(|spec| {
         let vip = world.vips.get(&spec.key)?.address;
         let told = told.get(&spec.key).map(Vec::as_slice).unwrap_or_default();
-        Some(documents::Service {
+        Some(documents::ServiceDocument {
             name: spec.key.name.clone(),
             namespace: spec.key.namespace.clone(),
             vip,
@@ -144,14 +144,14 @@ pub(crate) fn services(world: &World) -> documents::Services {
     });
     let mut services: Vec<_> = services.collect();
     services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    documents::Services { schema: documents::SERVICES.into(), revision: world.revision, services }
+    documents::ServicesDocument { schema: documents::SERVICES.into(), revision: world.revision, services }
 }
 
 /// The live backends of every service; the same for every node but for their order.
-fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<documents::Backend>> {
-    let chart = plan::Chart::new(Arc::new(world.clone()));
+fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<documents::BackendDocument>> {
+    let chart = plan::PlanIndex::new(Arc::new(world.clone()));
     let told = chart.all_services().map(|(key, service)| {
-        let backends = service.backends.into_iter().map(|backend| documents::Backend {
+        let backends = service.backends.into_iter().map(|backend| documents::BackendDocument {
             name: backend.name,
             node: backend.node,
             address: Some(backend.address),
@@ -163,13 +163,13 @@ fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<documents::Backend>>
     told.collect()
 }
 
-fn backends(world: &World, spec: &ServiceSpec, told: &[documents::Backend]) -> Vec<documents::Backend> {
+fn backends(world: &World, spec: &ServiceSpec, told: &[documents::BackendDocument]) -> Vec<documents::BackendDocument> {
     let mut all = told.to_vec();
     for backend in &spec.backends {
         let address = address(world, backend);
-        let is_told = |t: &documents::Backend| t.node == *backend.at.node() && t.address == address;
+        let is_told = |t: &documents::BackendDocument| t.node == *backend.at.node() && t.address == address;
         if !told.iter().any(is_told) {
-            all.push(documents::Backend {
+            all.push(documents::BackendDocument {
                 name: backend.name.clone(),
                 node: backend.at.node().clone(),
                 address,
@@ -193,17 +193,17 @@ fn address(world: &World, backend: &BackendSpec) -> Option<Flat> {
 }
 
 /// Lists the join tokens.
-pub(crate) async fn tokens(core: &Arc<Core>) -> documents::Tokens {
+pub(crate) async fn tokens(core: &Arc<Core>) -> documents::TokensDocument {
     let now = now();
     let list = core.with(move |registry| {
         let tokens = registry.tokens().map(|(id, record)| token(id, record, now));
         tokens.collect()
     });
-    documents::Tokens { schema: documents::TOKENS.into(), tokens: list.await }
+    documents::TokensDocument { schema: documents::TOKENS.into(), tokens: list.await }
 }
 
-fn token(id: &str, record: &TokenRecord, now: UnixTime) -> documents::Token {
-    documents::Token {
+fn token(id: &str, record: &TokenRecord, now: UnixTime) -> documents::TokenDocument {
+    documents::TokenDocument {
         id: id.into(),
         name: record.name.clone(),
         site: record.site.clone(),

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use mesh_host::http::Stop;
 use mesh_proto::base::id::NodeName;
 
-use crate::channel::peer::Peer;
+use crate::channel::peer::Requester;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
 use crate::core::counters::Counters;
-use crate::core::failure::Failure;
+use crate::core::failure::Rejection;
 use crate::core::limits::Limits;
 use crate::core::shared_store::SharedStore;
 use crate::oidc::issuers::Issuers;
@@ -38,7 +38,7 @@ pub(crate) struct Context {
 
 impl Context {
     /// Returns which member asks, or why it may not.
-    pub(crate) async fn member(&self, peer: &Peer) -> Result<NodeName, Failure> {
+    pub(crate) async fn member(&self, peer: &Requester) -> Result<NodeName, Rejection> {
         let world = self.core.world();
         if let Some(node) = world.member(&peer.identity) {
             return Ok(node.clone());
@@ -70,7 +70,7 @@ impl Context {
     }
 
     /// Returns which member asks, unless it asks too often.
-    pub(crate) async fn asking_member(&self, peer: &Peer) -> Result<NodeName, Failure> {
+    pub(crate) async fn asking_member(&self, peer: &Requester) -> Result<NodeName, Rejection> {
         let node = self.member(peer).await?;
         if self.limits.may_report(&self.core.world(), peer.identity) {
             return Ok(node);

@@ -8,17 +8,17 @@ use axum::{Extension, Json};
 use mesh_proto::wire::{self, Renewal, ReportResponse};
 
 use crate::channel::context::{Context, asks_too_often};
-use crate::channel::peer::Peer;
+use crate::channel::peer::Requester;
 use crate::channel::signed_facts;
-use crate::core::failure::{Failure, read};
+use crate::core::failure::{Rejection, read};
 use crate::registry::{Actor, Change};
 
 /// Takes a change of identity.
 pub(crate) async fn renew(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     request: Request,
-) -> Result<Json<ReportResponse>, Failure> {
+) -> Result<Json<ReportResponse>, Rejection> {
     let by = allowed(&context, &peer).await?;
     let Renewal { succession, facts } = read(request, wire::MAX_REQUEST).await?;
     let facts = signed_facts::facts(&succession.to, &facts)?;
@@ -33,7 +33,7 @@ pub(crate) async fn renew(
 }
 
 /// Returns who asks: a member, or one that was a member under this key.
-async fn allowed(context: &Context, peer: &Peer) -> Result<Actor, Failure> {
+async fn allowed(context: &Context, peer: &Requester) -> Result<Actor, Rejection> {
     let Context { core, limits, shared, .. } = context;
     let world = core.world();
     if let Some(node) = world.member(&peer.identity) {

@@ -11,15 +11,15 @@ use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_host::clock::unix as now;
 use mesh_proto::base::id::{IdentityKey, NodeName};
-use mesh_proto::plan::{self, Chart};
+use mesh_proto::plan::{self, PlanIndex};
 use mesh_proto::wire::{self, ErrorCode, JoinRequest, JoinResponse};
 use mesh_proto::world::World;
 
 use crate::channel::context::{Context, asks_too_often};
-use crate::channel::peer::Peer;
+use crate::channel::peer::Requester;
 use crate::channel::signed_facts;
 use crate::core::coordinator_list::CoordinatorList;
-use crate::core::failure::{Failure, read};
+use crate::core::failure::{Rejection, read};
 use crate::core::pushed_keys::take_pushed;
 use crate::registry::{Actor, Applied, Change, Refused, Vouched, free_names, join_oidc};
 
@@ -29,7 +29,7 @@ const MAX_BODY: usize = 128 * 1024;
 /// Why nobody joined.
 enum Denial {
     /// The request is not one: the answer to it.
-    Malformed(Failure),
+    Malformed(Rejection),
     /// The registry said no. The sentence tells the operator what the answer hides.
     Refused(Refused, Option<String>),
 }
@@ -57,9 +57,9 @@ impl From<Refused> for Denial {
 /// Answers a request to join.
 pub(crate) async fn join(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     request: Request,
-) -> Result<Json<JoinResponse>, Failure> {
+) -> Result<Json<JoinResponse>, Rejection> {
     let Some(_only) = peer.begin_join() else {
         return Err(busy("a request to join is under way on this connection; wait for its answer").into());
     };
@@ -89,7 +89,7 @@ pub(crate) async fn join(
     }
 }
 
-async fn admit(context: &Context, peer: &Peer, request: Request) -> Result<JoinResponse, Denial> {
+async fn admit(context: &Context, peer: &Requester, request: Request) -> Result<JoinResponse, Denial> {
     let Context { core, limits, issuers, .. } = context;
     let is_member = core.world().member(&peer.identity).is_some();
     if is_member && !limits.may_report(&core.world(), peer.identity) {
@@ -128,7 +128,7 @@ async fn admit(context: &Context, peer: &Peer, request: Request) -> Result<JoinR
 }
 
 /// Redeems a token of `token create`.
-async fn by_token(Context { core, .. }: &Context, peer: &Peer, request: JoinRequest) -> Result<Applied, Denial> {
+async fn by_token(Context { core, .. }: &Context, peer: &Requester, request: JoinRequest) -> Result<Applied, Denial> {
     let (identity, observed) = (peer.identity, peer.observed);
     let (token, secret) = (request.token.clone(), request.secret.clone());
     let before = core.world();
@@ -157,7 +157,7 @@ async fn by_token(Context { core, .. }: &Context, peer: &Peer, request: JoinRequ
 /// Takes an issuer's word.
 async fn by_issuer(
     Context { core, .. }: &Context,
-    peer: &Peer,
+    peer: &Requester,
     request: JoinRequest,
     verified: Result<Vouched, String>,
 ) -> Result<Applied, Denial> {
@@ -192,7 +192,7 @@ fn actor(world: &World, identity: IdentityKey, observed: IpAddr) -> Actor {
     world.member(&identity).cloned().map_or(Actor::Stranger(observed), Actor::Node)
 }
 
-fn welcome(context: &Context, chart: &Chart, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
+fn welcome(context: &Context, chart: &PlanIndex, node: NodeName, refused: Vec<String>) -> Option<JoinResponse> {
     let world = chart.world();
     let record = world.nodes.get(&node)?;
     let mut netmap = plan::netmap(chart, &node)?;

@@ -31,7 +31,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::channel::context::Context;
 use crate::channel::own_addresses::OwnAddresses;
-use crate::channel::peer::{Doors, Peer, Place};
+use crate::channel::peer::{ConnectionLimits, Requester, StrangerPlace};
 use crate::channel::routes;
 use crate::core::rate_limits::household;
 
@@ -55,7 +55,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     context: Context,
-    doors: Arc<Doors>,
+    doors: Arc<ConnectionLimits>,
     addresses: Arc<OwnAddresses>,
 ) {
     let mut stop = context.stop.clone();
@@ -97,18 +97,18 @@ pub(crate) async fn serve(
 async fn connection(
     stream: TcpStream,
     from: SocketAddr,
-    place: Place,
+    place: StrangerPlace,
     acceptor: TlsAcceptor,
     routes: Router,
     context: Context,
-    doors: Arc<Doors>,
+    doors: Arc<ConnectionLimits>,
     addresses: Arc<OwnAddresses>,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?.ip().to_canonical();
     let stream = timeout(HELLO, acceptor.accept(stream)).await??;
     let identity = proven(&stream)?;
-    let peer = Peer::new(identity, from.ip().to_canonical(), place);
+    let peer = Requester::new(identity, from.ip().to_canonical(), place);
     let Some(_seat) = doors.seat(identity) else {
         context.counters.turned_away();
         return Err(io::Error::other("too many connections of this key"));
@@ -129,7 +129,7 @@ fn proven(stream: &TlsStream<TcpStream>) -> io::Result<IdentityKey> {
 }
 
 /// Speaks HTTP/2 until either side ends it.
-async fn speak(stream: TlsStream<TcpStream>, peer: Peer, routes: Router, mut stop: Stop) -> io::Result<()> {
+async fn speak(stream: TlsStream<TcpStream>, peer: Requester, routes: Router, mut stop: Stop) -> io::Result<()> {
     let stranger = peer.clone();
     let routes = TowerToHyperService::new(routes);
     let identified = service_fn(move |mut request: Request<Incoming>| {

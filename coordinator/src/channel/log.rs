@@ -4,13 +4,13 @@
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use mesh_proto::trust::audit_log::{LogPage, Roll};
+use mesh_proto::trust::audit_log::{LogPage, Roster};
 use mesh_proto::wire::{ErrorCode, MAX_LOG};
 use serde::Deserialize;
 
 use crate::channel::context::Context;
-use crate::channel::peer::Peer;
-use crate::core::failure::Failure;
+use crate::channel::peer::Requester;
+use crate::core::failure::Rejection;
 use crate::registry::Refused;
 
 /// What an entry may take beside its body in an answer, its escapes included, as a share of the body.
@@ -25,17 +25,17 @@ pub(crate) struct After {
 /// Answers a member with entries of the log.
 pub(crate) async fn log(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     after: Result<Query<After>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<LogPage>, Failure> {
+) -> Result<Json<LogPage>, Rejection> {
     let Query(After { after }) = after.map_err(|rejection| {
         let message = format!("{}; write /v1/log?after=N", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     context.asking_member(&peer).await?;
     let read = context.core.with(move |registry| (registry.world().told(), registry.raw_log(after.saturating_add(1))));
     let (told, entries) = read.await;
-    let entries = entries.map_err(|error| Failure::from(Refused::from(error)))?;
+    let entries = entries.map_err(|error| Rejection::from(Refused::from(error)))?;
     let mut room = MAX_LOG / 2;
     let fits = entries.into_iter().take_while(|entry| {
         let size = (entry.body.len() + 100) * OVERHEAD;
@@ -49,8 +49,8 @@ pub(crate) async fn log(
 /// Answers a member with the keys of all members, and of those who were expelled.
 pub(crate) async fn roll(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
-) -> Result<Json<Roll>, Failure> {
+    Extension(peer): Extension<Requester>,
+) -> Result<Json<Roster>, Rejection> {
     context.asking_member(&peer).await?;
     let expelled = context.core.with(|registry| registry.expelled()).await;
     Ok(Json(expelled.roll()))

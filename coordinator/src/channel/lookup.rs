@@ -10,8 +10,8 @@ use mesh_proto::world::World;
 use serde::Deserialize;
 
 use crate::channel::context::Context;
-use crate::channel::peer::Peer;
-use crate::core::failure::Failure;
+use crate::channel::peer::Requester;
+use crate::core::failure::Rejection;
 
 /// Whom is asked about: a node's name, or an address of a node or behind one.
 #[derive(Deserialize)]
@@ -22,18 +22,18 @@ pub(crate) struct Whom {
 /// Answers a member.
 pub(crate) async fn about(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     whom: Result<Query<Whom>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<About>, Failure> {
+) -> Result<Json<About>, Rejection> {
     let Query(Whom { name }) = whom.map_err(|rejection| {
         let message = format!("{}; write /v1/about?name=NODE", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     context.asking_member(&peer).await?;
     find(&context.core.world(), &name).map(Json).ok_or_else(|| {
         let message =
             format!("no node of this mesh has the name or address `{name}`; mesh-coordinator nodes lists them");
-        Failure::new(StatusCode::NOT_FOUND, ErrorCode::UnknownName, message)
+        Rejection::new(StatusCode::NOT_FOUND, ErrorCode::UnknownName, message)
     })
 }
 

@@ -6,8 +6,8 @@ use mesh_proto::wire::{Countersign, LockStanding, MAX_REQUEST, MAX_WAITING};
 use mesh_proto::world::World;
 
 use crate::channel::context::Context;
-use crate::channel::peer::Peer;
-use crate::core::failure::{Failure, read};
+use crate::channel::peer::Requester;
+use crate::core::failure::{Rejection, read};
 use crate::core::lock_members::members;
 use crate::registry::identity_rotation::aged;
 use crate::registry::{Actor, Change, LockStep};
@@ -15,8 +15,8 @@ use crate::registry::{Actor, Change, LockStep};
 /// Tells a member who waits.
 pub(crate) async fn standing(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
-) -> Result<Json<LockStanding>, Failure> {
+    Extension(peer): Extension<Requester>,
+) -> Result<Json<LockStanding>, Rejection> {
     context.asking_member(&peer).await?;
     Ok(Json(stands(&context.core.world())))
 }
@@ -24,9 +24,9 @@ pub(crate) async fn standing(
 /// Takes a signature that a member brings. What counts is the lock's key, not who brings it.
 pub(crate) async fn countersign(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     request: Request,
-) -> Result<Json<LockStanding>, Failure> {
+) -> Result<Json<LockStanding>, Rejection> {
     let by = Actor::Node(context.asking_member(&peer).await?);
     let Countersign { node, signature } = read(request, MAX_REQUEST).await?;
     let step = LockStep::Admit { node: node.clone(), signature };

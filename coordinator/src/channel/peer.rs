@@ -18,21 +18,21 @@ const MAX_PER_MEMBER: usize = 16;
 
 /// Whose connection a request came over.
 #[derive(Clone)]
-pub(crate) struct Peer {
+pub(crate) struct Requester {
     /// The key that the handshake proved.
     pub(crate) identity: IdentityKey,
     /// The address it comes from.
     pub(crate) observed: IpAddr,
     /// Its place among the strangers, until it is a member.
-    place: Arc<Mutex<Option<Place>>>,
+    place: Arc<Mutex<Option<StrangerPlace>>>,
     /// One request to join at a time, so that strangers fill no more memory than one body each.
     joining: Arc<Semaphore>,
     spoke: Arc<AtomicBool>,
 }
 
-impl Peer {
+impl Requester {
     /// Begins with a stranger that proved a key.
-    pub(crate) fn new(identity: IdentityKey, observed: IpAddr, place: Place) -> Self {
+    pub(crate) fn new(identity: IdentityKey, observed: IpAddr, place: StrangerPlace) -> Self {
         Self {
             identity,
             observed,
@@ -69,13 +69,13 @@ impl Peer {
 }
 
 /// Counts places by who has them.
-struct Door<K: Ord + Copy> {
+struct Places<K: Ord + Copy> {
     taken: Mutex<BTreeMap<K, usize>>,
     most: usize,
     most_each: usize,
 }
 
-impl<K: Ord + Copy> Door<K> {
+impl<K: Ord + Copy> Places<K> {
     fn new(most: usize, most_each: usize) -> Self {
         Self { taken: Mutex::default(), most, most_each }
     }
@@ -103,46 +103,46 @@ impl<K: Ord + Copy> Door<K> {
 }
 
 /// A stranger's place; dropping it makes room.
-pub(crate) struct Place(Arc<Doors>, IpAddr);
+pub(crate) struct StrangerPlace(Arc<ConnectionLimits>, IpAddr);
 
-impl Drop for Place {
+impl Drop for StrangerPlace {
     fn drop(&mut self) {
         self.0.strangers.leave(self.1);
     }
 }
 
 /// A member's connection; dropping it makes room.
-pub(crate) struct Seat(Arc<Doors>, IdentityKey);
+pub(crate) struct MemberPlace(Arc<ConnectionLimits>, IdentityKey);
 
-impl Drop for Seat {
+impl Drop for MemberPlace {
     fn drop(&mut self) {
         self.0.members.leave(self.1);
     }
 }
 
 /// The limits of all listeners together.
-pub(crate) struct Doors {
-    strangers: Door<IpAddr>,
-    members: Door<IdentityKey>,
+pub(crate) struct ConnectionLimits {
+    strangers: Places<IpAddr>,
+    members: Places<IdentityKey>,
 }
 
-impl Doors {
+impl ConnectionLimits {
     /// Makes the doors, with everybody outside.
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            strangers: Door::new(MAX_STRANGERS, MAX_STRANGERS_PER_ADDRESS),
-            members: Door::new(usize::MAX, MAX_PER_MEMBER),
+            strangers: Places::new(MAX_STRANGERS, MAX_STRANGERS_PER_ADDRESS),
+            members: Places::new(usize::MAX, MAX_PER_MEMBER),
         })
     }
 
     /// Lets a stranger in; none if there are too many.
-    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        self.strangers.enter(address).then(|| Place(Arc::clone(self), address))
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<StrangerPlace> {
+        self.strangers.enter(address).then(|| StrangerPlace(Arc::clone(self), address))
     }
 
     /// Lets a connection in that proved a key; none if there are too many of that key.
-    pub(crate) fn seat(self: &Arc<Self>, identity: IdentityKey) -> Option<Seat> {
-        self.members.enter(identity).then(|| Seat(Arc::clone(self), identity))
+    pub(crate) fn seat(self: &Arc<Self>, identity: IdentityKey) -> Option<MemberPlace> {
+        self.members.enter(identity).then(|| MemberPlace(Arc::clone(self), identity))
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_door_counts_in_all_and_for_each() {
-        let door = Door::new(3, 2);
+        let door = Places::new(3, 2);
         assert!(door.enter(1) && door.enter(1));
         assert!(!door.enter(1), "one may have two");
         assert!(door.enter(2));

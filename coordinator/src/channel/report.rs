@@ -5,9 +5,9 @@ use axum::{Extension, Json};
 use mesh_proto::wire::{self, ErrorCode, Report, ReportResponse};
 
 use crate::channel::context::Context;
-use crate::channel::peer::Peer;
+use crate::channel::peer::Requester;
 use crate::channel::signed_facts;
-use crate::core::failure::{Failure, read};
+use crate::core::failure::{Rejection, read};
 use crate::registry::{Actor, Change, Refused};
 use mesh_host::clock::unix as now;
 
@@ -18,9 +18,9 @@ const MAX_WARNING: usize = 1024;
 /// Takes a report.
 pub(crate) async fn report(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     request: Request,
-) -> Result<Json<ReportResponse>, Failure> {
+) -> Result<Json<ReportResponse>, Rejection> {
     let node = context.member(&peer).await?;
     let Context { core, limits, counters, .. } = context;
     counters.report();

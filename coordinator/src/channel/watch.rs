@@ -22,7 +22,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use mesh_host::http::{Stop, stopped};
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
-use mesh_proto::plan::{self, Chart};
+use mesh_proto::plan::{self, PlanIndex};
 use mesh_proto::wire::{ErrorCode, WatchEvent};
 use mesh_proto::world::World;
 use serde::Deserialize;
@@ -30,8 +30,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
 use crate::channel::context::Context;
-use crate::channel::peer::Peer;
-use crate::core::failure::Failure;
+use crate::channel::peer::Requester;
+use crate::core::failure::Rejection;
 use crate::core::watches::WatchGuard;
 use crate::core::{Core, map_cache};
 use crate::registry::Refused;
@@ -51,12 +51,12 @@ pub(crate) struct Resume {
 /// Opens the watch of a member.
 pub(crate) async fn watch(
     State(context): State<Context>,
-    Extension(peer): Extension<Peer>,
+    Extension(peer): Extension<Requester>,
     resume: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
-) -> Result<Response, Failure> {
+) -> Result<Response, Rejection> {
     let Query(Resume { revision, epoch }) = resume.map_err(|rejection| {
         let message = format!("{}; write /v1/watch?revision=N&epoch=N", rejection.body_text());
-        Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     context.shared.catch_up(&context.core).await;
     // Revisions of another epoch are of another history.
@@ -170,7 +170,7 @@ impl WatchStream {
     }
 
     /// Waits for a chart that is right up to the least revision: one that is drawn or due by then, if it was news.
-    async fn chart(&self) -> Arc<Chart> {
+    async fn chart(&self) -> Arc<PlanIndex> {
         loop {
             let chart = self.core.chart().await;
             if self.core.right_until(&chart) >= self.least {
@@ -237,7 +237,7 @@ impl WatchStream {
         Some(Some(head))
     }
 
-    fn snapshot(&mut self, chart: &Chart) -> Option<Bytes> {
+    fn snapshot(&mut self, chart: &PlanIndex) -> Option<Bytes> {
         let mut netmap = Box::new(plan::netmap(chart, &self.node)?);
         netmap.revision = self.core.right_until(chart);
         self.holds(Held { revision: netmap.revision, settled: chart.revision() });

@@ -47,10 +47,10 @@ pub enum Verb {
     },
     /// Make, list and revoke join tokens
     #[command(subcommand)]
-    Token(Token),
+    Token(TokenVerb),
     /// Show the issuers that are trusted, and bring keys of those that cannot be asked
     #[command(subcommand)]
-    Trust(Trust),
+    Trust(TrustVerb),
     /// List the nodes
     Nodes,
     /// List the services and their backends
@@ -112,7 +112,7 @@ pub enum Verb {
     Export,
     /// Let a key that no coordinator holds sign for every node
     #[command(subcommand)]
-    Lock(Lock),
+    Lock(LockVerb),
     /// Print a completion script
     Completion {
         /// The shell
@@ -151,7 +151,7 @@ pub struct Init {
 
 /// Words of `token`.
 #[derive(Debug, Subcommand)]
-pub enum Token {
+pub enum TokenVerb {
     /// Make a join token and print it as one line
     Create {
         /// The site that the nodes belong to
@@ -184,7 +184,7 @@ pub enum Token {
 
 /// Words of `lock`.
 #[derive(Debug, Subcommand)]
-pub enum Lock {
+pub enum LockVerb {
     /// Make the lock's key, and sign for all nodes that are there; later ones wait for `meshd lock sign`
     Init {
         /// Where to write the key, for you to move to the machines that admit nodes; one that exists is used
@@ -215,7 +215,7 @@ pub enum Lock {
 
 /// Words of `trust`.
 #[derive(Debug, Subcommand)]
-pub enum Trust {
+pub enum TrustVerb {
     /// Show the issuers of coordinator.toml and their keys
     List,
     /// Take up an issuer's keys, such as `kubectl get --raw /openid/v1/jwks` prints

@@ -7,10 +7,10 @@ use mesh_host::client::AskError;
 use mesh_host::identity::Identity;
 use mesh_host::table::table;
 use mesh_proto::base::id::MeshName;
-use mesh_proto::trust::network_lock::{LockChange, Member};
+use mesh_proto::trust::network_lock::{LockChange, LockedMember};
 use mesh_proto::wire::ErrorCode;
 
-use crate::cli::args::{Cli, Lock};
+use crate::cli::args::{Cli, LockVerb};
 use crate::cli::outcome::{Outcome, client, done, show as print};
 use crate::cli::render::shown;
 use crate::core::documents;
@@ -21,15 +21,15 @@ use crate::registry::{LockStep, Signatures};
 const ATTEMPTS: usize = 5;
 
 /// Does what `lock` says.
-pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError> {
+pub(crate) async fn perform(cli: &Cli, words: &LockVerb) -> Result<Outcome, AskError> {
     match words {
-        Lock::Status => print(cli, "/v1/lock", render).await,
-        Lock::Init { key: file } => {
+        LockVerb::Status => print(cli, "/v1/lock", render).await,
+        LockVerb::Init { key: file } => {
             let (key, fresh) = match identity::load_or_make(file) {
                 Ok(found) => found,
                 Err(error) => return Ok(Outcome::failed(&error.to_string())),
             };
-            let step = |lock: &documents::Lock| LockStep::Begin {
+            let step = |lock: &documents::LockDocument| LockStep::Begin {
                 key: key.public(),
                 signatures: signatures(&key, &lock.mesh, &lock.members),
             };
@@ -39,13 +39,13 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
             }
             told.map(|told| with_advice(told, file))
         }
-        Lock::Replace { key: file, new } => {
+        LockVerb::Replace { key: file, new } => {
             let keys = identity::load_file(file).and_then(|key| Ok((key, identity::load_or_make(new)?)));
             let (key, (next, fresh)) = match keys {
                 Ok(found) => found,
                 Err(error) => return Ok(Outcome::failed(&error.to_string())),
             };
-            let step = |lock: &documents::Lock| LockStep::Change {
+            let step = |lock: &documents::LockDocument| LockStep::Change {
                 change: change(&key, &lock.mesh, Some(&next)),
                 signatures: signatures(&next, &lock.mesh, &lock.members),
             };
@@ -55,10 +55,10 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
             }
             told.map(|told| with_advice(told, new))
         }
-        Lock::Disable { key: None, .. } => send(cli, |_| LockStep::Abandon).await,
-        Lock::Disable { key: Some(file), .. } => match identity::load_file(file) {
+        LockVerb::Disable { key: None, .. } => send(cli, |_| LockStep::Abandon).await,
+        LockVerb::Disable { key: Some(file), .. } => match identity::load_file(file) {
             Ok(key) => {
-                let step = |lock: &documents::Lock| LockStep::Change {
+                let step = |lock: &documents::LockDocument| LockStep::Change {
                     change: change(&key, &lock.mesh, None),
                     signatures: Signatures::new(),
                 };
@@ -70,10 +70,10 @@ pub(crate) async fn perform(cli: &Cli, words: &Lock) -> Result<Outcome, AskError
 }
 
 /// Signs for what is there, and again if that changed meanwhile.
-async fn send(cli: &Cli, step: impl Fn(&documents::Lock) -> LockStep) -> Result<Outcome, AskError> {
+async fn send(cli: &Cli, step: impl Fn(&documents::LockDocument) -> LockStep) -> Result<Outcome, AskError> {
     let mut attempt = 1;
     loop {
-        let lock: documents::Lock = client(cli).get("/v1/lock").await?;
+        let lock: documents::LockDocument = client(cli).get("/v1/lock").await?;
         match done(cli, Method::POST, "/v1/lock", Some(&step(&lock))).await {
             Err(AskError::Refused(body)) if body.error == ErrorCode::Busy && attempt < ATTEMPTS => attempt += 1,
             told => return told,
@@ -81,7 +81,7 @@ async fn send(cli: &Cli, step: impl Fn(&documents::Lock) -> LockStep) -> Result<
     }
 }
 
-fn signatures(key: &Identity, mesh: &MeshName, members: &[Member]) -> Signatures {
+fn signatures(key: &Identity, mesh: &MeshName, members: &[LockedMember]) -> Signatures {
     members.iter().map(|member| (member.name.clone(), key.sign(&member.message(mesh)))).collect()
 }
 
@@ -99,7 +99,7 @@ fn with_advice(mut told: Outcome, file: &Path) -> Outcome {
     told
 }
 
-fn render(lock: &documents::Lock) -> String {
+fn render(lock: &documents::LockDocument) -> String {
     let Some(key) = lock.lock.as_ref().and_then(|lock| lock.key) else {
         return "the mesh is not locked; `mesh-coordinator lock init --key FILE` locks it\n".into();
     };

@@ -84,7 +84,7 @@ pub(crate) async fn done(
     path: &str,
     body: Option<&(impl Serialize + Sync)>,
 ) -> Result<Outcome, AskError> {
-    let answer: documents::Done = client(cli).ask(method, path, body).await?;
-    let table = |done: &documents::Done| format!("{}\n", done.message);
+    let answer: documents::DoneDocument = client(cli).ask(method, path, body).await?;
+    let table = |done: &documents::DoneDocument| format!("{}\n", done.message);
     Ok(Outcome::ok(printed(cli.output, &answer, table)))
 }

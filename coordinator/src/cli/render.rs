@@ -7,13 +7,15 @@ use mesh_host::table::{age, count, drawn, table};
 use mesh_proto::base::id::{NodeName, ServiceKey};
 use mesh_proto::model::netmap::ServicePort;
 
-use crate::core::documents::{FileState, Nodes, Plan, Services, Status, Tokens, Trusts};
+use crate::core::documents::{
+    FileState, IssuersDocument, Nodes, PlanDocument, ServicesDocument, StatusDocument, TokensDocument,
+};
 
 /// Most nodes that are named in one line.
 const SHOWN: usize = 5;
 
 /// Writes how the mesh is.
-pub fn status(status: &Status) -> String {
+pub fn status(status: &StatusDocument) -> String {
     let live = status.live;
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
@@ -100,7 +102,7 @@ fn wait(waiting: &[NodeName]) -> String {
 }
 
 /// Names the nodes that have not the present revision in force.
-fn behind(status: &Status) -> String {
+fn behind(status: &StatusDocument) -> String {
     let told = status.behind.iter().take(SHOWN).map(|behind| match (behind.connected, behind.applied) {
         (true, Some(applied)) => format!("{} (at {applied})", behind.node),
         (true, None) => format!("{} (has not reported)", behind.node),
@@ -152,7 +154,7 @@ pub fn nodes(nodes: &Nodes) -> String {
 }
 
 /// Writes the services, a row for each backend.
-pub fn services(services: &Services) -> String {
+pub fn services(services: &ServicesDocument) -> String {
     let mut table = table(&["SERVICE", "VIP", "PORTS", "BACKEND", "ADDRESS", "WEIGHT", "STATE"], &[]);
     for service in &services.services {
         let key = ServiceKey::new(service.name.clone(), service.namespace.clone());
@@ -177,7 +179,7 @@ pub fn services(services: &Services) -> String {
 }
 
 /// Writes the issuers that are trusted.
-pub fn trusts(trusts: &Trusts) -> String {
+pub fn trusts(trusts: &IssuersDocument) -> String {
     let mut table = table(&["TRUST", "SITE", "ISSUER", "AUDIENCE", "SUBJECTS", "KEYS", "FROM"], &[]);
     for trust in &trusts.trusts {
         let keys = match trust.keys_age_s {
@@ -202,7 +204,7 @@ pub fn trusts(trusts: &Trusts) -> String {
 }
 
 /// Writes the join tokens.
-pub fn tokens(tokens: &Tokens) -> String {
+pub fn tokens(tokens: &TokensDocument) -> String {
     let mut table = table(&["TOKEN", "SITE", "NODE", "SERVE", "EXPIRES", "USES LEFT"], &[]);
     for token in &tokens.tokens {
         let serve: Vec<_> = token.serve.iter().map(ToString::to_string).collect();
@@ -223,7 +225,7 @@ pub fn tokens(tokens: &Tokens) -> String {
 }
 
 /// Writes what a file would change.
-pub fn plan(plan: &Plan) -> String {
+pub fn plan(plan: &PlanDocument) -> String {
     let mut out = String::new();
     for change in &plan.changes {
         let _ = writeln!(out, "{change}");

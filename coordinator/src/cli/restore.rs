@@ -28,7 +28,7 @@ use crate::core::backup_files;
 use crate::core::open_store::{open_etcd, setup};
 use crate::keys::identity::{self, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
-use crate::store::{self, StoreError, Table, Write, journal};
+use crate::store::{self, StoreError, StoreTable, Write, journal};
 
 /// Why nothing was restored; the old store is where it was.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ pub enum RestoreError {
 }
 
 /// All records of a store, the log included.
-type Stored = BTreeMap<(Table, String), Vec<u8>>;
+type Stored = BTreeMap<(StoreTable, String), Vec<u8>>;
 
 /// Restores a backup, or the newest with the journal. Says in lines what it did.
 ///
@@ -231,8 +231,8 @@ fn read(file: &Path, state: &Path) -> Result<(Revision, Stored), RestoreError> {
         let store = store::open_embedded(&draft)?;
         let loaded = store.load()?;
         let mut stored = loaded.records;
-        for (key, value) in store.scan(Table::Log, "", usize::MAX)? {
-            stored.insert((Table::Log, key), value);
+        for (key, value) in store.scan(StoreTable::Log, "", usize::MAX)? {
+            stored.insert((StoreTable::Log, key), value);
         }
         Ok((loaded.revision, stored))
     });

@@ -10,7 +10,7 @@ use mesh_host::table::count;
 use mesh_proto::services;
 use mesh_proto::wire::ErrorCode;
 
-use crate::cli::args::{Cli, Output, Token, Trust, Verb};
+use crate::cli::args::{Cli, Output, TokenVerb, TrustVerb, Verb};
 use crate::cli::outcome::{DEGRADED, FAILED, Outcome, client, done, json, printed, show};
 use crate::cli::{init, log, network_lock, render, restore};
 use crate::core::documents;
@@ -29,8 +29,8 @@ pub async fn perform(cli: &Cli) -> Outcome {
         Verb::Nodes => show(cli, "/v1/nodes", render::nodes).await,
         Verb::Services => show(cli, "/v1/services", render::services).await,
         Verb::Token(token) => self::token(cli, token).await,
-        Verb::Trust(Trust::List) => show(cli, "/v1/trust", render::trusts).await,
-        Verb::Trust(Trust::Push { name, file }) => match read_text(file) {
+        Verb::Trust(TrustVerb::List) => show(cli, "/v1/trust", render::trusts).await,
+        Verb::Trust(TrustVerb::Push { name, file }) => match read_text(file) {
             Ok(jwks) => done(cli, Method::POST, &format!("/v1/trust/{name}"), Some(&documents::NewKeys { jwks })).await,
             Err(error) => {
                 let message = format!("cannot read {}: {error}; name the issuer's JWKS document", file.display());
@@ -55,7 +55,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
         Verb::Lock(words) => network_lock::perform(cli, words).await,
         Verb::Backup { file } => {
             let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
-            done(cli, Method::POST, "/v1/backup", Some(&documents::Backup { file })).await
+            done(cli, Method::POST, "/v1/backup", Some(&documents::BackupDocument { file })).await
         }
     };
     done.unwrap_or_else(Outcome::from)
@@ -70,7 +70,7 @@ async fn restored(config: PathBuf, file: Option<PathBuf>) -> Result<Vec<String>,
 }
 
 async fn status(cli: &Cli) -> Result<Outcome, AskError> {
-    let status: documents::Status = client(cli).get("/v1/status").await?;
+    let status: documents::StatusDocument = client(cli).get("/v1/status").await?;
     let in_order = [documents::FileState::Accepted, documents::FileState::Superseded];
     let degraded = !in_order.contains(&status.services.state) || status.store_error.is_some();
     Ok(Outcome {
@@ -80,10 +80,10 @@ async fn status(cli: &Cli) -> Result<Outcome, AskError> {
     })
 }
 
-async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
+async fn token(cli: &Cli, token: &TokenVerb) -> Result<Outcome, AskError> {
     match token {
-        Token::List => show(cli, "/v1/tokens", render::tokens).await,
-        Token::Revoke { id } => {
+        TokenVerb::List => show(cli, "/v1/tokens", render::tokens).await,
+        TokenVerb::Revoke { id } => {
             // An id is hexadecimal digits; anything else could be another path.
             if id.is_empty() || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
                 let message = format!("`{id}` is no token; see mesh-coordinator token list");
@@ -91,7 +91,7 @@ async fn token(cli: &Cli, token: &Token) -> Result<Outcome, AskError> {
             }
             done(cli, Method::DELETE, &format!("/v1/tokens/{id}"), None::<&()>).await
         }
-        Token::Create { site, name, ttl, serve, uses, ephemeral } => {
+        TokenVerb::Create { site, name, ttl, serve, uses, ephemeral } => {
             let wanted = documents::NewToken {
                 site: site.clone(),
                 name: name.clone(),
@@ -115,7 +115,7 @@ async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
     };
     let file = file.display().to_string();
     let proposal = documents::Proposal { file, text };
-    let answer = client(cli).ask::<documents::Plan>(Method::POST, "/v1/plan", Some(&proposal)).await;
+    let answer = client(cli).ask::<documents::PlanDocument>(Method::POST, "/v1/plan", Some(&proposal)).await;
     match answer {
         // Diagnostics are drawn over several lines and are no sentence of ours.
         Err(AskError::Refused(body)) if body.error == ErrorCode::Services => {

@@ -12,10 +12,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::base::words::{PORT, public};
-use crate::store::etcd::Options;
+use crate::store::etcd::EtcdOptions;
 use reader::Reader;
 
-pub use trust::{Jwks as JwksSource, Trust};
+pub use trust::{IssuerConfig, JwksSource};
 
 /// Where coordinator.toml lies unless `--config` says otherwise.
 pub const CONFIG: &str = "/etc/mesh-coordinator/coordinator.toml";
@@ -44,9 +44,9 @@ pub struct Config {
     /// `metrics`: where Prometheus reads; none if the file says `metrics = ""`.
     pub metrics: Option<SocketAddr>,
     /// `store` and `[etcd]`: the etcd that holds the mesh; a file in `state_dir` if `None`.
-    pub etcd: Option<Options>,
+    pub etcd: Option<EtcdOptions>,
     /// `[[trust]]`: issuers whose word on a machine's identity is taken.
-    pub trust: Vec<Trust>,
+    pub trust: Vec<IssuerConfig>,
     /// `backups`: where hourly copies of the store go; `backups` in `state_dir` by default.
     pub backups: PathBuf,
 }
@@ -158,11 +158,11 @@ fn metrics(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<Sock
     address
 }
 
-fn store(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<Options> {
+fn store(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<EtcdOptions> {
     match reader.string(value)? {
         "embedded" => None,
         word if word.starts_with("etcd://") || word.starts_with("etcds://") => {
-            let options = Options::parse(word);
+            let options = EtcdOptions::parse(word);
             options.map_err(|message| reader.error(value.span().start, &message)).ok()
         }
         word => {
@@ -173,7 +173,7 @@ fn store(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<Option
     }
 }
 
-fn etcd(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>, options: Option<&mut Options>) {
+fn etcd(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>, options: Option<&mut EtcdOptions>) {
     let at = value.span().start;
     let DeValue::Table(table) = value.get_ref() else {
         reader.error(at, "expected a table: [etcd]");

@@ -22,7 +22,7 @@ const KEYS: [&str; 11] =
 
 /// One `[[trust]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trust {
+pub struct IssuerConfig {
     /// `name`: what logs and `trust push` call it; a DNS label.
     pub name: String,
     /// `site`: the site of the nodes that it vouches for.
@@ -30,14 +30,14 @@ pub struct Trust {
     /// `serve`: the services that these nodes may offer to serve although the file names them as no backends.
     pub serve: Vec<ServiceKey>,
     /// `jwks`: where its keys come from.
-    pub jwks: Jwks,
+    pub jwks: JwksSource,
     /// What its tokens have to say.
     pub expected: Expected,
 }
 
 /// Where an issuer's keys come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Jwks {
+pub enum JwksSource {
     /// An `https://` URL.
     Url {
         /// The URL.
@@ -52,7 +52,7 @@ pub enum Jwks {
 }
 
 /// Reads all `[[trust]]`.
-pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec<Trust> {
+pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec<IssuerConfig> {
     let DeValue::Array(tables) = value.get_ref() else {
         reader.error(value.span().start, "write [[trust]] as tables");
         return Vec::new();
@@ -61,7 +61,7 @@ pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec
         reader.error(value.span().start, &format!("there are more than {MAX_TRUSTS} [[trust]]"));
         return Vec::new();
     }
-    let mut trusts: Vec<Trust> = Vec::new();
+    let mut trusts: Vec<IssuerConfig> = Vec::new();
     for table in tables.as_ref() {
         let DeValue::Table(keys) = table.get_ref() else {
             reader.error(table.span().start, "write [[trust]] as a table");
@@ -79,7 +79,7 @@ pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec
 }
 
 /// Reads one; none if something is wrong, which was told.
-fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<Trust> {
+fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<IssuerConfig> {
     for key in keys.keys() {
         if !KEYS.contains(&key.get_ref().as_ref()) {
             reader.unknown(key.span().start, key.get_ref(), &KEYS);
@@ -108,7 +108,7 @@ fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<Trust> 
     }
     let max_lifetime = table.optional("max_lifetime", duration).unwrap_or(MAX_LIFETIME);
     let expected = Expected { issuer: issuer?, audience: audience?, subjects, node: node?, algorithms, max_lifetime };
-    Some(Trust { name: name?, site: site?, serve, jwks: jwks?, expected })
+    Some(IssuerConfig { name: name?, site: site?, serve, jwks: jwks?, expected })
 }
 
 fn filled(word: &str) -> Result<String, String> {
@@ -185,18 +185,18 @@ impl Table<'_, '_> {
         })
     }
 
-    fn jwks(&mut self, word: String, ca: Option<PathBuf>) -> Option<Jwks> {
+    fn jwks(&mut self, word: String, ca: Option<PathBuf>) -> Option<JwksSource> {
         if word == "push" {
-            return Some(Jwks::Pushed);
+            return Some(JwksSource::Pushed);
         }
         if word.starts_with("https://") {
-            return Some(Jwks::Url { url: word, ca });
+            return Some(JwksSource::Url { url: word, ca });
         }
         if word.contains("://") {
             let at = self.keys.get("jwks").map_or(self.at, |value| value.span().start);
             self.reader.error(at, &format!("`{word}` is not https; keys that anybody can replace prove nothing"));
             return None;
         }
-        Some(Jwks::File(self.reader.beside(&word)))
+        Some(JwksSource::File(self.reader.beside(&word)))
     }
 }

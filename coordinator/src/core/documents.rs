@@ -23,7 +23,7 @@ use mesh_proto::base::id::{
     BackendName, IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceKey, ServiceName, SiteName,
 };
 use mesh_proto::model::netmap::ServicePort;
-use mesh_proto::trust::network_lock::Member;
+use mesh_proto::trust::network_lock::LockedMember;
 use serde::{Deserialize, Serialize};
 
 use crate::registry::{LogHead, Logged};
@@ -49,7 +49,7 @@ pub const DONE: &str = "coordinator.done/1";
 
 /// How the mesh is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub struct StatusDocument {
     /// `STATUS`.
     pub schema: String,
     /// The name of the mesh.
@@ -69,7 +69,7 @@ pub struct Status {
     /// The revision in force.
     pub revision: Revision,
     /// Which nodes have it in force.
-    pub live: Live,
+    pub live: LiveDocument,
     /// Nodes that have not, at most 100.
     #[serde(default)]
     pub behind: Vec<Behind>,
@@ -115,7 +115,7 @@ pub struct Replica {
 
 /// How many nodes have the present revision in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Live {
+pub struct LiveDocument {
     /// Nodes connected with the present revision in force.
     pub current: usize,
     /// Nodes connected.
@@ -179,12 +179,12 @@ pub struct Nodes {
     /// The revision that this was true at.
     pub revision: Revision,
     /// The nodes, by name.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<NodeDocument>,
 }
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
+pub struct NodeDocument {
     /// Its name.
     pub name: NodeName,
     /// Its site.
@@ -220,18 +220,18 @@ pub struct Node {
 
 /// The services.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Services {
+pub struct ServicesDocument {
     /// `SERVICES`.
     pub schema: String,
     /// The revision that this was true at.
     pub revision: Revision,
     /// The services, by namespace and name.
-    pub services: Vec<Service>,
+    pub services: Vec<ServiceDocument>,
 }
 
 /// A service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct ServiceDocument {
     /// Its bare name.
     pub name: ServiceName,
     /// Its namespace.
@@ -241,12 +241,12 @@ pub struct Service {
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Its backends.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendDocument>,
 }
 
 /// A backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backend {
+pub struct BackendDocument {
     /// Its name, if it has one.
     pub name: Option<BackendName>,
     /// The node that carries it.
@@ -261,16 +261,16 @@ pub struct Backend {
 
 /// The join tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tokens {
+pub struct TokensDocument {
     /// `TOKENS`.
     pub schema: String,
     /// The tokens, by id.
-    pub tokens: Vec<Token>,
+    pub tokens: Vec<TokenDocument>,
 }
 
 /// A join token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Token {
+pub struct TokenDocument {
     /// Its public half.
     pub id: String,
     /// The name of the node that it admits.
@@ -325,16 +325,16 @@ pub struct TokenLine {
 
 /// The issuers that are trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trusts {
+pub struct IssuersDocument {
     /// `TRUSTS`.
     pub schema: String,
     /// The issuers, in the order of coordinator.toml.
-    pub trusts: Vec<Trust>,
+    pub trusts: Vec<IssuerDocument>,
 }
 
 /// An issuer that is trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trust {
+pub struct IssuerDocument {
     /// Its name in coordinator.toml.
     pub name: String,
     /// The `iss` of its tokens.
@@ -373,7 +373,7 @@ pub struct Proposal {
 
 /// What a services.toml would change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct PlanDocument {
     /// `PLAN`.
     pub schema: String,
     /// The revision that it was compared with.
@@ -386,7 +386,7 @@ pub struct Plan {
 
 /// Asks for a copy of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backup {
+pub struct BackupDocument {
     /// The file to write, absolute; it must not exist.
     pub file: PathBuf,
 }
@@ -406,17 +406,17 @@ pub struct Log {
 
 /// How the mesh is locked, and who is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lock {
+pub struct LockDocument {
     /// `LOCK`.
     pub schema: String,
     /// The name of the mesh.
     pub mesh: MeshName,
     /// The lock; none if there never was one.
-    pub lock: Option<mesh_proto::trust::network_lock::Lock>,
+    pub lock: Option<mesh_proto::trust::network_lock::NetworkLock>,
     /// The nodes that are admitted, as the lock's key signs them.
-    pub members: Vec<Member>,
+    pub members: Vec<LockedMember>,
     /// The nodes that wait for its signature.
-    pub waiting: Vec<Member>,
+    pub waiting: Vec<LockedMember>,
 }
 
 /// Asks for another identity key of the coordinator.
@@ -430,14 +430,14 @@ pub struct RotateKey {
 
 /// Something was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Done {
+pub struct DoneDocument {
     /// `DONE`.
     pub schema: String,
     /// What was done, as a sentence.
     pub message: String,
 }
 
-impl Done {
+impl DoneDocument {
     /// Says what was done.
     pub fn new(message: impl Into<String>) -> Self {
         Self { schema: DONE.into(), message: message.into() }

@@ -21,9 +21,9 @@ const BODY: Duration = Duration::from_secs(10);
 
 /// Why a request failed, as a status and a body.
 #[derive(Debug)]
-pub(crate) struct Failure(StatusCode, ErrorBody);
+pub(crate) struct Rejection(StatusCode, ErrorBody);
 
-impl Failure {
+impl Rejection {
     /// Makes a failure.
     pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self(status, ErrorBody { error: code, message: message.into() })
@@ -35,7 +35,7 @@ impl Failure {
     }
 }
 
-impl From<Refused> for Failure {
+impl From<Refused> for Rejection {
     fn from(refused: Refused) -> Self {
         let status = match &refused.code {
             ErrorCode::Malformed => StatusCode::BAD_REQUEST,
@@ -72,14 +72,14 @@ impl From<Refused> for Failure {
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         (self.0, Json(self.1)).into_response()
     }
 }
 
 /// Says why a file that the operator named was not written: by what was named, or by what the disk did.
-pub(crate) fn not_written(error: &StoreError) -> Failure {
+pub(crate) fn not_written(error: &StoreError) -> Rejection {
     let code = match error {
         StoreError::Exists { .. } => ErrorCode::Exists,
         StoreError::Io { source, .. } => match source.downcast_ref().map(io::Error::kind) {
@@ -104,28 +104,28 @@ pub(crate) fn not_written(error: &StoreError) -> Failure {
 pub(crate) struct Segment(pub(crate) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Segment {
-    type Rejection = Failure;
+    type Rejection = Rejection;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
         let Path(word) = Path::from_request_parts(parts, state).await.map_err(|rejection| {
             let message = format!("{}; write the name in UTF-8", rejection.body_text());
-            Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+            Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
         })?;
         Ok(Self(word))
     }
 }
 
 /// Reads a JSON body of at most `most` bytes, in time.
-pub(crate) async fn read<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Failure> {
-    let malformed = |message| Failure::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message);
+pub(crate) async fn read<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Rejection> {
+    let malformed = |message| Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message);
     let Ok(body) = timeout(BODY, to_bytes(request.into_body(), most)).await else {
         let message = format!("the body did not arrive within {} s; send it again", BODY.as_secs());
-        return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Malformed, message));
+        return Err(Rejection::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Malformed, message));
     };
     let body = body.map_err(|error| {
         if is_too_large(&error) {
             let message = format!("the body is larger than {most} bytes; send less");
-            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Malformed, message)
+            Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Malformed, message)
         } else {
             malformed(format!("the body did not arrive: {error}; send it again"))
         }
@@ -147,19 +147,19 @@ fn is_too_large(error: &axum::Error) -> bool {
 }
 
 /// Answers for a path that does not exist.
-pub(crate) async fn no_such_path(request: Request) -> Failure {
+pub(crate) async fn no_such_path(request: Request) -> Rejection {
     let message = format!(
         "there is no {}; this is mesh-coordinator {}: are both ends of one version?",
         request.uri().path(),
         env!("CARGO_PKG_VERSION")
     );
-    Failure::new(StatusCode::NOT_FOUND, ErrorCode::Malformed, message)
+    Rejection::new(StatusCode::NOT_FOUND, ErrorCode::Malformed, message)
 }
 
 /// Answers for a method that a path does not have.
-pub(crate) async fn wrong_method(request: Request) -> Failure {
+pub(crate) async fn wrong_method(request: Request) -> Rejection {
     let message = format!("{} does not take {}; are both ends of one version?", request.uri().path(), request.method());
-    Failure::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Malformed, message)
+    Rejection::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Malformed, message)
 }
 
 #[cfg(test)]
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_a_client_did_wrong_is_never_our_failure() {
         let too_large = StoreError::TooLarge { detail: "etcdserver: request is too large".into() };
-        let Failure(status, body) = Refused::from(too_large).into();
+        let Rejection(status, body) = Refused::from(too_large).into();
         assert_eq!((status, body.error), (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge));
         let io = |kind: io::ErrorKind| {
             let error = StoreError::Io { doing: "open", path: "copy".into(), source: io::Error::from(kind).into() };
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(io(io::ErrorKind::PermissionDenied), StatusCode::FORBIDDEN);
         assert_eq!(io(io::ErrorKind::NotFound), StatusCode::NOT_FOUND);
         assert_eq!(io(io::ErrorKind::StorageFull), StatusCode::INTERNAL_SERVER_ERROR);
-        let Failure(status, _) = Refused::from(StoreError::Unknown { detail: "no answer".into() }).into();
+        let Rejection(status, _) = Refused::from(StoreError::Unknown { detail: "no answer".into() }).into();
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use axum::body::Bytes;
 use mesh_proto::base::id::{NodeName, Revision};
 use mesh_proto::model::netmap::Delta;
-use mesh_proto::plan::{Chart, Outline, Transition};
+use mesh_proto::plan::{DeltaKey, PlanIndex, Transition};
 use mesh_proto::world::World;
 use tokio::sync::watch;
 
@@ -27,23 +27,23 @@ const KEPT: usize = 16;
 const MAX_LINES: usize = 4096;
 /// The last charts, and what leads from each to the newest.
 pub(crate) struct MapCache {
-    newest: watch::Sender<Arc<Chart>>,
+    newest: watch::Sender<Arc<PlanIndex>>,
     kept: Mutex<VecDeque<Kept>>,
     drawing: AtomicBool,
 }
 
 struct Kept {
-    chart: Arc<Chart>,
-    way: Arc<OnceLock<Way>>,
+    chart: Arc<PlanIndex>,
+    way: Arc<OnceLock<DeltaCache>>,
 }
 
 /// What leads from a chart to the newest one.
-pub(crate) struct Way {
+pub(crate) struct DeltaCache {
     transition: Transition,
-    lines: Mutex<HashMap<Outline, Bytes>>,
+    lines: Mutex<HashMap<DeltaKey, Bytes>>,
 }
 
-impl Way {
+impl DeltaCache {
     /// Returns the revision that it leads to.
     pub(crate) fn to(&self) -> Revision {
         self.transition.to().revision()
@@ -87,18 +87,18 @@ pub(crate) fn head(held: Revision) -> Bytes {
 impl MapCache {
     /// Begins with a world.
     pub(crate) fn new(world: Arc<World>) -> Self {
-        let chart = Arc::new(Chart::new(world));
+        let chart = Arc::new(PlanIndex::new(world));
         let kept = Kept { chart: Arc::clone(&chart), way: Arc::default() };
         Self { newest: watch::Sender::new(chart), kept: Mutex::new([kept].into()), drawing: AtomicBool::new(false) }
     }
 
     /// Returns the newest chart.
-    pub(crate) fn newest(&self) -> Arc<Chart> {
+    pub(crate) fn newest(&self) -> Arc<PlanIndex> {
         Arc::clone(&self.newest.borrow())
     }
 
     /// Waits for a chart of a revision or a later one.
-    pub(crate) async fn since(&self, revision: Revision) -> Arc<Chart> {
+    pub(crate) async fn since(&self, revision: Revision) -> Arc<PlanIndex> {
         let mut newest = self.newest.subscribe();
         match newest.wait_for(|chart| chart.revision() >= revision).await {
             Ok(chart) => Arc::clone(&chart),
@@ -115,14 +115,14 @@ impl MapCache {
     }
 
     /// Returns what leads from the chart of a revision to the newest; none if that chart is not kept any more.
-    pub(crate) fn way(&self, from: Revision) -> Option<Arc<OnceLock<Way>>> {
+    pub(crate) fn way(&self, from: Revision) -> Option<Arc<OnceLock<DeltaCache>>> {
         let (chart, newest, way) = {
             let kept = lock(&self.kept);
             let newest = &kept.back()?.chart;
             let start = kept.iter().find(|kept| kept.chart.revision() == from)?;
             (Arc::clone(&start.chart), Arc::clone(newest), Arc::clone(&start.way))
         };
-        way.get_or_init(|| Way::new(Transition::between(chart, newest)));
+        way.get_or_init(|| DeltaCache::new(Transition::between(chart, newest)));
         Some(way)
     }
 
@@ -137,7 +137,7 @@ impl MapCache {
     }
 
     /// Puts a newer chart in force. Returns whom it concerns; none for all.
-    pub(crate) fn put(&self, chart: Arc<Chart>) -> Option<BTreeSet<NodeName>> {
+    pub(crate) fn put(&self, chart: Arc<PlanIndex>) -> Option<BTreeSet<NodeName>> {
         let transition = Transition::between(self.newest(), Arc::clone(&chart));
         let concerned = transition.concerned();
         let mut kept = lock(&self.kept);
@@ -145,7 +145,7 @@ impl MapCache {
             old.way = Arc::default();
         }
         if let Some(last) = kept.back() {
-            let _ = last.way.set(Way::new(transition));
+            let _ = last.way.set(DeltaCache::new(transition));
         }
         if kept.len() == KEPT {
             kept.pop_front();
@@ -157,7 +157,7 @@ impl MapCache {
     }
 }
 
-impl Way {
+impl DeltaCache {
     fn new(transition: Transition) -> Self {
         Self { transition, lines: Mutex::default() }
     }

@@ -28,7 +28,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mesh_proto::base::id::{NodeName, Revision};
-use mesh_proto::plan::Chart;
+use mesh_proto::plan::PlanIndex;
 use mesh_proto::world::World;
 use tokio::sync::{oneshot, watch};
 
@@ -128,13 +128,13 @@ impl Core {
     }
 
     /// Waits for the chart of the newest world that is news to any node.
-    pub(crate) async fn chart(&self) -> Arc<Chart> {
+    pub(crate) async fn chart(&self) -> Arc<PlanIndex> {
         self.maps.since(self.due()).await
     }
 
     /// Returns the newest revision that a chart is known to be right for. Maps are sent as of that one, since a node
     /// may have followed another coordinator as far, and follows none back.
-    pub(crate) fn right_until(&self, chart: &Chart) -> Revision {
+    pub(crate) fn right_until(&self, chart: &PlanIndex) -> Revision {
         let world = self.world();
         if chart.world().plans_like(&world) { world.revision.max(chart.revision()) } else { chart.revision() }
     }
@@ -211,7 +211,7 @@ impl Core {
         }
         let world = self.world();
         let revision = world.revision;
-        let concerned = maps.put(Arc::new(Chart::new(world)));
+        let concerned = maps.put(Arc::new(PlanIndex::new(world)));
         self.watches.wake(concerned.as_ref(), revision);
         false
     }

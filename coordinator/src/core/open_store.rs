@@ -9,7 +9,7 @@ use mesh_proto::trust::signed_record::Epoch;
 
 use crate::base::state_files::{JOURNAL, NAME, RESERVED, STORE};
 use crate::config::Config;
-use crate::registry::{OpenError, Registry, Setup};
+use crate::registry::{OpenError, Registry, RegistrySetup};
 use crate::store::journal::Journaled;
 use crate::store::{Embedded, Etcd, RESERVE, Store};
 
@@ -20,7 +20,7 @@ use crate::store::{Embedded, Etcd, RESERVE, Store};
 pub(crate) async fn open_store(
     config: &Config,
     key: IdentityKey,
-    setup: Setup,
+    setup: RegistrySetup,
 ) -> Result<(Registry, PathBuf), OpenError> {
     let file = config.state_dir.join(STORE);
     if config.etcd.is_none() {
@@ -50,8 +50,8 @@ pub(crate) fn open_etcd(config: &Config, key: IdentityKey) -> Result<(Registry, 
 }
 
 /// Returns what the registry needs to know apart from what it stores.
-pub(crate) fn setup(config: &Config) -> Setup {
-    Setup { name: name(&config.state_dir), underlay: underlay(config), parse, epoch: Epoch::default() }
+pub(crate) fn setup(config: &Config) -> RegistrySetup {
+    RegistrySetup { name: name(&config.state_dir), underlay: underlay(config), parse, epoch: Epoch::default() }
 }
 
 /// Reads a stored services.toml.

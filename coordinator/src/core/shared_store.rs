@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use crate::base::sync::lock;
 use crate::core::Core;
-use crate::store::Seen;
+use crate::store::StoreState;
 
 /// A store that may be shared.
 pub(crate) struct SharedStore {
     /// What is seen of it; none if it is ours alone.
-    seen: Option<watch::Receiver<Seen>>,
+    seen: Option<watch::Receiver<StoreState>>,
     /// When we last looked what others committed.
     looked: Mutex<Option<Instant>>,
     /// The file that says which services.toml was last taken from this machine.
@@ -25,12 +25,12 @@ pub(crate) struct SharedStore {
 
 impl SharedStore {
     /// Begins with what is seen of the store, and the file that says which services.toml was last taken.
-    pub(crate) fn new(seen: Option<watch::Receiver<Seen>>, taken: PathBuf) -> Self {
+    pub(crate) fn new(seen: Option<watch::Receiver<StoreState>>, taken: PathBuf) -> Self {
         Self { seen, looked: Mutex::default(), taken }
     }
 
     /// Returns what is seen of others' commits; none if the store is ours alone.
-    pub(crate) fn seen(&self) -> Option<watch::Receiver<Seen>> {
+    pub(crate) fn seen(&self) -> Option<watch::Receiver<StoreState>> {
         self.seen.clone()
     }
 

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::core::limits::{Limits, MAX_WAITING};
-use crate::registry::{Setup, TokenSpec};
+use crate::registry::{RegistrySetup, TokenSpec};
 use crate::store::Memory;
 
 const FILE: &str = "version = 1\n[[site]]\nname = \"dc\"\n";
@@ -28,7 +28,8 @@ pub(crate) async fn core() -> Arc<Core> {
     let parse = |text: &str, file: &str| -> Result<Services, String> {
         services::parse(text, file).map(|parsed| parsed.services).map_err(|found| found.lines().join("; "))
     };
-    let setup = Setup { name: "boutique".parse().unwrap(), underlay: Vec::new(), parse, epoch: Default::default() };
+    let setup =
+        RegistrySetup { name: "boutique".parse().unwrap(), underlay: Vec::new(), parse, epoch: Default::default() };
     let registry = Registry::open(Box::new(Memory::new()), setup).unwrap();
     let core = Core::new(registry);
     let services = Arc::new(parse(FILE, "services.toml").unwrap());

@@ -23,7 +23,7 @@ use mesh_proto::base::id::NodeName;
 use mesh_proto::trust::jwt::{Jwks, Jwt, MAX_JWKS, PublicKey, Said};
 
 use crate::base::sync::lock;
-use crate::config::{JwksSource, Trust};
+use crate::config::{IssuerConfig, JwksSource};
 use crate::registry::{Pushed, Vouched};
 
 /// How long the issuer is not asked again after it was asked, whatever it answered.
@@ -35,15 +35,15 @@ const FRESH: Duration = Duration::from_secs(3600);
 pub(crate) struct Issuers(Vec<Entry>);
 
 struct Entry {
-    trust: Trust,
-    keys: Mutex<Keys>,
+    trust: IssuerConfig,
+    keys: Mutex<IssuerKeys>,
     /// Held while the issuer is asked, so that it is asked once.
     asking: tokio::sync::Mutex<()>,
 }
 
 /// What is known of an issuer's keys.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Keys {
+pub(crate) struct IssuerKeys {
     jwks: Option<Arc<Jwks>>,
     asked: Option<Instant>,
     fetched: Option<Instant>,
@@ -54,11 +54,11 @@ pub(crate) struct Keys {
 
 /// How an issuer stands, for the operator.
 pub(crate) struct Standing<'a> {
-    pub(crate) trust: &'a Trust,
-    pub(crate) keys: Keys,
+    pub(crate) trust: &'a IssuerConfig,
+    pub(crate) keys: IssuerKeys,
 }
 
-impl Keys {
+impl IssuerKeys {
     /// Returns how many keys there are.
     pub(crate) fn count(&self) -> usize {
         self.jwks.as_ref().map_or(0, |jwks| jwks.len())
@@ -81,8 +81,8 @@ impl Keys {
 
 impl Issuers {
     /// Takes up the configuration; keys are fetched when they are needed.
-    pub(crate) fn new(trusts: &[Trust]) -> Self {
-        let entry = |trust: &Trust| Entry {
+    pub(crate) fn new(trusts: &[IssuerConfig]) -> Self {
+        let entry = |trust: &IssuerConfig| Entry {
             trust: trust.clone(),
             keys: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
@@ -113,7 +113,7 @@ impl Issuers {
         match Jwks::parse(pushed.jwks.as_bytes()) {
             Ok(jwks) => {
                 let (jwks, fetched) = (Some(Arc::new(jwks)), Some(Instant::now()));
-                *keys = Keys { jwks, fetched, pushed: Some(pushed.jwks.clone()), ..Keys::default() };
+                *keys = IssuerKeys { jwks, fetched, pushed: Some(pushed.jwks.clone()), ..IssuerKeys::default() };
             }
             Err(error) => keys.error = Some(error.to_string()),
         }

@@ -16,7 +16,7 @@ use super::log::Entry;
 const MAX_STATICS: usize = 4096;
 
 /// What a change is, told before it is decided.
-pub(super) struct Deed {
+pub(super) struct AuditEntry {
     kind: &'static str,
     text: String,
     node: Option<NodeName>,
@@ -26,7 +26,7 @@ pub(super) struct Deed {
     secret: Option<TokenSecret>,
 }
 
-impl Deed {
+impl AuditEntry {
     /// Tells of a change.
     pub(super) fn of(change: &Change) -> Self {
         let mut deed = Self {
@@ -250,13 +250,13 @@ impl Room {
 
 /// What was told of late by whom others could be made to lose the log: strangers as a whole, and each member.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct LogQuota {
     refusals: Room,
     /// Never more than one for each member, and one.
     reports: BTreeMap<NodeName, Room>,
 }
 
-impl Told {
+impl LogQuota {
     /// Returns how many refusals went untold, if there is room for a line.
     pub(super) fn refusal(&mut self, now: UnixTime) -> Option<u64> {
         self.refusals.take(REFUSALS, now)

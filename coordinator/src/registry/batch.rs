@@ -6,7 +6,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::Revision;
 use mesh_proto::wire::ErrorCode;
 
-use super::audit_entry::Deed;
+use super::audit_entry::AuditEntry;
 use super::change::{Actor, Applied, Change, Refused};
 use super::log::{self, Entry};
 use super::open_error::OpenError;
@@ -123,7 +123,7 @@ impl Registry {
             codec::differences(&draft.state, &next).map_err(|error| Refused::new(ErrorCode::Internal, error))?;
         applied.altered = !writes.is_empty();
         if applied.altered {
-            let entry = Deed::of(change).done(by, &applied, &draft.state.world, &next.world, now);
+            let entry = AuditEntry::of(change).done(by, &applied, &draft.state.world, &next.world, now);
             let entry = entry.and_then(|entry| self.told.admit(entry, &next.world));
             let entry = entry.map(|entry| Entry { expels: next.expels(&draft.state), ..entry });
             draft.add(next, writes, entry)?;
@@ -155,7 +155,7 @@ impl Registry {
     }
 
     /// Writes a failed attempt into the log, as far as there is room for such.
-    pub(super) fn note_refusal(&mut self, deed: Deed, by: &Actor, refused: &Refused, now: UnixTime) {
+    pub(super) fn note_refusal(&mut self, deed: AuditEntry, by: &Actor, refused: &Refused, now: UnixTime) {
         if !deed.is_attempt() || refused.code == ErrorCode::Busy {
             return;
         }
@@ -166,7 +166,7 @@ impl Registry {
         self.note(deed, by, why, now);
     }
 
-    pub(super) fn note(&mut self, deed: Deed, by: &Actor, why: &str, now: UnixTime) {
+    pub(super) fn note(&mut self, deed: AuditEntry, by: &Actor, why: &str, now: UnixTime) {
         let Some(more) = self.told.refusal(now) else {
             return;
         };

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::keys::Revoked;
 use super::state::oidc::SpentTokens;
-use super::state::tokens::Tokens;
+use super::state::tokens::TokenRecords;
 
 /// All that can alter the mesh.
 #[derive(Debug, Clone)]
@@ -308,7 +308,7 @@ pub struct Withdrawn {
     pub(super) revision: Revision,
     pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
     pub(super) spent: Arc<SpentTokens>,
-    pub(super) tokens: Arc<Tokens>,
+    pub(super) tokens: Arc<TokenRecords>,
 }
 
 impl Withdrawn {
@@ -354,7 +354,7 @@ pub type Parse = fn(&str, &str) -> Result<Services, String>;
 
 /// What a registry needs to know apart from what it stores.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub struct RegistrySetup {
     /// The name of the mesh while services.toml says none.
     pub name: MeshName,
     /// The coordinator's own underlay addresses, which no pod block may contain.

@@ -12,7 +12,7 @@ use mesh_proto::base::addr::{FORBIDDEN, overlap};
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::wire::{ErrorCode, MAX_BLOCKS, MAX_ENDPOINTS, MAX_LANES, MAX_OFFERS, NodeFacts};
-use mesh_proto::world::allocate::Owner;
+use mesh_proto::world::allocate::BlockOwner;
 use mesh_proto::world::{NodeRecord, World};
 
 use super::change::Refused;
@@ -207,7 +207,7 @@ impl Claimant<'_> {
     fn room(&self) -> usize {
         let id = self.record.id;
         let freed = self.world.pool.freed().iter().filter(|freed| freed.until > self.now);
-        let freed = freed.filter(|freed| matches!(freed.owner, Owner::Block(node, _) if node == id));
+        let freed = freed.filter(|freed| matches!(freed.owner, BlockOwner::Block(node, _) if node == id));
         MAX_CHURN.saturating_sub(freed.count() + self.record.blocks.len())
     }
 }

@@ -11,28 +11,28 @@ use mesh_proto::world::World;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::change::Setup;
+use super::change::RegistrySetup;
 use super::log::Ends;
 use super::open_error::OpenError;
 use super::state::{Accepted, State, mesh};
-use crate::store::{Records, Table, Write};
+use crate::store::{Records, StoreTable, Write};
 
 /// The version of the records; a coordinator refuses to open a newer one.
 const FORMAT: u32 = 1;
 
 /// Reads a state; the one before anything happened from an empty store.
-pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError> {
-    let format: Option<u32> = single(records, Table::Meta, "format")?;
+pub(super) fn read(records: &Records, setup: &RegistrySetup) -> Result<State, OpenError> {
+    let format: Option<u32> = single(records, StoreTable::Meta, "format")?;
     if let Some(format) = format.filter(|&format| format > FORMAT) {
         let detail = format!("its format is {format}, this version reads {FORMAT}");
-        return Err(broken(Table::Meta, "format", detail));
+        return Err(broken(StoreTable::Meta, "format", detail));
     }
-    let accepted: Option<Accepted> = single(records, Table::Services, "accepted")?;
-    let stored_name: Option<MeshName> = single(records, Table::Meta, "name")?;
+    let accepted: Option<Accepted> = single(records, StoreTable::Services, "accepted")?;
+    let stored_name: Option<MeshName> = single(records, StoreTable::Meta, "name")?;
     let name = stored_name.as_ref().unwrap_or(&setup.name);
     let mut world = World::new(name.clone());
     world.revision = records.revision;
-    let epoch = single(records, Table::Meta, "epoch")?.unwrap_or(1);
+    let epoch = single(records, StoreTable::Meta, "epoch")?.unwrap_or(1);
     let signature = setup.epoch.signature.filter(|_| setup.epoch.number == epoch);
     world.epoch = Epoch { number: epoch, signature };
     if let Some(accepted) = &accepted {
@@ -42,23 +42,23 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
         world.services = Arc::new(services);
         world.file = accepted.file.as_str().into();
     }
-    world.mesh.lock = single(records, Table::Meta, "lock")?;
-    for (name, record) in table(records, Table::Nodes)? {
+    world.mesh.lock = single(records, StoreTable::Meta, "lock")?;
+    for (name, record) in table(records, StoreTable::Nodes)? {
         world.insert_node(name, record);
     }
-    world.vips = Arc::new(table(records, Table::Vips)?);
-    world.pool = Arc::new(single(records, Table::Meta, "pool")?.unwrap_or_default());
-    let log: Ends = single(records, Table::Meta, "log")?.unwrap_or_default();
+    world.vips = Arc::new(table(records, StoreTable::Vips)?);
+    world.pool = Arc::new(single(records, StoreTable::Meta, "pool")?.unwrap_or_default());
+    let log: Ends = single(records, StoreTable::Meta, "log")?.unwrap_or_default();
     world.head = log.head;
     let mut state = State {
         world: Arc::new(world),
-        tokens: Arc::new(table(records, Table::Tokens)?),
-        revoked: Arc::new(table(records, Table::Revoked)?),
+        tokens: Arc::new(table(records, StoreTable::Tokens)?),
+        revoked: Arc::new(table(records, StoreTable::Revoked)?),
         name: stored_name,
         accepted: accepted.map(Arc::new),
-        pushed: Arc::new(table(records, Table::Trust)?),
-        spent: Arc::new(table(records, Table::Spent)?),
-        coordinators: Arc::new(table(records, Table::Coordinators)?),
+        pushed: Arc::new(table(records, StoreTable::Trust)?),
+        spent: Arc::new(table(records, StoreTable::Spent)?),
+        coordinators: Arc::new(table(records, StoreTable::Coordinators)?),
         log,
         epoch,
     };
@@ -69,22 +69,22 @@ pub(super) fn read(records: &Records, setup: &Setup) -> Result<State, OpenError>
 /// Returns the writes that lead from one state to another; none if they are alike.
 pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String> {
     let mut writes = Writes::default();
-    writes.map(Table::Nodes, &old.world.nodes, &new.world.nodes)?;
-    writes.map(Table::Vips, &old.world.vips, &new.world.vips)?;
-    writes.map(Table::Tokens, &old.tokens, &new.tokens)?;
-    writes.map(Table::Revoked, &old.revoked, &new.revoked)?;
-    writes.map(Table::Trust, &old.pushed, &new.pushed)?;
-    writes.map(Table::Spent, &old.spent, &new.spent)?;
-    writes.map(Table::Coordinators, &old.coordinators, &new.coordinators)?;
+    writes.map(StoreTable::Nodes, &old.world.nodes, &new.world.nodes)?;
+    writes.map(StoreTable::Vips, &old.world.vips, &new.world.vips)?;
+    writes.map(StoreTable::Tokens, &old.tokens, &new.tokens)?;
+    writes.map(StoreTable::Revoked, &old.revoked, &new.revoked)?;
+    writes.map(StoreTable::Trust, &old.pushed, &new.pushed)?;
+    writes.map(StoreTable::Spent, &old.spent, &new.spent)?;
+    writes.map(StoreTable::Coordinators, &old.coordinators, &new.coordinators)?;
     let (old_file, new_file) = (old.accepted.as_ref(), new.accepted.as_ref());
-    writes.value(Table::Services, "accepted", old_file, new_file)?;
-    writes.value(Table::Meta, "name", old.name.as_ref(), new.name.as_ref())?;
+    writes.value(StoreTable::Services, "accepted", old_file, new_file)?;
+    writes.value(StoreTable::Meta, "name", old.name.as_ref(), new.name.as_ref())?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);
-    writes.value(Table::Meta, "pool", Some(old_pool), Some(new_pool))?;
-    writes.value(Table::Meta, "lock", old.world.mesh.lock.as_ref(), new.world.mesh.lock.as_ref())?;
-    writes.value(Table::Meta, "epoch", Some(&old.epoch), Some(&new.epoch))?;
+    writes.value(StoreTable::Meta, "pool", Some(old_pool), Some(new_pool))?;
+    writes.value(StoreTable::Meta, "lock", old.world.mesh.lock.as_ref(), new.world.mesh.lock.as_ref())?;
+    writes.value(StoreTable::Meta, "epoch", Some(&old.epoch), Some(&new.epoch))?;
     if !writes.0.is_empty() && old.world.revision.0 == 0 {
-        writes.value(Table::Meta, "format", None, Some(&FORMAT))?;
+        writes.value(StoreTable::Meta, "format", None, Some(&FORMAT))?;
     }
     Ok(writes.0)
 }
@@ -92,7 +92,7 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
 /// Returns the write that keeps where the log begins and ends.
 pub(super) fn ends(ends: &Ends) -> Result<Write, String> {
     let value = serde_json::to_vec(ends).map_err(|error| format!("meta/log: {error}"))?;
-    Ok(Write { table: Table::Meta, key: "log".into(), value: Some(value) })
+    Ok(Write { table: StoreTable::Meta, key: "log".into(), value: Some(value) })
 }
 
 #[derive(Default)]
@@ -101,7 +101,7 @@ struct Writes(Vec<Write>);
 impl Writes {
     fn map<K: Ord + Display, V: PartialEq + Serialize>(
         &mut self,
-        table: Table,
+        table: StoreTable,
         old: &Arc<BTreeMap<K, V>>,
         new: &Arc<BTreeMap<K, V>>,
     ) -> Result<(), String> {
@@ -121,7 +121,7 @@ impl Writes {
 
     fn value<V: PartialEq + Serialize>(
         &mut self,
-        table: Table,
+        table: StoreTable,
         key: impl Display,
         old: Option<&V>,
         new: Option<&V>,
@@ -137,19 +137,19 @@ impl Writes {
     }
 }
 
-fn single<T: DeserializeOwned>(records: &Records, table: Table, key: &str) -> Result<Option<T>, OpenError> {
+fn single<T: DeserializeOwned>(records: &Records, table: StoreTable, key: &str) -> Result<Option<T>, OpenError> {
     let bytes = records.records.get(&(table, key.to_owned()));
     let value = bytes.map(|bytes| serde_json::from_slice(bytes)).transpose();
     value.map_err(|error| broken(table, key, error))
 }
 
-fn table<K, V>(records: &Records, table: Table) -> Result<BTreeMap<K, V>, OpenError>
+fn table<K, V>(records: &Records, table: StoreTable) -> Result<BTreeMap<K, V>, OpenError>
 where
     K: FromStr<Err: Display> + Ord,
     V: DeserializeOwned,
 {
     let rows = records.records.iter().filter(|((t, _), _)| *t == table);
-    let read = |((_, key), bytes): (&(Table, String), &Vec<u8>)| {
+    let read = |((_, key), bytes): (&(StoreTable, String), &Vec<u8>)| {
         let name = key.parse::<K>().map_err(|error| broken(table, key, error))?;
         let value = serde_json::from_slice(bytes).map_err(|error| broken(table, key, error))?;
         Ok((name, value))
@@ -157,6 +157,6 @@ where
     rows.map(read).collect()
 }
 
-fn broken(table: Table, key: &str, detail: impl Display) -> OpenError {
+fn broken(table: StoreTable, key: &str, detail: impl Display) -> OpenError {
     OpenError::Record { table: table.name(), key: key.to_owned(), detail: detail.to_string() }
 }

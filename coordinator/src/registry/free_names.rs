@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mesh_proto::base::id::NodeName;
-use mesh_proto::model::rules::{Source, Target};
+use mesh_proto::model::rules::{RuleTarget, Source};
 use mesh_proto::services::Services;
 use mesh_proto::world::World;
 
@@ -25,8 +25,8 @@ fn named(services: &Services) -> impl Iterator<Item = &NodeName> {
         Source::Service(_) | Source::Site(_) | Source::Account(..) | Source::Any => None,
     });
     let to = services.allows.iter().flat_map(|allow| &allow.rule.to).filter_map(|target| match target {
-        Target::Host(name) => Some(name),
-        Target::Service(_) | Target::Port(..) | Target::Site(_) | Target::Any => None,
+        RuleTarget::Host(name) => Some(name),
+        RuleTarget::Service(_) | RuleTarget::Port(..) | RuleTarget::Site(_) | RuleTarget::Any => None,
     });
     backends.chain(from).chain(to)
 }

@@ -13,7 +13,7 @@ use mesh_host::identity::verify;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, ancestors};
-use mesh_proto::trust::network_lock::{Member, Subject};
+use mesh_proto::trust::network_lock::{LockedMember, Subject};
 use mesh_proto::wire::{ErrorCode, Renewal};
 use mesh_proto::world::{NodeRecord, World};
 
@@ -178,14 +178,14 @@ fn is_signed(world: &World, name: &NodeName, record: &NodeRecord) -> bool {
         return false;
     };
     let former = ancestors(&record.lineage, record.id, identity, verify);
-    let former = former.map(|key| Member { subject: Subject::Identity(key), ..member.clone() });
+    let former = former.map(|key| LockedMember { subject: Subject::Identity(key), ..member.clone() });
     std::iter::once(member.clone())
         .chain(former)
         .any(|member| member.is_by(&world.mesh.name, &lock, &signature, verify))
 }
 
 /// Returns the admitted members that cannot change their identity again before the lock's key signs for them anew.
-pub(crate) fn aged(world: &World) -> impl Iterator<Item = Member> {
+pub(crate) fn aged(world: &World) -> impl Iterator<Item = LockedMember> {
     let full = world.nodes.iter().filter(|(_, record)| record.lineage.len() >= MAX_LINEAGE && !world.waits(record));
     full.filter(|(name, record)| {
         let lineage = record.lineage.get(1..).unwrap_or_default().to_vec();

@@ -9,7 +9,7 @@ use mesh_proto::base::id::{IdentityKey, NodeName, ServiceKey, SiteName};
 use mesh_proto::plan::refused_offers;
 use mesh_proto::wire::{ErrorCode, JoinRequest, NodeFacts};
 use mesh_proto::world::NodeRecord;
-use mesh_proto::world::allocate::Owner;
+use mesh_proto::world::allocate::BlockOwner;
 
 use super::change::Refused;
 use super::claims::{self, Claimant};
@@ -234,7 +234,7 @@ impl State {
         let (mut kept, gone): (Vec<_>, Vec<_>) =
             record.blocks.into_iter().partition(|block| wanted.contains(&block.real));
         for block in gone {
-            pool.free(block.flat, Owner::Block(id, block.real), now);
+            pool.free(block.flat, BlockOwner::Block(id, block.real), now);
         }
         for real in wanted {
             if kept.iter().any(|block: &BlockMap| block.real == real) {

@@ -16,7 +16,7 @@ use mesh_proto::trust::audit_log::RawEntry;
 use serde::{Deserialize, Serialize};
 
 use super::open_error::OpenError;
-use crate::store::{Store, StoreError, Table, Write};
+use crate::store::{Store, StoreError, StoreTable, Write};
 
 /// Most entries kept, about 20 MB.
 pub(super) const MAX_ENTRIES: u64 = 50_000;
@@ -111,7 +111,7 @@ impl Ends {
         let hash = link(&self.head.hash, body.as_bytes());
         self.head = LogHead { seq: entry.seq, hash };
         let value = Some(format!("{hash} {body}").into_bytes());
-        Ok(Write { table: Table::Log, key: key(entry.seq), value })
+        Ok(Write { table: StoreTable::Log, key: key(entry.seq), value })
     }
 
     /// Moves the anchor when there are too many entries, and returns what is to be deleted.
@@ -120,14 +120,14 @@ impl Ends {
             return Ok(Vec::new());
         }
         let last = self.anchor.seq + STEP.min(most);
-        let found = store.scan(Table::Log, &key(last), 1)?;
+        let found = store.scan(StoreTable::Log, &key(last), 1)?;
         let Some(hash) = found.iter().find(|(k, _)| *k == key(last)).and_then(|(_, value)| Some(split(value)?.0))
         else {
             return Ok(Vec::new());
         };
         let gone = self.anchor.seq + 1..=last;
         self.anchor = LogHead { seq: last, hash };
-        Ok(gone.map(|seq| Write { table: Table::Log, key: key(seq), value: None }).collect())
+        Ok(gone.map(|seq| Write { table: StoreTable::Log, key: key(seq), value: None }).collect())
     }
 
     /// Checks every entry from the anchor to the head. In a store that others use too, there may be more by now.
@@ -136,7 +136,7 @@ impl Ends {
         let mut last = self.anchor;
         let is_shared = store.follow().is_some();
         loop {
-            let page = store.scan(Table::Log, &key(last.seq + 1), PAGE)?;
+            let page = store.scan(StoreTable::Log, &key(last.seq + 1), PAGE)?;
             for (found, value) in &page {
                 let seq = last.seq + 1;
                 if is_shared && last == self.head {
@@ -166,7 +166,7 @@ impl Ends {
 
 /// Reads entries from a number on, at most `PAGE`.
 pub(super) fn page(store: &dyn Store, from: u64) -> Result<Vec<Logged>, StoreError> {
-    let page = store.scan(Table::Log, &key(from), PAGE)?;
+    let page = store.scan(StoreTable::Log, &key(from), PAGE)?;
     let entry = |(_, value): &(String, Vec<u8>)| {
         let (hash, body) = split(value)?;
         Some(Logged { entry: serde_json::from_slice(body).ok()?, hash })
@@ -176,7 +176,7 @@ pub(super) fn page(store: &dyn Store, from: u64) -> Result<Vec<Logged>, StoreErr
 
 /// Reads entries from a number on as they are hashed, at most `PAGE`.
 pub(super) fn raw_page(store: &dyn Store, from: u64) -> Result<Vec<RawEntry>, StoreError> {
-    let page = store.scan(Table::Log, &key(from), PAGE)?;
+    let page = store.scan(StoreTable::Log, &key(from), PAGE)?;
     let entry = |(_, value): &(String, Vec<u8>)| {
         let (hash, body) = split(value)?;
         Some(RawEntry { hash, body: String::from_utf8(body.to_vec()).ok()? })

@@ -48,16 +48,17 @@ use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
 use tokio::sync::watch;
 
-use crate::store::{self, Seen, Store, StoreError, Write};
-use audit_entry::{Deed, Told};
+use crate::store::{self, Store, StoreError, StoreState, Write};
+use audit_entry::{AuditEntry, LogQuota};
 pub use change::{
-    Actor, Applied, Change, LockStep, Parse, Refused, Setup, Sighting, Signatures, TokenSpec, Vouched, Withdrawn,
+    Actor, Applied, Change, LockStep, Parse, Refused, RegistrySetup, Sighting, Signatures, TokenSpec, Vouched,
+    Withdrawn,
 };
 pub use ephemeral::Sightings;
 use history::History;
 pub use log::{Entry, LogHash, LogHead, Logged};
 pub use open_error::OpenError;
-pub use presence::{Live, LiveNode};
+pub use presence::{LiveNode, Presence};
 use refresh::Failed;
 pub use revocations::Expelled;
 pub use state::Accepted;
@@ -70,11 +71,11 @@ pub use state::tokens::TokenRecord;
 /// Decides about every change, and keeps what was decided.
 pub struct Registry {
     store: Box<dyn Store>,
-    setup: Setup,
+    setup: RegistrySetup,
     state: State,
     history: History,
-    live: Live,
-    told: Told,
+    live: Presence,
+    told: LogQuota,
     failure: Option<String>,
 }
 
@@ -83,11 +84,11 @@ impl Registry {
     ///
     /// # Errors
     /// If the store cannot be read, holds what this version does not understand, or its log does not verify.
-    pub fn open(store: Box<dyn Store>, setup: Setup) -> Result<Self, OpenError> {
+    pub fn open(store: Box<dyn Store>, setup: RegistrySetup) -> Result<Self, OpenError> {
         let state = codec::read(&store.load()?, &setup)?;
         state.log.verify(&*store)?;
         let history = History::new(Arc::clone(&state.world));
-        Ok(Self { store, setup, state, history, live: Live::default(), told: Told::default(), failure: None })
+        Ok(Self { store, setup, state, history, live: Presence::default(), told: LogQuota::default(), failure: None })
     }
 
     /// Decides about a change that somebody makes, and makes it durable together with its entry in the log;
@@ -207,12 +208,12 @@ impl Registry {
     }
 
     /// Returns what is known of connected nodes and not stored.
-    pub fn live(&self) -> &Live {
+    pub fn live(&self) -> &Presence {
         &self.live
     }
 
     /// Returns what is known of connected nodes and not stored, to be noted down.
-    pub fn live_mut(&mut self) -> &mut Live {
+    pub fn live_mut(&mut self) -> &mut Presence {
         &mut self.live
     }
 
@@ -284,7 +285,7 @@ impl Registry {
     }
 
     /// Returns what is seen of others' commits; none if nobody else can write to the store.
-    pub fn follow(&self) -> Option<watch::Receiver<Seen>> {
+    pub fn follow(&self) -> Option<watch::Receiver<StoreState>> {
         self.store.follow()
     }
 
@@ -310,7 +311,7 @@ impl Registry {
         };
         for ((change, by), result) in changes.iter().zip(&results) {
             if let Err(refused) = result {
-                self.note_refusal(Deed::of(change), by, refused, now);
+                self.note_refusal(AuditEntry::of(change), by, refused, now);
             }
         }
         results
@@ -318,7 +319,7 @@ impl Registry {
 
     /// Writes into the log that somebody failed to join before anything was to be decided, as far as there is room.
     pub(crate) fn note_attempt(&mut self, name: &NodeName, why: &str, by: &Actor, now: UnixTime) {
-        self.note(Deed::attempt(name), by, why, now);
+        self.note(AuditEntry::attempt(name), by, why, now);
     }
 
     fn decide(&self, state: &State, change: Change, now: UnixTime) -> Result<(State, Applied), Refused> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_host::identity::verify;
 use mesh_proto::base::id::{IdentityKey, NodeName};
-use mesh_proto::trust::network_lock::{Lock, LockChange, MAX_CHANGES};
+use mesh_proto::trust::network_lock::{LockChange, MAX_CHANGES, NetworkLock};
 use mesh_proto::trust::signed_record::Signature;
 use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::NodeRecord;
@@ -41,7 +41,7 @@ impl State {
             let text = format!("the key {key} was a lock of this mesh before; make another: name a new FILE");
             return Err(Refused::new(ErrorCode::Lock, text));
         }
-        self.set_lock(Lock { key: Some(key), ..lock }, signatures)
+        self.set_lock(NetworkLock { key: Some(key), ..lock }, signatures)
     }
 
     fn change_lock(&mut self, change: LockChange, signatures: &Signatures) -> Result<(), Refused> {
@@ -80,11 +80,11 @@ impl State {
             return Err(Refused::new(ErrorCode::Lock, "this mesh is not locked; there is nothing to do"));
         }
         let lock = self.world.mesh.lock.clone().unwrap_or_default();
-        self.set_lock(Lock { key: None, ..lock }, &Signatures::new())
+        self.set_lock(NetworkLock { key: None, ..lock }, &Signatures::new())
     }
 
     /// Puts a lock in force. Nobody is cut off by it: its key has to have signed for all who are admitted.
-    fn set_lock(&mut self, lock: Lock, signatures: &Signatures) -> Result<(), Refused> {
+    fn set_lock(&mut self, lock: NetworkLock, signatures: &Signatures) -> Result<(), Refused> {
         let mut nodes = Vec::new();
         if let Some(key) = &lock.key {
             for (name, record) in self.world.nodes.iter().filter(|(_, record)| !self.world.waits(record)) {

@@ -8,7 +8,7 @@ use mesh_proto::world::World;
 
 /// What is known of every node that was heard of since the start.
 #[derive(Debug, Default)]
-pub struct Live(BTreeMap<NodeName, LiveNode>);
+pub struct Presence(BTreeMap<NodeName, LiveNode>);
 
 /// What is known of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct LiveNode {
     pub warnings: Vec<String>,
 }
 
-impl Live {
+impl Presence {
     /// Notes that a node opened or closed its watch.
     pub fn connected(&mut self, node: &NodeName, connected: bool, now: UnixTime) {
         let entry = self.0.entry(node.clone()).or_default();

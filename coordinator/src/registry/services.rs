@@ -9,7 +9,7 @@ use mesh_proto::base::id::{MeshName, NodeName, SiteName};
 use mesh_proto::model::netmap::{LaneInfo, Mesh};
 use mesh_proto::services::{Services, StaticNode};
 use mesh_proto::wire::{ErrorCode, NodeFacts};
-use mesh_proto::world::allocate::{Exhausted, Owner, Pool};
+use mesh_proto::world::allocate::{BlockOwner, Exhausted, Pool};
 use mesh_proto::world::{NodeRecord, Vip, World};
 
 use super::change::Refused;
@@ -123,7 +123,7 @@ fn allot_vips(world: &mut World, now: UnixTime) -> Result<(), Exhausted> {
     let vips = Arc::make_mut(&mut world.vips);
     for (key, vip) in old.iter().filter(|(key, _)| !wanted.contains(key)) {
         vips.remove(key);
-        let owner = Owner::Service(key.clone());
+        let owner = BlockOwner::Service(key.clone());
         pool.free(Ipv4Net::from(vip.address.0), owner, now);
     }
     for service in &world.services.services {
@@ -147,7 +147,7 @@ fn remove_static(world: &mut World, now: UnixTime) {
     for name in gone {
         if let Some(node) = world.remove_node(&name) {
             let pool = Arc::make_mut(&mut world.pool);
-            pool.free(Ipv4Net::from(node.address.0), Owner::Node(node.id), now);
+            pool.free(Ipv4Net::from(node.address.0), BlockOwner::Node(node.id), now);
         }
     }
 }

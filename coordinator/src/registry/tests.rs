@@ -84,8 +84,8 @@ fn parse(text: &str, _: &str) -> Result<Services, String> {
     Ok(services)
 }
 
-fn setup() -> Setup {
-    Setup {
+fn setup() -> RegistrySetup {
+    RegistrySetup {
         name: "boutique".parse().unwrap(),
         underlay: vec!["192.0.2.1".parse().unwrap()],
         parse,

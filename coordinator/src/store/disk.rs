@@ -13,12 +13,12 @@ use rustix::io::Errno;
 
 /// What went wrong.
 #[derive(Debug, Default)]
-pub(super) struct Health {
+pub(super) struct DiskHealth {
     is_full: AtomicBool,
     has_lost: AtomicBool,
 }
 
-impl Health {
+impl DiskHealth {
     /// Says whether the disk had no room, and lost nothing.
     pub(super) fn is_just_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed) && !self.has_lost.load(Ordering::Relaxed)
@@ -51,12 +51,12 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 pub(super) struct Disk {
     inner: FileBackend,
     file: File,
-    health: Arc<Health>,
+    health: Arc<DiskHealth>,
 }
 
 impl Disk {
     /// Takes a file.
-    pub(super) fn new(file: File, health: Arc<Health>) -> Result<Self, DatabaseError> {
+    pub(super) fn new(file: File, health: Arc<DiskHealth>) -> Result<Self, DatabaseError> {
         let own = file.try_clone().map_err(redb::StorageError::from)?;
         Ok(Self { inner: FileBackend::new(file)?, file: own, health })
     }

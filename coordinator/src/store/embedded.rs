@@ -12,8 +12,8 @@ use redb::{
     Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
 };
 
-use super::disk::{Disk, Health};
-use super::{Records, Store, StoreError, Table, Write};
+use super::disk::{Disk, DiskHealth};
+use super::{Records, Store, StoreError, StoreTable, Write};
 
 /// The table that holds the revision, apart from the records.
 const REVISION: TableDefinition<'_, &str, u64> = TableDefinition::new("revision");
@@ -27,7 +27,7 @@ pub struct Embedded {
     /// None if the file could not be opened again after the disk was full.
     database: Option<Database>,
     path: PathBuf,
-    health: Arc<Health>,
+    health: Arc<DiskHealth>,
 }
 
 impl Embedded {
@@ -86,7 +86,7 @@ impl Embedded {
             Err(TableError::TableDoesNotExist(_)) => return Ok(records),
             Err(error) => return Err(error.into()),
         }
-        for table in Table::ALL {
+        for table in StoreTable::ALL {
             let opened = match transaction.open_table(definition(table)) {
                 Ok(opened) => opened,
                 Err(TableError::TableDoesNotExist(_)) => continue,
@@ -101,7 +101,7 @@ impl Embedded {
         Ok(records)
     }
 
-    fn read_page(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+    fn read_page(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
         let transaction = self.database()?.begin_read()?;
         let opened = match transaction.open_table(definition(table)) {
             Ok(opened) => opened,
@@ -146,7 +146,7 @@ impl Store for Embedded {
         self.read().map_err(|error| self.failed("read", error))
     }
 
-    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         self.read_page(table, from, limit).map_err(|error| self.failed("read", error))
     }
 
@@ -163,7 +163,7 @@ impl Store for Embedded {
     }
 }
 
-fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
+fn definition(table: StoreTable) -> TableDefinition<'static, &'static str, &'static [u8]> {
     TableDefinition::new(table.name())
 }
 

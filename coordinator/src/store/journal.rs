@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::is_full;
 use super::reserve::Reserve;
-use super::{Records, Store, StoreError, Table, Write};
+use super::{Records, Store, StoreError, StoreTable, Write};
 
 /// When a new file is begun, in bytes.
 const SEGMENT: u64 = 16 * 1024 * 1024;
@@ -115,7 +115,7 @@ impl<S: Store> Store for Journaled<S> {
         self.store.load()
     }
 
-    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         self.store.scan(table, from, limit)
     }
 
@@ -153,7 +153,7 @@ impl<S: Store> Store for Journaled<S> {
 pub fn replay(
     dir: &Path,
     mut revision: Revision,
-    records: &mut BTreeMap<(Table, String), Vec<u8>>,
+    records: &mut BTreeMap<(StoreTable, String), Vec<u8>>,
 ) -> Result<Revision, StoreError> {
     let failed = |source: io::Error| failed(dir, source);
     let segments = match segments(dir) {
@@ -168,7 +168,7 @@ pub fn replay(
             }
             for (table, key, value) in line.writes {
                 // A table of a newer version is none that this version could write.
-                let Some(table) = Table::named(&table) else { continue };
+                let Some(table) = StoreTable::named(&table) else { continue };
                 match value {
                     Some(value) => drop(records.insert((table, key), value.into_bytes())),
                     None => drop(records.remove(&(table, key))),

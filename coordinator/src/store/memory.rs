@@ -2,7 +2,7 @@
 
 use mesh_proto::base::id::Revision;
 
-use super::{Records, Store, StoreError, Table, Write};
+use super::{Records, Store, StoreError, StoreTable, Write};
 
 /// Holds records until it is dropped.
 #[derive(Debug, Default)]
@@ -18,11 +18,11 @@ impl Memory {
 impl Store for Memory {
     fn load(&self) -> Result<Records, StoreError> {
         let mut records = self.0.clone();
-        records.records.retain(|(table, _), _| *table != Table::Log);
+        records.records.retain(|(table, _), _| *table != StoreTable::Log);
         Ok(records)
     }
 
-    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let rows = self.0.records.range((table, from.to_owned())..);
         let rows = rows.take_while(|((t, _), _)| *t == table).take(limit);
         Ok(rows.map(|((_, key), value)| (key.clone(), value.clone())).collect())

@@ -26,7 +26,7 @@ pub(crate) use reserve::RESERVE;
 
 /// A table of records. Names are part of the stored format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Table {
+pub enum StoreTable {
     /// One record each on the format, the pool of addresses.
     Meta,
     /// The accepted services.toml.
@@ -49,7 +49,7 @@ pub enum Table {
     Log,
 }
 
-impl Table {
+impl StoreTable {
     /// The tables that are read whole: all but the log.
     pub const ALL: [Self; 9] = [
         Self::Meta,
@@ -89,7 +89,7 @@ impl Table {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     /// The table.
-    pub table: Table,
+    pub table: StoreTable,
     /// The record's key.
     pub key: String,
     /// The record's new value, or `None` to delete it.
@@ -102,7 +102,7 @@ pub struct Records {
     /// The revision of the last commit; 0 for a new store.
     pub revision: Revision,
     /// The records, by table and key.
-    pub records: BTreeMap<(Table, String), Vec<u8>>,
+    pub records: BTreeMap<(StoreTable, String), Vec<u8>>,
 }
 
 /// Why a store could not do what it was asked.
@@ -209,7 +209,7 @@ impl StoreError {
 
 /// What is known of a store that others write to as well.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct StoreState {
     /// The newest revision that was seen.
     pub revision: Revision,
     /// Why the store does not answer, if it does not.
@@ -228,7 +228,7 @@ pub trait Store: Send {
     ///
     /// # Errors
     /// If it cannot be read, or is damaged.
-    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+    fn scan(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
 
     /// Writes all of `writes` and moves from revision `expected` to `next`, or does nothing. Returns after
     /// the writes are durable.
@@ -243,7 +243,7 @@ pub trait Store: Send {
     }
 
     /// Returns what is seen of others' commits; none if nobody else can write to the store.
-    fn follow(&self) -> Option<watch::Receiver<Seen>> {
+    fn follow(&self) -> Option<watch::Receiver<StoreState>> {
         None
     }
 

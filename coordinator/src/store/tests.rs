@@ -14,13 +14,13 @@ use super::*;
 
 #[path = "../../tests/etcd/cluster.rs"]
 pub(super) mod cluster;
-use etcd::Options;
+use etcd::EtcdOptions;
 
-fn put(table: Table, key: &str, value: &str) -> Write {
+fn put(table: StoreTable, key: &str, value: &str) -> Write {
     Write { table, key: key.into(), value: Some(value.into()) }
 }
 
-fn delete(table: Table, key: &str) -> Write {
+fn delete(table: StoreTable, key: &str) -> Write {
     Write { table, key: key.into(), value: None }
 }
 
@@ -28,7 +28,7 @@ fn commit(store: &mut dyn Store, from: u64, writes: &[Write]) -> Result<(), Stor
     store.commit(Revision(from), Revision(from + 1), writes)
 }
 
-fn get(store: &dyn Store, table: Table, key: &str) -> Option<String> {
+fn get(store: &dyn Store, table: StoreTable, key: &str) -> Option<String> {
     let records = store.load().unwrap().records;
     records.get(&(table, key.to_owned())).map(|bytes| String::from_utf8(bytes.clone()).unwrap())
 }
@@ -51,27 +51,31 @@ fn a_new_store_is_empty_and_at_revision_zero() {
 #[test]
 fn a_commit_writes_deletes_and_moves_the_revision() {
     every_store(|store| {
-        commit(store, 0, &[put(Table::Nodes, "a", "1"), put(Table::Tokens, "a", "2")]).unwrap();
-        commit(store, 1, &[put(Table::Nodes, "b", "3"), delete(Table::Nodes, "a"), put(Table::Tokens, "a", "4")])
-            .unwrap();
+        commit(store, 0, &[put(StoreTable::Nodes, "a", "1"), put(StoreTable::Tokens, "a", "2")]).unwrap();
+        commit(
+            store,
+            1,
+            &[put(StoreTable::Nodes, "b", "3"), delete(StoreTable::Nodes, "a"), put(StoreTable::Tokens, "a", "4")],
+        )
+        .unwrap();
         assert_eq!(store.load().unwrap().revision, Revision(2));
-        assert_eq!(get(store, Table::Nodes, "a"), None);
-        assert_eq!(get(store, Table::Nodes, "b").as_deref(), Some("3"));
-        assert_eq!(get(store, Table::Tokens, "a").as_deref(), Some("4"));
+        assert_eq!(get(store, StoreTable::Nodes, "a"), None);
+        assert_eq!(get(store, StoreTable::Nodes, "b").as_deref(), Some("3"));
+        assert_eq!(get(store, StoreTable::Tokens, "a").as_deref(), Some("4"));
     });
 }
 
 #[test]
 fn a_commit_decided_on_another_revision_writes_nothing() {
     every_store(|store| {
-        commit(store, 0, &[put(Table::Nodes, "a", "1")]).unwrap();
+        commit(store, 0, &[put(StoreTable::Nodes, "a", "1")]).unwrap();
         for stale in [0, 2] {
-            let refused = commit(store, stale, &[put(Table::Nodes, "a", "2"), put(Table::Nodes, "b", "2")]);
+            let refused = commit(store, stale, &[put(StoreTable::Nodes, "a", "2"), put(StoreTable::Nodes, "b", "2")]);
             assert!(matches!(refused, Err(StoreError::Conflict { found: Revision(1), .. })), "{refused:?}");
         }
         assert_eq!(store.load().unwrap().revision, Revision(1));
-        assert_eq!(get(store, Table::Nodes, "a").as_deref(), Some("1"));
-        assert_eq!(get(store, Table::Nodes, "b"), None);
+        assert_eq!(get(store, StoreTable::Nodes, "a").as_deref(), Some("1"));
+        assert_eq!(get(store, StoreTable::Nodes, "b"), None);
         commit(store, 1, &[]).unwrap();
     });
 }
@@ -82,7 +86,7 @@ fn a_reopened_store_returns_what_was_committed() {
     let path = dir.path().join("state.redb");
     let mut store = open_embedded(&path).unwrap();
     for revision in 0..20 {
-        commit(&mut *store, revision, &[put(Table::Nodes, &format!("n{revision}"), "x")]).unwrap();
+        commit(&mut *store, revision, &[put(StoreTable::Nodes, &format!("n{revision}"), "x")]).unwrap();
     }
     let before = store.load().unwrap();
     drop(store);
@@ -95,7 +99,7 @@ fn a_copy_taken_after_an_acknowledged_commit_has_it() {
     let path = dir.path().join("state.redb");
     let mut store = Embedded::open(&path).unwrap();
     for revision in 0..10 {
-        commit(&mut store, revision, &[put(Table::Nodes, "last", &revision.to_string())]).unwrap();
+        commit(&mut store, revision, &[put(StoreTable::Nodes, "last", &revision.to_string())]).unwrap();
         // What a power cut would leave: the file as it is, without anything that a clean close adds.
         let copy = dir.path().join("copy.redb");
         fs::copy(&path, &copy).unwrap();
@@ -137,18 +141,19 @@ fn a_missing_directory_is_an_error_with_advice() {
 #[test]
 fn a_scan_reads_a_part_of_one_table_in_the_order_of_its_keys() {
     every_store(|store| {
-        let log = |n: u64| put(Table::Log, &format!("{n:03}"), &n.to_string());
-        let writes = [log(7), log(10), log(9), log(8), put(Table::Nodes, "009", "x"), put(Table::Revoked, "1", "x")];
+        let log = |n: u64| put(StoreTable::Log, &format!("{n:03}"), &n.to_string());
+        let writes =
+            [log(7), log(10), log(9), log(8), put(StoreTable::Nodes, "009", "x"), put(StoreTable::Revoked, "1", "x")];
         commit(store, 0, &writes).unwrap();
         let keys = |from: &str, limit| -> Vec<String> {
-            store.scan(Table::Log, from, limit).unwrap().into_iter().map(|(key, _)| key).collect()
+            store.scan(StoreTable::Log, from, limit).unwrap().into_iter().map(|(key, _)| key).collect()
         };
         assert_eq!(keys("", 10), ["007", "008", "009", "010"]);
         assert_eq!(keys("008", 2), ["008", "009"]);
         assert_eq!(keys("008\0", 1), ["009"]);
         assert_eq!(keys("011", 2), Vec::<String>::new());
-        assert_eq!(store.scan(Table::Nodes, "", 5).unwrap(), [("009".to_owned(), b"x".to_vec())]);
-        assert_eq!(get(store, Table::Log, "007"), None, "a load leaves the log out");
+        assert_eq!(store.scan(StoreTable::Nodes, "", 5).unwrap(), [("009".to_owned(), b"x".to_vec())]);
+        assert_eq!(get(store, StoreTable::Log, "007"), None, "a load leaves the log out");
     });
 }
 
@@ -164,7 +169,7 @@ fn a_torn_file_is_an_error_with_advice_and_never_another_state() {
     let mut store = Embedded::open(&path).unwrap();
     for revision in 0..8 {
         let value = format!("{revision}").repeat(500);
-        commit(&mut store, revision, &[put(Table::Nodes, &format!("n{revision}"), &value)]).unwrap();
+        commit(&mut store, revision, &[put(StoreTable::Nodes, &format!("n{revision}"), &value)]).unwrap();
     }
     let good = store.load().unwrap();
     drop(store);

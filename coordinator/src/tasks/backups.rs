@@ -39,7 +39,7 @@ pub(crate) struct Backups {
 }
 
 /// Copies the store each hour, for ever.
-pub(crate) async fn keep(backups: Backups) {
+pub(crate) async fn keep_backups(backups: Backups) {
     let Backups { core, dir, journal, shown } = &backups;
     // A journal that begins after the newest copy has nothing to continue, nor has one of a store that went back.
     let newest = list(dir).pop().map(|backup| backup.revision);

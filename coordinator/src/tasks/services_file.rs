@@ -38,7 +38,7 @@ pub(crate) struct ServicesFile {
 }
 
 /// Follows the file for ever.
-pub(crate) async fn follow(file: ServicesFile) {
+pub(crate) async fn watch_services_file(file: ServicesFile) {
     let mut watched = WatchedFile::new(&file.path);
     loop {
         tokio::select! {

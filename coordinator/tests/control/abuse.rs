@@ -10,10 +10,10 @@ use mesh_proto::wire::{ErrorBody, MAX_REQUEST, Report, ReportResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::common::{Coordinator, Node, soon, until};
+use crate::common::{TestCoordinator, TestNode, soon, until};
 
 /// Says that a node can still join and watch.
-async fn lives(coordinator: &Coordinator) {
+async fn lives(coordinator: &TestCoordinator) {
     let (node, _) = coordinator.join("witness").await;
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
@@ -28,7 +28,7 @@ async fn hangs_up(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_instead_of_tls_is_hung_up_on() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     for byte in [0x00, 0x16, 0x41, 0xff] {
         let mut stream = TcpStream::connect(coordinator.address()).await.unwrap();
         let _ = stream.write_all(&vec![byte; 100_000]).await;
@@ -39,8 +39,8 @@ async fn garbage_instead_of_tls_is_hung_up_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_inside_tls_is_hung_up_on() {
-    let coordinator = Coordinator::start().await;
-    let node = Node::new(&coordinator, "n1");
+    let coordinator = TestCoordinator::start().await;
+    let node = TestNode::new(&coordinator, "n1");
     let mut stream = node.dial().await.unwrap();
     let _ = stream.write_all(&vec![0x41; 100_000]).await;
     hangs_up(&mut stream).await;
@@ -49,7 +49,7 @@ async fn garbage_inside_tls_is_hung_up_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_hello_is_cut_off_and_delays_nobody() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let began = Instant::now();
     let mut slow = TcpStream::connect(coordinator.address()).await.unwrap();
     slow.write_all(&[0x16, 0x03]).await.unwrap();
@@ -60,12 +60,12 @@ async fn a_slow_hello_is_cut_off_and_delays_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_cannot_take_all_places_of_strangers() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let mut held = Vec::new();
     for _ in 0..32 {
         held.push(TcpStream::connect(coordinator.address()).await.unwrap());
     }
-    let node = Node::new(&coordinator, "n1");
+    let node = TestNode::new(&coordinator, "n1");
     until("the next is turned away", async || node.dial().await.is_err()).await;
     drop(held);
     until("there is room again", async || node.dial().await.is_ok()).await;
@@ -74,7 +74,7 @@ async fn one_address_cannot_take_all_places_of_strangers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_are_served_while_strangers_fill_their_places() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut held = Vec::new();
@@ -87,7 +87,7 @@ async fn members_are_served_while_strangers_fill_their_places() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_are_too_large_or_malformed_are_refused_by_name() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let huge = vec![b' '; MAX_REQUEST + 1];
@@ -114,8 +114,8 @@ async fn bodies_that_are_too_large_or_malformed_are_refused_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_have_a_limit() {
-    let coordinator = Coordinator::start().await;
-    let node = Node::new(&coordinator, "n1");
+    let coordinator = TestCoordinator::start().await;
+    let node = TestNode::new(&coordinator, "n1");
     let mut channel = node.connect().await;
     let request = Request::get("https://coordinator/v1/watch").header("x", "y".repeat(64 * 1024));
     let request = request.body(Bytes::new().into()).unwrap();
@@ -126,7 +126,7 @@ async fn headers_have_a_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_cannot_claim_more_than_the_wire_allows_nor_run_ahead() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut facts = node.facts();
@@ -148,12 +148,12 @@ async fn a_report_cannot_claim_more_than_the_wire_allows_nor_run_ahead() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_failed_joins_block_their_address_and_no_member() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let own = coordinator.token().await;
-    let member = Node::new(&coordinator, "n1");
+    let member = TestNode::new(&coordinator, "n1");
     member.connect().await.join(&own).await.unwrap();
     let good = coordinator.token().await;
-    let guesser = Node::new(&coordinator, "n2");
+    let guesser = TestNode::new(&coordinator, "n2");
     let mut channel = guesser.connect().await;
     let mut sentences = std::collections::BTreeSet::new();
     for number in 0..10 {
@@ -178,11 +178,12 @@ async fn ten_failed_joins_block_their_address_and_no_member() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_reports_without_end_is_told_to_wait() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     let (other, _) = coordinator.join("n2").await;
     let mut channel = node.connect().await;
-    let report = |node: &Node| Report { facts: node.facts(), applied: joined.netmap.revision, warnings: Vec::new() };
+    let report =
+        |node: &TestNode| Report { facts: node.facts(), applied: joined.netmap.revision, warnings: Vec::new() };
     let mut taken = 0;
     let (status, body) = loop {
         match channel.post::<ReportResponse>("/v1/report", &report(&node)).await {

@@ -9,7 +9,7 @@ use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 
-use crate::common::{Coordinator, Node, SERVICES, config, until};
+use crate::common::{SERVICES, TestCoordinator, TestNode, config, until};
 
 fn snapshot(event: Option<WatchEvent>) -> NetMap {
     match event {
@@ -20,7 +20,7 @@ fn snapshot(event: Option<WatchEvent>) -> NetMap {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_joins_watches_gets_a_delta_after_an_edit_and_resumes() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     assert_eq!(joined.mesh.as_str(), "boutique");
     assert_eq!(joined.pins, [coordinator.running.key]);
@@ -52,7 +52,7 @@ async fn a_node_joins_watches_gets_a_delta_after_an_edit_and_resumes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_coordinator_sends_a_snapshot_and_keeps_its_revision() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (mut node, joined) = coordinator.join("n1").await;
 
     let coordinator = coordinator.restart().await;
@@ -65,7 +65,7 @@ async fn a_restarted_coordinator_sends_a_snapshot_and_keeps_its_revision() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_watch_says_that_it_is_alive() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_silent_watch_says_that_it_is_alive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_watch_fences_the_older() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut old_channel = node.connect().await;
     let mut old = old_channel.watch(None).await.unwrap();
@@ -97,7 +97,7 @@ async fn a_newer_watch_fences_the_older() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_makes_the_revision_live_and_tells_the_node_what_is_seen() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_report_makes_the_revision_live_and_tells_the_node_what_is_seen() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_tokens_reach_no_node() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
@@ -142,14 +142,14 @@ async fn changes_of_tokens_reach_no_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_admits_once_and_the_same_node_again() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let token = coordinator.token().await;
-    let first = Node::new(&coordinator, "n1");
+    let first = TestNode::new(&coordinator, "n1");
     let joined = first.connect().await.join(&token).await.unwrap();
     let again = first.connect().await.join(&token).await.unwrap();
     assert_eq!(again.id, joined.id);
 
-    let second = Node::new(&coordinator, "n2");
+    let second = TestNode::new(&coordinator, "n2");
     let (status, body) = second.connect().await.join(&token).await.unwrap_err();
     assert_eq!((status, body.error.as_str()), (StatusCode::UNAUTHORIZED, "token"));
 
@@ -161,7 +161,7 @@ async fn a_token_admits_once_and_the_same_node_again() {
     let wanted = serde_json::json!({"site": "dc", "name": null, "ttl_s": 1, "serve": [], "uses": 1});
     let short = coordinator.token_for(&wanted).await;
     until("the token expires", async || {
-        let tokens: coordinator::core::documents::Tokens = coordinator.fetch("/v1/tokens").await;
+        let tokens: coordinator::core::documents::TokensDocument = coordinator.fetch("/v1/tokens").await;
         tokens.tokens.iter().any(|t| t.id == short.id_text() && !t.usable)
     })
     .await;
@@ -171,8 +171,8 @@ async fn a_token_admits_once_and_the_same_node_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_may_neither_watch_nor_report() {
-    let coordinator = Coordinator::start().await;
-    let stranger = Node::new(&coordinator, "n1");
+    let coordinator = TestCoordinator::start().await;
+    let stranger = TestNode::new(&coordinator, "n1");
     let mut channel = stranger.connect().await;
 
     let (status, body) = channel.watch(None).await.map(|_| ()).unwrap_err();
@@ -185,7 +185,7 @@ async fn strangers_may_neither_watch_nor_report() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_node_is_a_stranger_at_once() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
@@ -193,7 +193,7 @@ async fn a_revoked_node_is_a_stranger_at_once() {
 
     let path = "/v1/nodes/n1";
     let method = hyper::Method::DELETE;
-    let _: coordinator::core::documents::Done =
+    let _: coordinator::core::documents::DoneDocument =
         Client::new(&SOCKET, coordinator.socket()).ask(method, path, None::<&()>).await.unwrap();
 
     assert_eq!(lines.next().await, None);
@@ -203,15 +203,15 @@ async fn a_revoked_node_is_a_stranger_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_another_pin_does_not_speak_to_us() {
-    let coordinator = Coordinator::start().await;
-    let mut node = Node::new(&coordinator, "n1");
+    let coordinator = TestCoordinator::start().await;
+    let mut node = TestNode::new(&coordinator, "n1");
     node.pin = node.identity.public();
     assert!(node.dial().await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_hands_nodes_over_and_ends_watches_within_two_seconds() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
@@ -227,9 +227,9 @@ async fn stopping_hands_nodes_over_and_ends_watches_within_two_seconds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_count_what_happens() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
-    let stranger = Node::new(&coordinator, "n2");
+    let stranger = TestNode::new(&coordinator, "n2");
     let wrong = JoinToken { id: [0; 8], ..coordinator.token().await };
     stranger.connect().await.join(&wrong).await.unwrap_err();
     let mut channel = node.connect().await;

@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use coordinator::base::words::SOCKET;
 use coordinator::config::Config;
 use coordinator::core::documents;
-use coordinator::daemon::{self, Running};
+use coordinator::daemon::{self, RunningCoordinator};
 use coordinator::keys::identity;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -56,12 +56,12 @@ to = ["cart"]
 "#;
 
 /// A coordinator in this process, with files in a directory of its own.
-pub(crate) struct Coordinator {
+pub(crate) struct TestCoordinator {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) running: Running,
+    pub(crate) running: RunningCoordinator,
 }
 
-impl Coordinator {
+impl TestCoordinator {
     /// Starts one with `SERVICES`.
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -121,7 +121,7 @@ impl Coordinator {
         Client::new(&SOCKET, self.socket()).get(path).await.unwrap()
     }
 
-    pub(crate) async fn status(&self) -> documents::Status {
+    pub(crate) async fn status(&self) -> documents::StatusDocument {
         self.fetch("/v1/status").await
     }
 
@@ -137,8 +137,8 @@ impl Coordinator {
     }
 
     /// Joins a new node.
-    pub(crate) async fn join(&self, name: &str) -> (Node, JoinResponse) {
-        let node = Node::new(self, name);
+    pub(crate) async fn join(&self, name: &str) -> (TestNode, JoinResponse) {
+        let node = TestNode::new(self, name);
         let joined = node.connect().await.join(&self.token().await).await.unwrap();
         (node, joined)
     }
@@ -166,15 +166,15 @@ pub(crate) fn config(dir: &Path) -> Config {
 }
 
 /// A node: a key, a name, and where its coordinator is.
-pub(crate) struct Node {
+pub(crate) struct TestNode {
     pub(crate) name: String,
     pub(crate) identity: Identity,
     pub(crate) address: SocketAddr,
     pub(crate) pin: IdentityKey,
 }
 
-impl Node {
-    pub(crate) fn new(coordinator: &Coordinator, name: &str) -> Self {
+impl TestNode {
+    pub(crate) fn new(coordinator: &TestCoordinator, name: &str) -> Self {
         Self {
             name: name.into(),
             identity: Identity::generate().unwrap(),
@@ -212,21 +212,21 @@ impl Node {
         Arc::new(tls::client(&self.identity, &[self.pin]).unwrap())
     }
 
-    pub(crate) async fn connect(&self) -> Channel<'_> {
+    pub(crate) async fn connect(&self) -> NodeChannel<'_> {
         let stream = self.dial().await.unwrap();
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        Channel { node: self, sender }
+        NodeChannel { node: self, sender }
     }
 }
 
 /// A node's connection.
-pub(crate) struct Channel<'a> {
-    node: &'a Node,
+pub(crate) struct NodeChannel<'a> {
+    node: &'a TestNode,
     pub(crate) sender: http2::SendRequest<Full<Bytes>>,
 }
 
-impl Channel<'_> {
+impl NodeChannel<'_> {
     pub(crate) async fn send(
         &mut self,
         method: Method,

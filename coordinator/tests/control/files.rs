@@ -3,26 +3,26 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use coordinator::core::documents::{FileState, Services, Status};
+use coordinator::core::documents::{FileState, ServicesDocument, StatusDocument};
 
-use crate::common::{Coordinator, SERVICES, until};
+use crate::common::{SERVICES, TestCoordinator, until};
 
 fn weighing(weight: u32) -> String {
     SERVICES.replace("weight = 80", &format!("weight = {weight}"))
 }
 
-async fn weight(coordinator: &Coordinator) -> u32 {
-    let services: Services = coordinator.fetch("/v1/services").await;
+async fn weight(coordinator: &TestCoordinator) -> u32 {
+    let services: ServicesDocument = coordinator.fetch("/v1/services").await;
     services.services[0].backends[0].weight
 }
 
-async fn weighs(coordinator: &Coordinator, expected: u32) {
+async fn weighs(coordinator: &TestCoordinator, expected: u32) {
     until(&format!("weight {expected}"), async || weight(coordinator).await == expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writing_renaming_and_removing_and_writing_anew_are_noticed() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let path = coordinator.services();
     assert_eq!(weight(&coordinator).await, 80);
 
@@ -50,7 +50,7 @@ async fn a_symlink_that_is_swapped_is_noticed_as_config_maps_do_it() {
     }
     symlink("v1", dir.path().join("..data")).unwrap();
     symlink("..data/services.toml", dir.path().join("services.toml")).unwrap();
-    let coordinator = Coordinator::start_in(dir).await;
+    let coordinator = TestCoordinator::start_in(dir).await;
     assert_eq!(weight(&coordinator).await, 61);
 
     let root = coordinator.dir.path();
@@ -67,7 +67,7 @@ async fn a_file_elsewhere_behind_a_symlink_is_noticed_by_comparing() {
     fs::write(&real, weighing(51)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     symlink(&real, dir.path().join("services.toml")).unwrap();
-    let coordinator = Coordinator::start_in(dir).await;
+    let coordinator = TestCoordinator::start_in(dir).await;
     assert_eq!(weight(&coordinator).await, 51);
 
     fs::write(&real, weighing(52)).unwrap();
@@ -77,7 +77,7 @@ async fn a_file_elsewhere_behind_a_symlink_is_noticed_by_comparing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_file_changes_nothing_and_the_status_says_so() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let before = coordinator.status().await;
 
     coordinator.save(&weighing(41).replace("[[service]]", "[[servce]]"));
@@ -95,26 +95,26 @@ async fn a_bad_file_changes_nothing_and_the_status_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_contradicts_the_members_is_refused() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (_node, _) = coordinator.join("n1").await;
 
     coordinator.save(&SERVICES.replace("name = \"dc\"", "name = \"elsewhere\""));
     until("the file is refused", async || coordinator.status().await.services.state == FileState::Rejected).await;
 
-    let status: Status = coordinator.status().await;
+    let status: StatusDocument = coordinator.status().await;
     assert!(status.services.errors[0].contains("n1"), "{:?}", status.services.errors);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_starts_with_a_broken_file_runs_the_last_accepted() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let revision = coordinator.status().await.revision;
     coordinator.save(&weighing(33));
     weighs(&coordinator, 33).await;
 
     coordinator.running.stop().await;
     fs::write(coordinator.dir.path().join("services.toml"), "version = ").unwrap();
-    let coordinator = Coordinator::start_in(coordinator.dir).await;
+    let coordinator = TestCoordinator::start_in(coordinator.dir).await;
 
     let status = coordinator.status().await;
     assert_eq!(status.services.state, FileState::Rejected);

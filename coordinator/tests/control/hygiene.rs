@@ -10,8 +10,8 @@ use mesh_proto::base::id::Revision;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::common::{Coordinator, DEADLINE, SERVICES, until};
-use crate::verbs::Program;
+use crate::common::{DEADLINE, SERVICES, TestCoordinator, until};
+use crate::verbs::CoordinatorProgram;
 
 /// Says that a connection is taken and garbage on it is hung up on.
 fn is_served(address: SocketAddr) -> bool {
@@ -24,7 +24,7 @@ fn is_served(address: SocketAddr) -> bool {
 
 #[test]
 fn a_coordinator_that_runs_out_of_descriptors_serves_again_when_there_are_some() {
-    let program = Program::start();
+    let program = CoordinatorProgram::start();
     let address = program.json(&["status"])["listen"][0].as_str().unwrap().parse().unwrap();
     let id = program.daemon.id();
     let open = || fs::read_dir(format!("/proc/{id}/fd")).unwrap().count();
@@ -52,7 +52,7 @@ fn a_coordinator_that_runs_out_of_descriptors_serves_again_when_there_are_some()
 
 #[test]
 fn a_hello_without_end_is_cut_off_by_size_and_by_time() {
-    let program = Program::start();
+    let program = CoordinatorProgram::start();
     let address: SocketAddr = program.json(&["status"])["listen"][0].as_str().unwrap().parse().unwrap();
     let record = |first: bool| {
         let mut record = vec![0x16, 3, 1, 0x40, 0];
@@ -86,7 +86,7 @@ fn a_hello_without_end_is_cut_off_by_size_and_by_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn status_says_who_lags_behind_and_how_the_store_is() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     coordinator.join("n2").await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;

@@ -11,10 +11,10 @@ use mesh_host::identity::Identity;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Countersign, LockStanding, WatchEvent};
 
-use crate::common::{Channel, Coordinator, Lines, Node, until};
+use crate::common::{Lines, NodeChannel, TestCoordinator, TestNode, until};
 
 /// Runs a verb against the coordinator.
-async fn verb(coordinator: &Coordinator, words: &[&str]) -> Outcome {
+async fn verb(coordinator: &TestCoordinator, words: &[&str]) -> Outcome {
     let socket = coordinator.socket();
     let start = ["mesh-coordinator", "--socket", socket.to_str().unwrap()];
     let cli = <Cli as clap::Parser>::try_parse_from(start.iter().chain(words)).unwrap();
@@ -28,7 +28,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn open(channel: &mut Channel<'_>) -> Self {
+    async fn open(channel: &mut NodeChannel<'_>) -> Self {
         let mut lines = channel.watch(None).await.unwrap();
         match lines.next().await {
             Some(WatchEvent::Snapshot { netmap }) => Self { lines, map: *netmap },
@@ -50,7 +50,7 @@ impl Follower {
 }
 
 /// What a node that connects now is sent.
-async fn snapshot(node: &Node) -> NetMap {
+async fn snapshot(node: &TestNode) -> NetMap {
     Follower::open(&mut node.connect().await).await.map
 }
 
@@ -64,7 +64,7 @@ fn is_locked(map: &NetMap) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_joins_a_locked_mesh_is_sent_to_nobody_before_the_key_signs_on_deltas_and_snapshots() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (first, _) = coordinator.join("n1").await;
     let (second, _) = coordinator.join("n2").await;
     let mut channel = first.connect().await;
@@ -139,13 +139,13 @@ async fn who_joins_a_locked_mesh_is_sent_to_nobody_before_the_key_signs_on_delta
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_from_before_the_lock_is_locked_again_by_the_same_key() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let (backup, file) = (coordinator.dir.path().join("backup"), coordinator.dir.path().join("lock.key"));
     let [backup, file] = [&backup, &file].map(|path| path.to_str().unwrap().to_owned());
     assert_eq!(verb(&coordinator, &["backup", &backup]).await.code, 0);
     assert_eq!(verb(&coordinator, &["lock", "init", "--key", &file]).await.code, 0);
-    let Coordinator { dir, running } = coordinator;
+    let TestCoordinator { dir, running } = coordinator;
     running.stop().await;
     let config = dir.path().join("coordinator.toml");
     std::fs::write(
@@ -156,10 +156,10 @@ async fn a_backup_from_before_the_lock_is_locked_again_by_the_same_key() {
     let said = coordinator::cli::restore::restore(&config, Some(backup.as_ref())).unwrap();
     assert!(said.iter().any(|line| line.contains("lock init --key FILE")), "{said:?}");
 
-    let coordinator = Coordinator::start_in(dir).await;
+    let coordinator = TestCoordinator::start_in(dir).await;
     let again = verb(&coordinator, &["lock", "init", "--key", &file]).await;
     assert_eq!(again.code, 0, "{again:?}");
-    let map = snapshot(&Node { address: coordinator.address(), ..node }).await;
+    let map = snapshot(&TestNode { address: coordinator.address(), ..node }).await;
     let key = identity::load_file(file.as_ref()).unwrap().public();
     assert_eq!(map.mesh.lock.unwrap().key, Some(key));
 }

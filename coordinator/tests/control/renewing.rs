@@ -9,10 +9,10 @@ use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::identity_rotation::{Succession, leads};
 use mesh_proto::wire::{NodeFacts, Renewal, Report, ReportResponse, WatchEvent};
 
-use crate::common::{Coordinator, Lines, Node};
+use crate::common::{Lines, TestCoordinator, TestNode};
 
 /// What a node asks with that goes on as another.
-fn renewal(id: NodeId, former: &Node, next: &Node) -> Renewal {
+fn renewal(id: NodeId, former: &TestNode, next: &TestNode) -> Renewal {
     let (from, to) = (former.identity.public(), next.identity.public());
     let succession = Succession {
         from,
@@ -41,15 +41,15 @@ async fn end(mut lines: Lines) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_goes_on_with_another_key_and_the_former_is_a_strangers() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (peer, _) = coordinator.join("n1").await;
     let (former, joined) = coordinator.join("n2").await;
-    let next = Node { identity: Identity::generate().unwrap(), name: "n2".into(), ..former };
+    let next = TestNode { identity: Identity::generate().unwrap(), name: "n2".into(), ..former };
     let mut channel = former.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
     snapshot(&mut lines).await;
 
-    let stranger = Node::new(&coordinator, "n2");
+    let stranger = TestNode::new(&coordinator, "n2");
     let asked = renewal(joined.id, &former, &next);
     let (status, body) = stranger.connect().await.post::<ReportResponse>("/v1/identity", &asked).await.unwrap_err();
     assert_eq!((status, body.error.as_str()), (StatusCode::FORBIDDEN, "unknown_node"));

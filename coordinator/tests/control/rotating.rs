@@ -9,12 +9,12 @@ use mesh_host::identity::verify;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
 
-use crate::common::{Coordinator, Lines, Node, until};
+use crate::common::{Lines, TestCoordinator, TestNode, until};
 
-async fn rotate(coordinator: &Coordinator, commit: bool, force: bool) -> Result<String, String> {
+async fn rotate(coordinator: &TestCoordinator, commit: bool, force: bool) -> Result<String, String> {
     let wanted = documents::RotateKey { commit, force };
     let done = Client::new(&SOCKET, coordinator.socket())
-        .ask::<documents::Done>(Method::POST, "/v1/rotate-key", Some(&wanted))
+        .ask::<documents::DoneDocument>(Method::POST, "/v1/rotate-key", Some(&wanted))
         .await;
     done.map(|done| done.message).map_err(|error| error.to_string())
 }
@@ -32,7 +32,7 @@ async fn next_map(lines: &mut Lines, before: Option<NetMap>) -> NetMap {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_next_key_is_announced_by_the_present_one_and_used_once_all_nodes_know_it() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let old = coordinator.running.key;
     let refused = rotate(&coordinator, true, false).await.unwrap_err();
@@ -61,9 +61,9 @@ async fn a_next_key_is_announced_by_the_present_one_and_used_once_all_nodes_know
     assert_eq!(coordinator.running.key, next.key);
     let state = coordinator.dir.path().join("state");
     assert_eq!(identity::load_file(&state.join("identity.former")).unwrap().public(), old);
-    let former = Node { address: coordinator.address(), ..node };
+    let former = TestNode { address: coordinator.address(), ..node };
     assert!(former.dial().await.is_err(), "whoever missed the announcement refuses");
-    let node = Node { pin: next.key, ..former };
+    let node = TestNode { pin: next.key, ..former };
     let map = next_map(&mut node.connect().await.watch(None).await.unwrap(), None).await;
     let listed: Vec<_> = map.mesh.coordinators.iter().map(|one| (one.key, one.next)).collect();
     assert_eq!(listed, [(next.key, None)], "the former key is trusted no more");

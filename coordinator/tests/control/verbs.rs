@@ -11,12 +11,12 @@ use serde_json::Value;
 use crate::common::{DEADLINE, SERVICES};
 
 /// The program, running on files of its own.
-pub(crate) struct Program {
+pub(crate) struct CoordinatorProgram {
     dir: tempfile::TempDir,
     pub(crate) daemon: Child,
 }
 
-impl Program {
+impl CoordinatorProgram {
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("coordinator.toml");
@@ -60,7 +60,7 @@ impl Program {
     }
 }
 
-impl Drop for Program {
+impl Drop for CoordinatorProgram {
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -89,7 +89,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn the_verbs_speak_to_the_daemon_and_it_stops_when_told() {
-    let mut program = Program::start();
+    let mut program = CoordinatorProgram::start();
 
     let created = program.run(&["token", "create", "--site", "dc", "--name", "n1", "--serve", "cart"]);
     let line = text(&created.stdout);
@@ -131,7 +131,7 @@ fn the_verbs_speak_to_the_daemon_and_it_stops_when_told() {
 
 #[test]
 fn plan_says_what_would_change_and_changes_nothing() {
-    let program = Program::start();
+    let program = CoordinatorProgram::start();
     let before = program.json(&["status"])["revision"].clone();
     let draft = program.dir.path().join("draft.toml");
     let draft = draft.to_str().unwrap();
@@ -150,7 +150,7 @@ fn plan_says_what_would_change_and_changes_nothing() {
 
 #[test]
 fn a_backup_can_take_the_place_of_the_store() {
-    let mut program = Program::start();
+    let mut program = CoordinatorProgram::start();
     let created = program.run(&["token", "create", "--site", "dc"]);
     assert!(created.status.success());
     let before = program.json(&["token", "list"]);
@@ -188,7 +188,7 @@ fn check_works_without_a_daemon() {
 
 #[test]
 fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
-    let mut program = Program::start();
+    let mut program = CoordinatorProgram::start();
     let config = program.dir.path().join("coordinator.toml");
     let second = run(program.dir.path(), &["run", "--config", config.to_str().unwrap()]);
     assert_eq!(second.status.code(), Some(1));

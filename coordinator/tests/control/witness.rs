@@ -6,11 +6,11 @@ use http_body_util::BodyExt as _;
 use hyper::Method;
 use mesh_host::client::Client;
 use mesh_proto::base::clock::Timestamp;
-use mesh_proto::trust::audit_log::{LogHash, LogPage, Next, Roll, Told, Witness};
+use mesh_proto::trust::audit_log::{LogHash, LogPage, LogPosition, LogWitness, Next, Roster};
 use mesh_proto::wire::WatchEvent;
 use serde::de::DeserializeOwned;
 
-use crate::common::{Channel, Coordinator};
+use crate::common::{NodeChannel, TestCoordinator};
 
 fn link(before: &LogHash, body: &[u8]) -> LogHash {
     let mut context = Context::new(&SHA256);
@@ -21,13 +21,13 @@ fn link(before: &LogHash, body: &[u8]) -> LogHash {
     hash
 }
 
-async fn get<A: DeserializeOwned>(channel: &mut Channel<'_>, path: &str) -> A {
+async fn get<A: DeserializeOwned>(channel: &mut NodeChannel<'_>, path: &str) -> A {
     let body = channel.send(Method::GET, path, Vec::new()).await.unwrap().into_body();
     serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap()
 }
 
 /// Asks for what there is to read, a page of which is altered first.
-async fn follow(witness: &mut Witness, channel: &mut Channel<'_>, told: Told, alter: fn(&mut LogPage)) {
+async fn follow(witness: &mut LogWitness, channel: &mut NodeChannel<'_>, told: LogPosition, alter: fn(&mut LogPage)) {
     let mut next = witness.coordinator_says(told, Timestamp::from_micros(1));
     while let Next::Read(after) = next {
         let mut page: LogPage = get(channel, &format!("/v1/log?after={after}")).await;
@@ -38,10 +38,10 @@ async fn follow(witness: &mut Witness, channel: &mut Channel<'_>, told: Told, al
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_has_seen() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
-    let roll: Roll = get(&mut channel, "/v1/roll").await;
+    let roll: Roster = get(&mut channel, "/v1/roll").await;
     assert!(roll.members.contains(&node.identity.public()) && roll.told.head.seq > 0);
     let mut watch = node.connect().await.watch(Some(roll.revision.0)).await.unwrap();
     let (later, _) = coordinator.join("n2").await;
@@ -58,16 +58,16 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
         }
     };
     let told = told.unwrap();
-    let mut witness = Witness::new(Some(roll.clone()));
+    let mut witness = LogWitness::new(Some(roll.clone()));
     follow(&mut witness, &mut channel, told, |_| {}).await;
     assert_eq!(witness.alarms(), <[String; 0]>::default());
     let read = witness.roll().unwrap();
     assert_eq!(read.told.head, told.head);
     assert!(read.members.contains(&later.identity.public()));
-    let world: Roll = get(&mut channel, "/v1/roll").await;
+    let world: Roster = get(&mut channel, "/v1/roll").await;
     assert_eq!((&read.members, read.revision), (&world.members, world.revision));
 
-    let mut witness = Witness::new(Some(roll));
+    let mut witness = LogWitness::new(Some(roll));
     let forge = |page: &mut LogPage| page.entries.iter_mut().for_each(|e| e.body = e.body.replace("n2", "nX"));
     follow(&mut witness, &mut channel, told, forge).await;
     assert!(witness.alarms()[0].contains("does not follow"), "{:?}", witness.alarms());
@@ -81,23 +81,23 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_is_in_the_log_and_in_the_roll_of_who_joins_later() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let (gone, _) = coordinator.join("n2").await;
     let mut channel = node.connect().await;
-    let roll: Roll = get(&mut channel, "/v1/roll").await;
+    let roll: Roster = get(&mut channel, "/v1/roll").await;
     assert!(roll.expelled.is_empty() && roll.members.contains(&gone.identity.public()));
     let path = "/v1/nodes/n2";
-    let _: coordinator::core::documents::Done =
+    let _: coordinator::core::documents::DoneDocument =
         Client::new(&SOCKET, coordinator.socket()).ask(Method::DELETE, path, None::<&()>).await.unwrap();
 
     let page: LogPage = get(&mut channel, &format!("/v1/log?after={}", roll.told.head.seq)).await;
-    let mut witness = Witness::new(Some(roll));
+    let mut witness = LogWitness::new(Some(roll));
     assert_eq!(witness.read(&page, link), Next::Nothing);
     let expelled = [gone.identity.public()].into();
     assert_eq!(witness.roll().unwrap().expelled, expelled);
     let (later, _) = coordinator.join("n3").await;
-    let roll: Roll = get(&mut later.connect().await, "/v1/roll").await;
+    let roll: Roster = get(&mut later.connect().await, "/v1/roll").await;
     assert_eq!(roll.expelled, expelled);
     assert!(!roll.members.contains(&gone.identity.public()));
     assert_eq!(witness.alarms(), <[String; 0]>::default());

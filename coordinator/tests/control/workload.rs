@@ -10,26 +10,26 @@ use mesh_host::client::{AskError, Client};
 use mesh_proto::trust::join_token::{OidcToken, TokenSecret};
 use mesh_proto::wire::{self, ErrorBody, JoinRequest, JoinResponse};
 
-use crate::common::{Coordinator, Node};
+use crate::common::{TestCoordinator, TestNode};
 use crate::issuer::{AUDIENCE, ISSUER, Issuer, SUBJECT, claims};
 
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
 }
 
-async fn start() -> Coordinator {
+async fn start() -> TestCoordinator {
     let trust = format!(
         "[[trust]]\nname = \"k8s\"\nissuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\njwks = \"push\"\nsite = \"c1\"\nsubjects = [\"{SUBJECT}\"]\n"
     );
-    Coordinator::start_with(&trust).await
+    TestCoordinator::start_with(&trust).await
 }
 
-async fn push(coordinator: &Coordinator, name: &str, jwks: String) -> Result<documents::Done, AskError> {
+async fn push(coordinator: &TestCoordinator, name: &str, jwks: String) -> Result<documents::DoneDocument, AskError> {
     let path = format!("/v1/trust/{name}");
     Client::new(&SOCKET, coordinator.socket()).ask(Method::POST, &path, Some(&documents::NewKeys { jwks })).await
 }
 
-async fn join(node: &Node, token: &str) -> Result<JoinResponse, (StatusCode, ErrorBody)> {
+async fn join(node: &TestNode, token: &str) -> Result<JoinResponse, (StatusCode, ErrorBody)> {
     let request = JoinRequest {
         ephemeral: false,
         version: wire::VERSION,
@@ -47,7 +47,7 @@ async fn a_node_joins_by_its_issuer_and_all_failures_look_the_same() {
     let coordinator = start().await;
     let issuer = Issuer::new("a");
     let token = |node: &str, jti: &str| issuer.token("RS256", &claims(node, jti, now()));
-    let first = Node::new(&coordinator, "what-it-calls-itself");
+    let first = TestNode::new(&coordinator, "what-it-calls-itself");
     let good = token("c1-n1", "1");
     let mut answers = vec![join(&first, &good).await.unwrap_err()];
     push(&coordinator, "k8s", issuer.jwks()).await.unwrap();
@@ -56,7 +56,7 @@ async fn a_node_joins_by_its_issuer_and_all_failures_look_the_same() {
     assert_eq!((joined.node.as_str(), joined.site.as_str()), ("c1-n1", "c1"));
     assert_eq!(join(&first, &good).await.unwrap().id, joined.id, "the answer may be lost");
 
-    let second = Node::new(&coordinator, "c1-n2");
+    let second = TestNode::new(&coordinator, "c1-n2");
     answers.push(join(&second, &good).await.unwrap_err());
     answers.push(join(&second, &Issuer::new("a").token("RS256", &claims("c1-n2", "2", now()))).await.unwrap_err());
     let mut other = claims("c1-n2", "3", now());
@@ -91,14 +91,14 @@ async fn pushed_keys_outlive_a_restart_and_are_shown() {
     let issuer = Issuer::new("a");
     assert!(push(&coordinator, "other", issuer.jwks()).await.unwrap_err().to_string().contains("has no [[trust]]"));
     assert!(push(&coordinator, "k8s", "{}".into()).await.unwrap_err().to_string().contains("keys cannot be used"));
-    let trusts: documents::Trusts = coordinator.fetch("/v1/trust").await;
+    let trusts: documents::IssuersDocument = coordinator.fetch("/v1/trust").await;
     assert!(render::trusts(&trusts).contains("none yet"), "{}", render::trusts(&trusts));
     push(&coordinator, "k8s", issuer.jwks()).await.unwrap();
 
     let coordinator = coordinator.restart().await;
-    let node = Node::new(&coordinator, "c1-n1");
+    let node = TestNode::new(&coordinator, "c1-n1");
     join(&node, &issuer.token("EdDSA", &claims("c1-n1", "1", now()))).await.unwrap();
-    let trusts: documents::Trusts = coordinator.fetch("/v1/trust").await;
+    let trusts: documents::IssuersDocument = coordinator.fetch("/v1/trust").await;
     assert_eq!((trusts.trusts[0].keys, trusts.trusts[0].error.as_deref()), (3, None));
     assert!(render::trusts(&trusts).contains("3, taken"), "{}", render::trusts(&trusts));
 }

@@ -15,10 +15,10 @@ use mesh_proto::wire::{ErrorBody, NodeFacts, Report, ReportResponse};
 use serde_json::json;
 use tokio::net::UnixStream;
 
-use crate::common::{Channel, Coordinator, soon, until};
+use crate::common::{NodeChannel, TestCoordinator, soon, until};
 
 /// Asks on the admin socket, and returns how that failed.
-async fn refused(coordinator: &Coordinator, method: Method, path: &str, body: &str) -> (StatusCode, ErrorBody) {
+async fn refused(coordinator: &TestCoordinator, method: Method, path: &str, body: &str) -> (StatusCode, ErrorBody) {
     let stream = UnixStream::connect(coordinator.socket()).await.unwrap();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
@@ -33,7 +33,7 @@ async fn refused(coordinator: &Coordinator, method: Method, path: &str, body: &s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_operator_asks_wrongly_has_a_word_and_a_status_of_its_own() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let dir = coordinator.dir.path();
     fs::write(dir.join("there"), "something else").unwrap();
     let backup = |name: &str| json!({"file": dir.join(name)}).to_string();
@@ -75,7 +75,7 @@ async fn what_the_operator_asks_wrongly_has_a_word_and_a_status_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_the_coordinators_key_at_the_wrong_time_is_a_conflict() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let step = |commit: bool| json!({"commit": commit, "force": true}).to_string();
     let mut seen = Vec::new();
     seen.push(refused(&coordinator, Method::POST, "/v1/rotate-key", &step(true)).await);
@@ -92,13 +92,13 @@ async fn a_step_of_the_coordinators_key_at_the_wrong_time_is_a_conflict() {
     }
 }
 
-async fn report(channel: &mut Channel<'_>, report: &Report) -> Result<ReportResponse, (StatusCode, ErrorBody)> {
+async fn report(channel: &mut NodeChannel<'_>, report: &Report) -> Result<ReportResponse, (StatusCode, ErrorBody)> {
     channel.post("/v1/report", report).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_goes_back_is_a_conflict() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, joined) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     let said = |sequence: u64| {
@@ -115,7 +115,7 @@ async fn a_record_that_goes_back_is_a_conflict() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_travels_in_a_query_whatever_it_contains() {
-    let coordinator = Coordinator::start().await;
+    let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
     for name in ["a&name=n1", "n1=", "100%", "%6e1", "a+b", "n 1", "ä⛵", "n1#"] {

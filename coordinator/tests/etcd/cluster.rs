@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::Options;
+use super::EtcdOptions;
 use skip::{in_path, skip};
 
 /// How long a member may take to listen.
@@ -69,9 +69,9 @@ impl Cluster {
     }
 
     /// Where the members lie.
-    pub(crate) fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> EtcdOptions {
         let endpoints = self.members.iter().map(|member| format!("127.0.0.1:{}", member.client)).collect();
-        Options { endpoints, tls: self.tls, ..Options::default() }
+        EtcdOptions { endpoints, tls: self.tls, ..EtcdOptions::default() }
     }
 
     /// Ends a member at once.

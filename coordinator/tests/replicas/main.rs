@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use coordinator::base::words::SOCKET;
 use coordinator::core::documents;
-use coordinator::store::etcd::Options;
+use coordinator::store::etcd::EtcdOptions;
 use hyper::{Method, StatusCode};
 use mesh_host::client::{AskError, Client};
 use mesh_proto::base::id::Revision;
@@ -26,7 +26,7 @@ use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::wire::{JoinResponse, WatchEvent};
 
 use cluster::Cluster;
-use common::{Lines, Node, SERVICES, until};
+use common::{Lines, SERVICES, TestNode, until};
 
 /// A coordinator as a process of its own.
 struct Replica {
@@ -85,11 +85,11 @@ impl Replica {
         std::fs::write(self.dir.path().join("services.toml"), services).unwrap();
     }
 
-    async fn try_status(&self) -> Option<documents::Status> {
+    async fn try_status(&self) -> Option<documents::StatusDocument> {
         Client::new(&SOCKET, self.socket()).get("/v1/status").await.ok()
     }
 
-    async fn status(&self) -> documents::Status {
+    async fn status(&self) -> documents::StatusDocument {
         self.try_status().await.expect("it answers")
     }
 
@@ -97,19 +97,19 @@ impl Replica {
         token(&self.socket()).await.expect("a token")
     }
 
-    async fn node(&self, name: &str) -> Node {
+    async fn node(&self, name: &str) -> TestNode {
         let identity = mesh_host::identity::Identity::generate().unwrap();
         let address = format!("127.0.0.1:{}", self.port).parse().unwrap();
-        Node { name: name.into(), identity, address, pin: self.status().await.key }
+        TestNode { name: name.into(), identity, address, pin: self.status().await.key }
     }
 
     /// Lets a node dial this coordinator.
-    async fn takes(&self, node: &mut Node) {
+    async fn takes(&self, node: &mut TestNode) {
         node.address = format!("127.0.0.1:{}", self.port).parse().unwrap();
         node.pin = self.status().await.key;
     }
 
-    async fn join(&self, name: &str) -> (Node, JoinResponse) {
+    async fn join(&self, name: &str) -> (TestNode, JoinResponse) {
         let node = self.node(name).await;
         let joined = node.connect().await.join(&self.token().await).await.unwrap();
         (node, joined)
@@ -180,7 +180,7 @@ async fn a_write_through_one_coordinator_is_seen_by_the_nodes_of_all() {
     }
     // Expelled through one, cut off at another.
     let began = Instant::now();
-    let done: documents::Done =
+    let done: documents::DoneDocument =
         Client::new(&SOCKET, replicas[0].socket()).ask(Method::DELETE, "/v1/nodes/n2", None::<&()>).await.unwrap();
     assert!(done.message.contains("n2"), "{}", done.message);
     let (mut lines, _) = watches.pop().unwrap();
@@ -218,13 +218,14 @@ async fn tokens_answers_and_maps_name_all_coordinators_until_one_is_forgotten() 
     let mut channel = node.connect().await;
     let mut lines = channel.watch(None).await.unwrap();
     let path = format!("/v1/coordinators/{gone}");
-    let _: documents::Done =
+    let _: documents::DoneDocument =
         Client::new(&SOCKET, replicas[0].socket()).ask(Method::DELETE, &path, None::<&()>).await.unwrap();
     keys.remove(&gone);
     map_that(&mut lines, &mut None, |map| told(map) == keys).await;
     let itself = format!("/v1/coordinators/{}", replicas[0].status().await.key);
-    let refused =
-        Client::new(&SOCKET, replicas[0].socket()).ask::<documents::Done>(Method::DELETE, &itself, None::<&()>).await;
+    let refused = Client::new(&SOCKET, replicas[0].socket())
+        .ask::<documents::DoneDocument>(Method::DELETE, &itself, None::<&()>)
+        .await;
     assert!(refused.unwrap_err().to_string().contains("ask another one"));
 }
 
@@ -379,7 +380,7 @@ async fn no_acknowledged_write_is_lost_while_coordinators_and_members_of_etcd_ar
     let ledger = std::mem::take(&mut *ledger.lock().unwrap());
     let mut revisions = Vec::new();
     for replica in &replicas {
-        let there: documents::Tokens = Client::new(&SOCKET, replica.socket()).get("/v1/tokens").await.unwrap();
+        let there: documents::TokensDocument = Client::new(&SOCKET, replica.socket()).get("/v1/tokens").await.unwrap();
         let there: BTreeSet<_> = there.tokens.into_iter().map(|token| token.id).collect();
         let lost: Vec<_> = ledger.iter().filter(|id| !there.contains(*id)).collect();
         assert!(lost.is_empty(), "{} of {} acknowledged tokens are lost: {lost:?}", lost.len(), ledger.len());

@@ -33,7 +33,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::time::sleep;
 
-use node::{Channel, Seen};
+use node::{ScaleChannel, SeenMap};
 
 /// How long anything may take before the test fails.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -102,7 +102,7 @@ impl Process {
         self.dir.path().join("state/admin.sock")
     }
 
-    async fn status(&self) -> Option<documents::Status> {
+    async fn status(&self) -> Option<documents::StatusDocument> {
         Client::new(&SOCKET, self.socket()).get("/v1/status").await.ok()
     }
 
@@ -137,11 +137,11 @@ async fn measure(nodes: usize, joins: usize) {
     let process = Process::start(&members, &mesh::services(nodes, 100, 100)).await;
     told(&format!("{nodes} members, {} services; {} MiB", nodes / 10, process.memory_kb() / 1024));
 
-    let seen: Vec<_> = (0..watchers).map(|_| Seen::new(began)).collect();
+    let seen: Vec<_> = (0..watchers).map(|_| SeenMap::new(began)).collect();
     stream::iter(0..watchers)
         .for_each_concurrent(AT_ONCE, |number| {
             let (member, seen, process) = (&members[number], Arc::clone(&seen[number]), &process);
-            async move { Channel::open(number, member, process.address, process.pin).await.watch(seen).await }
+            async move { ScaleChannel::open(number, member, process.address, process.pin).await.watch(seen).await }
         })
         .await;
     until("every watch has its map", || async { seen.iter().all(|seen| seen.snapshots.load(Ordering::Acquire) == 1) })
@@ -164,7 +164,7 @@ async fn measure(nodes: usize, joins: usize) {
     latency.check();
 
     // Where a node listens that everybody may call.
-    let mut channel = Channel::open(0, &members[1], process.address, process.pin).await;
+    let mut channel = ScaleChannel::open(0, &members[1], process.address, process.pin).await;
     let endpoint = mesh::endpoint(1, 4000).parse().unwrap();
     let lanes = vec![LaneInfo { key: TunnelKey(members[1].public().0), port: 51820 }];
     let facts = NodeFacts { lanes, endpoints: vec![endpoint], mtu: 1420, guarded: true, ..NodeFacts::default() };
@@ -203,7 +203,7 @@ fn signed(by: &Identity, facts: NodeFacts) -> NodeFacts {
 /// Joins one more node, and lets it watch.
 async fn join(number: usize, token: &JoinToken, process: &Process, began: Instant) {
     let identity = Identity::generate().unwrap();
-    let mut channel = Channel::open(number, &identity, process.address, process.pin).await;
+    let mut channel = ScaleChannel::open(number, &identity, process.address, process.pin).await;
     let facts = NodeFacts {
         lanes: vec![LaneInfo { key: TunnelKey(identity.public().0), port: 51820 }],
         endpoints: vec![mesh::endpoint(number, 51820).parse().unwrap()],
@@ -222,7 +222,7 @@ async fn join(number: usize, token: &JoinToken, process: &Process, began: Instan
     };
     let (status, body) = channel.post("/v1/join", &request).await;
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
-    let seen = Seen::new(began);
+    let seen = SeenMap::new(began);
     channel.watch(Arc::clone(&seen)).await;
     until("a new node has its map", || async { seen.snapshots.load(Ordering::Acquire) == 1 }).await;
 }
@@ -250,7 +250,7 @@ impl std::fmt::Display for Latency {
 }
 
 /// Waits until as many watches as expected were told of a change that began at `start`, and no others.
-async fn changed(seen: &[Arc<Seen>], expected: usize, start: Duration) -> Latency {
+async fn changed(seen: &[Arc<SeenMap>], expected: usize, start: Duration) -> Latency {
     let told = || seen.iter().filter(|seen| seen.deltas.load(Ordering::Acquire) > 0);
     let began = Instant::now();
     while told().count() < expected {

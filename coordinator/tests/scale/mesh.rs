@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use coordinator::store::{Table, Write, open_embedded};
+use coordinator::store::{StoreTable, Write, open_embedded};
 use mesh_host::identity::Identity;
 use mesh_proto::base::id::Revision;
 use serde_json::json;
@@ -89,20 +89,20 @@ pub(crate) fn fill(path: &Path, nodes: &[Identity]) {
             "token": null,
             "joined_at": 1,
         });
-        write(Table::Nodes, &format!("n{node}"), record);
+        write(StoreTable::Nodes, &format!("n{node}"), record);
     }
     let last = nodes.len();
     let pool = json!({
         "last_node": last, "last_service": 0, "vip": null, "node": address(last - 1), "blocks": {}, "freed": [],
     });
-    write(Table::Meta, "pool", pool);
-    write(Table::Meta, "format", json!(1));
+    write(StoreTable::Meta, "pool", pool);
+    write(StoreTable::Meta, "format", json!(1));
     // A file without services first, so that no node belongs to a site that does not exist.
     let mut text = "version = 1\n[mesh]\nname = \"large\"\n".to_owned();
     for site in 0..nodes.len() / SITE {
         let _ = write!(text, "[[site]]\nname = \"x{site}\"\n");
     }
-    write(Table::Services, "accepted", json!({"file": "services.toml", "text": text}));
+    write(StoreTable::Services, "accepted", json!({"file": "services.toml", "text": text}));
     let mut store = open_embedded(path).unwrap();
     store.commit(Revision(0), Revision(1), &writes).unwrap();
 }

@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 
 /// What a watch was sent.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct SeenMap {
     began: Instant,
     /// Lines that carry a map.
     pub(crate) snapshots: AtomicUsize,
@@ -33,7 +33,7 @@ pub(crate) struct Seen {
     last: AtomicU64,
 }
 
-impl Seen {
+impl SeenMap {
     pub(crate) fn new(began: Instant) -> Arc<Self> {
         let (snapshots, deltas, bytes) = Default::default();
         Arc::new(Self { began, snapshots, deltas, bytes, last: AtomicU64::new(0) })
@@ -76,9 +76,9 @@ impl Seen {
 }
 
 /// An open connection of a node.
-pub(crate) struct Channel(SendRequest<Full<Bytes>>);
+pub(crate) struct ScaleChannel(SendRequest<Full<Bytes>>);
 
-impl Channel {
+impl ScaleChannel {
     /// Connects from one of many loopback addresses, so that no limit per address is met.
     pub(crate) async fn open(number: usize, identity: &Identity, to: SocketAddr, pin: IdentityKey) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
@@ -94,7 +94,7 @@ impl Channel {
     }
 
     /// Starts a watch, which notes what it is sent for as long as the coordinator lives.
-    pub(crate) async fn watch(mut self, seen: Arc<Seen>) {
+    pub(crate) async fn watch(mut self, seen: Arc<SeenMap>) {
         let request = request(Method::GET, "/v1/watch", Vec::new());
         let response = self.0.send_request(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);

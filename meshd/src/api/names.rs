@@ -39,7 +39,7 @@ pub enum NameError {
 
 /// What a packet goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub struct NamedTarget {
     /// The address.
     pub address: Ipv4Addr,
     /// The IP protocol number.
@@ -84,7 +84,7 @@ pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
 ///
 /// # Errors
 /// `NameError` if the word names nothing that can be called.
-pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> {
+pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<NamedTarget, NameError> {
     let transport = if udp { Transport::Udp } else { Transport::Tcp };
     let plain = |address, port| plain(address, port, udp);
     if let Some(rest) = word.strip_prefix("host:") {
@@ -101,23 +101,23 @@ pub fn target(map: &NetMap, word: &str, udp: bool) -> Result<Target, NameError> 
         let fits = |p: &&mesh_proto::model::netmap::ServicePort| !udp || p.transport == Transport::Udp;
         let mut ports = service.ports.iter().filter(named);
         let chosen = ports.clone().find(fits).or_else(|| ports.next());
-        return Ok(Target {
+        return Ok(NamedTarget {
             address: service.vip.0,
             protocol: chosen.map_or(transport, |p| p.transport).number(),
             port: chosen.map(|p| p.port).or(port).unwrap_or(0),
         });
     }
     if let Some(vip) = key(map, name).and_then(|key| map.vip(&key)) {
-        return Ok(Target { address: vip.0, protocol: transport.number(), port: port.unwrap_or(0) });
+        return Ok(NamedTarget { address: vip.0, protocol: transport.number(), port: port.unwrap_or(0) });
     }
     let address = node(map, name).ok_or_else(|| unknown(map, name))?;
     Ok(plain(address, port))
 }
 
 /// Returns an address and port that no service has; no port means an echo request.
-pub fn plain(address: Ipv4Addr, port: Option<u16>, udp: bool) -> Target {
+pub fn plain(address: Ipv4Addr, port: Option<u16>, udp: bool) -> NamedTarget {
     let transport = if udp { Transport::Udp } else { Transport::Tcp };
-    Target { address, protocol: port.map_or(ICMP, |_| transport.number()), port: port.unwrap_or(0) }
+    NamedTarget { address, protocol: port.map_or(ICMP, |_| transport.number()), port: port.unwrap_or(0) }
 }
 
 /// Reads a word that may name a node which the map does not contain: `NODE`, `host:NODE`, either with a port.
@@ -321,13 +321,13 @@ mod tests {
             ("cart.mesh.internal.", false, TCP, 7070),
             ("cart:1", false, TCP, 1),
         ] {
-            let expected = Target { address: vip, protocol, port };
+            let expected = NamedTarget { address: vip, protocol, port };
             assert_eq!(target(&map, word, udp), Ok(expected), "{word}");
         }
         let own = map.node.address.0;
-        let ping = Target { address: own, protocol: ICMP, port: 0 };
+        let ping = NamedTarget { address: own, protocol: ICMP, port: 0 };
         assert_eq!(target(&map, "host:n1", false), Ok(ping));
-        let ssh = Target { address: own, protocol: TCP, port: 22 };
+        let ssh = NamedTarget { address: own, protocol: TCP, port: 22 };
         assert_eq!(target(&map, "n1:22", false), Ok(ssh));
         assert_eq!(target(&map, "cart:0", false), Err(NameError::Port("0".into())));
     }

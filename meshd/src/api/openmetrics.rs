@@ -159,7 +159,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use mesh_proto::base::addr::Flat;
-    use mesh_proto::ops::status::{Lane, Peer, Service};
+    use mesh_proto::ops::status::{LaneStatus, PeerStatus, ServiceStatus};
 
     use super::*;
 
@@ -167,7 +167,7 @@ mod tests {
     fn the_text_has_the_names_that_dashboards_use() {
         let mut status = status::status(&Snapshot::default());
         status.drops.insert("denied".into(), 3);
-        status.peers.push(Peer {
+        status.peers.push(PeerStatus {
             name: "n2".parse().unwrap(),
             site: "c1".parse().unwrap(),
             address: Flat([241, 1, 0, 2].into()),
@@ -179,7 +179,7 @@ mod tests {
             rx_bytes: 10,
             tx_bytes: 20,
         });
-        status.services.push(Service {
+        status.services.push(ServiceStatus {
             name: "cart".parse().unwrap(),
             namespace: Default::default(),
             vip: Flat([241, 0, 0, 100].into()),
@@ -187,7 +187,7 @@ mod tests {
             backends: Vec::new(),
         });
 
-        status.lanes.push(Lane {
+        status.lanes.push(LaneStatus {
             lane: 1,
             tun_rx_packets: 50,
             udp_tx_bytes: 70_000,
@@ -198,7 +198,7 @@ mod tests {
             decrypt_failures: 5,
             offloads: [("udp_gro".to_owned(), true)].into(),
             drops: [("denied".to_owned(), 3)].into(),
-            ..Lane::default()
+            ..LaneStatus::default()
         });
 
         let text = text(&status, 2);

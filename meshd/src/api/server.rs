@@ -108,15 +108,15 @@ impl Daemon {
     }
 }
 
-async fn peers(State(daemon): State<Daemon>) -> Json<doc::Peers> {
-    Json(doc::Peers { schema: doc::PEERS.into(), peers: status::peer_list(&daemon.subscriber.snapshot()) })
+async fn peers(State(daemon): State<Daemon>) -> Json<doc::PeersStatus> {
+    Json(doc::PeersStatus { schema: doc::PEERS.into(), peers: status::peer_list(&daemon.subscriber.snapshot()) })
 }
 
 async fn flows(State(daemon): State<Daemon>) -> Json<doc::Flows> {
     Json(doc::Flows { schema: doc::FLOWS.into(), flows: status::flows(&daemon.subscriber.snapshot()) })
 }
 
-async fn services(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::Services> {
+async fn services(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::ServicesStatus> {
     let snapshot = daemon.subscriber.snapshot();
     let mut services = status::services(&snapshot);
     if let Some(name) = words.get("name") {
@@ -127,7 +127,7 @@ async fn services(State(daemon): State<Daemon>, Query(words): Words) -> Answer<d
         })?;
         services.retain(|s| s.name == key.name && s.namespace == key.namespace);
     }
-    Ok(Json(doc::Services { schema: doc::SERVICES.into(), services }))
+    Ok(Json(doc::ServicesStatus { schema: doc::SERVICES.into(), services }))
 }
 
 async fn resolve(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::Resolve> {
@@ -216,24 +216,24 @@ async fn renew(subscriber: &Subscriber, requests: &Requests, is_connected: bool)
 }
 
 /// Asks the coordinator who waits for the lock's signature.
-async fn waiting(State(daemon): State<Daemon>) -> Answer<doc::Lock> {
+async fn waiting(State(daemon): State<Daemon>) -> Answer<doc::LockStatus> {
     lock(&daemon.subscriber, None).await
 }
 
 /// Brings the coordinator the lock's signature for one who waits.
-async fn countersign(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::Lock> {
+async fn countersign(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::LockStatus> {
     let node = words.get("node").and_then(|node| node.parse().ok());
     let signature = words.get("signature").and_then(|signature| signature.parse().ok());
     let (node, signature) = node.zip(signature).ok_or_else(|| malformed("node and signature"))?;
     lock(&daemon.subscriber, Some(&Countersign { node, signature })).await
 }
 
-async fn lock(subscriber: &Subscriber, signed: Option<&Countersign>) -> Answer<doc::Lock> {
+async fn lock(subscriber: &Subscriber, signed: Option<&Countersign>) -> Answer<doc::LockStatus> {
     let (enrolment, dial) = (subscriber.enrolment.borrow().clone(), subscriber.dial.borrow().clone());
     let (enrolment, dial) = enrolment.zip(dial).ok_or_else(not_joined)?;
     let told = control::lock_standing(&dial, signed).await;
     let standing = told.map_err(|error| No(StatusCode::BAD_GATEWAY, ErrorCode::Coordinator, error.to_string()))?;
-    Ok(Json(doc::Lock {
+    Ok(Json(doc::LockStatus {
         schema: doc::LOCK.into(),
         mesh: enrolment.mesh,
         lock: subscriber.link.borrow().lock,
@@ -320,7 +320,7 @@ mod tests {
 
         for name in ["a&name=b", "a=b", "100%", "%41", "a+b", "a b", "ä⛵", "a#b"] {
             let path = with_query("/v1/services", &[("name", name)]);
-            let unknown = client.get::<doc::Services>(&path).await.unwrap_err();
+            let unknown = client.get::<doc::ServicesStatus>(&path).await.unwrap_err();
             assert!(matches!(&unknown, AskError::Refused(failure) if failure.error == ErrorCode::NotFound));
             assert!(unknown.to_string().contains(&format!("`{name}`")), "{path}: {unknown}");
         }

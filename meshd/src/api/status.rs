@@ -7,7 +7,7 @@ use mesh_host::clock::now;
 use mesh_host::table::age;
 use mesh_proto::base::id::ServiceKey;
 use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
-use mesh_proto::dataplane::flow::{Flow, State};
+use mesh_proto::dataplane::flow::{Flow, FlowState};
 use mesh_proto::dataplane::verdict::Refuse;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Service};
@@ -18,7 +18,7 @@ use mesh_proto::wire::About;
 use crate::api::names;
 use crate::api::names::NameError;
 use crate::base::text::JOIN_HINT;
-use crate::dataplane::{LaneStats, Stats};
+use crate::dataplane::{DataPlaneStats, LaneStats};
 use crate::keys::psk_policy::PskMode;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
@@ -32,7 +32,7 @@ type Connections = BTreeMap<(Ipv4Addr, Ipv4Addr), u64>;
 /// Reads everything.
 pub fn status(snapshot: &Snapshot) -> doc::Status {
     let view = snapshot.view.as_deref();
-    let idle = Stats::default();
+    let idle = DataPlaneStats::default();
     let stats = snapshot.stats.as_ref().unwrap_or(&idle);
     let drops = stats.drops.iter().map(|(&reason, &n)| (reason.into(), n));
     doc::Status {
@@ -53,14 +53,14 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
 }
 
 /// Reads the other nodes.
-pub fn peer_list(snapshot: &Snapshot) -> Vec<doc::Peer> {
-    let idle = Stats::default();
+pub fn peer_list(snapshot: &Snapshot) -> Vec<doc::PeerStatus> {
+    let idle = DataPlaneStats::default();
     let stats = snapshot.stats.as_ref().unwrap_or(&idle);
     snapshot.view.as_ref().map_or_else(Vec::new, |v| peers(v.netmap(), stats))
 }
 
 /// Reads the services with the connections of this node.
-pub fn services(snapshot: &Snapshot) -> Vec<doc::Service> {
+pub fn services(snapshot: &Snapshot) -> Vec<doc::ServiceStatus> {
     let Some(view) = &snapshot.view else {
         return Vec::new();
     };
@@ -70,11 +70,11 @@ pub fn services(snapshot: &Snapshot) -> Vec<doc::Service> {
 }
 
 /// Reads the live flows, opener's direction only; at most 10,000.
-pub fn flows(snapshot: &Snapshot) -> Vec<doc::Flow> {
+pub fn flows(snapshot: &Snapshot) -> Vec<doc::FlowStatus> {
     let Some(view) = &snapshot.view else {
         return Vec::new();
     };
-    let shown = |(tuple, flow): &(FiveTuple, Flow)| doc::Flow {
+    let shown = |(tuple, flow): &(FiveTuple, Flow)| doc::FlowStatus {
         transport: transport(tuple.protocol),
         source: format!("{}:{}", tuple.source, tuple.source_port),
         destination: format!("{}:{}", tuple.destination, tuple.destination_port),
@@ -132,7 +132,7 @@ pub fn why_not(
 
 fn told(
     (source, from): (&str, Ipv4Addr),
-    (destination, to): (&str, names::Target),
+    (destination, to): (&str, names::NamedTarget),
     explained: Explanation,
 ) -> doc::Why {
     doc::Why {
@@ -197,12 +197,12 @@ fn health(snapshot: &Snapshot) -> doc::Health {
     }
 }
 
-fn node(snapshot: &Snapshot) -> Option<doc::Node> {
+fn node(snapshot: &Snapshot) -> Option<doc::NodeStatus> {
     let enrolment = snapshot.enrolment.clone()?;
     let view = snapshot.view.as_deref();
     let own = view.map(|v| v.netmap().node.clone());
     let range = view.map_or(enrolment.range, |v| v.netmap().mesh.range);
-    Some(doc::Node {
+    Some(doc::NodeStatus {
         name: enrolment.node,
         site: enrolment.site,
         address: own.as_ref().map_or(enrolment.address, |n| n.address),
@@ -212,17 +212,17 @@ fn node(snapshot: &Snapshot) -> Option<doc::Node> {
         dns: range.dns(),
         guarded: snapshot.upkeep.guards.masquerade,
         preshared: match snapshot.preshared.0 {
-            PskMode::Off => doc::Preshared::Off,
-            PskMode::Accept => doc::Preshared::Waits,
-            PskMode::Offer => doc::Preshared::Begins,
-            PskMode::Require => doc::Preshared::On,
+            PskMode::Off => doc::PresharedStatus::Off,
+            PskMode::Accept => doc::PresharedStatus::Waits,
+            PskMode::Offer => doc::PresharedStatus::Begins,
+            PskMode::Require => doc::PresharedStatus::On,
         },
     })
 }
 
-fn coordinator(snapshot: &Snapshot) -> doc::Coordinator {
+fn coordinator(snapshot: &Snapshot) -> doc::CoordinatorStatus {
     let link = &snapshot.link;
-    doc::Coordinator {
+    doc::CoordinatorStatus {
         connected: link.connected,
         revision: snapshot.view.as_deref().map(View::revision).unwrap_or_default(),
         address: link.address.clone(),
@@ -235,10 +235,10 @@ fn coordinator(snapshot: &Snapshot) -> doc::Coordinator {
     }
 }
 
-fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
+fn peers(map: &NetMap, stats: &DataPlaneStats) -> Vec<doc::PeerStatus> {
     let peer = |(name, peer): (&mesh_proto::base::id::NodeName, &mesh_proto::model::netmap::Peer)| {
         let seen = stats.peers.get(&peer.id).cloned().unwrap_or_default();
-        doc::Peer {
+        doc::PeerStatus {
             name: name.clone(),
             site: peer.site.clone(),
             address: peer.address,
@@ -254,21 +254,21 @@ fn peers(map: &NetMap, stats: &Stats) -> Vec<doc::Peer> {
     map.peers.iter().map(peer).collect()
 }
 
-fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> doc::Service {
+fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> doc::ServiceStatus {
     let port = |p: &mesh_proto::model::netmap::ServicePort| doc::Port {
         name: p.name.as_ref().map(ToString::to_string),
         transport: p.transport,
         port: p.port,
         target: p.target,
     };
-    let backend = |b: &mesh_proto::model::netmap::Backend| doc::Backend {
+    let backend = |b: &mesh_proto::model::netmap::Backend| doc::BackendStatus {
         name: b.name.as_ref().map_or_else(|| b.node.to_string(), ToString::to_string),
         node: b.node.clone(),
         address: b.address,
         weight: b.weight,
         connections: connections.get(&(service.vip.0, b.address.0)).copied().unwrap_or(0),
     };
-    doc::Service {
+    doc::ServiceStatus {
         name: key.name.clone(),
         namespace: key.namespace.clone(),
         vip: service.vip,
@@ -282,7 +282,7 @@ fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> do
 fn connections(snapshot: &Snapshot, view: &View) -> Connections {
     let mut connections = Connections::new();
     for (tuple, flow) in opened(snapshot) {
-        if view.is_vip(tuple.destination) && matches!(flow.state, State::Open | State::HalfOpen) {
+        if view.is_vip(tuple.destination) && matches!(flow.state, FlowState::Open | FlowState::HalfOpen) {
             let to = flow.to.destination;
             let flat = view.flat(mesh_proto::base::addr::Real(to)).map_or(to, |flat| flat.0);
             *connections.entry((tuple.destination, flat)).or_default() += 1;
@@ -295,12 +295,12 @@ fn opened(snapshot: &Snapshot) -> &[(FiveTuple, Flow)] {
     snapshot.stats.as_ref().map(|stats| stats.opened.as_slice()).unwrap_or_default()
 }
 
-fn lanes(stats: &Stats) -> Vec<doc::Lane> {
+fn lanes(stats: &DataPlaneStats) -> Vec<doc::LaneStatus> {
     stats.lanes.iter().enumerate().map(|(number, stats)| lane(number, stats)).collect()
 }
 
-fn lane(lane: usize, s: &LaneStats) -> doc::Lane {
-    doc::Lane {
+fn lane(lane: usize, s: &LaneStats) -> doc::LaneStatus {
+    doc::LaneStatus {
         lane,
         tun_rx_packets: s.tun_rx_packets,
         tun_rx_bytes: s.tun_rx_bytes,

@@ -139,7 +139,7 @@ pub enum Verb {
     },
     /// Admit nodes to a mesh that is locked by a key of yours (`mesh-coordinator lock init`)
     #[command(subcommand)]
-    Lock(Lock),
+    Lock(LockVerb),
     /// Remove everything meshd set up in the kernel, whether it runs or was killed
     Cleanup(ConfigArg),
     /// Close the mesh range before the network comes up (for the boot unit)
@@ -154,7 +154,7 @@ pub enum Verb {
 
 /// Words of `lock`.
 #[derive(Debug, Subcommand)]
-pub enum Lock {
+pub enum LockVerb {
     /// Show the lock, this node's identity, and who waits for a signature
     Status,
     /// Sign for a node that waits

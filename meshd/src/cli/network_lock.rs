@@ -8,28 +8,28 @@ use mesh_host::client::Client;
 use mesh_host::identity::Identity;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::ops::status as doc;
-use mesh_proto::trust::network_lock::{Member, Subject};
+use mesh_proto::trust::network_lock::{LockedMember, Subject};
 use mesh_proto::wire::query::with_query;
 use zeroize::Zeroizing;
 
 use crate::base::files::LOCK_KEY;
 use crate::base::state_dir::{State, read_secret};
 use crate::base::text::SOCKET;
-use crate::cli::args::Lock;
+use crate::cli::args::LockVerb;
 use crate::cli::error::{CommandError, LockError};
 use crate::cli::output::{Asker, finish, load};
 use crate::control::map_guard;
 
 /// Does what `lock` says.
-pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -> Result<u8, CommandError> {
+pub(crate) async fn perform(ask: &Asker, words: LockVerb, socket: Option<PathBuf>) -> Result<u8, CommandError> {
     match words {
-        Lock::Status => ask.show("/v1/lock", render).await.map(|_: doc::Lock| 0),
-        Lock::Sign { node, key, identity, yes, config } => {
+        LockVerb::Status => ask.show("/v1/lock", render).await.map(|_: doc::LockStatus| 0),
+        LockVerb::Sign { node, key, identity, yes, config } => {
             let config = load(&config, socket)?;
             let path = key.unwrap_or_else(|| config.state_dir.join(LOCK_KEY.name()));
             let key = read(&path)?;
             let client = Client::new(&SOCKET, config.socket);
-            let standing: doc::Lock = client.get("/v1/lock").await?;
+            let standing: doc::LockStatus = client.get("/v1/lock").await?;
             let member = named(&standing, &node)?;
             check(&standing, member, &key, &path, identity)?;
             show(&standing, member);
@@ -38,11 +38,11 @@ pub(crate) async fn perform(ask: &Asker, words: Lock, socket: Option<PathBuf>) -
             }
             let signature = BASE64URL_NOPAD.encode(&key.sign(&member.message(&standing.mesh)).0);
             let words = [("node", node.as_str()), ("signature", &signature)];
-            let _: doc::Lock = client.post(&with_query("/v1/lock", &words)).await?;
+            let _: doc::LockStatus = client.post(&with_query("/v1/lock", &words)).await?;
             finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")]);
             Ok(0)
         }
-        Lock::Forget(config) => {
+        LockVerb::Forget(config) => {
             let state = State::open(&load(&config, socket)?.state_dir)?;
             let _lock = state.lock()?;
             let done = match map_guard::forget_lock(&state)? {
@@ -61,14 +61,14 @@ fn read(path: &Path) -> Result<Identity, LockError> {
     Identity::from_pkcs8(Zeroizing::new(bytes)).map_err(|_| LockError::Damaged(path.into()))
 }
 
-fn named<'a>(standing: &'a doc::Lock, node: &NodeName) -> Result<&'a Member, LockError> {
+fn named<'a>(standing: &'a doc::LockStatus, node: &NodeName) -> Result<&'a LockedMember, LockError> {
     let member = standing.waiting.iter().chain(&standing.aged).find(|member| member.name == *node);
     member.ok_or_else(|| LockError::Nobody(node.clone()))
 }
 
 fn check(
-    standing: &doc::Lock,
-    member: &Member,
+    standing: &doc::LockStatus,
+    member: &LockedMember,
     key: &Identity,
     path: &Path,
     identity: Option<IdentityKey>,
@@ -85,8 +85,8 @@ fn check(
 }
 
 /// Shows what is about to be signed.
-fn show(standing: &doc::Lock, member: &Member) {
-    let Member { id, name, site, subject } = member;
+fn show(standing: &doc::LockStatus, member: &LockedMember) {
+    let LockedMember { id, name, site, subject } = member;
     let text = format!("{name} of site {site} in mesh {}, number {}, {subject}", standing.mesh, id.0);
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -102,16 +102,16 @@ fn confirmed() -> bool {
     read.is_ok() && ["y", "yes"].contains(&word.trim())
 }
 
-fn render(lock: &doc::Lock) -> String {
+fn render(lock: &doc::LockStatus) -> String {
     let mut lines = vec![match lock.lock {
         Some(key) => format!("mesh {} is locked by {key}", lock.mesh),
         None => format!("mesh {} is not locked", lock.mesh),
     }];
     lines.push(format!("this node is {} with the identity {}", lock.node, lock.identity));
-    for Member { name, site, subject, .. } in &lock.waiting {
+    for LockedMember { name, site, subject, .. } in &lock.waiting {
         lines.push(format!("{name} of site {site} waits, {subject}"));
     }
-    for Member { name, site, subject, .. } in &lock.aged {
+    for LockedMember { name, site, subject, .. } in &lock.aged {
         lines.push(format!(
             "{name} of site {site} is admitted, but has to be signed for anew before its identity changes again, {subject}"
         ));

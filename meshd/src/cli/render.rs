@@ -44,7 +44,7 @@ pub fn status(status: &doc::Status) -> String {
 
 /// What one worker thread did: how much, how many packets it and the kernel pass to each other at a time, and
 /// whatever went wrong.
-fn lane(l: &doc::Lane) -> String {
+fn lane(l: &doc::LaneStatus) -> String {
     let mut line = format!(
         "lane {}: sent {} ({}; {} per read, {} per send), received {} ({}; {} per receipt, {} per write)",
         l.lane,
@@ -84,7 +84,7 @@ fn packets(n: u64) -> String {
     count(usize::try_from(n).unwrap_or(usize::MAX), "packet")
 }
 
-fn coordinator(c: &doc::Coordinator) -> String {
+fn coordinator(c: &doc::CoordinatorStatus) -> String {
     let address = c.address.as_deref().unwrap_or("not tried yet");
     let heard = c.last_heard_s.map_or_else(String::new, |s| format!(", last heard {} ago", age(s, 1)));
     if c.connected {
@@ -95,7 +95,7 @@ fn coordinator(c: &doc::Coordinator) -> String {
 }
 
 /// Shows the other nodes.
-pub fn peers(peers: &[doc::Peer]) -> String {
+pub fn peers(peers: &[doc::PeerStatus]) -> String {
     let mut table =
         table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "KEY", "RX", "TX"], &[4, 5, 7, 8]);
     for p in peers {
@@ -115,7 +115,7 @@ pub fn peers(peers: &[doc::Peer]) -> String {
 }
 
 /// Shows services and their backends, one line per backend.
-pub fn services(services: &[doc::Service]) -> String {
+pub fn services(services: &[doc::ServiceStatus]) -> String {
     let mut table = table(&["SERVICE", "VIP", "PORTS", "BACKEND", "NODE", "ADDRESS", "WEIGHT", "CONNECTIONS"], &[6, 7]);
     for s in services {
         let name =
@@ -123,7 +123,7 @@ pub fn services(services: &[doc::Service]) -> String {
         let ports: Vec<String> = s.ports.iter().map(port).collect();
         let head = [name, s.vip.to_string(), ports.join(" ")];
         let none = [dash(), dash(), dash(), dash(), dash()];
-        let row = |b: &doc::Backend| {
+        let row = |b: &doc::BackendStatus| {
             [b.name.clone(), b.node.to_string(), b.address.to_string(), b.weight.to_string(), b.connections.to_string()]
         };
         let rows: Vec<_> = s.backends.iter().map(row).collect();
@@ -137,7 +137,7 @@ pub fn services(services: &[doc::Service]) -> String {
 }
 
 /// Shows the live flows.
-pub fn flows(flows: &[doc::Flow]) -> String {
+pub fn flows(flows: &[doc::FlowStatus]) -> String {
     let mut table = table(&["PROTO", "SOURCE", "DESTINATION", "BACKEND", "PEER", "IDLE"], &[5]);
     for f in flows {
         table.add_row([
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn a_lane_is_one_line_that_tells_what_went_wrong_and_nothing_that_did_not() {
         let offloads = |gro| [("tun_tcp".to_owned(), true), ("udp_gro".to_owned(), gro)].into();
-        let well = doc::Lane {
+        let well = doc::LaneStatus {
             lane: 1,
             tun_rx_packets: 90,
             tun_rx_super_packets: 2,
@@ -257,9 +257,10 @@ mod tests {
             udp_rx_packets: 1,
             udp_rx_bytes: 96,
             offloads: offloads(true),
-            ..doc::Lane::default()
+            ..doc::LaneStatus::default()
         };
-        let ill = doc::Lane { udp_rx_overflows: 7, decrypt_failures: 2, offloads: offloads(false), ..well.clone() };
+        let ill =
+            doc::LaneStatus { udp_rx_overflows: 7, decrypt_failures: 2, offloads: offloads(false), ..well.clone() };
 
         let line = "lane 1: sent 90 packets (130.0 kB; 22.5 per read, 45.0 per send), \
                     received 1 packet (96 B; 1.0 per receipt, - per write)";

@@ -100,12 +100,12 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
             Ok(if fine { 0 } else { DEGRADED })
         }
         Verb::Peers => {
-            let shown = |d: &doc::Peers| render::peers(&d.peers);
+            let shown = |d: &doc::PeersStatus| render::peers(&d.peers);
             ask.show("/v1/peers", shown).await.map(|_| 0)
         }
         Verb::Services { name } => {
             let words: Vec<_> = name.iter().map(|name| ("name", &**name)).collect();
-            let shown = |d: &doc::Services| render::services(&d.services);
+            let shown = |d: &doc::ServicesStatus| render::services(&d.services);
             ask.show(&with_query("/v1/services", &words), shown).await.map(|_| 0)
         }
         Verb::Resolve { name } => {
@@ -166,11 +166,11 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
 /// Measures the round trip to a node, by whichever of its names it is called.
 async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
     let word = node.strip_prefix("host:").unwrap_or(node);
-    let called = |p: &doc::Peer| p.name.as_str() == word || p.address.to_string() == word;
+    let called = |p: &doc::PeerStatus| p.name.as_str() == word || p.address.to_string() == word;
     let asked = Instant::now();
     let mut before = None;
     loop {
-        let peers: doc::Peers = ask.client.get("/v1/peers").await?;
+        let peers: doc::PeersStatus = ask.client.get("/v1/peers").await?;
         let found = peers.peers.into_iter().find(called);
         let peer = found.ok_or_else(|| CommandError::NoPeer(word.into()))?;
         match before {
@@ -207,7 +207,7 @@ async fn measure(ask: &Asker, node: &str, seconds: u8) -> Result<u8, CommandErro
     Ok(0)
 }
 
-fn show_ping(peer: &doc::Peer, json: bool) {
+fn show_ping(peer: &doc::PeerStatus, json: bool) {
     if json {
         return print_json(peer);
     }

@@ -12,7 +12,7 @@ const KEYS: [&str; 3] = ["rotate", "overlap", "preshared"];
 
 /// `[keys]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keys {
+pub struct KeysConfig {
     /// `rotate`: the age at which the tunnel key is changed.
     pub rotate: Duration,
     /// `overlap`: how long the former one is answered once, for peers that are out of touch, the coordinator knows the new one.
@@ -21,14 +21,14 @@ pub struct Keys {
     pub preshared: bool,
 }
 
-impl Default for Keys {
+impl Default for KeysConfig {
     fn default() -> Self {
         Self { rotate: Duration::from_secs(30 * 86_400), overlap: Duration::from_secs(86_400), preshared: true }
     }
 }
 
 /// Reads `[keys]` into `keys`.
-pub(super) fn read(reader: &mut Reader<'_>, value: &Value<'_>, keys: &mut Keys) {
+pub(super) fn read(reader: &mut Reader<'_>, value: &Value<'_>, keys: &mut KeysConfig) {
     let DeValue::Table(table) = value.get_ref() else {
         return reader.mistake(value.span(), "`keys` is a table: write `[keys]`".into());
     };

@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::io::offloads::Offload;
 
-pub use keys::Keys;
+pub use keys::KeysConfig;
 use reader::{Mistakes, Reader, Value};
 
 /// Where meshd looks for its configuration.
@@ -78,7 +78,7 @@ pub struct Config {
     /// `[offload]`.
     pub offload: Offload,
     /// `[keys]`.
-    pub keys: Keys,
+    pub keys: KeysConfig,
     /// `max_offline`: how long without a coordinator new peers are spoken to; `None` for "never" an end.
     pub max_offline: Option<Duration>,
 }
@@ -109,7 +109,7 @@ impl Default for Config {
             lanes: cores.min(MAX_LANES),
             dns: Dns { enabled: true, upstreams: Vec::new() },
             offload: Offload::default(),
-            keys: Keys::default(),
+            keys: KeysConfig::default(),
             max_offline: Some(Duration::from_secs(7 * 86_400)),
         }
     }

@@ -51,7 +51,7 @@ fn every_key_is_read() {
     assert_eq!(config.dns.upstreams, ["192.0.2.53:53".parse().unwrap()]);
     assert_eq!(config.offload, Offload { tun: false, udp: true });
     let (rotate, overlap) = (Duration::from_secs(43_200), Duration::from_secs(10));
-    assert_eq!(config.keys, Keys { rotate, overlap, preshared: false });
+    assert_eq!(config.keys, KeysConfig { rotate, overlap, preshared: false });
     assert!(Config::default().keys.preshared);
     let off = Config::parse("m.toml", "metrics = \"off\"").unwrap();
     assert_eq!(off.metrics, None);

@@ -14,7 +14,7 @@ use mesh_host::identity::verify;
 use mesh_host::tls;
 use mesh_proto::base::id::{IdentityKey, Revision};
 use mesh_proto::model::netmap::Mesh;
-use mesh_proto::trust::audit_log::{LogPage, Roll};
+use mesh_proto::trust::audit_log::{LogPage, Roster};
 use mesh_proto::trust::high_water_mark::WentBack;
 use mesh_proto::wire::query::with_query;
 use mesh_proto::wire::{
@@ -31,7 +31,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::base::runtime::aside;
-use crate::keys::node::Keys;
+use crate::keys::node::NodeKeys;
 
 /// How long a connection may take to be set up, from the name to HTTP/2.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ const MAX_ANSWER: usize = 256 * 1024;
 
 /// Why a coordinator did not give what was asked.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub enum ChannelError {
     /// The name has no address.
     #[error("cannot find the coordinator `{address}`: {error}; check the name and this host's DNS")]
     Resolve {
@@ -115,7 +115,7 @@ pub enum LinkError {
     Fenced,
 }
 
-impl LinkError {
+impl ChannelError {
     /// Says whether another coordinator of the mesh may answer otherwise.
     pub(super) fn may_differ_elsewhere(&self) -> bool {
         matches!(self, Self::Refused(body) if matches!(body.error, ErrorCode::Busy | ErrorCode::Internal))
@@ -130,7 +130,7 @@ pub struct Dial {
     /// Their keys.
     pub pins: Vec<IdentityKey>,
     /// The node's own: those of the moment.
-    pub keys: watch::Receiver<Arc<Keys>>,
+    pub keys: watch::Receiver<Arc<NodeKeys>>,
 }
 
 impl Dial {
@@ -189,23 +189,23 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError` that says which step failed.
-    pub async fn open(dial: &Dial, address: &str) -> Result<Self, LinkError> {
+    pub async fn open(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
         let patience = if dial.coordinators.len() > 1 { CONNECT_ONE_OF_MANY } else { CONNECT };
         let opened = timeout(patience, Self::dial(dial, address)).await;
-        opened.map_err(|_| LinkError::Timeout(address.into()))?
+        opened.map_err(|_| ChannelError::Timeout(address.into()))?
     }
 
-    async fn dial(dial: &Dial, address: &str) -> Result<Self, LinkError> {
+    async fn dial(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
         let stream = connect(address).await?;
         stream.set_nodelay(true).ok();
         keep_alive(&stream).ok();
-        let named = |error| LinkError::Tls { address: address.into(), error };
+        let named = |error| ChannelError::Tls { address: address.into(), error };
         let keys = Arc::clone(&dial.keys.borrow());
         let config = tls::client(keys.own(), &dial.pins).map_err(|e| named(io::Error::other(e)))?;
         let name = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream =
-            stream.map_err(|error| if is_pin(&error) { LinkError::Pin(address.into()) } else { named(error) })?;
+            stream.map_err(|error| if is_pin(&error) { ChannelError::Pin(address.into()) } else { named(error) })?;
         let proven = stream.get_ref().1.peer_certificates().and_then(|keys| keys.first());
         let key = proven.and_then(|key| tls::identity_of(key));
         let handshake = http2::Builder::new(TokioExecutor::new())
@@ -216,7 +216,7 @@ impl Channel {
             .initial_connection_window_size(1 << 20)
             .handshake(TokioIo::new(stream))
             .await;
-        let (sender, connection) = handshake.map_err(|e| LinkError::Broken(e.to_string()))?;
+        let (sender, connection) = handshake.map_err(|e| ChannelError::Broken(e.to_string()))?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "control connection ended");
@@ -229,7 +229,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn join(&mut self, request: &JoinRequest) -> Result<JoinResponse, LinkError> {
+    pub async fn join(&mut self, request: &JoinRequest) -> Result<JoinResponse, ChannelError> {
         self.post("/v1/join", request, MAX_EVENT).await
     }
 
@@ -237,7 +237,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn report(&mut self, report: &Report) -> Result<ReportResponse, LinkError> {
+    pub async fn report(&mut self, report: &Report) -> Result<ReportResponse, ChannelError> {
         self.post("/v1/report", report, MAX_ANSWER).await
     }
 
@@ -245,7 +245,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn renew(&mut self, renewal: &Renewal) -> Result<ReportResponse, LinkError> {
+    pub async fn renew(&mut self, renewal: &Renewal) -> Result<ReportResponse, ChannelError> {
         self.post("/v1/identity", renewal, MAX_ANSWER).await
     }
 
@@ -253,7 +253,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` if there is none, or why there was no answer.
-    pub async fn about(&mut self, word: &str) -> Result<About, LinkError> {
+    pub async fn about(&mut self, word: &str) -> Result<About, ChannelError> {
         self.get(&with_query("/v1/about", &[("name", word)])).await
     }
 
@@ -261,7 +261,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn lock(&mut self) -> Result<LockStanding, LinkError> {
+    pub async fn lock(&mut self) -> Result<LockStanding, ChannelError> {
         self.get("/v1/lock").await
     }
 
@@ -269,7 +269,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn countersign(&mut self, signed: &Countersign) -> Result<LockStanding, LinkError> {
+    pub async fn countersign(&mut self, signed: &Countersign) -> Result<LockStanding, ChannelError> {
         self.post("/v1/lock", signed, MAX_ANSWER).await
     }
 
@@ -277,7 +277,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn log(&mut self, after: u64) -> Result<LogPage, LinkError> {
+    pub async fn log(&mut self, after: u64) -> Result<LogPage, ChannelError> {
         self.get_within(&with_query("/v1/log", &[("after", &after.to_string())]), MAX_LOG).await
     }
 
@@ -285,25 +285,25 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn roll(&mut self) -> Result<Roll, LinkError> {
+    pub async fn roll(&mut self) -> Result<Roster, ChannelError> {
         self.get_within("/v1/roll", MAX_LOG).await
     }
 
-    async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, LinkError> {
+    async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, ChannelError> {
         self.get_within(path, MAX_ANSWER).await
     }
 
-    async fn get_within<A: DeserializeOwned>(&mut self, path: &str, most: usize) -> Result<A, LinkError> {
+    async fn get_within<A: DeserializeOwned>(&mut self, path: &str, most: usize) -> Result<A, ChannelError> {
         let body = self.send(Method::GET, path, Bytes::new()).await?;
         let bytes = collect(body, most).await?;
-        serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
+        serde_json::from_slice(&bytes).map_err(|e| ChannelError::Malformed(e.to_string()))
     }
 
     /// Starts a watch from a revision of an epoch on.
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn watch(&mut self, revision: Revision, epoch: u64) -> Result<Watch, LinkError> {
+    pub async fn watch(&mut self, revision: Revision, epoch: u64) -> Result<Watch, ChannelError> {
         let (revision, epoch) = (revision.to_string(), epoch.to_string());
         let path = with_query("/v1/watch", &[("revision", &revision), ("epoch", &epoch)]);
         let body = self.send(Method::GET, &path, Bytes::new()).await?;
@@ -315,23 +315,23 @@ impl Channel {
         path: &str,
         request: &Q,
         most: usize,
-    ) -> Result<A, LinkError> {
-        let body = serde_json::to_vec(request).map_err(|e| LinkError::Malformed(e.to_string()))?;
+    ) -> Result<A, ChannelError> {
+        let body = serde_json::to_vec(request).map_err(|e| ChannelError::Malformed(e.to_string()))?;
         let body = self.send(Method::POST, path, body.into()).await?;
         let bytes = collect(body, most).await?;
-        serde_json::from_slice(&bytes).map_err(|e| LinkError::Malformed(e.to_string()))
+        serde_json::from_slice(&bytes).map_err(|e| ChannelError::Malformed(e.to_string()))
     }
 
-    async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Incoming, LinkError> {
+    async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Incoming, ChannelError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("https://coordinator{path}"))
             .header("content-type", "application/json")
             .body(Full::new(body))
-            .map_err(|e| LinkError::Malformed(e.to_string()))?;
+            .map_err(|e| ChannelError::Malformed(e.to_string()))?;
         let answered = timeout(ANSWER, self.sender.send_request(request)).await;
-        let answered = answered.map_err(|_| LinkError::Silent)?;
-        let response = answered.map_err(|e| LinkError::Broken(cause(&e)))?;
+        let answered = answered.map_err(|_| ChannelError::Silent)?;
+        let response = answered.map_err(|e| ChannelError::Broken(cause(&e)))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response.into_body());
@@ -355,7 +355,7 @@ impl Watch {
     ///
     /// # Errors
     /// `LinkError` when the watch is over; it never goes on after that.
-    pub async fn next(&mut self) -> Result<WatchEvent, LinkError> {
+    pub async fn next(&mut self) -> Result<WatchEvent, ChannelError> {
         loop {
             let end = self.buffer[self.searched..].iter().position(|&b| b == b'\n');
             if let Some(end) = end.map(|i| i + self.searched) {
@@ -363,16 +363,16 @@ impl Watch {
                 self.buffer.drain(..=end);
                 self.buffer.shrink_to(64 * 1024);
                 self.searched = 0;
-                return event.map_err(|e| LinkError::Malformed(e.to_string()));
+                return event.map_err(|e| ChannelError::Malformed(e.to_string()));
             }
             self.searched = self.buffer.len();
             if self.buffer.len() > MAX_EVENT {
-                return Err(LinkError::Malformed("a line without end".into()));
+                return Err(ChannelError::Malformed("a line without end".into()));
             }
             let frame = timeout(SILENCE, self.body.frame()).await;
-            let frame = frame.map_err(|_| LinkError::Silent)?;
-            let frame = frame.ok_or(LinkError::Ended)?;
-            let frame = frame.map_err(|e| LinkError::Broken(cause(&e)))?;
+            let frame = frame.map_err(|_| ChannelError::Silent)?;
+            let frame = frame.ok_or(ChannelError::Ended)?;
+            let frame = frame.map_err(|e| ChannelError::Broken(cause(&e)))?;
             if let Ok(data) = frame.into_data() {
                 self.buffer.extend_from_slice(&data);
             }
@@ -380,10 +380,10 @@ impl Watch {
     }
 }
 
-async fn connect(address: &str) -> Result<TcpStream, LinkError> {
+async fn connect(address: &str) -> Result<TcpStream, ChannelError> {
     let resolved = tokio::net::lookup_host(address).await;
     let resolved: Vec<SocketAddr> =
-        resolved.map_err(|error| LinkError::Resolve { address: address.into(), error })?.collect();
+        resolved.map_err(|error| ChannelError::Resolve { address: address.into(), error })?.collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for socket in resolved {
         match TcpStream::connect(socket).await {
@@ -391,7 +391,7 @@ async fn connect(address: &str) -> Result<TcpStream, LinkError> {
             Err(error) => last = error,
         }
     }
-    Err(LinkError::Connect { address: address.into(), error: last })
+    Err(ChannelError::Connect { address: address.into(), error: last })
 }
 
 /// Lets the kernel notice a dead path under a connection that has data in flight or is idle.
@@ -408,17 +408,17 @@ fn is_pin(error: &io::Error) -> bool {
     matches!(inner, Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)))
 }
 
-async fn collect(body: Incoming, most: usize) -> Result<Bytes, LinkError> {
+async fn collect(body: Incoming, most: usize) -> Result<Bytes, ChannelError> {
     let collected = timeout(ANSWER, Limited::new(body, most).collect()).await;
-    let collected = collected.map_err(|_| LinkError::Silent)?;
-    let collected = collected.map_err(|e| LinkError::Broken(e.to_string()))?;
+    let collected = collected.map_err(|_| ChannelError::Silent)?;
+    let collected = collected.map_err(|e| ChannelError::Broken(e.to_string()))?;
     Ok(collected.to_bytes())
 }
 
-fn refusal(status: StatusCode, bytes: &[u8]) -> LinkError {
+fn refusal(status: StatusCode, bytes: &[u8]) -> ChannelError {
     match serde_json::from_slice(bytes) {
-        Ok(body) => LinkError::Refused(body),
-        Err(_) => LinkError::Malformed(format!("status {status} without a reason")),
+        Ok(body) => ChannelError::Refused(body),
+        Err(_) => ChannelError::Malformed(format!("status {status} without a reason")),
     }
 }
 

@@ -21,14 +21,14 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Peer};
-use mesh_proto::trust::audit_log::{LogPage, Next, Told, Witness};
+use mesh_proto::trust::audit_log::{LogPage, LogPosition, LogWitness, Next};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::channel::{Channel, Dial, LinkError};
+use super::channel::{Channel, ChannelError, Dial};
 use crate::base::entropy::share;
 use crate::base::state_dir::State;
-use crate::control::{LinkState, LogGossip, roll_file};
+use crate::control::{ChannelState, LogGossip, roll_file};
 
 /// How often it is looked at what peers and the coordinator say.
 const TURN: Duration = Duration::from_secs(5);
@@ -49,18 +49,18 @@ pub(super) fn wait(members: usize, share: f64) -> Duration {
 }
 
 /// Follows one mesh's log.
-pub(crate) struct Auditor<G> {
+pub(crate) struct LogAuditor<G> {
     state: State,
     /// Whom to ask for the log.
     dial: Dial,
     /// The map in force.
     view: watch::Receiver<Option<Arc<View>>>,
     /// What the coordinator says of the log, and where what is wrong with it is shown.
-    link: watch::Sender<LinkState>,
+    link: watch::Sender<ChannelState>,
     /// Who was expelled for good.
     expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
     gossip: G,
-    witness: Witness,
+    witness: LogWitness,
     /// When the log is read next, if there is something new.
     due: Timestamp,
     /// Whether there was at the last look.
@@ -68,18 +68,18 @@ pub(crate) struct Auditor<G> {
     /// Whether somebody came or went since the log was read.
     is_hurried: bool,
     /// What peers were told last.
-    told: Option<Told>,
+    told: Option<LogPosition>,
     /// The map that was looked at last.
     seen: Option<Arc<NetMap>>,
 }
 
-impl<G: LogGossip> Auditor<G> {
+impl<G: LogGossip> LogAuditor<G> {
     /// Goes on from the roll of the state directory.
     pub(crate) fn new(
         state: State,
         dial: Dial,
         view: watch::Receiver<Option<Arc<View>>>,
-        link: watch::Sender<LinkState>,
+        link: watch::Sender<ChannelState>,
         expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
         gossip: G,
     ) -> Self {
@@ -87,7 +87,7 @@ impl<G: LogGossip> Auditor<G> {
         expelled.send_replace(Arc::new(roll.as_ref().map(|roll| roll.expelled.clone()).unwrap_or_default()));
         // After a coordinator's restart, or a roll-out, not all nodes at once.
         let due = now() + FIRST.mul_f64(share());
-        let witness = Witness::new(roll);
+        let witness = LogWitness::new(roll);
         Self {
             state,
             dial,
@@ -125,7 +125,7 @@ impl<G: LogGossip> Auditor<G> {
 
     /// Looks once at what peers and the coordinator say, and reads the log where that is due.
     pub(super) async fn turn(&mut self, now: Timestamp) {
-        for (peer, told) in self.gossip.heard() {
+        for (peer, told) in self.gossip.peer_log_positions() {
             self.witness.peer_says(&peer, told);
         }
         let (connected, told) = {
@@ -139,7 +139,7 @@ impl<G: LogGossip> Auditor<G> {
         let Some(told) = told.filter(|_| connected || is_new) else { return self.post() };
         if is_new {
             self.told = Some(told);
-            self.gossip.set_told(told);
+            self.gossip.set_log_position(told);
         }
         let next = self.witness.coordinator_says(told, now);
         let had_news = std::mem::replace(&mut self.has_news, next != Next::Nothing);
@@ -153,7 +153,7 @@ impl<G: LogGossip> Auditor<G> {
             // All nodes hear of an entry at once.
             self.due = now + READ / 2 + (READ / 2).mul_f64(share());
             self.is_hurried = false;
-            if let Err(error) = self.follow(next).await {
+            if let Err(error) = self.read_log(next).await {
                 tracing::debug!(%error, "the log is not read now");
             }
             if let Some(view) = view.as_deref() {
@@ -195,7 +195,7 @@ impl<G: LogGossip> Auditor<G> {
     }
 
     /// Reads the log to its end, or as much as may be read at a time.
-    async fn follow(&mut self, mut next: Next) -> Result<(), LinkError> {
+    async fn read_log(&mut self, mut next: Next) -> Result<(), ChannelError> {
         let address = self.link.borrow().address.clone().unwrap_or_default();
         let mut channel = Channel::open(&self.dial, &address).await?;
         let before = self.witness.roll().map(|roll| roll.told);

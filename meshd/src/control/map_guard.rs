@@ -20,7 +20,7 @@ use crate::control::roll_file;
 
 /// Follows one coordinator's history forward, and checks what it brings.
 #[derive(Debug)]
-pub struct Guard {
+pub struct MapGuard {
     verifier: Verifier,
     stored: Stored,
     /// Where the mark outlives the process.
@@ -46,7 +46,7 @@ impl Stored {
     }
 }
 
-impl Guard {
+impl MapGuard {
     /// Takes up the mark of a state directory, and who was expelled; without one they last as long as the process.
     pub fn new(state: Option<State>) -> Self {
         let stored = state.as_ref().and_then(read).unwrap_or_default();
@@ -79,7 +79,7 @@ impl Guard {
     ///
     /// # Errors
     /// `WentBack` if the map lies behind the mark.
-    pub async fn follow(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
+    pub async fn admit(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
         let mark = self.stored.mark.follow(&map.epoch, map.revision, pins, verify)?;
         let admitted = aside(|| self.verifier.admit(map));
         let lock = self.verifier.held();

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::model::netmap::NetMap;
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 use mesh_proto::verifier::{Admitted, VerifiedMap};
 use mesh_proto::wire::{About, ErrorCode, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep};
 use crate::base::entropy::share;
 use crate::base::runtime::aside;
 
-pub use channel::{Channel, Dial, LinkError, Watch, adopt};
-pub use map_guard::Guard;
+pub use channel::{Channel, ChannelError, Dial, Watch, adopt};
+pub use map_guard::MapGuard;
 pub use network_lock::lock_standing;
 
 /// How long meshd tries hard after a channel broke.
@@ -46,7 +46,7 @@ const COALESCE: Duration = Duration::from_millis(30);
 
 /// How the control channel stands.
 #[derive(Debug, Clone, Default)]
-pub struct LinkState {
+pub struct ChannelState {
     /// Whether it is up.
     pub connected: bool,
     /// The coordinator it is up with, or that was tried last.
@@ -64,7 +64,7 @@ pub struct LinkState {
     /// The key that has to have signed for every peer, if the mesh is locked.
     pub lock: Option<IdentityKey>,
     /// The last entry of the log of operations, as the coordinator tells it.
-    pub log: Option<Told>,
+    pub log: Option<LogPosition>,
     /// What is wrong with the log, in sentences; they stay until a restart.
     pub alarms: Vec<String>,
 }
@@ -75,7 +75,7 @@ pub async fn about(dial: &Dial, word: &str) -> Option<About> {
         let Ok(mut channel) = Channel::open(dial, address).await else { continue };
         match channel.about(word).await {
             Ok(about) => return Some(about),
-            Err(LinkError::Refused(_)) => return None,
+            Err(ChannelError::Refused(_)) => return None,
             Err(error) => tracing::debug!(%error, "nobody tells who that is"),
         }
     }
@@ -86,13 +86,13 @@ pub async fn about(dial: &Dial, word: &str) -> Option<About> {
 ///
 /// # Errors
 /// The first refusal; if nobody answered, what the last one failed at (a wrong key before anything else).
-pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, LinkError> {
-    let mut worst: Option<LinkError> = None;
+pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, ChannelError> {
+    let mut worst: Option<ChannelError> = None;
     for address in &dial.coordinators {
         let attempt = async || Channel::open(dial, address).await?.join(request).await;
         let mut answer = attempt().await;
         for _ in 0..BUSY_TRIES {
-            if !matches!(&answer, Err(LinkError::Refused(body)) if body.error == ErrorCode::Busy) {
+            if !matches!(&answer, Err(ChannelError::Refused(body)) if body.error == ErrorCode::Busy) {
                 break;
             }
             sleep(BUSY).await;
@@ -101,45 +101,45 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, Li
         match answer {
             Ok(response) => return Ok(response),
             // Another coordinator may have time, or a store that answers.
-            Err(error @ LinkError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
+            Err(error @ ChannelError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
             Err(error) => {
-                if !matches!(worst, Some(LinkError::Pin(_))) {
+                if !matches!(worst, Some(ChannelError::Pin(_))) {
                     worst = Some(error);
                 }
             }
         }
     }
-    Err(worst.unwrap_or_else(|| LinkError::Malformed("the token names no coordinator".into())))
+    Err(worst.unwrap_or_else(|| ChannelError::Malformed("the token names no coordinator".into())))
 }
 
 /// How members tell each other of the log of operations: by what the data path sends along.
 pub trait LogGossip {
     /// Says what peers are told of it, with the next probe of each.
-    fn set_told(&self, told: Told);
+    fn set_log_position(&self, told: LogPosition);
     /// Returns what peers said last of it.
-    fn heard(&self) -> Vec<(NodeName, Told)>;
+    fn peer_log_positions(&self) -> Vec<(NodeName, LogPosition)>;
 }
 
 /// Keeps one channel up.
 #[derive(Debug)]
-pub struct Link {
+pub struct ChannelKeeper {
     /// Whom to reach, as whom.
     pub dial: Dial,
     /// The last map as it came, from which a watch resumes.
     pub current: Option<Arc<NetMap>>,
     /// What a map must pass.
-    pub guard: Guard,
+    pub guard: MapGuard,
     /// Where new maps go; only the newest counts.
     pub maps: watch::Sender<Option<VerifiedMap>>,
     /// Where the channel's state goes.
-    pub state: watch::Sender<LinkState>,
+    pub state: watch::Sender<ChannelState>,
     /// What is reported; `None` until the first facts are known.
     pub report: watch::Receiver<Option<Report>>,
     /// Identities that never come back.
     pub expelled: watch::Receiver<Arc<BTreeSet<IdentityKey>>>,
 }
 
-impl Link {
+impl ChannelKeeper {
     /// Runs until the task is dropped.
     pub async fn run(mut self) {
         self.state.send_modify(|s| s.lock = self.guard.lock());
@@ -157,7 +157,7 @@ impl Link {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
-            if matches!(error, LinkError::Renewed) {
+            if matches!(error, ChannelError::Renewed) {
                 tracing::info!(coordinator = address, "{error}");
                 self.state.send_modify(|s| s.connected = false);
                 continue;
@@ -177,25 +177,25 @@ impl Link {
                 tracing::warn!(coordinator = address, %error, "coordinator not reached; forwarding goes on from the last map");
             }
             let patient = match &error {
-                LinkError::Fenced => true,
+                ChannelError::Fenced => true,
                 // Another coordinator may have newer data.
-                LinkError::WentBack(_) => count == 1,
+                ChannelError::WentBack(_) => count == 1,
                 // Another coordinator may have time, or a store that answers.
-                refused @ LinkError::Refused(_) => count == 1 || !refused.may_differ_elsewhere(),
-                LinkError::Resolve { .. }
-                | LinkError::Connect { .. }
-                | LinkError::Timeout(_)
-                | LinkError::Pin(_)
-                | LinkError::Tls { .. }
-                | LinkError::Broken(_)
-                | LinkError::Ended
-                | LinkError::Silent
-                | LinkError::Malformed(_)
-                | LinkError::Leaving
-                | LinkError::Renewed
-                | LinkError::Retired(_) => false,
+                refused @ ChannelError::Refused(_) => count == 1 || !refused.may_differ_elsewhere(),
+                ChannelError::Resolve { .. }
+                | ChannelError::Connect { .. }
+                | ChannelError::Timeout(_)
+                | ChannelError::Pin(_)
+                | ChannelError::Tls { .. }
+                | ChannelError::Broken(_)
+                | ChannelError::Ended
+                | ChannelError::Silent
+                | ChannelError::Malformed(_)
+                | ChannelError::Leaving
+                | ChannelError::Renewed
+                | ChannelError::Retired(_) => false,
             };
-            let handed_over = matches!(error, LinkError::Leaving) && count > 1;
+            let handed_over = matches!(error, ChannelError::Leaving) && count > 1;
             self.state.send_modify(|s| {
                 s.connected = false;
                 s.error = Some(error.to_string());
@@ -213,7 +213,7 @@ impl Link {
         }
     }
 
-    async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, LinkError> {
+    async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, ChannelError> {
         let mut keys = self.dial.keys.clone();
         keys.mark_unchanged();
         let mut channel = Channel::open(&self.dial, address).await?;
@@ -234,11 +234,11 @@ impl Link {
                 let Some(newest) = newest else { continue };
                 match channel.report(&newest).await {
                     Ok(answer) => refused.send_modify(|s| s.refused = answer.refused),
-                    Err(LinkError::Refused(body)) if body.error == ErrorCode::Busy => {
+                    Err(ChannelError::Refused(body)) if body.error == ErrorCode::Busy => {
                         sleep(BUSY).await;
                         report.mark_changed();
                     }
-                    Err(LinkError::Refused(body)) => {
+                    Err(ChannelError::Refused(body)) => {
                         refused.send_modify(|s| s.refused = vec![body.message]);
                     }
                     Err(error) => return error,
@@ -250,7 +250,7 @@ impl Link {
             let event = tokio::select! {
                 event = watch.next() => event?,
                 error = &mut reports => return Err(error),
-                Ok(()) = keys.changed() => return Err(LinkError::Renewed),
+                Ok(()) = keys.changed() => return Err(ChannelError::Renewed),
                 Ok(()) = self.expelled.changed() => {
                     self.judge_again().await;
                     continue;
@@ -268,39 +268,39 @@ impl Link {
                 tracing::info!(coordinator = address, revision = %from, "control channel up");
             }
             if key.is_some_and(|key| !self.dial.pins.contains(&key)) {
-                return Err(LinkError::Retired(address.to_owned()));
+                return Err(ChannelError::Retired(address.to_owned()));
             }
         }
     }
 
-    async fn event(&mut self, event: WatchEvent) -> Result<(), LinkError> {
+    async fn event(&mut self, event: WatchEvent) -> Result<(), ChannelError> {
         let map = match event {
             WatchEvent::Snapshot { netmap } => *netmap,
             WatchEvent::Delta { delta } => {
-                let current = self.current.as_ref().ok_or_else(|| LinkError::Malformed("a delta first".into()))?;
+                let current = self.current.as_ref().ok_or_else(|| ChannelError::Malformed("a delta first".into()))?;
                 match aside(|| delta.apply(current)) {
                     Ok(map) => map,
                     Err(error) => {
                         // So that the next watch starts with a snapshot.
                         self.current = None;
-                        return Err(LinkError::Malformed(error.to_string()));
+                        return Err(ChannelError::Malformed(error.to_string()));
                     }
                 }
             }
             WatchEvent::Alive { revision, log } => {
-                self.guard.hears(revision).map_err(LinkError::WentBack)?;
+                self.guard.hears(revision).map_err(ChannelError::WentBack)?;
                 self.state.send_modify(|s| s.log = log);
                 return Ok(());
             }
             WatchEvent::Unknown => return Ok(()),
-            WatchEvent::Fenced => return Err(LinkError::Fenced),
-            WatchEvent::Leaving => return Err(LinkError::Leaving),
+            WatchEvent::Fenced => return Err(ChannelError::Fenced),
+            WatchEvent::Leaving => return Err(ChannelError::Leaving),
         };
         if aside(|| self.current.as_deref() == Some(&map)) {
             return Ok(());
         }
         let map = Arc::new(map);
-        let admitted = self.guard.follow(Arc::clone(&map), &self.dial.pins).await.map_err(LinkError::WentBack)?;
+        let admitted = self.guard.admit(Arc::clone(&map), &self.dial.pins).await.map_err(ChannelError::WentBack)?;
         // Not before: who went back names no coordinators.
         self.dial.adopt(&map.mesh);
         self.current = Some(map);

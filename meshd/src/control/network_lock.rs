@@ -2,14 +2,14 @@
 
 use mesh_proto::wire::{Countersign, LockStanding};
 
-use super::channel::{Channel, Dial, LinkError};
+use super::channel::{Channel, ChannelError, Dial};
 
 /// Brings the coordinators, in turn, the lock's signature for a node, if there is one, and asks who else waits for it.
 ///
 /// # Errors
 /// What the last one said or failed at.
-pub async fn lock_standing(dial: &Dial, signed: Option<&Countersign>) -> Result<LockStanding, LinkError> {
-    let mut last = LinkError::Malformed("the mesh names no coordinator".into());
+pub async fn lock_standing(dial: &Dial, signed: Option<&Countersign>) -> Result<LockStanding, ChannelError> {
+    let mut last = ChannelError::Malformed("the mesh names no coordinator".into());
     for address in &dial.coordinators {
         let asked = async {
             let mut channel = Channel::open(dial, address).await?;
@@ -20,7 +20,7 @@ pub async fn lock_standing(dial: &Dial, signed: Option<&Countersign>) -> Result<
         };
         match asked.await {
             Ok(standing) => return Ok(standing),
-            Err(refused @ LinkError::Refused(_)) if !refused.may_differ_elsewhere() => return Err(refused),
+            Err(refused @ ChannelError::Refused(_)) if !refused.may_differ_elsewhere() => return Err(refused),
             Err(error) => last = error,
         }
     }

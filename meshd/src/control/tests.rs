@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::base::state_dir::State;
 use crate::base::state_dir::tests::netmap;
-use crate::keys::node::Keys;
+use crate::keys::node::NodeKeys;
 
 #[test]
 fn attempts_are_at_most_a_second_apart_in_the_first_minute_then_at_most_fifteen() {
@@ -69,7 +69,7 @@ async fn a_wrong_pin_is_told_and_nothing_is_sent() {
 
     let error = join(&server.dial(&[IdentityKey([9; 32])]), &request()).await.unwrap_err();
 
-    assert!(matches!(error, LinkError::Pin(_)), "{error}");
+    assert!(matches!(error, ChannelError::Pin(_)), "{error}");
     assert!(error.to_string().contains("another key"), "{error}");
     assert!(server.asked().is_empty(), "the one-time secret never leaves");
 }
@@ -108,13 +108,13 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     })
     .await;
     let maps = watch::Sender::new(None);
-    let state = watch::Sender::new(LinkState::default());
+    let state = watch::Sender::new(ChannelState::default());
     let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
     let facts = watch::Sender::new(Some(report));
-    let link = Link {
+    let link = ChannelKeeper {
         dial: server.dial(&[server.key]),
         current: None,
-        guard: Guard::new(None),
+        guard: MapGuard::new(None),
         maps: maps.clone(),
         state: state.clone(),
         report: facts.subscribe(),
@@ -143,12 +143,12 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
     let mut dial = leaving.dial(&[leaving.key, staying.key]);
     dial.coordinators.push(staying.address.clone());
     let maps = watch::Sender::new(None);
-    let link = Link {
+    let link = ChannelKeeper {
         dial,
         current: None,
-        guard: Guard::new(None),
+        guard: MapGuard::new(None),
         maps: maps.clone(),
-        state: watch::Sender::new(LinkState::default()),
+        state: watch::Sender::new(ChannelState::default()),
         report: watch::Sender::new(None).subscribe(),
         expelled: watch::Sender::default().subscribe(),
     };
@@ -171,11 +171,11 @@ async fn a_coordinator_that_went_back_is_not_followed_also_after_a_restart() {
         let body = serde_json::to_string(&line).unwrap() + "\n";
         let server = Server::start(move |_| Response::new(Full::new(Bytes::from(body.clone())))).await;
         let maps = watch::Sender::new(None);
-        let state = watch::Sender::new(LinkState::default());
-        let link = Link {
+        let state = watch::Sender::new(ChannelState::default());
+        let link = ChannelKeeper {
             dial: server.dial(&[server.key]),
             current: None,
-            guard: Guard::new(Some(kept.clone())),
+            guard: MapGuard::new(Some(kept.clone())),
             maps: maps.clone(),
             state: state.clone(),
             report: watch::Sender::new(None).subscribe(),
@@ -199,12 +199,12 @@ async fn what_the_coordinator_had_no_time_for_is_sent_again() {
         _ => open(serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(netmap(1)) }).unwrap() + "\n"),
     })
     .await;
-    let state = watch::Sender::new(LinkState::default());
+    let state = watch::Sender::new(ChannelState::default());
     let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
-    let link = Link {
+    let link = ChannelKeeper {
         dial: server.dial(&[server.key]),
         current: None,
-        guard: Guard::new(None),
+        guard: MapGuard::new(None),
         maps: watch::Sender::new(None),
         state: state.clone(),
         report: watch::Sender::new(Some(report)).subscribe(),
@@ -225,7 +225,7 @@ async fn a_line_that_is_no_event_ends_the_watch_with_a_reason() {
 
     let error = watch.next().await.unwrap_err();
 
-    assert!(matches!(error, LinkError::Malformed(_)), "{error}");
+    assert!(matches!(error, ChannelError::Malformed(_)), "{error}");
 }
 
 #[tokio::test]
@@ -235,7 +235,7 @@ async fn an_event_of_an_unknown_kind_is_passed_over() {
     let mut watch = channel.watch(Revision(0), 0).await.unwrap();
 
     assert_eq!(watch.next().await.unwrap(), WatchEvent::Unknown);
-    assert!(matches!(watch.next().await, Err(LinkError::Ended)));
+    assert!(matches!(watch.next().await, Err(ChannelError::Ended)));
 }
 
 fn request() -> JoinRequest {
@@ -297,7 +297,7 @@ struct Asked {
 struct Server {
     key: IdentityKey,
     address: String,
-    node: Arc<Keys>,
+    node: Arc<NodeKeys>,
     asked: Arc<Mutex<Vec<Asked>>>,
     news: Arc<tokio::sync::Notify>,
     task: tokio::task::JoinHandle<()>,
@@ -316,8 +316,8 @@ impl Server {
         F: Fn(&Asked) -> Response<Full<Bytes>> + Send + Sync + 'static,
     {
         let dir = tempfile::tempdir().unwrap();
-        let own = Keys::load_or_make(&State::open(&dir.path().join("own")).unwrap()).unwrap();
-        let node = Keys::load_or_make(&State::open(&dir.path().join("node")).unwrap()).unwrap();
+        let own = NodeKeys::load_or_make(&State::open(&dir.path().join("own")).unwrap()).unwrap();
+        let node = NodeKeys::load_or_make(&State::open(&dir.path().join("node")).unwrap()).unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(tls::server(own.own()).unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::view::View;
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 use rustix::io::Errno;
 
 use crate::dataplane::bell::Bell;
 use crate::keys::lanes::LaneKey;
-use crate::wireguard::peers::Peers;
+use crate::wireguard::peers::TunnelPeers;
 
 /// Most peers that may wait to be pinged.
 const PINGS: usize = 64;
@@ -28,9 +28,9 @@ pub(crate) struct Mailbox {
     stop: AtomicBool,
     /// Whether somebody waits for the mail to be taken.
     asked: AtomicBool,
-    view: Mutex<Option<(Arc<View>, Arc<Peers>)>>,
+    view: Mutex<Option<(Arc<View>, Arc<TunnelPeers>)>>,
     locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
-    told: Mutex<Option<Told>>,
+    told: Mutex<Option<LogPosition>>,
     key: Mutex<Option<LaneKey>>,
     pings: Mutex<Vec<NodeId>>,
     greets: Mutex<Vec<NodeId>>,
@@ -39,9 +39,9 @@ pub(crate) struct Mailbox {
 /// What was in a mailbox.
 #[derive(Debug)]
 pub(crate) struct Mail {
-    pub(crate) view: Option<(Arc<View>, Arc<Peers>)>,
+    pub(crate) view: Option<(Arc<View>, Arc<TunnelPeers>)>,
     pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
-    pub(crate) told: Option<Told>,
+    pub(crate) told: Option<LogPosition>,
     pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
     pub(crate) greets: Vec<NodeId>,
@@ -62,7 +62,7 @@ impl Mailbox {
         })
     }
 
-    pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<Peers>) {
+    pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<TunnelPeers>) {
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, peers));
         self.ring();
     }
@@ -72,7 +72,7 @@ impl Mailbox {
         self.ring();
     }
 
-    pub(crate) fn set_told(&self, told: Told) {
+    pub(crate) fn set_log_position(&self, told: LogPosition) {
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
         self.ring();
     }

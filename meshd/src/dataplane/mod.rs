@@ -28,10 +28,10 @@ use std::time::Duration;
 
 use mesh_host::clock::now;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
-use mesh_proto::dataplane::flow::{Flow, FlowTable, Key, Side};
+use mesh_proto::dataplane::flow::{Direction, Flow, FlowTable, Key};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Peer};
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 use tokio::sync::watch;
 
 use crate::base::runtime::aside;
@@ -44,15 +44,15 @@ use crate::dataplane::mailbox::Mailbox;
 pub use crate::dataplane::supervisor::LaneDeath;
 use crate::dataplane::worker::Worker;
 use crate::io::counters::Counters;
-pub use crate::io::counters::{LaneStats, PeerStats, Stats};
+pub use crate::io::counters::{DataPlaneStats, LaneStats, PeerStats};
 pub use crate::io::offloads::{Offload, Offloads};
 use crate::io::tun;
 use crate::io::tun::{Queue, TunError};
 use crate::io::udp::{Sockets, UdpError};
 pub use crate::keys::lanes::{LaneKeys, MAX_LANES};
 use crate::keys::psk_policy::PskMode;
-use crate::keys::psk_store::Vault;
-use crate::wireguard::peers::Peers;
+use crate::keys::psk_store::PskStore;
+use crate::wireguard::peers::TunnelPeers;
 
 /// Entries of the flow table, two per flow: some 5 MiB.
 const FLOW_SLOTS: usize = 1 << 16;
@@ -63,7 +63,7 @@ const ACTIVE: Duration = Duration::from_secs(600);
 
 /// What the data path needs to start.
 #[derive(Debug)]
-pub struct Setup {
+pub struct DataPlaneSetup {
     /// The name of the TUN interface.
     pub interface: String,
     /// How many lanes to run; 1 to `MAX_LANES`.
@@ -81,7 +81,7 @@ pub struct Setup {
     /// Where flows outlive this process.
     pub flow_file: Option<PathBuf>,
     /// The preshared keys; `None` for plain WireGuard with everybody.
-    pub vault: Option<Arc<Vault>>,
+    pub vault: Option<Arc<PskStore>>,
     /// The NetMap, compiled.
     pub view: Arc<View>,
     /// The host's own underlay addresses.
@@ -148,8 +148,8 @@ struct Shared {
     flows: Arc<FlowTable>,
     /// Our own keys, present and former, which no peer may have.
     own_keys: Mutex<Vec<TunnelKey>>,
-    current: Mutex<(Arc<View>, Arc<Peers>)>,
-    vault: Option<Arc<Vault>>,
+    current: Mutex<(Arc<View>, Arc<TunnelPeers>)>,
+    vault: Option<Arc<PskStore>>,
     mailboxes: Arc<[Mailbox]>,
     /// Which lane died first.
     died: watch::Sender<Option<LaneDeath>>,
@@ -166,7 +166,7 @@ impl DataPlane {
     ///
     /// # Errors
     /// Says which device, port or file cannot be had, and what to do.
-    pub fn start(setup: Setup) -> Result<Self, DataPlaneError> {
+    pub fn start(setup: DataPlaneSetup) -> Result<Self, DataPlaneError> {
         let lanes = setup.lanes;
         if !(1..=setup.keys.lanes()).contains(&lanes) {
             return Err(DataPlaneError::Lanes(lanes));
@@ -181,7 +181,7 @@ impl DataPlane {
         let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
         let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
         let own_keys = own_keys(&setup.keys);
-        let peers = Arc::new(Peers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
+        let peers = Arc::new(TunnelPeers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
         let mailboxes = mailboxes.map_err(|error| DataPlaneError::Thread(error.into()))?;
         let current = Mutex::new((Arc::clone(&setup.view), peers));
@@ -207,7 +207,7 @@ impl DataPlane {
     fn start_lane(
         &mut self,
         number: usize,
-        setup: &Setup,
+        setup: &DataPlaneSetup,
         queue: Queue,
         sockets: Sockets,
         handover: &Arc<Handover>,
@@ -268,7 +268,7 @@ impl Handle {
     pub fn set_view(&self, view: Arc<View>) {
         let own = self.0.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut current = self.0.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let compile = || Peers::compile(view.netmap(), &own, Some(&current.1), self.0.vault.as_ref());
+        let compile = || TunnelPeers::compile(view.netmap(), &own, Some(&current.1), self.0.vault.as_ref());
         let peers = Arc::new(aside(compile));
         *current = (Arc::clone(&view), Arc::clone(&peers));
         for mailbox in self.0.mailboxes.iter() {
@@ -308,7 +308,7 @@ impl Handle {
     }
 
     /// Returns what the data path did so far. It reads the whole flow table: not for a loop.
-    pub fn stats(&self) -> Stats {
+    pub fn stats(&self) -> DataPlaneStats {
         let now = now();
         let (_, peers) = self.current();
         let post_quantum = peers.iter().filter(|peer| peer.is_post_quantum()).map(|peer| peer.id).collect();
@@ -319,14 +319,14 @@ impl Handle {
         let mut opened = Vec::new();
         let look = |key: Key, flow: Flow| {
             entries += 1;
-            if flow.opened && key.side == Side::Outbound {
+            if flow.opened && key.side == Direction::Outbound {
                 opened.push((key.tuple, flow));
             }
         };
         aside(|| self.0.flows.for_each(now, look));
         let lanes = self.0.counters.iter().map(|lane| lane.read()).collect();
         let slots = self.0.flows.slots();
-        Stats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2), slots, opened }
+        DataPlaneStats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2), slots, opened }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
@@ -373,21 +373,21 @@ impl Handle {
         supervisor::first_death(self.0.died.subscribe(), &self.0.mailboxes, supervisor::TURN).await
     }
 
-    fn current(&self) -> (Arc<View>, Arc<Peers>) {
+    fn current(&self) -> (Arc<View>, Arc<TunnelPeers>) {
         self.0.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl LogGossip for Handle {
-    fn set_told(&self, told: Told) {
+    fn set_log_position(&self, told: LogPosition) {
         for mailbox in self.0.mailboxes.iter() {
-            mailbox.set_told(told);
+            mailbox.set_log_position(told);
         }
     }
 
-    fn heard(&self) -> Vec<(NodeName, Told)> {
+    fn peer_log_positions(&self) -> Vec<(NodeName, LogPosition)> {
         let (view, peers) = self.current();
-        let heard = peers.iter().filter_map(|peer| Some((view.peer_name(peer.id)?.clone(), peer.cell.last_heard()?)));
+        let heard = peers.iter().filter_map(|peer| Some((view.peer_name(peer.id)?.clone(), peer.cell.log_position()?)));
         heard.collect()
     }
 }
@@ -443,17 +443,17 @@ mod tests {
     use super::*;
     use crate::base::state_dir::State;
     use crate::dataplane::lane::tests::netmap;
-    use crate::psk::Preshared;
+    use crate::psk::PresharedKey;
 
     #[test]
     fn a_peer_that_is_not_believed_in_for_now_keeps_its_preshared_key_and_one_that_left_loses_it() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let vault = Arc::new(Vault::load(&state));
-        vault.put(NodeId(2), Preshared::new([5; 32]));
+        let vault = Arc::new(PskStore::load(&state));
+        vault.put(NodeId(2), PresharedKey::new([5; 32]));
         let stored = || {
             vault.save(&state).unwrap();
-            Vault::load(&state).get(NodeId(2)).is_some()
+            PskStore::load(&state).get(NodeId(2)).is_some()
         };
         let all = VerifiedMap::by_hand(netmap(0, true));
         let less = all.only(&BTreeSet::new());

@@ -53,7 +53,7 @@ impl Name {
 /// Room for the control messages of one datagram.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
-pub(crate) struct Control(pub(crate) [u8; CONTROL]);
+pub(crate) struct ControlMessages(pub(crate) [u8; CONTROL]);
 
 /// Enough for packet information (36 bytes), segment size, traffic class and overflow count (20 each), padded.
 const CONTROL: usize = 128;
@@ -62,7 +62,7 @@ const HEADER: usize = WORD + 8;
 
 /// What the kernel told about a datagram.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct DatagramInfo {
     /// The own address that it was sent to.
     pub(crate) local: Option<IpAddr>,
     /// Bytes per datagram, where several were joined.
@@ -73,7 +73,7 @@ pub(crate) struct Told {
     pub(crate) overflows: Option<u32>,
 }
 
-impl Control {
+impl ControlMessages {
     pub(crate) const EMPTY: Self = Self([0; CONTROL]);
 
     /// Writes the source address, the segment size, and the ECN field for that address family, if it is not 0;
@@ -120,8 +120,8 @@ impl Control {
     }
 
     /// Reads what the kernel wrote into an empty buffer.
-    pub(crate) fn read(&self) -> Told {
-        let mut told = Told::default();
+    pub(crate) fn read(&self) -> DatagramInfo {
+        let mut told = DatagramInfo::default();
         let mut at = 0;
         while let Some((level, kind, data, next)) = self.message(at) {
             match (level, kind) {
@@ -184,23 +184,23 @@ mod tests {
     #[test]
     fn control_messages_read_back_and_rubbish_ends_the_reading() {
         let local: IpAddr = Ipv6Addr::LOCALHOST.into();
-        let mut control = Control::EMPTY;
+        let mut control = ControlMessages::EMPTY;
         let used = control.write(Some(local), Some(1452), (Ecn::Ect0, false));
         control.put(used, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, &7u32.to_ne_bytes());
         let told = control.read();
         assert_eq!((told.local, told.ecn, told.overflows), (Some(local), Ecn::Ect0, Some(7)));
 
-        let mut control = Control::EMPTY;
+        let mut control = ControlMessages::EMPTY;
         control.put(0, libc::IPPROTO_IP, libc::IP_TOS, &[0xb8 | 3]);
         assert_eq!(control.read().ecn, Ecn::Ce);
-        let mut none = Control::EMPTY;
+        let mut none = ControlMessages::EMPTY;
         assert_eq!(none.write(None, None, (Ecn::NotEct, true)), 0, "what is not marked costs nothing");
 
-        let mut control = Control::EMPTY;
+        let mut control = ControlMessages::EMPTY;
         let used = control.put(0, libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         control.0[used..].fill(0xff);
         assert_eq!(control.read().segment, Some(1452));
-        assert_eq!(Control([0xff; CONTROL]).read(), Told::default());
-        assert_eq!(Control::EMPTY.read(), Told::default());
+        assert_eq!(ControlMessages([0xff; CONTROL]).read(), DatagramInfo::default());
+        assert_eq!(ControlMessages::EMPTY.read(), DatagramInfo::default());
     }
 }

@@ -12,11 +12,11 @@ use mesh_proto::packet::FiveTuple;
 
 use crate::io::offloads::Offloads;
 use crate::io::tun_outbox::Drained;
-use crate::io::udp::{Received, Sent};
+use crate::io::udp::{ReceivedBatch, Sent};
 
 /// What the data path knows about itself at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Stats {
+pub struct DataPlaneStats {
     /// The peers of the present NetMap that a tunnel was ever opened to.
     pub peers: BTreeMap<NodeId, PeerStats>,
     /// The peers whose tunnels have a preshared key.
@@ -177,7 +177,7 @@ impl Counters {
     }
 
     /// Counts what came from one of the two sockets.
-    pub fn received(&self, socket: usize, received: Received) {
+    pub fn received(&self, socket: usize, received: ReceivedBatch) {
         self.udp_rx_packets.add(received.datagrams);
         self.udp_rx_bytes.add(received.bytes);
         self.udp_rx_super_packets.add(received.super_packets);

@@ -249,7 +249,7 @@ impl Packets {
 #[cfg(test)]
 mod tests {
     use mesh_proto::packet::Kind;
-    use mesh_proto::packet::gso::Run;
+    use mesh_proto::packet::gso::SegmentRun;
 
     use super::*;
 
@@ -295,7 +295,7 @@ mod tests {
     /// Commits packets that continue each other, as the lanes do.
     fn commit_run(packets: &mut Packets, run: &[Vec<u8>]) {
         let header = |packet: &Vec<u8>| Header::parse(packet).expect("made for the test");
-        let mut joined = Run::start(&run[0], &header(&run[0])).expect("it can go on");
+        let mut joined = SegmentRun::start(&run[0], &header(&run[0])).expect("it can go on");
         assert!(run[1..].iter().all(|packet| joined.append(packet, &header(packet))));
         let bytes = run.concat();
         packets.space()[..bytes.len()].copy_from_slice(&bytes);

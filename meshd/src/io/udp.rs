@@ -18,8 +18,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use crate::io::cmsg::{Control, Name};
-use crate::io::udp_outbox::{Endpoint, Outbox, Run};
+use crate::io::cmsg::{ControlMessages, Name};
+use crate::io::udp_outbox::{DatagramRun, Endpoint, Outbox};
 
 /// Messages per system call, each a run of datagrams.
 pub const BATCH: usize = 32;
@@ -60,8 +60,8 @@ pub enum UdpError {
 /// The sockets of one lane.
 #[derive(Debug)]
 pub struct Sockets {
-    v4: Socket,
-    v6: Option<Socket>,
+    v4: UdpSocket,
+    v6: Option<UdpSocket>,
 }
 
 /// What became of what was to be sent.
@@ -90,8 +90,8 @@ impl Sockets {
     /// # Errors
     /// Says which port cannot be had, and what to do.
     pub fn open(port: u16, mark: u32, offload: bool) -> Result<Self, UdpError> {
-        let v4 = Socket::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark, offload)?;
-        let v6 = match Socket::open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), mark, offload) {
+        let v4 = UdpSocket::open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), mark, offload)?;
+        let v6 = match UdpSocket::open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), mark, offload) {
             Ok(socket) => Some(socket),
             Err(UdpError::Open { source, .. }) if without_ipv6(&source) => None,
             Err(error) => return Err(error),
@@ -100,7 +100,7 @@ impl Sockets {
     }
 
     /// Returns the sockets that there are.
-    pub fn each(&self) -> impl Iterator<Item = &Socket> {
+    pub fn each(&self) -> impl Iterator<Item = &UdpSocket> {
         std::iter::once(&self.v4).chain(&self.v6)
     }
 
@@ -108,7 +108,7 @@ impl Sockets {
     /// fit by then is lost.
     pub fn send(&self, outbox: &mut Outbox) -> Sent {
         let mut sent = Sent::default();
-        let same_family = |a: &Run, b: &Run| a.endpoint.remote.is_ipv4() == b.endpoint.remote.is_ipv4();
+        let same_family = |a: &DatagramRun, b: &DatagramRun| a.endpoint.remote.is_ipv4() == b.endpoint.remote.is_ipv4();
         for runs in outbox.runs().chunk_by(same_family) {
             let socket = if runs[0].endpoint.remote.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
             match socket {
@@ -138,7 +138,7 @@ impl Sockets {
 }
 
 impl Sent {
-    fn take(&mut self, run: &Run) {
+    fn take(&mut self, run: &DatagramRun) {
         let count = run.count() as u64;
         self.datagrams += count;
         self.bytes += run.len as u64;
@@ -149,7 +149,7 @@ impl Sent {
     }
 
     /// Counts what is lost; handshakes are none of it, for they are tried at addresses that may not exist.
-    fn lose(&mut self, outbox: &Outbox, run: &Run) {
+    fn lose(&mut self, outbox: &Outbox, run: &DatagramRun) {
         if outbox.bytes(run).first() == Some(&4) {
             self.lost += run.count() as u64;
         }
@@ -175,7 +175,7 @@ fn without_ipv6(error: &io::Error) -> bool {
 
 /// One socket of a lane, non-blocking.
 #[derive(Debug)]
-pub struct Socket {
+pub struct UdpSocket {
     fd: OwnedFd,
     /// Most datagrams that may go as one message; 1 once the kernel said that the device cannot divide it.
     most: Cell<usize>,
@@ -183,13 +183,13 @@ pub struct Socket {
     joins: bool,
 }
 
-impl AsFd for Socket {
+impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Socket {
+impl UdpSocket {
     fn open(address: SocketAddr, mark: u32, offload: bool) -> Result<Self, UdpError> {
         let port = address.port();
         let fail = |source: io::Error| match Errno::from_io_error(&source) {
@@ -218,7 +218,7 @@ impl Socket {
     pub fn receive(&self, inbox: &mut Inbox) -> io::Result<usize> {
         inbox.clear();
         let mut names = [Name::EMPTY; BATCH];
-        let mut controls = [Control::EMPTY; BATCH];
+        let mut controls = [ControlMessages::EMPTY; BATCH];
         // SAFETY: iovec and mmsghdr are plain data, for which all zeros is a valid value.
         let (mut parts, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { mem::zeroed() };
         let slots = inbox.arena.chunks_exact_mut(SLOT);
@@ -255,7 +255,7 @@ impl Socket {
         Ok(count)
     }
 
-    fn send(&self, outbox: &Outbox, runs: &[Run], sent: &mut Sent) {
+    fn send(&self, outbox: &Outbox, runs: &[DatagramRun], sent: &mut Sent) {
         let mut rest = runs;
         while let [first, others @ ..] = rest {
             match self.send_some(outbox, rest) {
@@ -281,7 +281,7 @@ impl Socket {
     }
 
     /// Sends a run that the kernel refused in a plainer way: from any own address, then datagram by datagram.
-    fn send_again(&self, outbox: &Outbox, run: &Run, error: Errno, sent: &mut Sent) {
+    fn send_again(&self, outbox: &Outbox, run: &DatagramRun, error: Errno, sent: &mut Sent) {
         let several = run.count() > 1;
         if several && error == Errno::IO && self.most.replace(1) > 1 {
             // The device, or an IPsec policy on the route, cannot divide: every further run would fail alike.
@@ -289,7 +289,7 @@ impl Socket {
         }
         // EINVAL may be the own address, which is gone. Else it is this path, whose MTU is too small for the datagrams,
         // and says nothing about others.
-        let anywhere = Run { endpoint: run.endpoint.remote.into(), ..*run };
+        let anywhere = DatagramRun { endpoint: run.endpoint.remote.into(), ..*run };
         if anywhere != *run && self.send_some(outbox, &[anywhere]).is_ok() {
             sent.take(run);
         } else if several {
@@ -300,14 +300,14 @@ impl Socket {
         }
     }
 
-    fn send_singly(&self, outbox: &Outbox, run: &Run, sent: &mut Sent) {
+    fn send_singly(&self, outbox: &Outbox, run: &DatagramRun, sent: &mut Sent) {
         let mut rest = *run;
         while rest.len > 0 {
             let mut singles = [rest; BATCH];
             let mut count = 0;
             while rest.len > 0 && count < BATCH {
                 let len = rest.segment.min(rest.len);
-                singles[count] = Run { len, segment: len, ..rest };
+                singles[count] = DatagramRun { len, segment: len, ..rest };
                 (rest.start, rest.len, count) = (rest.start + len, rest.len - len, count + 1);
             }
             self.send(outbox, &singles[..count], sent);
@@ -315,10 +315,10 @@ impl Socket {
     }
 
     /// Sends as many runs as the kernel takes in one call; an error is about the first.
-    fn send_some(&self, outbox: &Outbox, runs: &[Run]) -> Result<usize, Errno> {
+    fn send_some(&self, outbox: &Outbox, runs: &[DatagramRun]) -> Result<usize, Errno> {
         let runs = &runs[..runs.len().min(BATCH)];
         let mut names = [Name::EMPTY; BATCH];
-        let mut controls = [Control::EMPTY; BATCH];
+        let mut controls = [ControlMessages::EMPTY; BATCH];
         // SAFETY: iovec and mmsghdr are plain data, for which all zeros is a valid value.
         let (mut parts, mut messages): ([libc::iovec; BATCH], [libc::mmsghdr; BATCH]) = unsafe { mem::zeroed() };
         let mut filled = 0;
@@ -397,13 +397,13 @@ fn set(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: libc::c_int
 #[derive(Debug)]
 pub struct Inbox {
     arena: Box<[u8]>,
-    runs: Vec<Run>,
-    received: Received,
+    runs: Vec<DatagramRun>,
+    received: ReceivedBatch,
 }
 
 /// What one call brought.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedBatch {
     /// Datagrams.
     pub datagrams: u64,
     /// Their bytes.
@@ -422,18 +422,18 @@ pub struct Received {
 impl Default for Inbox {
     fn default() -> Self {
         let runs = Vec::with_capacity(BATCH);
-        Self { arena: vec![0; BATCH * SLOT].into(), runs, received: Received::default() }
+        Self { arena: vec![0; BATCH * SLOT].into(), runs, received: ReceivedBatch::default() }
     }
 }
 
 impl Inbox {
     /// Returns the messages of the last batch, each one or more datagrams.
-    pub fn runs(&self) -> &[Run] {
+    pub fn runs(&self) -> &[DatagramRun] {
         &self.runs
     }
 
     /// Returns the bytes of a message.
-    pub fn bytes(&self, run: &Run) -> &[u8] {
+    pub fn bytes(&self, run: &DatagramRun) -> &[u8] {
         &self.arena[run.start..run.start + run.len]
     }
 
@@ -448,16 +448,16 @@ impl Inbox {
     }
 
     /// Returns what the last call brought.
-    pub fn received(&self) -> Received {
+    pub fn received(&self) -> ReceivedBatch {
         self.received
     }
 
     fn clear(&mut self) {
         self.runs.clear();
-        self.received = Received::default();
+        self.received = ReceivedBatch::default();
     }
 
-    fn take(&mut self, slot: usize, len: usize, flags: libc::c_int, name: &Name, control: &Control) {
+    fn take(&mut self, slot: usize, len: usize, flags: libc::c_int, name: &Name, control: &ControlMessages) {
         let told = control.read();
         self.received.overflows = told.overflows.or(self.received.overflows);
         let Some(remote) = name.read().filter(|_| flags & libc::MSG_TRUNC == 0) else {
@@ -467,7 +467,7 @@ impl Inbox {
         let len = len.min(SLOT);
         let segment = told.segment.filter(|&segment| segment > 0).unwrap_or(len).min(len);
         let endpoint = Endpoint { remote, local: told.local };
-        let run = Run { endpoint, start: slot * SLOT, len, segment, ecn: told.ecn };
+        let run = DatagramRun { endpoint, start: slot * SLOT, len, segment, ecn: told.ecn };
         let count = run.count() as u64;
         self.received.datagrams += count;
         self.received.bytes += len as u64;

@@ -29,7 +29,7 @@ impl From<SocketAddr> for Endpoint {
 
 /// Datagrams of equal size, but for the last, to or from one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+pub struct DatagramRun {
     /// Where they go or come from.
     pub endpoint: Endpoint,
     /// Where the first begins in the arena.
@@ -42,7 +42,7 @@ pub struct Run {
     pub ecn: Ecn,
 }
 
-impl Run {
+impl DatagramRun {
     /// Returns how many datagrams there are.
     pub fn count(&self) -> usize {
         self.len.div_ceil(self.segment.max(1)).max(1)
@@ -63,7 +63,7 @@ impl Run {
 pub struct Outbox {
     arena: Box<[u8]>,
     used: usize,
-    runs: Vec<Run>,
+    runs: Vec<DatagramRun>,
     /// Most datagrams of a run over IPv4, and of one over IPv6.
     most: [usize; 2],
 }
@@ -103,7 +103,7 @@ impl Outbox {
             last.len += len;
             return;
         }
-        self.runs.push(Run { endpoint, start, len, segment: len, ecn });
+        self.runs.push(DatagramRun { endpoint, start, len, segment: len, ecn });
     }
 
     /// Appends a datagram. Says whether there was room.
@@ -122,12 +122,12 @@ impl Outbox {
     }
 
     /// Returns what waits, in order.
-    pub fn runs(&self) -> &[Run] {
+    pub fn runs(&self) -> &[DatagramRun] {
         &self.runs
     }
 
     /// Returns the bytes of a run.
-    pub fn bytes(&self, run: &Run) -> &[u8] {
+    pub fn bytes(&self, run: &DatagramRun) -> &[u8] {
         &self.arena[run.start..run.start + run.len]
     }
 
@@ -173,7 +173,7 @@ mod tests {
         let mut outbox = Outbox::new(1 << 20);
         (0..64).for_each(|_| assert!(outbox.push(&[0; 100], endpoint(1))));
         (0..50).for_each(|_| assert!(outbox.push(&[0; 1400], endpoint(2))));
-        let counts: Vec<_> = outbox.runs().iter().map(Run::count).collect();
+        let counts: Vec<_> = outbox.runs().iter().map(DatagramRun::count).collect();
         assert_eq!(counts, [63, 1, 46, 4]);
     }
 
@@ -184,7 +184,7 @@ mod tests {
         let ipv6 = SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 1], 1)).into();
         (0..3).for_each(|_| assert!(outbox.push(&[0; 100], endpoint(1))));
         (0..130).for_each(|_| assert!(outbox.push(&[0; 100], ipv6)));
-        let counts: Vec<_> = outbox.runs().iter().map(Run::count).collect();
+        let counts: Vec<_> = outbox.runs().iter().map(DatagramRun::count).collect();
         assert_eq!(counts, [1, 1, 1, 127, 3]);
     }
 

@@ -21,20 +21,20 @@ use crate::keys::encoding::sum;
 use crate::keys::lanes::LaneKeys;
 
 /// The node's secrets. Prints as `[redacted]`.
-pub struct Keys {
+pub struct NodeKeys {
     tunnel: StaticSecret,
     former: Option<StaticSecret>,
     first: Option<StaticSecret>,
     identity: Identity,
 }
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for NodeKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Keys({:?}, [redacted])", self.identity())
     }
 }
 
-impl Keys {
+impl NodeKeys {
     /// Reads the keys of a node that has joined. A lost tunnel key is made anew, for the node vouches for it; a lost
     /// identity is not, for nobody would vouch for that.
     ///
@@ -258,8 +258,8 @@ mod tests {
     fn keys_are_made_once_and_hidden() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let made = Keys::load_or_make(&state).unwrap();
-        let read = Keys::load_or_make(&state).unwrap();
+        let made = NodeKeys::load_or_make(&state).unwrap();
+        let read = NodeKeys::load_or_make(&state).unwrap();
 
         assert_eq!(made.identity(), read.identity());
         assert_eq!(made.tunnel().to_bytes(), read.tunnel().to_bytes());
@@ -275,34 +275,34 @@ mod tests {
     fn renewed_keys_are_new_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let old = Keys::load_or_make(&state).unwrap();
+        let old = NodeKeys::load_or_make(&state).unwrap();
 
-        let new = Keys::renew(&state).unwrap();
+        let new = NodeKeys::renew(&state).unwrap();
 
         assert_ne!(new.identity(), old.identity());
         assert_ne!(new.tunnel().to_bytes(), old.tunnel().to_bytes());
-        assert_eq!(Keys::load_or_make(&state).unwrap().identity(), new.identity());
+        assert_eq!(NodeKeys::load_or_make(&state).unwrap().identity(), new.identity());
     }
 
     #[test]
     fn a_rotated_key_leaves_its_former_until_that_is_forgotten_and_flows_keep_their_seed() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let lanes = || Keys::load_or_make(&state).unwrap().lanes(2);
+        let lanes = || NodeKeys::load_or_make(&state).unwrap().lanes(2);
         let before = lanes();
         assert!(before.former_publics().is_empty());
 
-        Keys::rotate(&state).unwrap();
+        NodeKeys::rotate(&state).unwrap();
         let during = lanes();
         assert_eq!(during.former_publics(), before.publics());
         assert!(during.publics().iter().all(|key| !before.publics().contains(key)));
-        Keys::rotate(&state).unwrap();
+        NodeKeys::rotate(&state).unwrap();
         assert_eq!(lanes().former_publics(), during.publics(), "of two former ones only the last is good");
-        Keys::forget_former(&state).unwrap();
+        NodeKeys::forget_former(&state).unwrap();
         assert!(lanes().former_publics().is_empty());
         assert_eq!(lanes().flow_seed(), before.flow_seed(), "or connections would not survive the next restart");
 
-        write(&state, FORMER_TUNNEL_KEY, Keys::load_or_make(&state).unwrap().tunnel().as_bytes()).unwrap();
+        write(&state, FORMER_TUNNEL_KEY, NodeKeys::load_or_make(&state).unwrap().tunnel().as_bytes()).unwrap();
         assert!(lanes().former_publics().is_empty(), "killed between its writes");
     }
 
@@ -310,10 +310,10 @@ mod tests {
     fn keys_that_others_may_read_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        Keys::load_or_make(&state).unwrap();
+        NodeKeys::load_or_make(&state).unwrap();
         fs::set_permissions(state.path(TUNNEL_KEY), fs::Permissions::from_mode(0o644)).unwrap();
 
-        let error = Keys::load_or_make(&state).unwrap_err().to_string();
+        let error = NodeKeys::load_or_make(&state).unwrap_err().to_string();
 
         assert!(error.contains("chmod 600"), "{error}");
     }
@@ -322,10 +322,10 @@ mod tests {
     fn a_damaged_key_is_never_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        Keys::load_or_make(&state).unwrap();
+        NodeKeys::load_or_make(&state).unwrap();
         fs::write(state.path(IDENTITY_KEY), "AAAA\n").unwrap();
 
-        assert!(Keys::load_or_make(&state).is_err());
+        assert!(NodeKeys::load_or_make(&state).is_err());
         assert_eq!(fs::read(state.path(IDENTITY_KEY)).unwrap(), b"AAAA\n");
     }
 }

@@ -19,7 +19,7 @@ use crate::base::files::PRESHARED_KEYS;
 use crate::base::state_dir::{State, StateError};
 use crate::keys::encoding::sum;
 use crate::keys::psk_policy::PskMode;
-use crate::psk::Preshared;
+use crate::psk::PresharedKey;
 
 /// Most keys; of more the oldest is given up.
 const MAX: usize = 16_384;
@@ -28,14 +28,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The preshared keys of this node.
 #[derive(Debug, Default)]
-pub struct Vault {
+pub struct PskStore {
     keys: Mutex<Keys>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Keys {
-    by_peer: BTreeMap<NodeId, (u64, Preshared)>,
+    by_peer: BTreeMap<NodeId, (u64, PresharedKey)>,
     /// The number of the newest key; grows with each.
     newest: u64,
     /// Whether the file says something else.
@@ -43,7 +43,7 @@ struct Keys {
     mode: PskMode,
 }
 
-impl Vault {
+impl PskStore {
     /// Reads the keys that were stored. What cannot be read is left out, with a warning.
     pub fn load(state: &State) -> Self {
         let bytes = state.secret(PRESHARED_KEYS).unwrap_or_else(|error| {
@@ -86,7 +86,7 @@ impl Vault {
     }
 
     /// Returns the key with a peer, and its number.
-    pub(crate) fn get(&self, peer: NodeId) -> Option<(u64, Preshared)> {
+    pub(crate) fn get(&self, peer: NodeId) -> Option<(u64, PresharedKey)> {
         self.keys().by_peer.get(&peer).cloned()
     }
 
@@ -96,7 +96,7 @@ impl Vault {
     }
 
     /// Takes a new key with a peer, and returns its number; 0 if no keys are wanted any more.
-    pub(crate) fn put(&self, peer: NodeId, key: Preshared) -> u64 {
+    pub(crate) fn put(&self, peer: NodeId, key: PresharedKey) -> u64 {
         let number = {
             let mut keys = self.keys();
             if keys.mode == PskMode::Off {
@@ -156,7 +156,7 @@ impl Vault {
 }
 
 impl Keys {
-    fn put(&mut self, peer: NodeId, key: Preshared) -> u64 {
+    fn put(&mut self, peer: NodeId, key: PresharedKey) -> u64 {
         self.newest += 1;
         self.unsaved = true;
         self.by_peer.insert(peer, (self.newest, key));
@@ -180,16 +180,16 @@ impl Keys {
     }
 }
 
-fn parse(line: &[u8]) -> Option<(NodeId, Preshared)> {
+fn parse(line: &[u8]) -> Option<(NodeId, PresharedKey)> {
     let mut words = std::str::from_utf8(line).ok()?.split(' ');
     let (peer, key, told) = (words.next()?, words.next()?, words.next()?);
     let peer = NodeId(peer.parse().ok()?);
     let bytes = Zeroizing::new(BASE64URL_NOPAD.decode(key.as_bytes()).ok()?);
-    let key = Preshared::new(bytes[..].try_into().ok()?);
+    let key = PresharedKey::new(bytes[..].try_into().ok()?);
     (words.next().is_none() && line_sum(peer, &key) == told).then_some((peer, key))
 }
 
-fn line_sum(peer: NodeId, key: &Preshared) -> String {
+fn line_sum(peer: NodeId, key: &PresharedKey) -> String {
     sum(&Zeroizing::new([&peer.0.to_be_bytes()[..], key.bytes()].concat()))
 }
 
@@ -201,14 +201,14 @@ mod tests {
 
     use super::*;
 
-    fn key(byte: u8) -> Preshared {
-        Preshared::new([byte; 32])
+    fn key(byte: u8) -> PresharedKey {
+        PresharedKey::new([byte; 32])
     }
 
     fn stored(keys: u32) -> (tempfile::TempDir, State) {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let vault = Vault::load(&state);
+        let vault = PskStore::load(&state);
         for peer in 1..=keys {
             vault.put(NodeId(peer), key(peer as u8));
         }
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn keys_outlive_a_restart_and_are_for_their_owner_alone() {
         let (_dir, state) = stored(3);
-        let vault = Vault::load(&state);
+        let vault = PskStore::load(&state);
         assert_eq!(
             (1..=4).map(|n| vault.get(NodeId(n)).map(|k| k.1)).collect::<Vec<_>>(),
             [Some(key(1)), Some(key(2)), Some(key(3)), None]
@@ -231,16 +231,16 @@ mod tests {
         assert!(!format!("{vault:?}").contains(&secret));
 
         state.forget().unwrap();
-        assert!(Vault::load(&state).get(NodeId(1)).is_none(), "left the mesh");
+        assert!(PskStore::load(&state).get(NodeId(1)).is_none(), "left the mesh");
     }
 
     #[test]
     fn a_node_that_is_no_peer_any_more_is_forgotten_and_there_are_never_too_many() {
         let (_dir, state) = stored(3);
-        let vault = Vault::load(&state);
+        let vault = PskStore::load(&state);
         vault.retain(|peer| peer == NodeId(2));
         vault.save(&state).unwrap();
-        let vault = Vault::load(&state);
+        let vault = PskStore::load(&state);
         assert_eq!([1, 2, 3].map(|n| vault.number(NodeId(n)) > 0), [false, true, false]);
 
         for peer in 10..10 + MAX as u32 {
@@ -259,7 +259,7 @@ mod tests {
                 let mut bytes = good.clone();
                 bytes[at] ^= 1 << bit;
                 std::fs::write(state.path(PRESHARED_KEYS), &bytes).unwrap();
-                let vault = Vault::load(&state);
+                let vault = PskStore::load(&state);
                 let read: Vec<_> = (1..=3).filter_map(|n| vault.get(NodeId(n)).map(|(_, read)| (n, read))).collect();
                 assert!(!read.is_empty() && read.iter().all(|(n, read)| *read == key(*n as u8)), "byte {at} bit {bit}");
                 let all = vault.keys().by_peer.len();
@@ -268,7 +268,7 @@ mod tests {
         }
         for length in 0..good.len() {
             std::fs::write(state.path(PRESHARED_KEYS), &good[..length]).unwrap();
-            assert!(Vault::load(&state).keys().by_peer.len() <= 3);
+            assert!(PskStore::load(&state).keys().by_peer.len() <= 3);
         }
     }
 }

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use mesh_proto::base::addr::overlap;
 
 use super::error::KernelError;
-use super::nft::{self, Chain, Expr, Family, Fate, Header, Hook, Meta};
+use super::nft::{self, Chain, Expr, Family, Fate, Hook, Meta, PayloadBase};
 use crate::linux::shape::{Obstacle, Shape};
 
 /// How deep chains may call each other; the kernel allows 16.
@@ -65,13 +65,13 @@ fn is_forward(chain: &Chain) -> bool {
     matches!(chain.family, Family::Ip | Family::Inet) && chain.base.as_ref().is_some_and(forward)
 }
 
-fn dropped_by_policy(packet: &Packet<'_>, chain: &Chain, rules: &[nft::Rule]) -> bool {
+fn dropped_by_policy(packet: &Packet<'_>, chain: &Chain, rules: &[nft::NftRule]) -> bool {
     let policy = chain.base.as_ref().map(|base| &base.policy);
     policy == Some(&Fate::Drop) && fate(packet, chain, rules, 0).is_none()
 }
 
 /// Follows the rules of a chain; `None` if none decides.
-fn fate(packet: &Packet<'_>, chain: &Chain, rules: &[nft::Rule], depth: usize) -> Option<Fate> {
+fn fate(packet: &Packet<'_>, chain: &Chain, rules: &[nft::NftRule], depth: usize) -> Option<Fate> {
     if depth > DEPTH {
         return None;
     }
@@ -98,16 +98,16 @@ fn call(packet: &Packet<'_>, from: &Chain, name: String, depth: usize) -> Option
 }
 
 /// Returns what a rule does with the packet, if it certainly matches.
-fn action(packet: &Packet<'_>, rule: &nft::Rule) -> Option<Fate> {
+fn action(packet: &Packet<'_>, rule: &nft::NftRule) -> Option<Fate> {
     let mut loaded = Loaded::Unknown;
     for expr in &rule.exprs {
         match expr {
             Expr::Meta(Meta::InputName) => loaded = Loaded::Interface(packet.input.map(str::to_owned)),
             Expr::Meta(Meta::OutputName) => loaded = Loaded::Interface(packet.output.map(str::to_owned)),
-            Expr::Payload { header: Header::Network, offset: 12, length } => {
+            Expr::Payload { header: PayloadBase::Network, offset: 12, length } => {
                 loaded = Loaded::Address(packet.sources.to_vec(), length * 8);
             }
-            Expr::Payload { header: Header::Network, offset: 16, length } => {
+            Expr::Payload { header: PayloadBase::Network, offset: 16, length } => {
                 loaded = Loaded::Address(packet.destinations.to_vec(), length * 8);
             }
             Expr::Meta(Meta::Mark | Meta::Transport) | Expr::Payload { .. } | Expr::Load(..) => {

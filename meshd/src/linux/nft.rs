@@ -5,7 +5,7 @@
 
 mod expr;
 
-pub use expr::{Expr, Family, Fate, Header, Meta, Register};
+pub use expr::{Expr, Family, Fate, Meta, PayloadBase, Register};
 
 use super::error::KernelError;
 use super::nfnetlink::{self, Attributes, Writer};
@@ -72,7 +72,7 @@ pub struct Chain {
 
 /// A rule as the kernel holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct NftRule {
     /// Its number inside its table.
     pub handle: u64,
     /// What it does.
@@ -217,7 +217,7 @@ fn read_base(attributes: Attributes<'_>) -> Option<Base> {
 ///
 /// # Errors
 /// `KernelError` if the kernel has no nftables or does not permit it.
-pub fn rules(chain: &Chain) -> Result<Vec<Rule>, KernelError> {
+pub fn rules(chain: &Chain) -> Result<Vec<NftRule>, KernelError> {
     let replies = nfnetlink::dump(GETRULE, chain.family.number(), |w| {
         w.text(1, &chain.table);
         w.text(2, &chain.name);
@@ -233,7 +233,7 @@ pub fn rules(chain: &Chain) -> Result<Vec<Rule>, KernelError> {
             let element = Attributes(element);
             Expr::decode(&element.text(1).unwrap_or_default(), element.nested(2))
         };
-        Some(Rule { handle: attributes.long(3)?, exprs: attributes.nested(4).map(element).collect() })
+        Some(NftRule { handle: attributes.long(3)?, exprs: attributes.nested(4).map(element).collect() })
     };
     Ok(replies.iter().filter_map(read).collect())
 }

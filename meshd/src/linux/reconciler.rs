@@ -65,7 +65,7 @@ impl Keeper {
         let events = Events::open().map_err(socket)?;
         let routes = Routes::open()?;
         let (shape, shapes) = watch::channel(shape);
-        let task = tokio::spawn(keep(routes, events, shapes, upkeep));
+        let task = tokio::spawn(reconcile(routes, events, shapes, upkeep));
         Ok(Self { shape, task })
     }
 
@@ -81,7 +81,7 @@ impl Keeper {
     }
 }
 
-async fn keep(routes: Routes, events: Events, mut shapes: watch::Receiver<Shape>, upkeep: watch::Sender<Upkeep>) {
+async fn reconcile(routes: Routes, events: Events, mut shapes: watch::Receiver<Shape>, upkeep: watch::Sender<Upkeep>) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = 0;

@@ -16,7 +16,7 @@ use mesh_proto::verifier::VerifiedMap;
 
 use crate::base::files::TRIAL;
 use crate::base::state_dir::{Enrolment, State};
-use crate::control::Guard;
+use crate::control::MapGuard;
 
 /// How long a node has to live on its cached map for the map to be no danger. A map that the coordinator stands by is
 /// none either: without the cache the node would have the same one.
@@ -38,7 +38,7 @@ pub(crate) struct Start {
 }
 
 /// Chooses the map that a node starts with, and counts the start. The guard checks the map.
-pub(crate) fn start(state: &State, enrolment: &Enrolment, guard: &mut Guard) -> Start {
+pub(crate) fn start(state: &State, enrolment: &Enrolment, guard: &mut MapGuard) -> Start {
     let nothing = |note| Start { map: VerifiedMap::by_hand(empty(enrolment)), current: None, note, on_trial: false };
     if !state.has_netmap() {
         return nothing(None);

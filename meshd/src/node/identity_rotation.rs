@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use crate::base::notes::Notes;
 use crate::base::state_dir::{State, StateError};
-use crate::control::{Channel, Dial, LinkError};
-use crate::keys::node::Keys;
+use crate::control::{Channel, ChannelError, Dial};
+use crate::keys::node::NodeKeys;
 
 /// The topic of what is to be said of a change that is under way.
 const NOTE: &str = "identity";
@@ -35,11 +35,11 @@ const KEPT: &str = "the key is kept as identity.refused: if no coordinator knows
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a change of the identity key: the former and the present one, or why it is not done.
-pub type Outcome = Result<(IdentityKey, IdentityKey), String>;
+pub type IdentityOutcome = Result<(IdentityKey, IdentityKey), String>;
 
 /// What the coordinators said to one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum IdentityAnswer {
     /// The change was made, now or before.
     Taken,
     /// It was refused. Whether an earlier attempt was taken is decided by that only if the coordinator says so.
@@ -57,7 +57,7 @@ pub(crate) enum Answer {
 
 /// A change that is under way.
 struct Change {
-    next: Arc<Keys>,
+    next: Arc<NodeKeys>,
     succession: Succession,
     /// Whether a coordinator may have taken it already.
     in_doubt: bool,
@@ -71,13 +71,13 @@ pub(crate) struct Renewer {
     state: State,
     notes: Notes,
     /// What came of the last change.
-    renewed: watch::Sender<Option<Outcome>>,
+    renewed: watch::Sender<Option<IdentityOutcome>>,
     node: NodeId,
     /// The keys that the control channel uses.
-    keys: watch::Sender<Arc<Keys>>,
+    keys: watch::Sender<Arc<NodeKeys>>,
     change: Option<Change>,
-    answers: mpsc::Sender<Answer>,
-    heard: mpsc::Receiver<Answer>,
+    answers: mpsc::Sender<IdentityAnswer>,
+    heard: mpsc::Receiver<IdentityAnswer>,
 }
 
 impl Renewer {
@@ -85,15 +85,15 @@ impl Renewer {
     pub(crate) fn new(
         state: &State,
         notes: Notes,
-        renewed: watch::Sender<Option<Outcome>>,
+        renewed: watch::Sender<Option<IdentityOutcome>>,
         node: NodeId,
-        keys: Arc<Keys>,
+        keys: Arc<NodeKeys>,
     ) -> Self {
         let (answers, heard) = mpsc::channel(1);
         let keys = watch::Sender::new(keys);
         notes.set(NOTE, None);
         let mut renewer = Self { state: state.clone(), notes, renewed, node, keys, change: None, answers, heard };
-        match Keys::next(state) {
+        match NodeKeys::next(state) {
             Ok(None) => {}
             Ok(Some(next)) => {
                 tracing::info!(key = %next.identity(), "the identity key was being changed; going on with that");
@@ -105,12 +105,12 @@ impl Renewer {
     }
 
     /// Returns the keys that the control channel is to use.
-    pub(crate) fn keys(&self) -> watch::Receiver<Arc<Keys>> {
+    pub(crate) fn keys(&self) -> watch::Receiver<Arc<NodeKeys>> {
         self.keys.subscribe()
     }
 
     /// Returns the key that is to be the next, while a change is under way.
-    pub(crate) fn next(&self) -> Option<Arc<Keys>> {
+    pub(crate) fn next(&self) -> Option<Arc<NodeKeys>> {
         self.change.as_ref().map(|change| Arc::clone(&change.next))
     }
 
@@ -118,7 +118,7 @@ impl Renewer {
     pub(crate) fn begin(&mut self) {
         match &mut self.change {
             Some(change) => change.due = Instant::now(),
-            None => match Keys::make_next(&self.state) {
+            None => match NodeKeys::make_next(&self.state) {
                 Ok(next) => self.take_up(next, false),
                 Err(error) => {
                     self.end(Err(error.to_string()));
@@ -129,7 +129,7 @@ impl Renewer {
     }
 
     /// Returns the next key, if the coordinators are to be asked now.
-    pub(crate) fn due(&self) -> Option<Arc<Keys>> {
+    pub(crate) fn due(&self) -> Option<Arc<NodeKeys>> {
         let is_due = |change: &&Change| !change.is_asking && Instant::now() >= change.due;
         self.change.as_ref().filter(is_due).map(|change| Arc::clone(&change.next))
     }
@@ -148,30 +148,30 @@ impl Renewer {
     }
 
     /// Waits for the answer to an attempt.
-    pub(crate) async fn heard(&mut self) -> Option<Answer> {
+    pub(crate) async fn next_answer(&mut self) -> Option<IdentityAnswer> {
         self.heard.recv().await
     }
 
     /// Takes an answer up. Returns the keys to go on with, once they are others.
-    pub(crate) fn settle(&mut self, answer: Answer) -> Option<Arc<Keys>> {
+    pub(crate) fn conclude(&mut self, answer: IdentityAnswer) -> Option<Arc<NodeKeys>> {
         let change = self.change.as_mut()?;
         change.is_asking = false;
         change.attempts = change.attempts.saturating_add(1);
         let pause = Duration::from_secs(1) * 2u32.saturating_pow(change.attempts.min(5) - 1);
         change.due = Instant::now() + pause.min(PAUSE);
         let why = match answer {
-            Answer::Taken => {
+            IdentityAnswer::Taken => {
                 change.in_doubt = true;
                 match self.adopt() {
                     Ok(keys) => return Some(keys),
                     Err(error) => error.to_string(),
                 }
             }
-            Answer::Refused { is_final, why } if is_final || !change.in_doubt => {
+            IdentityAnswer::Refused { is_final, why } if is_final || !change.in_doubt => {
                 // Whoever has the coordinator may take the key and deny it.
                 let (gone, why) = match change.in_doubt {
-                    true => (Keys::set_next_aside(&self.state), format!("{why}; {KEPT}")),
-                    false => (Keys::drop_next(&self.state), why),
+                    true => (NodeKeys::set_next_aside(&self.state), format!("{why}; {KEPT}")),
+                    false => (NodeKeys::drop_next(&self.state), why),
                 };
                 if let Err(error) = gone {
                     tracing::error!(%error, "the refused key is not removed; it is offered again at the next start");
@@ -181,18 +181,18 @@ impl Renewer {
                 self.end(Err(why));
                 return None;
             }
-            Answer::Unknown(why) => {
+            IdentityAnswer::Unknown(why) => {
                 change.in_doubt = true;
                 why
             }
-            Answer::Refused { is_final: _, why } | Answer::Later(why) => why,
+            IdentityAnswer::Refused { is_final: _, why } | IdentityAnswer::Later(why) => why,
         };
         tracing::warn!(why, "the change of the identity key is not confirmed yet");
         self.notes.set(NOTE, Some(pending(&why)));
         None
     }
 
-    fn take_up(&mut self, next: Keys, in_doubt: bool) {
+    fn take_up(&mut self, next: NodeKeys, in_doubt: bool) {
         let succession = succession(self.node, &self.keys.borrow(), &next);
         self.change = Some(Change {
             next: Arc::new(next),
@@ -205,9 +205,9 @@ impl Renewer {
     }
 
     /// Puts the next key in the place of the present one.
-    fn adopt(&mut self) -> Result<Arc<Keys>, StateError> {
-        Keys::adopt_next(&self.state)?;
-        let keys = Arc::new(Keys::load(&self.state)?);
+    fn adopt(&mut self) -> Result<Arc<NodeKeys>, StateError> {
+        NodeKeys::adopt_next(&self.state)?;
+        let keys = Arc::new(NodeKeys::load(&self.state)?);
         let former = self.keys.send_replace(Arc::clone(&keys)).identity();
         self.change = None;
         tracing::info!(from = %former, to = %keys.identity(), "the identity key is changed");
@@ -215,7 +215,7 @@ impl Renewer {
         Ok(keys)
     }
 
-    fn end(&self, outcome: Outcome) {
+    fn end(&self, outcome: IdentityOutcome) {
         self.notes.set(NOTE, None);
         self.renewed.send_replace(Some(outcome));
     }
@@ -229,7 +229,7 @@ fn pending(why: &str) -> String {
 }
 
 /// Returns what both keys sign for a node.
-fn succession(node: NodeId, present: &Keys, next: &Keys) -> Succession {
+fn succession(node: NodeId, present: &NodeKeys, next: &NodeKeys) -> Succession {
     let (from, to) = (present.identity(), next.identity());
     Succession {
         from,
@@ -240,7 +240,7 @@ fn succession(node: NodeId, present: &Keys, next: &Keys) -> Succession {
 }
 
 /// Asks the coordinators, beginning at another one each time, until one answers or may have acted.
-async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> Answer {
+async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> IdentityAnswer {
     let count = dial.coordinators.len();
     let mut why = "the mesh names no coordinator".to_owned();
     for address in dial.coordinators.iter().cycle().skip(turn % count.max(1)).take(count) {
@@ -252,9 +252,9 @@ async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> Answer {
             }
         };
         let said = match channel.renew(renewal).await {
-            Ok(_) => return Answer::Taken,
-            Err(LinkError::Refused(said)) => said,
-            Err(error) => return Answer::Unknown(error.to_string()),
+            Ok(_) => return IdentityAnswer::Taken,
+            Err(ChannelError::Refused(said)) => said,
+            Err(error) => return IdentityAnswer::Unknown(error.to_string()),
         };
         // It has no time, or our record has to be newer.
         if matches!(said.error, ErrorCode::Busy | ErrorCode::Record) {
@@ -263,9 +263,9 @@ async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> Answer {
         }
         // Its store may have it all the same.
         if said.error == ErrorCode::Internal {
-            return Answer::Unknown(said.message);
+            return IdentityAnswer::Unknown(said.message);
         }
-        return Answer::Refused { is_final: said.error == ErrorCode::Identity, why: said.message };
+        return IdentityAnswer::Refused { is_final: said.error == ErrorCode::Identity, why: said.message };
     }
-    Answer::Later(why)
+    IdentityAnswer::Later(why)
 }

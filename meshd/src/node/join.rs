@@ -16,8 +16,8 @@ use tokio::time::sleep;
 use crate::base::state_dir::{Enrolment, State, StateError};
 use crate::config::Config;
 use crate::control;
-use crate::control::{Dial, LinkError};
-use crate::keys::node::Keys;
+use crate::control::{ChannelError, Dial};
+use crate::keys::node::NodeKeys;
 use crate::linux;
 use crate::linux::{HostFacts, KernelError, Shape};
 use crate::node::facts;
@@ -50,7 +50,7 @@ pub enum JoinError {
     State(#[from] StateError),
     /// No coordinator let the node in.
     #[error(transparent)]
-    Link(#[from] LinkError),
+    Link(#[from] ChannelError),
     /// The node's own services.toml is wrong.
     #[error("{0}\nnot joined; mend the file first, or move it away")]
     Services(String),
@@ -134,21 +134,21 @@ impl Credential {
     }
 
     /// Says whether another attempt may end better: another token may lie there, the coordinator may have newer keys.
-    fn may_heal(&self, error: &LinkError) -> bool {
+    fn may_heal(&self, error: &ChannelError) -> bool {
         let temporary = match error {
-            LinkError::Refused(body) => matches!(body.error, ErrorCode::Token | ErrorCode::Busy),
-            LinkError::Pin(_) | LinkError::Fenced | LinkError::WentBack(_) => false,
-            LinkError::Resolve { .. }
-            | LinkError::Connect { .. }
-            | LinkError::Timeout(_)
-            | LinkError::Tls { .. }
-            | LinkError::Broken(_)
-            | LinkError::Ended
-            | LinkError::Leaving
-            | LinkError::Renewed
-            | LinkError::Retired(_)
-            | LinkError::Silent
-            | LinkError::Malformed(_) => true,
+            ChannelError::Refused(body) => matches!(body.error, ErrorCode::Token | ErrorCode::Busy),
+            ChannelError::Pin(_) | ChannelError::Fenced | ChannelError::WentBack(_) => false,
+            ChannelError::Resolve { .. }
+            | ChannelError::Connect { .. }
+            | ChannelError::Timeout(_)
+            | ChannelError::Tls { .. }
+            | ChannelError::Broken(_)
+            | ChannelError::Ended
+            | ChannelError::Leaving
+            | ChannelError::Renewed
+            | ChannelError::Retired(_)
+            | ChannelError::Silent
+            | ChannelError::Malformed(_) => true,
         };
         temporary && matches!(self, Self::Oidc { .. })
     }
@@ -171,10 +171,10 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
     let host = linux::host_facts().await?;
     let mut attempt = 1;
     let response = loop {
-        match ask(config, credential, ephemeral, &state, Keys::load_or_make(&state)?, &host, &serve).await {
+        match ask(config, credential, ephemeral, &state, NodeKeys::load_or_make(&state)?, &host, &serve).await {
             // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
-            Err(JoinError::Link(LinkError::Refused(body))) if body.error == ErrorCode::Revoked => {
-                break ask(config, credential, ephemeral, &state, Keys::renew(&state)?, &host, &serve).await?;
+            Err(JoinError::Link(ChannelError::Refused(body))) if body.error == ErrorCode::Revoked => {
+                break ask(config, credential, ephemeral, &state, NodeKeys::renew(&state)?, &host, &serve).await?;
             }
             Err(JoinError::Link(error)) if attempt < ATTEMPTS && credential.may_heal(&error) => {
                 tracing::debug!(%error, attempt, "not joined yet");
@@ -203,7 +203,7 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
         )),
     }
     warnings.extend(response.refused.iter().cloned());
-    warnings.extend(waits(&response, Keys::load_or_make(&state)?.identity()));
+    warnings.extend(waits(&response, NodeKeys::load_or_make(&state)?.identity()));
     control::map_guard::begin(&state, &response.netmap)?;
     state.save_netmap(&response.netmap)?;
     if config.keys.preshared {
@@ -229,7 +229,7 @@ async fn ask(
     credential: &Credential,
     ephemeral: bool,
     state: &State,
-    keys: Keys,
+    keys: NodeKeys,
     host: &HostFacts,
     serve: &[ServeSpec],
 ) -> Result<JoinResponse, JoinError> {

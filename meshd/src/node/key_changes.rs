@@ -5,22 +5,22 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::Member;
+use super::Membership;
 use crate::base::state_dir::StateError;
 use crate::control::Dial;
-use crate::keys::node::Keys;
-use crate::node::identity_rotation::Answer;
+use crate::keys::node::NodeKeys;
+use crate::node::identity_rotation::IdentityAnswer;
 use crate::node::tunnel_key_rotation;
-use crate::node::tunnel_key_rotation::{Rotation, Step};
+use crate::node::tunnel_key_rotation::{Rotation, RotationStep};
 
-impl Member<'_> {
+impl Membership<'_> {
     /// Makes another tunnel key, unless a change is under way.
     pub(super) fn rotate(&mut self) {
         if self.rotation.is_some() {
             tracing::info!("the tunnel key is being changed already");
             return;
         }
-        if let Err(error) = Keys::rotate(self.state).and_then(|()| self.reload_keys(true)) {
+        if let Err(error) = NodeKeys::rotate(self.state).and_then(|()| self.reload_keys(true)) {
             tracing::error!(%error, "the tunnel key is not changed");
             return;
         }
@@ -33,7 +33,7 @@ impl Member<'_> {
     pub(super) fn turn(&mut self) {
         let Some(rotation) = &mut self.rotation else {
             let due = tunnel_key_rotation::due(self.config.keys.rotate, &self.lanes.public(0));
-            if Keys::age(self.state).is_some_and(|age| age >= due) && self.publisher.link.borrow().connected {
+            if NodeKeys::age(self.state).is_some_and(|age| age >= due) && self.publisher.link.borrow().connected {
                 self.rotate();
             }
             return;
@@ -44,11 +44,11 @@ impl Member<'_> {
         }
         let known = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
         let done = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
-            Step::Wait => Ok(()),
-            Step::CallByPresent => self.reload_keys(false),
-            Step::Finish => {
+            RotationStep::Wait => Ok(()),
+            RotationStep::CallByPresent => self.reload_keys(false),
+            RotationStep::Finish => {
                 self.rotation = None;
-                let forgotten = Keys::forget_former(self.state).and_then(|()| self.reload_keys(false));
+                let forgotten = NodeKeys::forget_former(self.state).and_then(|()| self.reload_keys(false));
                 self.report();
                 tracing::info!("the former tunnel key is forgotten");
                 forgotten
@@ -61,7 +61,7 @@ impl Member<'_> {
 
     /// Puts the keys of the state directory in force.
     fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
-        self.keys = Arc::new(Keys::load(self.state)?);
+        self.keys = Arc::new(NodeKeys::load(self.state)?);
         self.lanes = self.keys.lanes(self.config.lanes).calling_by_former(calls_by_former);
         self.plane.handle().set_keys(&self.lanes);
         Ok(())
@@ -86,8 +86,8 @@ impl Member<'_> {
     }
 
     /// Takes up what a coordinator said to that.
-    pub(super) fn settle(&mut self, answer: Answer) {
-        if let Some(keys) = self.renewer.settle(answer) {
+    pub(super) fn conclude_identity(&mut self, answer: IdentityAnswer) {
+        if let Some(keys) = self.renewer.conclude(answer) {
             self.keys = keys;
             self.report();
         }

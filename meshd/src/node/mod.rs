@@ -39,13 +39,13 @@ use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
 use crate::config::Config;
 use crate::control;
-use crate::control::log_auditor::Auditor;
-use crate::control::{Dial, Guard, Link, LinkState};
-use crate::dataplane::{Activity, DataPlane, LaneDeath, Setup};
+use crate::control::log_auditor::LogAuditor;
+use crate::control::{ChannelKeeper, ChannelState, Dial, MapGuard};
+use crate::dataplane::{Activity, DataPlane, DataPlaneSetup, LaneDeath};
 use crate::dns::server;
 use crate::keys::lanes::LaneKeys;
-use crate::keys::node::Keys;
-use crate::keys::psk_store::Vault;
+use crate::keys::node::NodeKeys;
+use crate::keys::psk_store::PskStore;
 use crate::linux;
 use crate::linux::{HostFacts, Keeper, MARK, Shape};
 use crate::node::error::DaemonError;
@@ -72,17 +72,17 @@ const LEASE: &str = "lease";
 const STOP: Duration = Duration::from_millis(400);
 
 /// Everything that runs while the node belongs to a mesh.
-pub(crate) struct Member<'d> {
+pub(crate) struct Membership<'d> {
     config: &'d Config,
     state: &'d State,
     publisher: &'d Publisher,
     requests: &'d Requests,
     offers: watch::Receiver<Offers>,
     plane: DataPlane,
-    keys: Arc<Keys>,
+    keys: Arc<NodeKeys>,
     lanes: LaneKeys,
     /// The preshared keys; none for plain WireGuard.
-    vault: Option<Arc<Vault>>,
+    vault: Option<Arc<PskStore>>,
     switch: Switch,
     /// The number of the record that was reported last.
     sequence: u64,
@@ -112,7 +112,7 @@ pub(crate) struct Member<'d> {
     tasks: JoinSet<()>,
 }
 
-impl<'d> Member<'d> {
+impl<'d> Membership<'d> {
     /// Closes the range, starts the data path from the cached map, and everything else behind it.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl<'d> Member<'d> {
         enrolment: Enrolment,
         bytes: &Handle,
     ) -> Result<Self, DaemonError> {
-        let keys = Arc::new(Keys::load(state)?);
+        let keys = Arc::new(NodeKeys::load(state)?);
         let lanes = keys.lanes(config.lanes);
         let (switch, vault) = Switch::start(state, config.keys.preshared);
         publisher.preshared.send_replace((switch.mode(), switch.sentence()));
@@ -134,7 +134,7 @@ impl<'d> Member<'d> {
         let shape = join::shape(config, &enrolment, facts::mtu(&host));
         let guards = linux::close_range(&shape).await?;
         publisher.upkeep.send_modify(|upkeep| upkeep.guards = guards);
-        let mut guard = Guard::new(Some(state.clone())).claiming(config.pods.clone());
+        let mut guard = MapGuard::new(Some(state.clone())).claiming(config.pods.clone());
         let cached_map::Start { map, current, note, on_trial } = cached_map::start(state, &enrolment, &mut guard);
         publisher.notes.set(CACHE, note);
         let last_heard = LastHeard::new(state);
@@ -142,7 +142,7 @@ impl<'d> Member<'d> {
         let active = state.activity();
         let view = Arc::new(aside(|| View::compile(believed(&map, &lease))));
         let open = || {
-            DataPlane::start(Setup {
+            DataPlane::start(DataPlaneSetup {
                 interface: config.interface.clone(),
                 lanes: config.lanes,
                 offload: config.offload,
@@ -221,7 +221,7 @@ impl<'d> Member<'d> {
         let dial = dial.spread(random() as u32);
         publisher.dial.send_replace(Some(dial.clone()));
         let expelled = watch::Sender::default();
-        let link = Link {
+        let link = ChannelKeeper {
             dial: dial.clone(),
             current,
             guard,
@@ -237,7 +237,7 @@ impl<'d> Member<'d> {
         member.tasks.spawn(link.run());
         let (view, link) = (publisher.view.subscribe(), publisher.link.clone());
         let gossip = member.plane.handle().clone();
-        member.tasks.spawn(Auditor::new(state.clone(), dial, view, link, expelled, gossip).run());
+        member.tasks.spawn(LogAuditor::new(state.clone(), dial, view, link, expelled, gossip).run());
         member.splice();
         let node = &member.enrolment.node;
         tracing::info!(%node, mesh = %member.enrolment.mesh, revision = %member.map.revision, "forwarding");
@@ -289,9 +289,9 @@ impl<'d> Member<'d> {
                 Some(()) = self.addresses.recv() => self.refresh_host().await,
                 Ok(()) = rotations.changed() => self.rotate(),
                 Ok(()) = renewals.changed() => self.renew(),
-                Some(answer) = self.renewer.heard() => self.settle(answer),
+                Some(answer) = self.renewer.next_answer() => self.conclude_identity(answer),
                 _ = turn.tick() => {
-                    self.try_cache(&LinkState::default());
+                    self.try_cache(&ChannelState::default());
                     self.look_at_lease();
                     self.turn();
                     self.ask_for_identity();
@@ -426,7 +426,7 @@ impl<'d> Member<'d> {
     }
 
     /// Signs what this node says of itself.
-    fn sealed(&mut self, keys: &Keys) -> NodeFacts {
+    fn sealed(&mut self, keys: &NodeKeys) -> NodeFacts {
         let guarded = self.publisher.upkeep.borrow().guards.masquerade;
         let serve = self.offers.borrow().serve.clone();
         let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
@@ -460,14 +460,14 @@ impl<'d> Member<'d> {
     /// Goes on with a change of how this node stands to preshared keys.
     fn switch_preshared(&mut self) {
         let connected = self.publisher.link.borrow().connected;
-        if self.switch.follow(self.map.node.sequence, connected, self.config.keys.overlap) {
+        if self.switch.advance(self.map.node.sequence, connected, self.config.keys.overlap) {
             self.publisher.preshared.send_replace((self.switch.mode(), self.switch.sentence()));
             self.plane.handle().set_mode(self.switch.mode());
         }
     }
 
     /// Ends the trial of the cached map once the coordinator is heard, or the node has lived on it for a while.
-    fn try_cache(&mut self, link: &LinkState) {
+    fn try_cache(&mut self, link: &ChannelState) {
         if link.connected || self.trial.is_some_and(|until| Instant::now() >= until) {
             self.trial = None;
             cached_map::pass(self.state);

@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use crate::base::files::{PRESHARED, PRESHARED_KEYS};
 use crate::base::state_dir::State;
 use crate::keys::psk_policy::PskMode;
-use crate::keys::psk_store::Vault;
+use crate::keys::psk_store::PskStore;
 use crate::node::self_record;
 
 /// The switch `preshared`, and how far the mesh follows it.
@@ -88,9 +88,9 @@ impl Switch {
     }
 
     /// Reads how it stood, and the preshared keys, if the node uses such.
-    pub(crate) fn start(state: &State, on: bool) -> (Self, Option<Arc<Vault>>) {
+    pub(crate) fn start(state: &State, on: bool) -> (Self, Option<Arc<PskStore>>) {
         let switch = Self::load(state, on);
-        let vault = (switch.mode() != PskMode::Off).then(|| Vault::load(state));
+        let vault = (switch.mode() != PskMode::Off).then(|| PskStore::load(state));
         vault.iter().for_each(|vault| vault.set_mode(switch.mode()));
         (switch, vault.map(Arc::new))
     }
@@ -98,7 +98,7 @@ impl Switch {
     /// Asks for preshared keys, or ceases to, as far as the mesh has heard of it: `known` is the number of the record of ours
     /// that the coordinator has, `connected` whether it is heard, `overlap` how long peers may be out of touch with it.
     /// Says whether the mode changed.
-    pub(crate) fn follow(&mut self, known: u64, connected: bool, overlap: Duration) -> bool {
+    pub(crate) fn advance(&mut self, known: u64, connected: bool, overlap: Duration) -> bool {
         let changed = self.step(known, connected, overlap, Instant::now());
         if changed {
             tracing::info!(stance = %self.mode().logged(), "preshared keys");
@@ -250,8 +250,8 @@ mod tests {
     #[tokio::test]
     async fn a_node_with_keys_whose_switch_is_off_and_whose_file_is_lost_waits_for_the_coordinator() {
         let (_dir, state) = state();
-        let key = || crate::psk::Preshared::new([5; 32]);
-        let vault = Vault::load(&state);
+        let key = || crate::psk::PresharedKey::new([5; 32]);
+        let vault = PskStore::load(&state);
         vault.put(mesh_proto::base::id::NodeId(2), key());
         vault.save(&state).unwrap();
 
@@ -269,7 +269,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_whose_last_record_names_an_agreement_key_waits_for_the_coordinator_without_keys_too() {
         let (_dir, state) = state();
-        let keys = crate::keys::node::Keys::load_or_make(&state).unwrap();
+        let keys = crate::keys::node::NodeKeys::load_or_make(&state).unwrap();
         let sign = |agreement| {
             let facts = mesh_proto::wire::NodeFacts { agreement, ..Default::default() };
             self_record::Author::new(&state).sealed(&keys, facts, 0);

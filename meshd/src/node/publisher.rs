@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use crate::base::notes::Notes;
 use crate::base::state_dir::Enrolment;
-use crate::control::{Dial, LinkState};
+use crate::control::{ChannelState, Dial};
 use crate::dataplane::Handle;
 use crate::keys::psk_policy::PskMode;
 use crate::linux::Upkeep;
-use crate::node::identity_rotation::Outcome;
+use crate::node::identity_rotation::IdentityOutcome;
 use crate::node::lane_deaths::LaneDeaths;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
@@ -27,7 +27,7 @@ pub struct Publisher {
     /// The map in force, compiled.
     pub view: watch::Sender<Option<Arc<View>>>,
     /// The control channel.
-    pub link: watch::Sender<LinkState>,
+    pub link: watch::Sender<ChannelState>,
     /// What is needed to ask a coordinator something.
     pub dial: watch::Sender<Option<Dial>>,
     /// The kernel set-up.
@@ -35,7 +35,7 @@ pub struct Publisher {
     /// How this node stands to preshared keys, and what the operator may wonder about.
     pub preshared: watch::Sender<(PskMode, Option<String>)>,
     /// What came of the last request for another identity key.
-    pub renewed: watch::Sender<Option<Outcome>>,
+    pub renewed: watch::Sender<Option<IdentityOutcome>>,
     /// The running data path.
     pub plane: watch::Sender<Option<Handle>>,
     /// What has no place of its own.
@@ -52,7 +52,7 @@ pub struct Subscriber {
     /// The map in force, compiled; `None` until there is one.
     pub view: watch::Receiver<Option<Arc<View>>>,
     /// The control channel.
-    pub link: watch::Receiver<LinkState>,
+    pub link: watch::Receiver<ChannelState>,
     /// What is needed to ask a coordinator something.
     pub dial: watch::Receiver<Option<Dial>>,
     /// The kernel set-up.
@@ -62,7 +62,7 @@ pub struct Subscriber {
     /// How this node stands to preshared keys, and what the operator may wonder about.
     pub preshared: watch::Receiver<(PskMode, Option<String>)>,
     /// What came of the last request for another identity key.
-    pub renewed: watch::Receiver<Option<Outcome>>,
+    pub renewed: watch::Receiver<Option<IdentityOutcome>>,
     /// The running data path.
     pub plane: watch::Receiver<Option<Handle>>,
     /// The lanes that died before the daemon started.
@@ -110,7 +110,7 @@ impl Publisher {
     pub fn clear(&self) {
         self.view.send_replace(None);
         self.enrolment.send_replace(None);
-        self.link.send_replace(LinkState::default());
+        self.link.send_replace(ChannelState::default());
         self.upkeep.send_replace(Upkeep::default());
     }
 }

@@ -11,7 +11,7 @@ use mesh_proto::wire::NodeFacts;
 
 use crate::base::files::RECORD;
 use crate::base::state_dir::State;
-use crate::keys::node::Keys;
+use crate::keys::node::NodeKeys;
 
 /// Signs what the node says of itself.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Author {
 
     /// Returns facts with their number and the node's signature. `known` is the number of the last one that the
     /// coordinator has: higher than ours where this machine was brought back from a snapshot.
-    pub(crate) fn sealed(&mut self, keys: &Keys, facts: NodeFacts, known: u64) -> NodeFacts {
+    pub(crate) fn sealed(&mut self, keys: &NodeKeys, facts: NodeFacts, known: u64) -> NodeFacts {
         let last = self.last.as_ref().filter(|last| last.is_by(&keys.identity(), verify)).and_then(NodeFacts::of);
         let before = last.as_ref().map_or(0, |last| last.sequence);
         if let Some(last) = last.filter(|last| last.sequence >= known) {
@@ -79,7 +79,7 @@ mod tests {
     fn a_record_is_signed_once_and_its_number_only_grows() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let keys = Keys::load_or_make(&state).unwrap();
+        let keys = NodeKeys::load_or_make(&state).unwrap();
         let facts = |mtu| NodeFacts { mtu, ..NodeFacts::default() };
 
         // Each by a process of its own.
@@ -101,7 +101,7 @@ mod tests {
     fn what_the_disk_does_not_take_is_signed_once_all_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let keys = Keys::load_or_make(&state).unwrap();
+        let keys = NodeKeys::load_or_make(&state).unwrap();
         // Nothing can be put in the place of a folder.
         std::fs::create_dir(dir.path().join("s").join(RECORD.name())).unwrap();
         let mut author = Author::new(&state);
@@ -117,7 +117,7 @@ mod tests {
     fn a_signature_is_for_one_key_and_every_byte() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let keys = Keys::load_or_make(&state).unwrap();
+        let keys = NodeKeys::load_or_make(&state).unwrap();
         let record = Author::new(&state).sealed(&keys, NodeFacts::default(), 0).signed.unwrap();
         assert!(!record.is_by(&IdentityKey([9; 32]), verify));
         for at in (0..record.text.len()).step_by(7) {
@@ -126,7 +126,7 @@ mod tests {
             let altered = SignedRecord { text: String::from_utf8(text).unwrap().into(), ..record.clone() };
             assert!(!altered.is_by(&keys.identity(), verify), "byte {at}");
         }
-        let renewed = Keys::renew(&state).unwrap();
+        let renewed = NodeKeys::renew(&state).unwrap();
         let signed = Author::new(&state).sealed(&renewed, NodeFacts::default(), 0);
         assert!(signed.signed.unwrap().is_by(&renewed.identity(), verify));
     }

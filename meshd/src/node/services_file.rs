@@ -49,7 +49,7 @@ pub fn offers(serve: &[ServeSpec]) -> Vec<ServeOffer> {
 }
 
 /// Keeps offers true to their file until the task is dropped; `reload` asks for it to be read again.
-pub async fn keep(offers: watch::Sender<Offers>, mut reload: watch::Receiver<()>) {
+pub async fn watch_services_file(offers: watch::Sender<Offers>, mut reload: watch::Receiver<()>) {
     let path = offers.borrow().path.clone();
     let mut file = WatchedFile::new(&path);
     loop {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use mesh_proto::dataplane::view::View;
 
 use crate::base::state_dir::Enrolment;
-use crate::control::LinkState;
-use crate::dataplane::Stats;
+use crate::control::ChannelState;
+use crate::dataplane::DataPlaneStats;
 use crate::keys::psk_policy::PskMode;
 use crate::linux::Upkeep;
 use crate::node::services_file::Offers;
@@ -22,7 +22,7 @@ pub struct Snapshot {
     /// The map in force, compiled; `None` until there is one.
     pub view: Option<Arc<View>>,
     /// The control channel.
-    pub link: LinkState,
+    pub link: ChannelState,
     /// The kernel set-up.
     pub upkeep: Upkeep,
     /// The node's own services.toml.
@@ -30,7 +30,7 @@ pub struct Snapshot {
     /// How this node stands to preshared keys, and what the operator may wonder about.
     pub preshared: (PskMode, Option<String>),
     /// What the data path did; `None` while none runs.
-    pub stats: Option<Stats>,
+    pub stats: Option<DataPlaneStats>,
     /// How many lanes died since the machine started.
     pub lane_deaths: u64,
     /// What the operator is told of the last, if that was in the last hour.

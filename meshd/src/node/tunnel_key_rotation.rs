@@ -31,7 +31,7 @@ pub(crate) struct Rotation {
 
 /// What is to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum RotationStep {
     /// Nothing.
     Wait,
     /// Call by the new key from now on.
@@ -47,18 +47,18 @@ impl Rotation {
     }
 
     /// Says what to do, given the number of the record that the coordinator has.
-    pub(crate) fn step(&mut self, sequence: u64, overlap: Duration, now: Instant) -> Step {
+    pub(crate) fn step(&mut self, sequence: u64, overlap: Duration, now: Instant) -> RotationStep {
         if sequence < self.sequence {
-            return Step::Wait;
+            return RotationStep::Wait;
         }
         let since = now.saturating_duration_since(*self.known.get_or_insert(now));
         if since >= overlap {
-            Step::Finish
+            RotationStep::Finish
         } else if self.calls_by_former && since >= overlap / 2 {
             self.calls_by_former = false;
-            Step::CallByPresent
+            RotationStep::CallByPresent
         } else {
-            Step::Wait
+            RotationStep::Wait
         }
     }
 }
@@ -81,12 +81,12 @@ mod tests {
         let start = Instant::now();
         let at = |s| start + Duration::from_secs(s);
         let mut rotation = Rotation::begun(5);
-        assert_eq!(rotation.step(4, overlap, at(0)), Step::Wait);
-        assert_eq!(rotation.step(4, overlap, at(100_000)), Step::Wait, "a coordinator gone for a day");
-        assert_eq!(rotation.step(5, overlap, at(100_000)), Step::Wait);
-        assert_eq!(rotation.step(5, overlap, at(100_089)), Step::Wait);
-        assert_eq!(rotation.step(6, overlap, at(100_090)), Step::CallByPresent);
-        assert_eq!(rotation.step(6, overlap, at(100_179)), Step::Wait);
-        assert_eq!(rotation.step(6, overlap, at(100_180)), Step::Finish);
+        assert_eq!(rotation.step(4, overlap, at(0)), RotationStep::Wait);
+        assert_eq!(rotation.step(4, overlap, at(100_000)), RotationStep::Wait, "a coordinator gone for a day");
+        assert_eq!(rotation.step(5, overlap, at(100_000)), RotationStep::Wait);
+        assert_eq!(rotation.step(5, overlap, at(100_089)), RotationStep::Wait);
+        assert_eq!(rotation.step(6, overlap, at(100_090)), RotationStep::CallByPresent);
+        assert_eq!(rotation.step(6, overlap, at(100_179)), RotationStep::Wait);
+        assert_eq!(rotation.step(6, overlap, at(100_180)), RotationStep::Finish);
     }
 }

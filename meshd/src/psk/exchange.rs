@@ -6,9 +6,9 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::{Bucket, Rate};
 
-use super::frame::{Frame, Parts, Step};
-use super::kem::{self, Offer, Pair, Proof};
-use crate::psk::preshared::Preshared;
+use super::frame::{Parts, PskFrame, PskStep};
+use super::kem::{self, KemKeypair, Offer, Proof};
+use crate::psk::preshared::PresharedKey;
 
 /// How long the next step is waited for until one is repeated; it doubles up to the longest.
 const REPEAT: Duration = Duration::from_millis(250);
@@ -24,13 +24,13 @@ const UNDER_WAY: Duration = Duration::from_secs(4);
 
 /// The exchanges of one pair of agreement keys, as one of the two nodes sees them.
 pub(crate) struct Exchange {
-    pair: Pair,
+    pair: KemKeypair,
     mine: Option<Mine>,
     /// The newest last.
     theirs: Vec<Theirs>,
     /// What bounds their number; none before the first.
     offers: Option<Bucket>,
-    out: VecDeque<Frame>,
+    out: VecDeque<PskFrame>,
 }
 
 /// What came of a call.
@@ -41,7 +41,7 @@ pub(crate) enum Progress {
     /// The peer's offer is answered, and ours, if there is one, given up for it.
     Answered,
     /// Both sides have this key, or can have it.
-    Agreed(Preshared),
+    Agreed(PresharedKey),
     /// Our offer was not answered.
     Unanswered,
 }
@@ -70,7 +70,7 @@ struct Theirs {
 struct Answered {
     message: Vec<u8>,
     /// None once it was taken.
-    key: Option<Preshared>,
+    key: Option<PresharedKey>,
     expected: Proof,
 }
 
@@ -81,7 +81,7 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(pair: Pair) -> Self {
+    pub(crate) fn new(pair: KemKeypair) -> Self {
         Self { pair, mine: None, theirs: Vec::new(), offers: None, out: VecDeque::new() }
     }
 
@@ -91,18 +91,18 @@ impl Exchange {
             return;
         }
         let Some(offer) = Offer::make() else { return };
-        self.out.extend(Frame::all(Step::Offer, id, &offer.bytes));
-        let stage = Stage::Offered(Box::new(offer), Parts::of(Step::Answer));
+        self.out.extend(PskFrame::all(PskStep::Offer, id, &offer.bytes));
+        let stage = Stage::Offered(Box::new(offer), Parts::of(PskStep::Answer));
         self.mine = Some(Mine { id, stage, sent: 1, due: now + REPEAT });
     }
 
     /// Takes a frame of the peer's.
-    pub(crate) fn handle(&mut self, frame: &Frame, now: Timestamp) -> Progress {
+    pub(crate) fn handle(&mut self, frame: &PskFrame, now: Timestamp) -> Progress {
         match frame.step {
-            Step::Offer => return self.offered(frame, now),
-            Step::Answer => return self.answered(frame, now),
-            Step::Confirm => return self.confirmed(frame),
-            Step::Done => {
+            PskStep::Offer => return self.offered(frame, now),
+            PskStep::Answer => return self.answered(frame, now),
+            PskStep::Confirm => return self.confirmed(frame),
+            PskStep::Done => {
                 let is_done = |mine: &Mine| mine.id == frame.id && matches!(mine.stage, Stage::Confirming(_));
                 self.mine.take_if(|mine| is_done(mine));
             }
@@ -111,7 +111,7 @@ impl Exchange {
     }
 
     /// Returns the next frame to send.
-    pub(crate) fn next_frame(&mut self) -> Option<Frame> {
+    pub(crate) fn next_frame(&mut self) -> Option<PskFrame> {
         self.out.pop_front()
     }
 
@@ -126,8 +126,8 @@ impl Exchange {
         mine.due = now + (REPEAT * 2u32.pow(mine.sent)).min(LONGEST);
         mine.sent += 1;
         match &mine.stage {
-            Stage::Offered(offer, _) => self.out.extend(Frame::all(Step::Offer, mine.id, &offer.bytes)),
-            Stage::Confirming(proof) => self.out.extend(Frame::all(Step::Confirm, mine.id, proof)),
+            Stage::Offered(offer, _) => self.out.extend(PskFrame::all(PskStep::Offer, mine.id, &offer.bytes)),
+            Stage::Confirming(proof) => self.out.extend(PskFrame::all(PskStep::Confirm, mine.id, proof)),
         }
         Progress::None
     }
@@ -154,7 +154,7 @@ impl Exchange {
     }
 
     /// Says whether an offer of the peer's gives way to ours, made here or in another tunnel between the two.
-    pub(crate) fn goes_first(pair: &Pair) -> bool {
+    pub(crate) fn goes_first(pair: &KemKeypair) -> bool {
         pair.own.0 < pair.peer.0
     }
 
@@ -169,7 +169,7 @@ impl Exchange {
         self.theirs.clear();
     }
 
-    fn offered(&mut self, frame: &Frame, now: Timestamp) -> Progress {
+    fn offered(&mut self, frame: &PskFrame, now: Timestamp) -> Progress {
         let offering = self.is_offering();
         if offering && Self::goes_first(&self.pair) {
             return Progress::None;
@@ -183,7 +183,7 @@ impl Exchange {
             if self.theirs.len() >= ANSWERED {
                 self.theirs.remove(0);
             }
-            self.theirs.push(Theirs { id: frame.id, since: now, offer: Parts::of(Step::Offer), answered: None });
+            self.theirs.push(Theirs { id: frame.id, since: now, offer: Parts::of(PskStep::Offer), answered: None });
         }
         let Some(theirs) = self.theirs.iter_mut().find(|theirs| theirs.id == frame.id) else { return Progress::None };
         if theirs.answered.is_none() {
@@ -200,12 +200,12 @@ impl Exchange {
             return Progress::None;
         }
         if let Some(answered) = &theirs.answered {
-            self.out.extend(Frame::all(Step::Answer, frame.id, &answered.message));
+            self.out.extend(PskFrame::all(PskStep::Answer, frame.id, &answered.message));
         }
         progress
     }
 
-    fn answered(&mut self, frame: &Frame, now: Timestamp) -> Progress {
+    fn answered(&mut self, frame: &PskFrame, now: Timestamp) -> Progress {
         let Some(mine) = self.mine.as_mut().filter(|mine| mine.id == frame.id) else { return Progress::None };
         let Stage::Offered(offer, parts) = &mut mine.stage else { return Progress::None };
         parts.take(frame);
@@ -214,20 +214,20 @@ impl Exchange {
             self.mine = None;
             return Progress::Unanswered;
         };
-        self.out.extend(Frame::all(Step::Confirm, mine.id, &proof));
+        self.out.extend(PskFrame::all(PskStep::Confirm, mine.id, &proof));
         // What the peer proposed before and did not confirm is older, and not to replace this key.
         self.theirs.clear();
         *mine = Mine { id: mine.id, stage: Stage::Confirming(proof), sent: 1, due: now + REPEAT };
         Progress::Agreed(key)
     }
 
-    fn confirmed(&mut self, frame: &Frame) -> Progress {
+    fn confirmed(&mut self, frame: &PskFrame) -> Progress {
         let Some(at) = self.theirs.iter().position(|theirs| theirs.id == frame.id) else { return Progress::None };
         let Some(answered) = self.theirs[at].answered.as_mut() else { return Progress::None };
         if !kem::same(&answered.expected, &frame.bytes) {
             return Progress::None;
         }
-        self.out.extend(Frame::all(Step::Done, frame.id, &[]));
+        self.out.extend(PskFrame::all(PskStep::Done, frame.id, &[]));
         let Some(key) = answered.key.take() else { return Progress::None };
         // All others are older.
         self.theirs.drain(..at);

@@ -20,7 +20,7 @@ pub(crate) const MAX_PACKET: usize = HEAD + PART;
 
 /// What a message says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum PskStep {
     /// An encapsulation key.
     Offer,
     /// A ciphertext, and the proof that its maker knows the secret.
@@ -31,7 +31,7 @@ pub(crate) enum Step {
     Done,
 }
 
-impl Step {
+impl PskStep {
     /// Returns the bytes of all parts together.
     pub(super) fn length(self) -> usize {
         match self {
@@ -54,16 +54,16 @@ impl Step {
 
 /// One part of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Frame {
-    pub(super) step: Step,
+pub(crate) struct PskFrame {
+    pub(super) step: PskStep,
     pub(super) part: u8,
     pub(super) id: u64,
     pub(super) bytes: Vec<u8>,
 }
 
-impl Frame {
+impl PskFrame {
     /// Divides a message.
-    pub(super) fn all(step: Step, id: u64, message: &[u8]) -> impl Iterator<Item = Self> {
+    pub(super) fn all(step: PskStep, id: u64, message: &[u8]) -> impl Iterator<Item = Self> {
         // A message without bytes has one part, too.
         let empty = message.is_empty().then_some(message);
         let parts = message.chunks(PART).chain(empty);
@@ -72,7 +72,7 @@ impl Frame {
 
     /// Says whether it is part of an offer.
     pub(crate) fn is_offer(&self) -> bool {
-        self.step == Step::Offer
+        self.step == PskStep::Offer
     }
 
     /// Writes the packet, which `out` must have room for. Returns its length.
@@ -91,7 +91,7 @@ impl Frame {
     pub(crate) fn read(packet: &[u8]) -> Option<Self> {
         let (KIND, rest) = read_reserved(packet)? else { return None };
         let (&[step, part, ref id @ ..], bytes) = rest.split_first_chunk::<10>()?;
-        let steps = [Step::Offer, Step::Answer, Step::Confirm, Step::Done];
+        let steps = [PskStep::Offer, PskStep::Answer, PskStep::Confirm, PskStep::Done];
         let step = steps.into_iter().find(|known| known.number() == step)?;
         let from = usize::from(part) * PART;
         let fits = part == 0 || from < step.length();
@@ -109,13 +109,13 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn of(step: Step) -> Self {
+    pub(super) fn of(step: PskStep) -> Self {
         let count = step.length().div_ceil(PART).max(1);
         Self { bytes: vec![0; step.length()], missing: (1 << count) - 1 }
     }
 
     /// Takes a part of the same step.
-    pub(super) fn take(&mut self, frame: &Frame) {
+    pub(super) fn take(&mut self, frame: &PskFrame) {
         let from = usize::from(frame.part) * PART;
         if let Some(place) = self.bytes.get_mut(from..from + frame.bytes.len()) {
             place.copy_from_slice(&frame.bytes);

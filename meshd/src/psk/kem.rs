@@ -7,7 +7,7 @@ use aws_lc_rs::kem::{DecapsulationKey, EncapsulationKey, ML_KEM_768};
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use zeroize::Zeroize;
 
-use crate::psk::preshared::Preshared;
+use crate::psk::preshared::PresharedKey;
 
 /// Bytes of an encapsulation key, which is all of an offer.
 pub(super) const OFFER: usize = 1184;
@@ -24,14 +24,14 @@ pub(super) type Proof = [u8; PROOF];
 
 /// Who agrees, as one of the two sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pair {
+pub(crate) struct KemKeypair {
     /// Our number, and the agreement key of ours that the tunnel uses.
     pub(crate) own: (NodeId, TunnelKey),
     /// The peer's.
     pub(crate) peer: (NodeId, TunnelKey),
 }
 
-impl Pair {
+impl KemKeypair {
     /// The same as the peer sees it.
     fn reversed(self) -> Self {
         Self { own: self.peer, peer: self.own }
@@ -54,7 +54,7 @@ impl Offer {
 
     /// Takes an answer to the offer of this number. Returns the key and the proof to confirm it by; `None` if the
     /// answer is not to this offer.
-    pub(super) fn accept(&self, id: u64, pair: Pair, answer: &[u8]) -> Option<(Preshared, Proof)> {
+    pub(super) fn accept(&self, id: u64, pair: KemKeypair, answer: &[u8]) -> Option<(PresharedKey, Proof)> {
         let (ciphertext, proof) = answer.split_at_checked(CIPHERTEXT)?;
         let secret = self.secret.decapsulate(ciphertext.into()).ok()?;
         let derived = Derived::of(secret.as_ref(), id, pair, &self.bytes, ciphertext);
@@ -64,7 +64,7 @@ impl Offer {
 }
 
 /// Answers an offer. Returns the answer, the key, and the proof that will confirm it; `None` if the offer is no key.
-pub(super) fn answer(id: u64, pair: Pair, offer: &[u8]) -> Option<(Vec<u8>, Preshared, Proof)> {
+pub(super) fn answer(id: u64, pair: KemKeypair, offer: &[u8]) -> Option<(Vec<u8>, PresharedKey, Proof)> {
     let (ciphertext, secret) = EncapsulationKey::new(&ML_KEM_768, offer).ok()?.encapsulate().ok()?;
     let derived = Derived::of(secret.as_ref(), id, pair.reversed(), offer, ciphertext.as_ref());
     Some(([ciphertext.as_ref(), &derived.answers].concat(), derived.key, derived.confirms))
@@ -76,20 +76,20 @@ pub(super) fn same(one: &Proof, other: &[u8]) -> bool {
 }
 
 struct Derived {
-    key: Preshared,
+    key: PresharedKey,
     answers: Proof,
     confirms: Proof,
 }
 
 impl Derived {
     /// `pair` is as the proposer sees it.
-    fn of(secret: &[u8], id: u64, pair: Pair, offer: &[u8], ciphertext: &[u8]) -> Self {
+    fn of(secret: &[u8], id: u64, pair: KemKeypair, offer: &[u8], ciphertext: &[u8]) -> Self {
         let transcript = digest(&SHA256, &[&id.to_be_bytes()[..], offer, ciphertext].concat());
         let (proposer, answerer) = (pair.own.0.0.to_be_bytes(), pair.peer.0.0.to_be_bytes());
         let context = [&proposer[..], &answerer, &pair.own.1.0, &pair.peer.1.0, transcript.as_ref()].concat();
         let secret = Salt::new(HKDF_SHA256, SALT).extract(secret);
         let mut bytes = expand(&secret, b"key", &context);
-        let key = Preshared::new(bytes);
+        let key = PresharedKey::new(bytes);
         bytes.zeroize();
         Self { key, answers: expand(&secret, b"answer", &context), confirms: expand(&secret, b"confirm", &context) }
     }

@@ -19,10 +19,10 @@ mod frame;
 mod kem;
 
 pub(crate) use exchange::{Exchange, Progress};
-pub(crate) use frame::{Frame, MAX_PACKET};
-pub(crate) use kem::Pair;
+pub(crate) use frame::{MAX_PACKET, PskFrame};
+pub(crate) use kem::KemKeypair;
 
-pub use crate::psk::preshared::Preshared;
+pub use crate::psk::preshared::PresharedKey;
 
 pub mod preshared;
 #[cfg(test)]

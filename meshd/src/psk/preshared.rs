@@ -6,9 +6,9 @@ use zeroize::Zeroize;
 
 /// A preshared key of two nodes. It is wiped when dropped and never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Preshared([u8; 32]);
+pub struct PresharedKey([u8; 32]);
 
-impl Preshared {
+impl PresharedKey {
     /// Takes a key's bytes.
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -20,13 +20,13 @@ impl Preshared {
     }
 }
 
-impl Drop for Preshared {
+impl Drop for PresharedKey {
     fn drop(&mut self) {
         self.0.zeroize();
     }
 }
 
-impl fmt::Debug for Preshared {
+impl fmt::Debug for PresharedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Preshared([redacted])")
     }

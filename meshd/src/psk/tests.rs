@@ -8,22 +8,22 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use proptest::prelude::*;
 
-use super::frame::Step;
+use super::frame::PskStep;
 use super::*;
 
 const START: Timestamp = Timestamp::from_millis(1_000_000);
 
-fn pair(own: u32) -> Pair {
+fn pair(own: u32) -> KemKeypair {
     let of = |n: u32| (NodeId(n), TunnelKey([n as u8; 32]));
-    Pair { own: of(own), peer: of(3 - own) }
+    KemKeypair { own: of(own), peer: of(3 - own) }
 }
 
 /// Nodes 1 and 2, what flies between them, and the keys that they have.
 struct Net {
     sides: [Exchange; 2],
-    keys: [Option<Preshared>; 2],
+    keys: [Option<PresharedKey>; 2],
     /// To whom, and what.
-    flying: Vec<(usize, Frame)>,
+    flying: Vec<(usize, PskFrame)>,
     ids: u64,
     now: Timestamp,
 }
@@ -48,12 +48,12 @@ impl Net {
         }
     }
 
-    fn deliver(&mut self, to: usize, frame: &Frame) -> Progress {
+    fn deliver(&mut self, to: usize, frame: &PskFrame) -> Progress {
         // As it comes out of a tunnel.
         let mut packet = [0; MAX_PACKET];
         let address = |n: usize| Flat([241, 1, 0, n as u8].into());
         let length = frame.write(address(1 - to), address(to), &mut packet);
-        let read = Frame::read(&packet[..length]).unwrap();
+        let read = PskFrame::read(&packet[..length]).unwrap();
         assert_eq!(read, *frame);
         let progress = self.sides[to].handle(&read, self.now);
         if let Progress::Agreed(key) = &progress {
@@ -111,10 +111,10 @@ fn the_key_is_bound_to_both_nodes_and_both_keys() {
     let other = TunnelKey([9; 32]);
     let honest = pair(2);
     for wrong in [
-        Pair { own: (NodeId(7), honest.own.1), ..honest },
-        Pair { own: (honest.own.0, other), ..honest },
-        Pair { peer: (NodeId(7), honest.peer.1), ..honest },
-        Pair { peer: (honest.peer.0, other), ..honest },
+        KemKeypair { own: (NodeId(7), honest.own.1), ..honest },
+        KemKeypair { own: (honest.own.0, other), ..honest },
+        KemKeypair { peer: (NodeId(7), honest.peer.1), ..honest },
+        KemKeypair { peer: (honest.peer.0, other), ..honest },
     ] {
         let mut net = Net::new();
         net.sides[1] = Exchange::new(wrong);
@@ -158,7 +158,7 @@ fn an_offer_without_an_answer_is_repeated_a_few_times_and_given_up() {
 
 #[test]
 fn a_byte_that_was_altered_never_leads_to_a_key() {
-    for step in [Step::Offer, Step::Answer, Step::Confirm] {
+    for step in [PskStep::Offer, PskStep::Answer, PskStep::Confirm] {
         let mut net = Net::new();
         net.propose(0);
         while let Some((to, mut frame)) = (!net.flying.is_empty()).then(|| net.flying.remove(0)) {
@@ -168,7 +168,7 @@ fn a_byte_that_was_altered_never_leads_to_a_key() {
             net.deliver(to, &frame);
         }
         assert_eq!(net.keys[1], None, "{step:?}");
-        assert_eq!(net.keys[0].is_some(), step == Step::Confirm, "{step:?}");
+        assert_eq!(net.keys[0].is_some(), step == PskStep::Confirm, "{step:?}");
     }
 }
 
@@ -267,13 +267,13 @@ proptest! {
 
     #[test]
     fn no_bytes_are_a_frame_that_panics(bytes in prop::collection::vec(any::<u8>(), 0..600), steps in 0u8..8, part in any::<u8>()) {
-        let _ = Frame::read(&bytes);
+        let _ = PskFrame::read(&bytes);
         let mut packet = [0; MAX_PACKET];
-        let frame = Frame { step: Step::Offer, part: 0, id: 1, bytes: bytes.iter().copied().take(424).collect() };
+        let frame = PskFrame { step: PskStep::Offer, part: 0, id: 1, bytes: bytes.iter().copied().take(424).collect() };
         let length = frame.write(Flat([241, 1, 0, 1].into()), Flat([241, 1, 0, 2].into()), &mut packet);
         let head = MAX_PACKET - 424 - 10;
         (packet[head], packet[head + 1]) = (steps, part);
-        if let Some(frame) = Frame::read(&packet[..length]) {
+        if let Some(frame) = PskFrame::read(&packet[..length]) {
             let mut exchange = Exchange::new(pair(2));
             exchange.propose(1, START);
             exchange.handle(&frame, START);
@@ -286,11 +286,11 @@ fn a_peer_that_offers_without_end_is_answered_now_and_then() {
     let mut net = Net::new();
     let offer = kem::Offer::make().unwrap();
     for id in 0..1_000 {
-        for frame in Frame::all(Step::Offer, id, &offer.bytes) {
+        for frame in PskFrame::all(PskStep::Offer, id, &offer.bytes) {
             net.deliver(0, &frame);
         }
         net.now = net.now + Duration::from_millis(5);
     }
-    let answers = net.flying.iter().filter(|(_, frame)| frame.step == Step::Answer && frame.part == 0).count();
+    let answers = net.flying.iter().filter(|(_, frame)| frame.step == PskStep::Answer && frame.part == 0).count();
     assert!((8..=14).contains(&answers), "{answers} in 5 s");
 }

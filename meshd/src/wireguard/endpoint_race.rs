@@ -80,7 +80,7 @@ impl Path {
 
     /// Takes note of an authenticated response or data message: its source is the endpoint, and nobody else needs
     /// to be asked. Returns the former endpoint if it was another.
-    pub(crate) fn heard(&mut self, from: Endpoint) -> Option<Option<Endpoint>> {
+    pub(crate) fn heard_from(&mut self, from: Endpoint) -> Option<Option<Endpoint>> {
         self.race = None;
         self.attempts = 0;
         if self.endpoint == Some(from) {
@@ -132,8 +132,8 @@ mod tests {
         path.offer(&[9; INITIATION], &candidates, Timestamp::from_millis(0));
         assert!(path.poll(Timestamp::from_millis(0)).is_some());
 
-        assert_eq!(path.heard(address(2).into()), Some(None));
-        assert_eq!(path.heard(address(2).into()), None);
+        assert_eq!(path.heard_from(address(2).into()), Some(None));
+        assert_eq!(path.heard_from(address(2).into()), None);
 
         assert_eq!(tried(&mut path, 0), []);
         path.offer(&[9; INITIATION], &candidates, Timestamp::from_millis(7000));
@@ -144,7 +144,7 @@ mod tests {
     fn an_own_address_that_brings_no_answer_is_given_up() {
         let mut path = Path::default();
         let local = Some([192, 0, 2, 100].into());
-        path.heard(Endpoint { remote: address(1), local });
+        path.heard_from(Endpoint { remote: address(1), local });
         let asked = |path: &mut Path| path.poll(Timestamp::from_millis(0)).map(|(to, _)| to.local);
 
         path.offer(&[9; INITIATION], &[address(1)], Timestamp::from_millis(0));

@@ -23,14 +23,14 @@ const FORGOTTEN: Duration = Duration::from_secs(100);
 
 /// The flows of one lane that are on the detour.
 #[derive(Debug, Default)]
-pub(crate) struct Detour {
+pub(crate) struct Lane0Fallback {
     /// When a packet of any flow last went by lane 0.
     last: Option<Timestamp>,
     /// When one of the flows with that hash did; empty until there is one.
     flows: Vec<Option<Timestamp>>,
 }
 
-impl Detour {
+impl Lane0Fallback {
     /// Says whether a packet for a peer has to go by lane 0, behind others of its flow. It must be noted then.
     pub(crate) fn has(&mut self, packet: &[u8], peer: &Cell, now: Timestamp) -> bool {
         let Some(last) = self.last else { return false };
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_flow_stays_until_it_was_silent_for_a_moment_and_others_do_not_come_along() {
-        let (mut detour, peer) = (Detour::default(), Cell::default());
+        let (mut detour, peer) = (Lane0Fallback::default(), Cell::default());
         let (flow, other) = (packet(17, 1, 0), packet(17, 2, 0));
         let mut now = Timestamp::from_millis(1000);
         assert!(!detour.has(&flow, &peer, now));
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_opens_by_the_detour_goes_on_by_its_own_lane() {
-        let (mut detour, peer) = (Detour::default(), Cell::default());
+        let (mut detour, peer) = (Lane0Fallback::default(), Cell::default());
         let now = Timestamp::from_millis(1000);
         for flags in [0x02, 0x12] {
             detour.note(&packet(6, 1, flags), now);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_flow_whose_packets_wait_on_lane_0_stays_until_they_have_left_but_not_for_ever() {
-        let (mut detour, peer) = (Detour::default(), Cell::default());
+        let (mut detour, peer) = (Lane0Fallback::default(), Cell::default());
         let (flow, other) = (packet(17, 1, 0), packet(17, 2, 0));
         let begin = Timestamp::from_millis(1000);
         let at = |millis| begin + Duration::from_millis(millis);

@@ -11,13 +11,13 @@ use mesh_proto::base::addr::Flat;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::model::netmap::{LaneInfo, NetMap};
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 
 use crate::io::counters::PeerStats;
 use crate::keys::lanes::{MAX_AGREEMENT, MAX_LANES};
 use crate::keys::psk_policy::PskMode;
-use crate::keys::psk_store::Vault;
-use crate::wireguard::seqlock::Heard;
+use crate::keys::psk_store::PskStore;
+use crate::wireguard::seqlock::Seqlock;
 use crate::wireguard::timing::{MOMENT, PATIENCE};
 
 /// Most nodes that are remembered for one address; a NAT hides no more from a lost session's repair.
@@ -27,22 +27,22 @@ const FULL: Duration = Duration::from_millis(50);
 
 /// The peers of one NetMap.
 #[derive(Debug, Default)]
-pub(crate) struct Peers {
-    by_id: HashMap<NodeId, Arc<Peer>>,
+pub(crate) struct TunnelPeers {
+    by_id: HashMap<NodeId, Arc<TunnelPeer>>,
     by_key: HashMap<TunnelKey, (NodeId, usize)>,
     by_agreement: HashMap<TunnelKey, NodeId>,
     by_address: HashMap<IpAddr, Vec<NodeId>>,
     /// This node's own number and address.
     own: (NodeId, Option<Flat>),
     /// The preshared keys; none if this node speaks plain WireGuard with everybody.
-    vault: Option<Arc<Vault>>,
+    vault: Option<Arc<PskStore>>,
     /// Whether this node calls for such by itself.
     calls: bool,
 }
 
 /// A peer that a tunnel can be made to.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct TunnelPeer {
     pub(crate) id: NodeId,
     /// Its lanes; never empty.
     pub(crate) lanes: Vec<LaneInfo>,
@@ -57,13 +57,13 @@ pub(crate) struct Peer {
     pub(crate) cell: Arc<Cell>,
 }
 
-impl Peers {
+impl TunnelPeers {
     /// Takes the peers out of a map, but for those with an unusable key: our own, zero, or another peer's.
     pub(crate) fn compile(
         netmap: &NetMap,
         own: &[TunnelKey],
         previous: Option<&Self>,
-        vault: Option<&Arc<Vault>>,
+        vault: Option<&Arc<PskStore>>,
     ) -> Self {
         let node = &netmap.node;
         let mode = vault.map_or(PskMode::Off, |vault| vault.mode());
@@ -93,7 +93,7 @@ impl Peers {
             }
             let address = Some(peer.address);
             let lenient = mode.is_lenient();
-            let peer = Peer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell };
+            let peer = TunnelPeer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell };
             peers.add(known.filter(|known| known.is_like(&peer)).map_or_else(|| Arc::new(peer), Arc::clone));
         }
         peers
@@ -105,7 +105,7 @@ impl Peers {
     }
 
     /// Returns the preshared keys, if this node uses such.
-    pub(crate) fn vault(&self) -> Option<&Arc<Vault>> {
+    pub(crate) fn vault(&self) -> Option<&Arc<PskStore>> {
         self.vault.as_ref()
     }
 
@@ -114,7 +114,7 @@ impl Peers {
         self.calls
     }
 
-    fn add(&mut self, peer: Arc<Peer>) {
+    fn add(&mut self, peer: Arc<TunnelPeer>) {
         self.by_agreement.extend(peer.agreement.iter().map(|&key| (key, peer.id)));
         self.by_key.extend(peer.former.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
         self.by_key.extend(peer.lanes.iter().enumerate().map(|(i, lane)| (lane.key, (peer.id, i))));
@@ -127,23 +127,23 @@ impl Peers {
         self.by_id.insert(peer.id, peer);
     }
 
-    pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<Peer>> {
+    pub(crate) fn get(&self, id: NodeId) -> Option<&Arc<TunnelPeer>> {
         self.by_id.get(&id)
     }
 
     /// Says whose key it is, present or former, and which of its lanes'.
-    pub(crate) fn by_key(&self, key: TunnelKey) -> Option<(&Arc<Peer>, usize)> {
+    pub(crate) fn by_key(&self, key: TunnelKey) -> Option<(&Arc<TunnelPeer>, usize)> {
         let &(id, lane) = self.by_key.get(&key)?;
         Some((self.by_id.get(&id)?, lane))
     }
 
     /// Says whose agreement key it is.
-    pub(crate) fn by_agreement(&self, key: TunnelKey) -> Option<&Arc<Peer>> {
+    pub(crate) fn by_agreement(&self, key: TunnelKey) -> Option<&Arc<TunnelPeer>> {
         self.by_id.get(self.by_agreement.get(&key)?)
     }
 
     /// Says which peer's lane is expected at an address.
-    pub(crate) fn by_address(&self, address: SocketAddr) -> Option<(&Arc<Peer>, usize)> {
+    pub(crate) fn by_address(&self, address: SocketAddr) -> Option<(&Arc<TunnelPeer>, usize)> {
         let behind = self.by_address.get(&address.ip())?;
         let lane_at = |id: &NodeId| {
             let peer = self.by_id.get(id)?;
@@ -153,12 +153,12 @@ impl Peers {
         behind.iter().find_map(lane_at)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<TunnelPeer>> {
         self.by_id.values()
     }
 }
 
-impl Peer {
+impl TunnelPeer {
     /// Says whether a map tells the same of it.
     fn is_like(&self, other: &Self) -> bool {
         let Self { id, lanes, former, agreement, lenient, address, endpoints, cell } = self;
@@ -240,7 +240,7 @@ pub(crate) struct Cell {
     /// When it was agreed on, in microseconds.
     agreed: AtomicU64,
     /// What it said last of the log.
-    heard: Heard,
+    heard: Seqlock,
 }
 
 impl Cell {
@@ -326,12 +326,12 @@ impl Cell {
     }
 
     /// Takes note of what the peer says of the log.
-    pub(crate) fn heard(&self, told: Told) {
+    pub(crate) fn note_log_position(&self, told: LogPosition) {
         self.heard.put(told);
     }
 
     /// Returns what the peer said last of the log.
-    pub(crate) fn last_heard(&self) -> Option<Told> {
+    pub(crate) fn log_position(&self) -> Option<LogPosition> {
         self.heard.get()
     }
 
@@ -371,8 +371,8 @@ impl Cell {
 
 /// Peers made by hand for tests.
 #[cfg(test)]
-pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) -> Peers {
-    let mut peers = Peers::default();
+pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) -> TunnelPeers {
+    let mut peers = TunnelPeers::default();
     for (id, lanes, endpoints) in list {
         peers.add(Arc::new(test_one(id, lanes, Vec::new(), endpoints)));
     }
@@ -381,19 +381,24 @@ pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) ->
 
 /// One peer made by hand that changes its keys.
 #[cfg(test)]
-pub(crate) fn test_peer(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peers {
-    let mut peers = Peers::default();
+pub(crate) fn test_peer(
+    id: NodeId,
+    lanes: Vec<LaneInfo>,
+    former: Vec<LaneInfo>,
+    endpoints: Vec<SocketAddr>,
+) -> TunnelPeers {
+    let mut peers = TunnelPeers::default();
     peers.add(Arc::new(test_one(id, lanes, former, endpoints)));
     peers
 }
 
 /// Peers made by hand that use preshared keys, if this node has a vault.
 #[cfg(test)]
-pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Peer>) -> Peers {
+pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<PskStore>>, list: Vec<TunnelPeer>) -> TunnelPeers {
     let address = Flat(std::net::Ipv4Addr::new(241, 1, 0, own.0 as u8));
     let mode = vault.as_ref().map_or(PskMode::Off, |vault| vault.mode());
     let vault = vault.filter(|_| mode != PskMode::Off);
-    let mut peers = Peers { own: (own, Some(address)), vault, calls: mode.calls(), ..Peers::default() };
+    let mut peers = TunnelPeers { own: (own, Some(address)), vault, calls: mode.calls(), ..TunnelPeers::default() };
     for mut peer in list {
         peer.lenient = mode.is_lenient();
         match &peers.vault {
@@ -407,7 +412,12 @@ pub(crate) fn test_agreeing(own: NodeId, vault: Option<Arc<Vault>>, list: Vec<Pe
 
 /// A peer made by hand.
 #[cfg(test)]
-pub(crate) fn test_one(id: NodeId, lanes: Vec<LaneInfo>, former: Vec<LaneInfo>, endpoints: Vec<SocketAddr>) -> Peer {
+pub(crate) fn test_one(
+    id: NodeId,
+    lanes: Vec<LaneInfo>,
+    former: Vec<LaneInfo>,
+    endpoints: Vec<SocketAddr>,
+) -> TunnelPeer {
     let address = Some(Flat(std::net::Ipv4Addr::new(241, 1, 0, id.0 as u8)));
-    Peer { id, lanes, former, agreement: Vec::new(), lenient: false, address, endpoints, cell: Arc::default() }
+    TunnelPeer { id, lanes, former, agreement: Vec::new(), lenient: false, address, endpoints, cell: Arc::default() }
 }

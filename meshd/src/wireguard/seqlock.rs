@@ -2,22 +2,22 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 
 /// Its words.
-const WORDS: usize = Told::BYTES / 8;
+const WORDS: usize = LogPosition::BYTES / 8;
 
 /// What a peer said last of the log of operations.
 #[derive(Debug, Default)]
-pub(crate) struct Heard {
+pub(crate) struct Seqlock {
     /// Odd while somebody writes; 0 before the first.
     version: AtomicU64,
     words: [AtomicU64; WORDS],
 }
 
-impl Heard {
+impl Seqlock {
     /// Writes a value, unless another lane does so at this moment: the peer says it again soon.
-    pub(crate) fn put(&self, told: Told) {
+    pub(crate) fn put(&self, told: LogPosition) {
         let version = self.version.load(Ordering::Relaxed);
         let claimed = version.is_multiple_of(2)
             && self.version.compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
@@ -25,7 +25,7 @@ impl Heard {
             return;
         }
         fence(Ordering::Release);
-        let mut bytes = [0; Told::BYTES];
+        let mut bytes = [0; LogPosition::BYTES];
         told.write(&mut bytes);
         for (word, bytes) in self.words.iter().zip(bytes.as_chunks().0) {
             word.store(u64::from_be_bytes(*bytes), Ordering::Relaxed);
@@ -34,15 +34,15 @@ impl Heard {
     }
 
     /// Reads the value; none before the first, or while it is written.
-    pub(crate) fn get(&self) -> Option<Told> {
+    pub(crate) fn get(&self) -> Option<LogPosition> {
         let before = self.version.load(Ordering::Acquire);
-        let mut bytes = [0; Told::BYTES];
+        let mut bytes = [0; LogPosition::BYTES];
         for (word, bytes) in self.words.iter().zip(bytes.as_chunks_mut().0) {
             *bytes = word.load(Ordering::Relaxed).to_be_bytes();
         }
         fence(Ordering::Acquire);
         let whole = before != 0 && before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before;
-        Told::read(&bytes).filter(|_| whole)
+        LogPosition::read(&bytes).filter(|_| whole)
     }
 }
 
@@ -57,15 +57,15 @@ mod tests {
 
     use super::*;
 
-    fn told(n: u64) -> Told {
+    fn told(n: u64) -> LogPosition {
         let mut hash = LogHash::default();
         hash.0.as_chunks_mut().0.iter_mut().for_each(|word| *word = n.to_be_bytes());
-        Told { epoch: n, head: LogHead { seq: n, hash } }
+        LogPosition { epoch: n, head: LogHead { seq: n, hash } }
     }
 
     #[test]
     fn who_reads_gets_a_whole_value_or_none() {
-        let heard = Arc::new(Heard::default());
+        let heard = Arc::new(Seqlock::default());
         assert_eq!(heard.get(), None);
         let enough = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (1..=2)

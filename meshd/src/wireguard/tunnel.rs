@@ -15,7 +15,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use mesh_proto::base::id::TunnelKey;
 
-use crate::psk::Preshared;
+use crate::psk::PresharedKey;
 
 /// Bytes that sealing adds to a packet.
 pub(crate) const OVERHEAD: usize = 32;
@@ -55,7 +55,7 @@ pub(crate) enum Credentials {
 }
 
 /// What a lane shows to strangers.
-pub(crate) struct Door {
+pub(crate) struct HandshakeResponder {
     secret: StaticSecret,
     public: PublicKey,
     /// Demands a cookie of everybody; whether the demand is sent is decided elsewhere.
@@ -64,7 +64,7 @@ pub(crate) struct Door {
     inner: Arc<RateLimiter>,
 }
 
-impl Door {
+impl HandshakeResponder {
     pub(crate) fn new(secret: &StaticSecret) -> Self {
         let public = PublicKey::from(secret);
         Self {
@@ -113,7 +113,7 @@ impl Door {
 
     /// Makes a tunnel to a peer's key, with a preshared key where the two have one; `None` for a key that no secret leads to (a point of low order, with
     /// which anybody could compute the session's keys). Costs two Diffie-Hellmans.
-    pub(crate) fn tunnel(&self, peer: TunnelKey, number: u32, preshared: Option<&Preshared>) -> Option<Tunnel> {
+    pub(crate) fn tunnel(&self, peer: TunnelKey, number: u32, preshared: Option<&PresharedKey>) -> Option<Tunnel> {
         let key = PublicKey::from(peer.0);
         if number >= 2 * MAX_TUNNELS || !self.secret.diffie_hellman(&key).was_contributory() {
             return None;
@@ -124,7 +124,7 @@ impl Door {
     }
 }
 
-impl std::fmt::Debug for Door {
+impl std::fmt::Debug for HandshakeResponder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Door({:?}, [redacted])", TunnelKey(self.public.to_bytes()))
     }
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_key_of_low_order_makes_no_tunnel() {
-        let door = Door::new(&StaticSecret::from([7; 32]));
+        let door = HandshakeResponder::new(&StaticSecret::from([7; 32]));
         let one = std::array::from_fn(|i| u8::from(i == 0));
         assert!(door.tunnel(TunnelKey([0; 32]), 1, None).is_none());
         assert!(door.tunnel(TunnelKey(one), 1, None).is_none());
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn short_buffers_are_refused_and_do_not_panic() {
-        let door = Door::new(&StaticSecret::from([7; 32]));
+        let door = HandshakeResponder::new(&StaticSecret::from([7; 32]));
         let peer = TunnelKey(PublicKey::from(&StaticSecret::from([8; 32])).to_bytes());
         let mut tunnel = door.tunnel(peer, 1, None).expect("a good key");
         let source = IpAddr::from([127, 0, 0, 1]);

@@ -15,7 +15,7 @@ use mesh_proto::model::netmap::NetMap;
 use mesh_proto::verifier::VerifiedMap;
 
 use crate::namespaces::privileged;
-use crate::planes::{Node, Options, at, cabled, eventually, flat, map, netmap, pair, peer};
+use crate::planes::{PlaneNode, PlaneOptions, at, cabled, eventually, flat, map, netmap, pair, peer};
 use crate::quiet;
 
 /// Sockets per kind of traffic, each a flow.
@@ -55,7 +55,7 @@ impl Watch {
     }
 }
 
-fn bind(node: &Node, id: u8, port: u16) -> UdpSocket {
+fn bind(node: &PlaneNode, id: u8, port: u16) -> UdpSocket {
     let socket = node.run(move || UdpSocket::bind((flat(id), port))).unwrap();
     rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 16 << 20).unwrap();
     socket
@@ -90,14 +90,14 @@ fn send(sockets: Vec<UdpSocket>, stop: &Arc<AtomicBool>) -> JoinHandle<Arrivals>
 }
 
 /// Sockets that send to one port of the other node.
-fn callers(from: &Node, ids: [u8; 2], port: u16) -> Vec<UdpSocket> {
+fn callers(from: &PlaneNode, ids: [u8; 2], port: u16) -> Vec<UdpSocket> {
     let sockets: Vec<UdpSocket> = (0..FLOWS).map(|_| bind(from, ids[0], 0)).collect();
     sockets.iter().for_each(|socket| socket.connect((flat(ids[1]), port)).unwrap());
     sockets
 }
 
 /// Sockets of which each has one of its own at the other node.
-fn twins(from: &Node, ids: [u8; 2]) -> Vec<UdpSocket> {
+fn twins(from: &PlaneNode, ids: [u8; 2]) -> Vec<UdpSocket> {
     let socket = |port: u16| {
         let socket = bind(from, ids[0], port);
         socket.connect((flat(ids[1]), port)).unwrap();
@@ -107,7 +107,7 @@ fn twins(from: &Node, ids: [u8; 2]) -> Vec<UdpSocket> {
 }
 
 /// Watches what arrives at a port until nothing does for a while, and sends it back, if `echoes`.
-fn receive(at: &Node, id: u8, port: u16, echoes: bool) -> JoinHandle<Arrivals> {
+fn receive(at: &PlaneNode, id: u8, port: u16, echoes: bool) -> JoinHandle<Arrivals> {
     let socket = bind(at, id, port);
     socket.set_read_timeout(Some(WHILE)).unwrap();
     std::thread::spawn(move || {
@@ -124,7 +124,7 @@ fn receive(at: &Node, id: u8, port: u16, echoes: bool) -> JoinHandle<Arrivals> {
 }
 
 /// Lets datagrams run in all ways while something happens, and shows that none was late.
-fn datagrams(what: &str, [a, b]: [&Node; 2], meanwhile: impl FnOnce()) {
+fn datagrams(what: &str, [a, b]: [&PlaneNode; 2], meanwhile: impl FnOnce()) {
     let stop = Arc::new(AtomicBool::new(false));
     let receivers = [receive(b, 2, 7001, false), receive(a, 1, 7002, false), receive(b, 2, 7003, true)];
     let senders = [
@@ -149,16 +149,16 @@ fn datagrams(what: &str, [a, b]: [&Node; 2], meanwhile: impl FnOnce()) {
 }
 
 /// What the kernel's TCP noticed in a namespace so far.
-fn tcp_notes(node: &Node) -> BTreeMap<String, u64> {
+fn tcp_notes(node: &PlaneNode) -> BTreeMap<String, u64> {
     let text = node.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat")).unwrap();
     let lines: Vec<Vec<&str>> = text.lines().take(2).map(|line| line.split_whitespace().skip(1).collect()).collect();
     lines[0].iter().zip(&lines[1]).map(|(name, count)| ((*name).to_owned(), count.parse().unwrap_or(0))).collect()
 }
 
 /// Lets connections carry bytes both ways and shows that no sender saw its segments overtake each other.
-fn connections(what: &str, [a, b]: [&Node; 2]) {
+fn connections(what: &str, [a, b]: [&PlaneNode; 2]) {
     let before = [a, b].map(tcp_notes);
-    let ends = |from: &Node, to: &Node, id: u8| -> Vec<(TcpStream, TcpStream)> {
+    let ends = |from: &PlaneNode, to: &PlaneNode, id: u8| -> Vec<(TcpStream, TcpStream)> {
         let listener = to.run(move || TcpListener::bind((flat(id), 7100))).unwrap();
         let connect = || {
             let near = from.run(move || TcpStream::connect((flat(id), 7100))).unwrap();
@@ -185,12 +185,12 @@ fn connections(what: &str, [a, b]: [&Node; 2]) {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     for (before, after) in before.iter().zip([a, b].map(tcp_notes)) {
         for note in ["TCPSACKReorder", "TCPRenoReorder", "TCPTSReorder"] {
-            assert_eq!(after[note] - before[note], 0, "{what}: {note}, {:?}", [a, b].map(Node::drops));
+            assert_eq!(after[note] - before[note], 0, "{what}: {note}, {:?}", [a, b].map(PlaneNode::drops));
         }
     }
 }
 
-fn set_map(node: &Node, map: NetMap) {
+fn set_map(node: &PlaneNode, map: NetMap) {
     node.plane().set_view(Arc::new(View::compile(VerifiedMap::by_hand(map))));
 }
 
@@ -203,7 +203,7 @@ fn nothing_is_reordered_inside_a_flow_over_eight_lanes() {
     let nodes = pair([8, 8]);
     let [a, b] = [&nodes[0], &nodes[1]];
     datagrams("while sessions begin", [a, b], || {});
-    let handed = |node: &Node| node.plane().stats().lanes.iter().map(|lane| lane.handovers).sum::<u64>();
+    let handed = |node: &PlaneNode| node.plane().stats().lanes.iter().map(|lane| lane.handovers).sum::<u64>();
     assert!(handed(a) + handed(b) > 0, "nothing went by lane 0");
     datagrams("with sessions", [a, b], || {});
     connections("with sessions", [a, b]);
@@ -230,8 +230,8 @@ fn nothing_is_reordered_while_lanes_begin_to_work() {
     let [mut a, mut b] = cabled();
     let mut other = peer(2, 8, at(2));
     other.lanes[1..].iter_mut().for_each(|lane| lane.port = 9);
-    a.start(1, map(1, vec![other]), Options::lanes(8));
-    b.start(2, map(2, vec![peer(1, 8, Vec::new())]), Options::lanes(8));
+    a.start(1, map(1, vec![other]), PlaneOptions::lanes(8));
+    b.start(2, map(2, vec![peer(1, 8, Vec::new())]), PlaneOptions::lanes(8));
     datagrams("while lanes begin to work", [&a, &b], || {
         std::thread::sleep(WHILE / 4);
         set_map(&a, netmap(1, 2, 8, at(2)));

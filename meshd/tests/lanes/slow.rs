@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::namespaces::{link, privileged};
-use crate::planes::{MTU, Node, Options, PORT, at, eventually, flat, map, outer, peer, setup};
+use crate::planes::{MTU, PORT, PlaneNode, PlaneOptions, at, eventually, flat, map, outer, peer, setup};
 use crate::quiet;
 
 /// The longest that anything may take that has nothing to do with the dead peer.
@@ -31,9 +31,9 @@ fn far(id: u8) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, id)
 }
 
-/// Node 1, cabled to node 2 by one cable and to node 3 by another.
-fn star() -> [Node; 3] {
-    let nodes = [Node::new(), Node::new(), Node::new()];
+/// PlaneNode 1, cabled to node 2 by one cable and to node 3 by another.
+fn star() -> [PlaneNode; 3] {
+    let nodes = [PlaneNode::new(), PlaneNode::new(), PlaneNode::new()];
     link(&nodes[0].namespace, &nodes[1].namespace, "eth0");
     link(&nodes[0].namespace, &nodes[2].namespace, "eth1");
     nodes[0].namespace.address("eth0", outer(1), 24, 1500);
@@ -43,14 +43,14 @@ fn star() -> [Node; 3] {
     nodes
 }
 
-fn start(nodes: &mut [Node; 3], third: Ipv4Addr) {
+fn start(nodes: &mut [PlaneNode; 3], third: Ipv4Addr) {
     let third = peer(3, LANES, vec![SocketAddr::from((third, PORT))]);
-    nodes[0].start(1, map(1, vec![peer(2, LANES, at(2)), third]), Options::lanes(LANES));
-    nodes[1].start(2, map(2, vec![peer(1, LANES, at(1))]), Options::lanes(LANES));
+    nodes[0].start(1, map(1, vec![peer(2, LANES, at(2)), third]), PlaneOptions::lanes(LANES));
+    nodes[1].start(2, map(2, vec![peer(1, LANES, at(1))]), PlaneOptions::lanes(LANES));
 }
 
 /// Sends to node 3 on all lanes until told to stop, by datagrams and by a connection if there is one.
-fn flood(from: &Node, connection: Option<TcpStream>, stop: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
+fn flood(from: &PlaneNode, connection: Option<TcpStream>, stop: &Arc<AtomicBool>) -> Vec<JoinHandle<()>> {
     let sockets: Vec<UdpSocket> = (0..FLOWS).map(|_| from.run(|| UdpSocket::bind((flat(1), 0)).unwrap())).collect();
     sockets.iter().for_each(|socket| socket.connect((flat(3), 7200)).unwrap());
     let stopped = Arc::clone(stop);
@@ -76,7 +76,7 @@ fn flood(from: &Node, connection: Option<TcpStream>, stop: &Arc<AtomicBool>) -> 
 }
 
 /// Answers datagrams, and takes connections and what they bring, at node 2.
-fn answer(node: &Node) -> [JoinHandle<()>; 2] {
+fn answer(node: &PlaneNode) -> [JoinHandle<()>; 2] {
     let udp = node.run(|| UdpSocket::bind((flat(2), 7000)).unwrap());
     udp.set_read_timeout(Some(2 * WHILE)).unwrap();
     let listener = node.run(|| TcpListener::bind((flat(2), 7001)).unwrap());
@@ -114,7 +114,7 @@ struct Longest {
 }
 
 /// Talks to node 2 in all ways for a while.
-fn talk(from: &Node) -> Longest {
+fn talk(from: &PlaneNode) -> Longest {
     let mut longest = Longest::default();
     let connect = || {
         let mut stream = from.run(|| TcpStream::connect_timeout(&(flat(2), 7001).into(), 2 * WHILE)).unwrap();
@@ -154,7 +154,7 @@ fn talk(from: &Node) -> Longest {
 }
 
 /// Floods node 3, which is dead by now, and shows that node 2 is none the worse for it.
-fn others_are_answered(what: &str, nodes: &[Node; 3], connection: Option<TcpStream>) {
+fn others_are_answered(what: &str, nodes: &[PlaneNode; 3], connection: Option<TcpStream>) {
     let servers = answer(&nodes[1]);
     let stop = Arc::default();
     let flood = flood(&nodes[0], connection, &stop);
@@ -169,7 +169,7 @@ fn others_are_answered(what: &str, nodes: &[Node; 3], connection: Option<TcpStre
 }
 
 /// Makes sure that node 1 has a session with node 3 on every lane, and returns a connection that nobody reads from.
-fn befriend(nodes: &[Node; 3]) -> TcpStream {
+fn befriend(nodes: &[PlaneNode; 3]) -> TcpStream {
     let listener = nodes[2].run(|| TcpListener::bind((flat(3), 7300)).unwrap());
     let stream = nodes[0].run(|| TcpStream::connect((flat(3), 7300)).unwrap());
     listener.accept().unwrap();
@@ -202,7 +202,7 @@ fn a_peer_that_vanishes_blocks_nobody() {
     let _quiet = quiet();
     let mut nodes = star();
     start(&mut nodes, far(3));
-    nodes[2].start(3, map(3, vec![peer(1, LANES, vec![SocketAddr::from((far(1), PORT))])]), Options::lanes(LANES));
+    nodes[2].start(3, map(3, vec![peer(1, LANES, vec![SocketAddr::from((far(1), PORT))])]), PlaneOptions::lanes(LANES));
     let connection = befriend(&nodes);
 
     // Frames still arrive for as long as the neighbour is remembered, and are dropped; then nobody answers for it.
@@ -210,11 +210,11 @@ fn a_peer_that_vanishes_blocks_nobody() {
     others_are_answered("a peer that vanishes", &nodes, Some(connection));
 }
 
-/// Node 3 as a process of its own, which can be stopped.
+/// PlaneNode 3 as a process of its own, which can be stopped.
 struct Process(Child, #[expect(dead_code, reason = "it ends when this is closed")] Option<ChildStdin>);
 
 impl Process {
-    fn start(inside: &Node) -> Self {
+    fn start(inside: &PlaneNode) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "slow::node_3_as_a_process", "--ignored"]).env(NODE_3, "1");
         command.stdin(Stdio::piped()).stdout(Stdio::null());
@@ -245,7 +245,7 @@ fn node_3_as_a_process() {
         return;
     }
     let other = peer(1, LANES, vec![SocketAddr::from((far(1), PORT))]);
-    let plane = meshd::dataplane::DataPlane::start(setup(3, map(3, vec![other]), Options::lanes(LANES))).unwrap();
+    let plane = meshd::dataplane::DataPlane::start(setup(3, map(3, vec![other]), PlaneOptions::lanes(LANES))).unwrap();
     let _ = std::io::stdin().read(&mut [0]);
     plane.stop();
 }

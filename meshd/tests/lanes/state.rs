@@ -16,7 +16,7 @@ use mesh_proto::model::netmap::{Backend, NetMap, Service, ServicePort, Transport
 use mesh_proto::verifier::VerifiedMap;
 
 use crate::namespaces::privileged;
-use crate::planes::{Node, Options, at, cabled, map, name, peer};
+use crate::planes::{PlaneNode, PlaneOptions, at, cabled, map, name, peer};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(241, 0, 0, 10);
 const DIALLED: u16 = 80;
@@ -70,7 +70,7 @@ fn with_backends(own: u8, lanes: usize, revision: u64, backends: &[(u8, u32)]) -
 }
 
 /// A backend that answers every byte with its number, until the byte 0 comes by UDP.
-fn serve(node: &Node, number: u8) {
+fn serve(node: &PlaneNode, number: u8) {
     let address = (pod(number).0, LISTENED);
     node.namespace.address("lo", address.0, 32, u16::MAX);
     let (tcp, udp) = node.run(move || (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap()));
@@ -118,7 +118,7 @@ impl Flow {
     }
 }
 
-fn open(node: &Node) -> Vec<Flow> {
+fn open(node: &PlaneNode) -> Vec<Flow> {
     let vip = SocketAddr::from((VIP, DIALLED));
     let connection = |_| {
         let stream = node.run(move || TcpStream::connect_timeout(&vip, ANSWER)).unwrap();
@@ -140,8 +140,8 @@ fn keeps_backends(lanes: [usize; 2], steers: bool) {
     let what = format!("{lanes:?} lanes, the kernel steered: {steers}");
     let [mut a, mut b] = cabled();
     let first = [(1, 100), (2, 100), (3, 100)];
-    a.start(1, with_backends(1, lanes[1], 1, &first), Options { steers, ..Options::lanes(lanes[0]) });
-    b.start(2, with_backends(2, lanes[0], 1, &first), Options { steers, ..Options::lanes(lanes[1]) });
+    a.start(1, with_backends(1, lanes[1], 1, &first), PlaneOptions { steers, ..PlaneOptions::lanes(lanes[0]) });
+    b.start(2, with_backends(2, lanes[0], 1, &first), PlaneOptions { steers, ..PlaneOptions::lanes(lanes[1]) });
     (1..=5).for_each(|number| serve(&b, number));
     let set = |revision: u64, backends: &[(u8, u32)]| {
         for (node, own, lanes) in [(&a, 1, lanes[1]), (&b, 2, lanes[0])] {

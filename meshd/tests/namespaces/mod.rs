@@ -17,7 +17,7 @@ pub(crate) mod skip;
 type Job = Box<dyn FnOnce(&Runtime) + Send>;
 
 /// A network namespace; it goes with its thread.
-pub(crate) struct Namespace {
+pub(crate) struct ThreadNamespace {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -32,7 +32,7 @@ pub(crate) fn privileged(what: &str) -> bool {
     can && device
 }
 
-impl Namespace {
+impl ThreadNamespace {
     /// Makes a namespace with its loopback up.
     pub(crate) fn new() -> Self {
         let (jobs, inbox) = channel::<Job>();
@@ -120,7 +120,7 @@ impl Namespace {
     }
 }
 
-impl Drop for Namespace {
+impl Drop for ThreadNamespace {
     fn drop(&mut self) {
         drop(self.jobs.take());
         let _ = self.thread.take().unwrap().join();
@@ -128,7 +128,7 @@ impl Drop for Namespace {
 }
 
 /// Joins two namespaces by a cable with an end of that name in each.
-pub(crate) fn link(a: &Namespace, b: &Namespace, name: &'static str) {
+pub(crate) fn link(a: &ThreadNamespace, b: &ThreadNamespace, name: &'static str) {
     let far = b.run(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
     a.netlink(move |handle| async move {
         handle.link().add(LinkVeth::new(name, "far").build()).execute().await.unwrap();

@@ -15,11 +15,11 @@ use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{LaneInfo, Mesh, NetMap, OwnNode, Peer};
 use mesh_proto::model::rules::Rule;
 use mesh_proto::verifier::VerifiedMap;
-use meshd::dataplane::{Activity, DataPlane, Handle, LaneKeys, LaneStats, MAX_LANES, Offload, Setup};
+use meshd::dataplane::{Activity, DataPlane, DataPlaneSetup, Handle, LaneKeys, LaneStats, MAX_LANES, Offload};
 use rustix::thread::CapabilitySet;
 use x25519_dalek::StaticSecret;
 
-use crate::namespaces::{Namespace, link};
+use crate::namespaces::{ThreadNamespace, link};
 
 /// The UDP port of lane 0 of every node.
 pub(crate) const PORT: u16 = 51820;
@@ -106,13 +106,13 @@ pub(crate) fn netmap(own: u8, other: u8, lanes: usize, endpoints: Vec<SocketAddr
 }
 
 /// A namespace and the data path that runs in it.
-pub(crate) struct Node {
-    pub(crate) namespace: Namespace,
+pub(crate) struct PlaneNode {
+    pub(crate) namespace: ThreadNamespace,
     pub(crate) plane: Option<DataPlane>,
 }
 
 /// How a data path is started.
-pub(crate) struct Options {
+pub(crate) struct PlaneOptions {
     pub(crate) lanes: usize,
     pub(crate) flow_file: Option<PathBuf>,
     pub(crate) active: Vec<Activity>,
@@ -122,15 +122,15 @@ pub(crate) struct Options {
     pub(crate) steers: bool,
 }
 
-impl Options {
+impl PlaneOptions {
     pub(crate) fn lanes(lanes: usize) -> Self {
         Self { lanes, flow_file: None, active: Vec::new(), mtu: MTU, offload: Offload::default(), steers: true }
     }
 }
 
 /// What a node starts its data path with.
-pub(crate) fn setup(own: u8, map: NetMap, options: Options) -> Setup {
-    Setup {
+pub(crate) fn setup(own: u8, map: NetMap, options: PlaneOptions) -> DataPlaneSetup {
+    DataPlaneSetup {
         interface: "mesh0".into(),
         lanes: options.lanes,
         offload: options.offload,
@@ -146,12 +146,12 @@ pub(crate) fn setup(own: u8, map: NetMap, options: Options) -> Setup {
     }
 }
 
-impl Node {
+impl PlaneNode {
     pub(crate) fn new() -> Self {
-        Self { namespace: Namespace::new(), plane: None }
+        Self { namespace: ThreadNamespace::new(), plane: None }
     }
 
-    pub(crate) fn start(&mut self, own: u8, map: NetMap, options: Options) {
+    pub(crate) fn start(&mut self, own: u8, map: NetMap, options: PlaneOptions) {
         let (steers, mtu) = (options.steers, options.mtu);
         let setup = setup(own, map, options);
         let start = move || {
@@ -187,8 +187,8 @@ impl Node {
 }
 
 /// Two namespaces joined by a cable; node i has 192.0.2.i.
-pub(crate) fn cabled() -> [Node; 2] {
-    let nodes = [Node::new(), Node::new()];
+pub(crate) fn cabled() -> [PlaneNode; 2] {
+    let nodes = [PlaneNode::new(), PlaneNode::new()];
     link(&nodes[0].namespace, &nodes[1].namespace, "eth0");
     for (node, id) in nodes.iter().zip(1..) {
         node.namespace.address("eth0", outer(id), 24, 1500);
@@ -203,15 +203,15 @@ pub(crate) fn at(id: u8) -> Vec<SocketAddr> {
 }
 
 /// Two nodes of these lane counts that know each other.
-pub(crate) fn pair(lanes: [usize; 2]) -> [Node; 2] {
+pub(crate) fn pair(lanes: [usize; 2]) -> [PlaneNode; 2] {
     let [mut a, mut b] = cabled();
-    a.start(1, netmap(1, 2, lanes[1], at(2)), Options::lanes(lanes[0]));
-    b.start(2, netmap(2, 1, lanes[0], at(1)), Options::lanes(lanes[1]));
+    a.start(1, netmap(1, 2, lanes[1], at(2)), PlaneOptions::lanes(lanes[0]));
+    b.start(2, netmap(2, 1, lanes[0], at(1)), PlaneOptions::lanes(lanes[1]));
     [a, b]
 }
 
 /// Echoes on TCP, one connection after the other, until a byte 0 comes first.
-pub(crate) fn echo_server(node: &Node, id: u8) -> JoinHandle<()> {
+pub(crate) fn echo_server(node: &PlaneNode, id: u8) -> JoinHandle<()> {
     let listener = node.run(move || TcpListener::bind((flat(id), 7000)).unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -228,7 +228,7 @@ pub(crate) fn echo_server(node: &Node, id: u8) -> JoinHandle<()> {
 }
 
 /// Connects to the echo server of a node.
-pub(crate) fn connect(node: &Node, to: u8) -> TcpStream {
+pub(crate) fn connect(node: &PlaneNode, to: u8) -> TcpStream {
     let address = SocketAddr::from((flat(to), 7000));
     let stream = node.run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5)));
     let stream = stream.unwrap();

@@ -22,7 +22,7 @@ use mesh_proto::dataplane::engine::Engine;
 use mesh_proto::dataplane::flow::FlowTable;
 use mesh_proto::dataplane::verdict::Verdict;
 use mesh_proto::dataplane::view::View;
-use mesh_proto::packet::gso::{Gso, Run, Segments};
+use mesh_proto::packet::gso::{Gso, SegmentRun, Segments};
 use mesh_proto::packet::{Checksum, Header};
 use mesh_proto::verifier::VerifiedMap;
 
@@ -153,7 +153,7 @@ fn segments(criterion: &mut Criterion) {
             for packet in black_box(&parts) {
                 let header = Header::parse(packet).expect("it is well formed");
                 match &mut run {
-                    None => run = Run::start(packet, &header),
+                    None => run = SegmentRun::start(packet, &header),
                     Some(run) => assert!(run.append(packet, &header)),
                 }
             }

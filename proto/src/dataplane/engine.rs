@@ -29,11 +29,11 @@ use std::sync::Arc;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::dataplane::flow::{Flow, FlowTable, Key, Place, Seen, Side, State, Touched};
+use crate::dataplane::flow::{Direction, Flow, FlowSlot, FlowState, FlowTable, FlowTraffic, Key, Touched};
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
-use crate::dataplane::view::{DEFAULT_MTU, MIN_MTU, Owner, View};
+use crate::dataplane::view::{AddressOwner, DEFAULT_MTU, MIN_MTU, View};
 use crate::packet::{self, Checksum, FiveTuple, Header, Kind, Malformed, Rewrite};
-use crate::trust::audit_log::Told;
+use crate::trust::audit_log::LogPosition;
 
 use fragments::Fragments;
 use probe::Probes;
@@ -66,7 +66,7 @@ pub struct Engine {
 #[derive(Debug, Clone, Copy)]
 struct Hit {
     key: Key,
-    place: Place,
+    place: FlowSlot,
     flow: Flow,
 }
 
@@ -98,12 +98,12 @@ impl Engine {
     }
 
     /// Says what peers are told of the log of operations.
-    pub fn set_told(&mut self, told: Option<Told>) {
+    pub fn set_told(&mut self, told: Option<LogPosition>) {
         self.probes.told = told;
     }
 
     /// Takes out what the peer said of the log whose probe or answer `inbound` just took.
-    pub fn take_heard(&mut self) -> Option<Told> {
+    pub fn take_heard(&mut self) -> Option<LogPosition> {
         self.probes.heard.take()
     }
 
@@ -119,11 +119,11 @@ impl Engine {
             Ok(header) => header,
             Err(malformed) => return Verdict::Drop(reason(malformed)),
         };
-        let key = Key { side: Side::Outbound, tuple: header.tuple };
+        let key = Key { side: Direction::Outbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {
                 let way = |remote| self.way(remote);
-                return self.fragments.pass(Side::Outbound, None, bytes, &header, way, now);
+                return self.fragments.pass(Direction::Outbound, None, bytes, &header, way, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_outbound(bytes, &header, quoted, now),
             Kind::IcmpOther if icmp::quotes_no_flow(bytes, &header) => return Verdict::Drop(Drop::IcmpUnmatched),
@@ -131,7 +131,7 @@ impl Engine {
             Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
         if header.first_fragment {
-            self.fragments.forget(Side::Outbound, &header);
+            self.fragments.forget(Direction::Outbound, &header);
         }
         let hit = match self.known(key, None, &header, now) {
             Some(judged) => judged,
@@ -160,17 +160,17 @@ impl Engine {
             Ok(header) => header,
             Err(malformed) => return Verdict::Drop(reason(malformed)),
         };
-        if self.view.owner(Flat(header.tuple.source)) != Some(Owner::Peer(from)) {
+        if self.view.owner(Flat(header.tuple.source)) != Some(AddressOwner::Peer(from)) {
             return Verdict::Drop(Drop::SpoofedSource);
         }
         if packet::is_source_routed(bytes, &header) {
             return Verdict::Drop(Drop::ForbiddenDestination);
         }
-        let key = Key { side: Side::Inbound, tuple: header.tuple };
+        let key = Key { side: Direction::Inbound, tuple: header.tuple };
         match header.kind {
             Kind::LaterFragment => {
                 let way = |remote| self.way(remote);
-                return self.fragments.pass(Side::Inbound, Some(from), bytes, &header, way, now);
+                return self.fragments.pass(Direction::Inbound, Some(from), bytes, &header, way, now);
             }
             Kind::IcmpError(quoted) => return self.icmp_inbound(from, bytes, &header, quoted, now),
             Kind::IcmpOther if icmp::quotes_no_flow(bytes, &header) => return Verdict::Drop(Drop::IcmpUnmatched),
@@ -180,7 +180,7 @@ impl Engine {
             Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpOther | Kind::Other => {}
         }
         if header.first_fragment {
-            self.fragments.forget(Side::Inbound, &header);
+            self.fragments.forget(Direction::Inbound, &header);
         }
         let hit = match self.known(key, Some(from), &header, now) {
             Some(judged) => judged,
@@ -198,7 +198,7 @@ impl Engine {
     }
 
     /// Counts packets that continue the one that was just allowed to pass, and pass with it as one super-packet.
-    pub fn more(&mut self, seen: Seen, now: Timestamp) {
+    pub fn more(&mut self, seen: FlowTraffic, now: Timestamp) {
         let Some(key) = self.last else { return };
         if let Some((place, flow)) = self.flows.find(key, now)
             && self.flows.touch(place, key, &flow, seen, now) == Touched::State
@@ -244,7 +244,7 @@ impl Engine {
             let mtu = self.way(flow.remote).unwrap_or_else(|| usize::from(self.mtu)) as u16;
             packet::clamp_mss(bytes, header, mtu - TCP_HEADERS, checksum);
         }
-        let seen = Seen { packets: 1, bytes: header.total_len, tcp_flags };
+        let seen = FlowTraffic { packets: 1, bytes: header.total_len, tcp_flags };
         match self.flows.touch(place, key, &flow, seen, now) {
             Touched::Nothing => {}
             Touched::Aged => self.flows.keep(key.answer(&flow), now),
@@ -255,12 +255,12 @@ impl Engine {
                 }
             }
         }
-        if flow.state == State::HalfOpen && self.flows.assure(key, &flow, now) {
+        if flow.state == FlowState::HalfOpen && self.flows.assure(key, &flow, now) {
             self.mark(place);
         }
         let verdict = match (key.side, flow.remote) {
-            (Side::Outbound, Some(peer)) => Verdict::Forward(peer),
-            (Side::Outbound, None) | (Side::Inbound, _) => Verdict::Deliver,
+            (Direction::Outbound, Some(peer)) => Verdict::Forward(peer),
+            (Direction::Outbound, None) | (Direction::Inbound, _) => Verdict::Deliver,
         };
         if header.first_fragment {
             self.fragments.remember(key.side, header, &flow, verdict, now);
@@ -279,7 +279,7 @@ impl Engine {
         if self.is_anothers(header.tuple.source, quoted.destination) {
             return Verdict::Drop(Drop::SpoofedSource);
         }
-        let Some(hit) = self.quoted_flow(Side::Outbound, quoted, now) else {
+        let Some(hit) = self.quoted_flow(Direction::Outbound, quoted, now) else {
             return Verdict::Drop(Drop::IcmpUnmatched);
         };
         icmp::translate(bytes, header, hit.flow.to);
@@ -295,7 +295,7 @@ impl Engine {
         quoted: FiveTuple,
         now: Timestamp,
     ) -> Verdict {
-        let hit = self.quoted_flow(Side::Inbound, quoted, now);
+        let hit = self.quoted_flow(Direction::Inbound, quoted, now);
         let Some(hit) = hit.filter(|hit| hit.flow.remote == Some(from)) else {
             return Verdict::Drop(Drop::IcmpUnmatched);
         };
@@ -310,7 +310,7 @@ impl Engine {
         is_pod && sender != receiver && !self.locals.contains(&sender)
     }
 
-    fn quoted_flow(&mut self, side: Side, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {
+    fn quoted_flow(&mut self, side: Direction, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {
         let key = Key { side, tuple: quoted.reverse() };
         let (place, flow) = self.flows.find(key, now)?;
         self.recheck(Hit { key, place, flow }).ok()
@@ -319,7 +319,7 @@ impl Engine {
     /// A reset ends both directions, and only one of them shows it: the other would hold its place as a busy flow.
     fn end_answers(&mut self, key: Key, now: Timestamp) {
         if let Some((place, flow)) = self.flows.find(key, now) {
-            self.flows.touch(place, key, &flow, Seen { packets: 0, bytes: 0, tcp_flags: RST }, now);
+            self.flows.touch(place, key, &flow, FlowTraffic { packets: 0, bytes: 0, tcp_flags: RST }, now);
             self.mark(place);
         }
     }
@@ -329,7 +329,7 @@ impl Engine {
         remote.map(|peer| usize::from(self.view.mtu(peer).min(self.mtu)))
     }
 
-    fn mark(&mut self, place: Place) {
+    fn mark(&mut self, place: FlowSlot) {
         if self.dirty.len() < MAX_DIRTY {
             self.dirty.push(place.slot());
         }

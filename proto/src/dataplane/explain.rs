@@ -8,10 +8,10 @@ use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::id::NodeName;
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::verdict::{Drop, Refuse};
-use crate::dataplane::view::{Owner, View};
+use crate::dataplane::view::{AddressOwner, View};
 use crate::model::netmap::Backend;
 use crate::model::rules::Source;
-use crate::ops::status::{RuleAt, Step, WhyBackend};
+use crate::ops::status::{RuleAt, WhyBackend, WhyStep};
 use crate::packet::{ICMP, TCP, UDP};
 use crate::wire::About;
 
@@ -19,7 +19,7 @@ use crate::wire::About;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// The steps taken, the last one decides.
-    pub steps: Vec<Step>,
+    pub steps: Vec<WhyStep>,
     /// `forward`, `deliver`, or the label of why it is refused or dropped.
     pub verdict: String,
     /// Whether it gets through.
@@ -37,7 +37,7 @@ pub struct Explanation {
 /// Explains what becomes of the first packet from `source`, an address on this node or in the mesh, to
 /// `destination` at a port (0 for protocols without ports).
 pub fn explain(view: &View, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, port: u16) -> Explanation {
-    let mut way = Way { view, steps: Vec::new(), out: Explanation::empty() };
+    let mut way = Tracer { view, steps: Vec::new(), out: Explanation::empty() };
     let verdict = way.walk(source, destination, protocol, port);
     let (verdict, allowed) = match verdict {
         Ok(word) => (word.to_owned(), true),
@@ -49,7 +49,7 @@ pub fn explain(view: &View, source: Ipv4Addr, destination: Ipv4Addr, protocol: u
 /// Explains what becomes of a packet to a node, or to an address behind it, that the map does not contain because
 /// no rule concerns both.
 pub fn explain_stranger(view: &View, source: Ipv4Addr, destination: Ipv4Addr, stranger: &About) -> Explanation {
-    let mut way = Way { view, steps: Vec::new(), out: Explanation::empty() };
+    let mut way = Tracer { view, steps: Vec::new(), out: Explanation::empty() };
     let About { node, site, address } = stranger;
     let verdict = way.source(source).and_then(|flat| {
         way.pass("route", format!("{destination} is at node {node} of site {site}, says the coordinator"));
@@ -60,9 +60,9 @@ pub fn explain_stranger(view: &View, source: Ipv4Addr, destination: Ipv4Addr, st
     Explanation { steps: way.steps, verdict, allowed: false, ..way.out }
 }
 
-struct Way<'a> {
+struct Tracer<'a> {
     view: &'a View,
-    steps: Vec<Step>,
+    steps: Vec<WhyStep>,
     out: Explanation,
 }
 
@@ -87,7 +87,7 @@ impl Explanation {
     }
 }
 
-impl Way<'_> {
+impl Tracer<'_> {
     fn walk(
         &mut self,
         source: Ipv4Addr,
@@ -161,8 +161,8 @@ impl Way<'_> {
 
     fn route(&mut self, carrier: Flat) -> Result<(), &'static str> {
         match self.view.owner(carrier) {
-            Some(Owner::Own) => self.pass("route", format!("{carrier} is on this node")),
-            Some(Owner::Peer(id)) => {
+            Some(AddressOwner::Own) => self.pass("route", format!("{carrier} is on this node")),
+            Some(AddressOwner::Peer(id)) => {
                 self.out.peer = self.view.peer_name(id).cloned();
                 let name = self.out.peer.as_ref().map(ToString::to_string).unwrap_or_default();
                 self.pass("route", format!("{carrier} is carried by peer {name}"));
@@ -225,11 +225,11 @@ impl Way<'_> {
     }
 
     fn pass(&mut self, name: &str, outcome: String) {
-        self.steps.push(Step { name: name.into(), outcome, ok: true });
+        self.steps.push(WhyStep { name: name.into(), outcome, ok: true });
     }
 
     fn stop<T>(&mut self, name: &str, outcome: String, word: &'static str) -> Result<T, &'static str> {
-        self.steps.push(Step { name: name.into(), outcome, ok: false });
+        self.steps.push(WhyStep { name: name.into(), outcome, ok: false });
         Err(word)
     }
 }
@@ -252,8 +252,8 @@ pub fn identities(view: &View, flat: Flat) -> Vec<Source> {
 
 fn site(view: &View, flat: Flat) -> Option<crate::base::id::SiteName> {
     match view.owner(flat)? {
-        Owner::Own => Some(view.netmap().node.site.clone()),
-        Owner::Peer(id) => view.peer(id).map(|peer| peer.site.clone()),
+        AddressOwner::Own => Some(view.netmap().node.site.clone()),
+        AddressOwner::Peer(id) => view.peer(id).map(|peer| peer.site.clone()),
     }
 }
 

@@ -32,7 +32,7 @@ pub const UNJUDGED: Revision = Revision(u64::MAX);
 
 /// Which way a packet goes through this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
+pub enum Direction {
     /// Read from the TUN.
     Outbound,
     /// Read from a tunnel.
@@ -43,7 +43,7 @@ pub enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     /// Which way it goes.
-    pub side: Side,
+    pub side: Direction,
     /// Its addresses and ports.
     pub tuple: FiveTuple,
 }
@@ -60,7 +60,7 @@ pub struct Flow {
     /// Whether this direction is the one that opened the flow.
     pub opened: bool,
     /// What its own packets have shown so far.
-    pub state: State,
+    pub state: FlowState,
     /// When a packet of it was last seen, to the second.
     pub last_seen: Timestamp,
     /// Packets so far.
@@ -71,7 +71,7 @@ pub struct Flow {
 
 /// How far one direction of a flow has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum FlowState {
     /// A TCP RST was seen.
     Reset,
     /// A TCP FIN was seen.
@@ -84,9 +84,9 @@ pub enum State {
 
 /// Where an entry stands; valid as long as it is not replaced, which every use checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place(u32);
+pub struct FlowSlot(u32);
 
-impl Place {
+impl FlowSlot {
     /// Returns the slot number, for `FlowTable::entry`.
     pub fn slot(self) -> usize {
         self.0 as usize
@@ -108,8 +108,8 @@ impl Key {
     /// Returns the key of the answers to what this key's packets are rewritten to.
     pub fn answer(self, flow: &Flow) -> Self {
         let side = match (self.side, flow.remote) {
-            (Side::Outbound, Some(_)) => Side::Inbound,
-            (Side::Outbound, None) | (Side::Inbound, _) => Side::Outbound,
+            (Direction::Outbound, Some(_)) => Direction::Inbound,
+            (Direction::Outbound, None) | (Direction::Inbound, _) => Direction::Outbound,
         };
         Self { side, tuple: flow.to.reverse() }
     }
@@ -117,8 +117,8 @@ impl Key {
     fn words(self) -> [u64; 2] {
         let t = self.tuple;
         let side = match self.side {
-            Side::Outbound => 1,
-            Side::Inbound => 2,
+            Direction::Outbound => 1,
+            Direction::Inbound => 2,
         };
         [
             pair(t.source, t.destination),
@@ -128,8 +128,8 @@ impl Key {
 
     fn from_words(w: &[u64; WORDS]) -> Option<Self> {
         let side = match w[1] & 0xff {
-            1 => Side::Outbound,
-            2 => Side::Inbound,
+            1 => Direction::Outbound,
+            2 => Direction::Inbound,
             _ => return None,
         };
         Some(Self { side, tuple: tuple(w[0], w[1], (w[1] >> 24) as u8) })
@@ -156,7 +156,7 @@ const OPENED: u64 = 0x100;
 impl Flow {
     /// A flow at its first packet.
     pub fn new(to: FiveTuple, remote: Option<NodeId>, revision: Revision, opened: bool, now: Timestamp) -> Self {
-        Self { to, remote, revision, opened, state: State::HalfOpen, last_seen: now, packets: 0, bytes: 0 }
+        Self { to, remote, revision, opened, state: FlowState::HalfOpen, last_seen: now, packets: 0, bytes: 0 }
     }
 
     fn words(&self, key: Key) -> [u64; WORDS] {
@@ -176,10 +176,10 @@ impl Flow {
 
     fn seen_word(&self) -> u64 {
         let state = match self.state {
-            State::Reset => 0,
-            State::Closing => 1,
-            State::HalfOpen => 2,
-            State::Open => 3,
+            FlowState::Reset => 0,
+            FlowState::Closing => 1,
+            FlowState::HalfOpen => 2,
+            FlowState::Open => 3,
         };
         self.last_seen.as_millis() << 16 | if self.opened { OPENED } else { 0 } | state
     }
@@ -192,10 +192,10 @@ impl Flow {
             revision: Revision(w[4]),
             opened: w[5] & OPENED != 0,
             state: match w[5] & 0xff {
-                0 => State::Reset,
-                1 => State::Closing,
-                2 => State::HalfOpen,
-                _ => State::Open,
+                0 => FlowState::Reset,
+                1 => FlowState::Closing,
+                2 => FlowState::HalfOpen,
+                _ => FlowState::Open,
             },
             last_seen: Timestamp::from_millis(w[5] >> 16),
             packets: w[6],
@@ -207,10 +207,10 @@ impl Flow {
     /// otherwise, less for what is only half open here); UDP: RFC 4787 REQ-5 (5 min); ICMP: RFC 5508 REQ-1 (60 s).
     pub fn lifetime(&self) -> Duration {
         Duration::from_secs(match (self.to.protocol, self.state) {
-            (TCP, State::Open) => 7440,
-            (TCP, State::Closing) => 240,
-            (TCP, State::HalfOpen) => 60,
-            (TCP, State::Reset) => 10,
+            (TCP, FlowState::Open) => 7440,
+            (TCP, FlowState::Closing) => 240,
+            (TCP, FlowState::HalfOpen) => 60,
+            (TCP, FlowState::Reset) => 10,
             (UDP, _) => 300,
             (ICMP, _) => 60,
             _ => 300,
@@ -222,9 +222,9 @@ impl Flow {
     }
 
     /// What a new flow may replace, cheapest first; none for what must stay.
-    fn worth(&self, now: Timestamp) -> Option<(State, Timestamp)> {
+    fn worth(&self, now: Timestamp) -> Option<(FlowState, Timestamp)> {
         let idle = now.since(self.last_seen) > BUSY;
-        (idle || self.state < State::Open).then_some((self.state, self.last_seen))
+        (idle || self.state < FlowState::Open).then_some((self.state, self.last_seen))
     }
 }
 
@@ -249,7 +249,7 @@ impl FlowTable {
     }
 
     /// Finds the flow of a packet.
-    pub fn find(&self, key: Key, now: Timestamp) -> Option<(Place, Flow)> {
+    pub fn find(&self, key: Key, now: Timestamp) -> Option<(FlowSlot, Flow)> {
         let index = self.bucket(key);
         let bucket = &self.buckets[index];
         let words = key.words();
@@ -266,7 +266,7 @@ impl FlowTable {
             }
             let (way, entry) = found?;
             let flow = Flow::from_words(&entry, key.tuple.protocol);
-            return flow.alive(now).then_some((Place((index * WAYS + way) as u32), flow));
+            return flow.alive(now).then_some((FlowSlot((index * WAYS + way) as u32), flow));
         }
     }
 
@@ -274,20 +274,20 @@ impl FlowTable {
     ///
     /// # Errors
     /// `Full` if the key's bucket holds busy flows only.
-    pub fn insert(&self, key: Key, flow: &Flow, now: Timestamp) -> Result<Place, Full> {
+    pub fn insert(&self, key: Key, flow: &Flow, now: Timestamp) -> Result<FlowSlot, Full> {
         let index = self.bucket(key);
         let bucket = &self.buckets[index];
         bucket.write(|| {
             let own = bucket.way(key.words());
             let way = own.or_else(|| bucket.cheapest(now)).or_else(|| bucket.excess(flow.remote)).ok_or(Full)?;
             bucket.store(way, &flow.words(key));
-            Ok(Place((index * WAYS + way) as u32))
+            Ok(FlowSlot((index * WAYS + way) as u32))
         })
     }
 
     /// Forgets the direction of a flow that is rewritten to `to`; returns its place if it was there. Another flow that
     /// has the key by now stays.
-    pub fn remove(&self, key: Key, to: FiveTuple) -> Option<Place> {
+    pub fn remove(&self, key: Key, to: FiveTuple) -> Option<FlowSlot> {
         let index = self.bucket(key);
         let bucket = &self.buckets[index];
         bucket.write(|| {
@@ -296,12 +296,12 @@ impl FlowTable {
                 return None;
             }
             bucket.store(way, &[0; WORDS]);
-            Some(Place((index * WAYS + way) as u32))
+            Some(FlowSlot((index * WAYS + way) as u32))
         })
     }
 
     /// Notes a packet of a flow that `find` returned. Says what changed.
-    pub fn touch(&self, place: Place, key: Key, flow: &Flow, seen: Seen, now: Timestamp) -> Touched {
+    pub fn touch(&self, place: FlowSlot, key: Key, flow: &Flow, seen: FlowTraffic, now: Timestamp) -> Touched {
         let words = &self.buckets[place.slot() / WAYS].ways[place.slot() % WAYS];
         words[6].fetch_add(u64::from(seen.packets), Ordering::Relaxed);
         words[7].fetch_add(seen.bytes as u64, Ordering::Relaxed);
@@ -329,8 +329,8 @@ impl FlowTable {
             return false;
         }
         for key in [key, answer] {
-            if let Some((place, flow)) = self.find(key, now).filter(|(_, flow)| flow.state == State::HalfOpen) {
-                let open = Flow { state: State::Open, ..flow }.seen_word();
+            if let Some((place, flow)) = self.find(key, now).filter(|(_, flow)| flow.state == FlowState::HalfOpen) {
+                let open = Flow { state: FlowState::Open, ..flow }.seen_word();
                 let words = &self.buckets[place.slot() / WAYS].ways[place.slot() % WAYS];
                 let _ = words[5].compare_exchange(flow.seen_word(), open, Ordering::Relaxed, Ordering::Relaxed);
             }
@@ -339,7 +339,7 @@ impl FlowTable {
     }
 
     /// Marks a flow as allowed by another map.
-    pub fn stamp(&self, place: Place, key: Key, revision: Revision) {
+    pub fn stamp(&self, place: FlowSlot, key: Key, revision: Revision) {
         let bucket = &self.buckets[place.slot() / WAYS];
         bucket.write(|| {
             if bucket.way(key.words()) == Some(place.slot() % WAYS) {
@@ -351,7 +351,7 @@ impl FlowTable {
     /// Keeps the other direction of a busy flow alive.
     pub fn keep(&self, key: Key, now: Timestamp) {
         if let Some((place, flow)) = self.find(key, now) {
-            self.touch(place, key, &flow, Seen { packets: 0, bytes: 0, tcp_flags: 0 }, now);
+            self.touch(place, key, &flow, FlowTraffic { packets: 0, bytes: 0, tcp_flags: 0 }, now);
         }
     }
 
@@ -396,7 +396,7 @@ impl FlowTable {
             return false;
         };
         let flow = Flow { last_seen: now, revision: UNJUDGED, ..Flow::from_words(words, key.tuple.protocol) };
-        if flow.state <= State::Closing || self.bucket(key) != slot / WAYS {
+        if flow.state <= FlowState::Closing || self.bucket(key) != slot / WAYS {
             return false;
         }
         let bucket = &self.buckets[slot / WAYS];
@@ -418,7 +418,7 @@ impl FlowTable {
 
 /// A packet, or a super-packet, of a flow.
 #[derive(Debug, Clone, Copy)]
-pub struct Seen {
+pub struct FlowTraffic {
     /// Packets on the wire.
     pub packets: u32,
     /// Bytes.
@@ -438,7 +438,7 @@ pub enum Touched {
     State,
 }
 
-impl State {
+impl FlowState {
     fn after(self, protocol: u8, tcp_flags: u8) -> Self {
         const FIN: u8 = 1;
         const SYN: u8 = 2;

@@ -12,7 +12,7 @@ use crate::base::hash::OwnMap;
 use crate::base::id::{NodeName, ServiceKey, SiteName};
 use crate::base::lpm::PrefixTable;
 use crate::model::netmap::{NetMap, Service};
-use crate::model::rules::{Rule, Source, Target};
+use crate::model::rules::{Rule, RuleTarget, Source};
 
 /// Most services of one address that count as identities; a pod that backs more keeps the first ones.
 const MAX_SERVICES: usize = 64;
@@ -194,13 +194,13 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    fn name(&self, target: &Target) -> Option<Name> {
+    fn name(&self, target: &RuleTarget) -> Option<Name> {
         match target {
-            Target::Any => Some(Name::Any),
-            Target::Service(key) => self.services.get(key).copied().map(Name::Service),
-            Target::Port(key, port) => self.services.get(key).map(|&s| Name::Port(s, *port)),
-            Target::Host(node) => self.nodes.get(node).copied().map(Name::Host),
-            Target::Site(site) => self.sites.get(site).copied().map(Name::Site),
+            RuleTarget::Any => Some(Name::Any),
+            RuleTarget::Service(key) => self.services.get(key).copied().map(Name::Service),
+            RuleTarget::Port(key, port) => self.services.get(key).map(|&s| Name::Port(s, *port)),
+            RuleTarget::Host(node) => self.nodes.get(node).copied().map(Name::Host),
+            RuleTarget::Site(site) => self.sites.get(site).copied().map(Name::Site),
         }
     }
 }

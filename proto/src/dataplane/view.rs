@@ -22,7 +22,7 @@ pub struct View {
     stamp: Revision,
     names: BTreeMap<NodeId, NodeName>,
     mtus: OwnMap<NodeId, u16>,
-    owners: PrefixTable<Owner>,
+    owners: PrefixTable<AddressOwner>,
     by_vip: OwnMap<Ipv4Addr, usize>,
     named: OwnMap<Ipv4Addr, ServiceKey>,
     services: Vec<ServiceView>,
@@ -31,7 +31,7 @@ pub struct View {
 
 /// Who carries a flat address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
+pub enum AddressOwner {
     /// This node.
     Own,
     /// Another node.
@@ -64,17 +64,17 @@ impl View {
         let netmap = Arc::clone(map.netmap());
         let mut owners = PrefixTable::default();
         let host = |address: Flat| Ipv4Net::from(address.0);
-        owners.insert(host(netmap.node.address), Owner::Own);
+        owners.insert(host(netmap.node.address), AddressOwner::Own);
         for block in &netmap.node.blocks {
-            owners.insert(block.flat, Owner::Own);
+            owners.insert(block.flat, AddressOwner::Own);
         }
         let (mut names, mut mtus) = (BTreeMap::new(), OwnMap::default());
         for (name, peer) in &netmap.peers {
             names.insert(peer.id, name.clone());
             mtus.insert(peer.id, peer.mtu.max(MIN_MTU));
-            owners.insert(host(peer.address), Owner::Peer(peer.id));
+            owners.insert(host(peer.address), AddressOwner::Peer(peer.id));
             for &block in &peer.blocks {
-                owners.insert(block, Owner::Peer(peer.id));
+                owners.insert(block, AddressOwner::Peer(peer.id));
             }
         }
         let mut by_vip = OwnMap::default();
@@ -128,7 +128,7 @@ impl View {
     }
 
     /// Returns who carries a flat address: the longest prefix of the whole mesh decides, not a list per peer.
-    pub fn owner(&self, address: Flat) -> Option<Owner> {
+    pub fn owner(&self, address: Flat) -> Option<AddressOwner> {
         self.owners.find(address.0).copied()
     }
 

@@ -19,7 +19,7 @@ use crate::base::id::{
 };
 use crate::model::rules::Rule;
 use crate::trust::identity_rotation::Succession;
-use crate::trust::network_lock::{Lock, Member, Subject};
+use crate::trust::network_lock::{LockedMember, NetworkLock, Subject};
 use crate::trust::signed_record::{Epoch, NextKey, Signature, SignedRecord};
 
 /// Everything one node needs to know.
@@ -85,7 +85,7 @@ pub struct Mesh {
     pub coordinators: Vec<Coordinator>,
     /// The key that countersigns members, and how it came to be that one; none if there never was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lock: Option<Lock>,
+    pub lock: Option<NetworkLock>,
 }
 
 /// A coordinator, as nodes need to know it.
@@ -164,9 +164,9 @@ impl Peer {
     }
 
     /// Returns what the lock's key signs of it; `None` if it has no key at all.
-    pub fn member(&self, name: &NodeName) -> Option<Member> {
+    pub fn member(&self, name: &NodeName) -> Option<LockedMember> {
         let subject = self.subject()?;
-        Some(Member { id: self.id, name: name.clone(), site: self.site.clone(), subject })
+        Some(LockedMember { id: self.id, name: name.clone(), site: self.site.clone(), subject })
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Rule {
     /// Who may call.
     pub from: Vec<Source>,
     /// What may be called.
-    pub to: Vec<Target>,
+    pub to: Vec<RuleTarget>,
 }
 
 /// Who may call.
@@ -39,7 +39,7 @@ pub enum Source {
 
 /// What may be called.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Target {
+pub enum RuleTarget {
     /// All ports of a service.
     Service(ServiceKey),
     /// One port of a service, as callers dial it.
@@ -86,7 +86,7 @@ impl FromStr for Source {
     }
 }
 
-impl FromStr for Target {
+impl FromStr for RuleTarget {
     type Err = WordError;
     fn from_str(s: &str) -> Result<Self, WordError> {
         match s.split_once(':') {
@@ -116,7 +116,7 @@ impl fmt::Display for Source {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for RuleTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Service(key) => key.fmt(f),
@@ -144,7 +144,7 @@ macro_rules! text_serde {
     };
 }
 text_serde!(Source);
-text_serde!(Target);
+text_serde!(RuleTarget);
 
 #[cfg(test)]
 mod tests {
@@ -156,14 +156,14 @@ mod tests {
             assert_eq!(text.parse::<Source>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
         for text in ["cart", "cart.prod:7070", "cart:7070", "host:vm-1", "site:c1", "any"] {
-            assert_eq!(text.parse::<Target>().map(|s| s.to_string()), Ok(text.to_owned()));
+            assert_eq!(text.parse::<RuleTarget>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
     }
 
     #[test]
     fn reserved_words_and_wrong_ports_are_refused() {
         assert_eq!("beta:frontend".parse::<Source>(), Err(WordError::Reserved("beta".into())));
-        assert_eq!("cart:0".parse::<Target>(), Err(WordError::Port("0".into())));
-        assert_eq!("sa:x/y".parse::<Target>(), Err(WordError::Misplaced("sa".into())));
+        assert_eq!("cart:0".parse::<RuleTarget>(), Err(WordError::Port("0".into())));
+        assert_eq!("sa:x/y".parse::<RuleTarget>(), Err(WordError::Misplaced("sa".into())));
     }
 }

@@ -14,8 +14,8 @@ use crate::base::addr::{Flat, MeshRange};
 use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, MeshName, Namespace, NodeName, Revision, ServiceName, SiteName};
 use crate::model::netmap::Transport;
-use crate::trust::audit_log::Told;
-use crate::trust::network_lock::Member;
+use crate::trust::audit_log::LogPosition;
+use crate::trust::network_lock::LockedMember;
 use crate::wire::ErrorCode;
 
 pub use bench::{BENCH, Bench, BenchPhase, Cpu, RoundTrips};
@@ -53,19 +53,19 @@ pub struct Status {
     /// Seconds since it started.
     pub uptime_s: u64,
     /// Who it is in the mesh; absent until it has joined.
-    pub node: Option<Node>,
+    pub node: Option<NodeStatus>,
     /// Its control channel.
-    pub coordinator: Coordinator,
+    pub coordinator: CoordinatorStatus,
     /// The other nodes, by name.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerStatus>,
     /// The services, by namespace and name.
-    pub services: Vec<Service>,
+    pub services: Vec<ServiceStatus>,
     /// Packets refused or dropped since the start, by reason.
     pub drops: BTreeMap<String, u64>,
     /// What the operator should know, each with what to do about it.
     pub warnings: Vec<String>,
     /// The worker threads.
-    pub lanes: Vec<Lane>,
+    pub lanes: Vec<LaneStatus>,
     /// The flow table.
     pub flows: FlowCount,
     /// The node's own services.toml.
@@ -89,7 +89,7 @@ pub enum Health {
 
 /// Who a node is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
+pub struct NodeStatus {
     /// Its name.
     pub name: NodeName,
     /// Its site.
@@ -108,13 +108,13 @@ pub struct Node {
     pub guarded: bool,
     /// Whether its tunnels have preshared keys.
     #[serde(default)]
-    pub preshared: Preshared,
+    pub preshared: PresharedStatus,
 }
 
 /// How a node stands to preshared keys, in a word.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Preshared {
+pub enum PresharedStatus {
     /// It has none with anybody.
     Off,
     /// It was switched on or off, and the coordinator does not know yet: it has those that it has.
@@ -131,7 +131,7 @@ pub enum Preshared {
 
 /// The control channel.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Coordinator {
+pub struct CoordinatorStatus {
     /// Whether it is up.
     pub connected: bool,
     /// The revision in force on this node.
@@ -150,7 +150,7 @@ pub struct Coordinator {
     pub lock: Option<IdentityKey>,
     /// The last entry of the coordinator's log of operations that this node was told of.
     #[serde(default)]
-    pub log: Option<Told>,
+    pub log: Option<LogPosition>,
     /// How often the log was not what it should be, since the start: see `warnings`.
     #[serde(default)]
     pub log_alarms: u64,
@@ -158,7 +158,7 @@ pub struct Coordinator {
 
 /// How the mesh is locked: `GET /v1/lock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lock {
+pub struct LockStatus {
     /// `LOCK`.
     pub schema: String,
     /// The mesh.
@@ -170,15 +170,15 @@ pub struct Lock {
     /// Its own key, for whoever signs to compare.
     pub identity: IdentityKey,
     /// Nodes that wait for a signature, as the coordinator tells it.
-    pub waiting: Vec<Member>,
+    pub waiting: Vec<LockedMember>,
     /// Admitted nodes that need another signature before they may change their identity again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub aged: Vec<Member>,
+    pub aged: Vec<LockedMember>,
 }
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct PeerStatus {
     /// Its name.
     pub name: NodeName,
     /// Its site.
@@ -205,7 +205,7 @@ pub struct Peer {
 
 /// A service as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Service {
+pub struct ServiceStatus {
     /// Its bare name.
     pub name: ServiceName,
     /// Its namespace.
@@ -215,7 +215,7 @@ pub struct Service {
     /// Its ports.
     pub ports: Vec<Port>,
     /// Its live backends.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendStatus>,
 }
 
 /// A port of a service.
@@ -233,7 +233,7 @@ pub struct Port {
 
 /// A backend of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backend {
+pub struct BackendStatus {
     /// Its name in the file; where it has none, its node's.
     pub name: String,
     /// The node that carries it.
@@ -248,7 +248,7 @@ pub struct Backend {
 
 /// A worker thread. Its counts begin at the start of the daemon.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lane {
+pub struct LaneStatus {
     /// Its number.
     pub lane: usize,
     /// Packets read from the interface; a super-packet counts as the packets that it was split into.
@@ -345,20 +345,20 @@ pub struct File {
 
 /// `GET /v1/peers`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Peers {
+pub struct PeersStatus {
     /// `PEERS`.
     pub schema: String,
     /// The other nodes, by name.
-    pub peers: Vec<Peer>,
+    pub peers: Vec<PeerStatus>,
 }
 
 /// `GET /v1/services`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Services {
+pub struct ServicesStatus {
     /// `SERVICES`.
     pub schema: String,
     /// The services, by namespace and name.
-    pub services: Vec<Service>,
+    pub services: Vec<ServiceStatus>,
 }
 
 /// `GET /v1/resolve`.
@@ -398,7 +398,7 @@ pub struct Why {
     /// `forward`, `deliver`, or the reason why it is refused or dropped.
     pub verdict: String,
     /// The engine's steps, in order, up to the one that decided.
-    pub steps: Vec<Step>,
+    pub steps: Vec<WhyStep>,
     /// The rule that allows it.
     pub rule: Option<RuleAt>,
     /// The rule that is missing, as the operator would write it.
@@ -411,7 +411,7 @@ pub struct Why {
 
 /// One step of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
+pub struct WhyStep {
     /// Its name.
     pub name: String,
     /// What came of it.
@@ -446,12 +446,12 @@ pub struct Flows {
     /// `FLOWS`.
     pub schema: String,
     /// The live flows, bounded by the table's size.
-    pub flows: Vec<Flow>,
+    pub flows: Vec<FlowStatus>,
 }
 
 /// A live flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flow {
+pub struct FlowStatus {
     /// The protocol's name.
     pub transport: String,
     /// Who called, `address:port`.

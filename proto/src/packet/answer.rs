@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 
 use super::bytes::put_word;
-use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, fold, pseudo, sum};
+use super::checksum::{ChecksumDelta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, fold, pseudo, sum};
 use super::parse::{ECHO_REPLY, UNREACHABLE};
 use super::{Checksum, FiveTuple, Header, ICMP, Kind, TCP};
 
@@ -127,7 +127,7 @@ pub fn echo_reply(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
     message.copy_from_slice(request);
     message[0] = ECHO_REPLY;
     // By difference, so that a request damaged on its way is not answered with a checksum that vouches for it.
-    let mut delta = Delta::default();
+    let mut delta = ChecksumDelta::default();
     delta.change(u16::from_be_bytes([request[0], request[1]]), u16::from_be_bytes([ECHO_REPLY, request[1]]));
     delta.apply(message, ICMP_CHECKSUM, Checksum::Complete);
     length

@@ -116,9 +116,9 @@ fn address_sum(address: Ipv4Addr) -> u32 {
 
 /// What changed words add to a sum: for each, the complement of the old and the new.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Delta(u32);
+pub(crate) struct ChecksumDelta(u32);
 
-impl Delta {
+impl ChecksumDelta {
     /// Notes that one word changed.
     pub(crate) fn change(&mut self, old: u16, new: u16) {
         // Skipping what stays keeps a field byte for byte when nothing changes, whatever it holds.

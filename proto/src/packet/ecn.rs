@@ -11,7 +11,7 @@
 //! ```
 
 use super::bytes::word;
-use super::checksum::{Delta, IP_CHECKSUM};
+use super::checksum::{ChecksumDelta, IP_CHECKSUM};
 use super::{Checksum, put_word};
 
 /// The ECN field, the two lowest bits of the type of service (RFC 3168 section 5).
@@ -82,7 +82,7 @@ pub fn bring_ecn(packet: &mut [u8], outer: Ecn) -> bool {
     if result != inner {
         let before = word(packet, 0);
         let after = before & !3 | u16::from(result.bits());
-        let mut delta = Delta::default();
+        let mut delta = ChecksumDelta::default();
         delta.change(before, after);
         put_word(packet, 0, after);
         delta.apply(packet, IP_CHECKSUM, Checksum::Complete);

@@ -7,7 +7,7 @@
 //!                [H|  p2 ]      segment 2
 //! ```
 //!
-//! [`Segments`] splits in place, without copying payload; [`Run`] decides which received packets continue each
+//! [`Segments`] splits in place, without copying payload; [`SegmentRun`] decides which received packets continue each
 //! other and makes their common header, the payloads being gathered by whoever writes to the device.
 
 use crate::packet::{Checksum, Header, Kind, fold, nonzero_if_udp, pseudo, put_word, sum, word};
@@ -114,7 +114,7 @@ impl VnetHeader {
 
     /// Says how the packet's own transport checksum stands. A partial checksum that belongs to something deeper (a
     /// tunnel's inner packet) is completed on the spot; `None` if it lies outside the packet or in its IPv4 header.
-    pub fn settle(&self, packet: &mut [u8], header: &Header) -> Option<Checksum> {
+    pub fn finish_checksum(&self, packet: &mut [u8], header: &Header) -> Option<Checksum> {
         if !self.needs_checksum {
             return Some(Checksum::Complete);
         }
@@ -170,7 +170,7 @@ pub struct Segments<'a> {
 
 impl<'a> Segments<'a> {
     /// Begins to split. `header` is what [`Header::parse`] said of this packet, `checksum` what
-    /// [`VnetHeader::settle`] said; a packet that was rewritten in between needs a header parsed anew.
+    /// [`VnetHeader::finish_checksum`] said; a packet that was rewritten in between needs a header parsed anew.
     ///
     /// # Errors
     /// [`SplitError`] if packet and device header contradict each other.
@@ -299,12 +299,12 @@ fn finish(segment: &mut [u8], header: &Header, base: u32) {
 
 /// Consecutive packets of one flow that may leave as one super-packet: the common headers, and the rules by which
 /// another packet continues them. The payloads stay where they are: the caller keeps them, in order, and writes
-/// device header, [`Run::finish`]'s headers and the payloads in one go.
+/// device header, [`SegmentRun::finish`]'s headers and the payloads in one go.
 ///
 /// The inner checksums are not looked at: they came authenticated out of the tunnel, and the super-packet gets a
 /// partial one. At most [`MOST_SEGMENTS`] packets and 65,535 bytes.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub struct SegmentRun {
     headers: [u8; LONGEST_HEADERS],
     headers_len: usize,
     header: Header,
@@ -316,7 +316,7 @@ pub struct Run {
     last_flags: u8,
 }
 
-impl Run {
+impl SegmentRun {
     /// Begins a run with a packet; `None` if nothing can ever continue it, so that it goes out as it is: a fragment,
     /// a packet with IP options, no payload, SYN, RST or URG, a UDP datagram without a checksum, another protocol.
     pub fn start(packet: &[u8], header: &Header) -> Option<Self> {

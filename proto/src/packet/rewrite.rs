@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::bytes::{put_word, word};
-use super::checksum::{Delta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
+use super::checksum::{ChecksumDelta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
 use super::parse::{ECHO_REPLY, ECHO_REQUEST};
 use super::{Checksum, Header, ICMP, Kind, Rewrite, TCP, UDP};
 
@@ -97,7 +97,7 @@ pub fn clamp_mss(packet: &mut [u8], header: &Header, max: u16, checksum: Checksu
 
 /// Writes `new` at `at`, which may be odd: then it covers halves of two words of the sum.
 fn lower(tcp: &mut [u8], at: usize, new: u16, checksum: Checksum) {
-    let mut delta = Delta::default();
+    let mut delta = ChecksumDelta::default();
     let first = at & !1;
     let before = [word(tcp, first), word(tcp, first + 2)];
     put_word(tcp, at, new);
@@ -122,8 +122,14 @@ enum Transport {
 }
 
 /// Rewrites one IPv4 packet, whole or quoted and cut short; returns the change of all its words, checksums included.
-fn translate(ip: &mut [u8], header_len: usize, transport: Transport, to: &Rewrite, checksum: Checksum) -> Delta {
-    let mut addresses = Delta::default();
+fn translate(
+    ip: &mut [u8],
+    header_len: usize,
+    transport: Transport,
+    to: &Rewrite,
+    checksum: Checksum,
+) -> ChecksumDelta {
+    let mut addresses = ChecksumDelta::default();
     if let Some((address, _)) = to.source {
         put_address(ip, SOURCE, address, &mut addresses);
     }
@@ -141,11 +147,11 @@ fn translate(ip: &mut [u8], header_len: usize, transport: Transport, to: &Rewrit
     let (places, at, pseudo) = match transport {
         Transport::Tcp => ([(0, source), (2, destination)], TCP_CHECKSUM, addresses),
         Transport::Udp => ([(0, source), (2, destination)], UDP_CHECKSUM, addresses),
-        Transport::EchoRequest => ([(4, source), (0, None)], ICMP_CHECKSUM, Delta::default()),
-        Transport::EchoReply => ([(4, destination), (0, None)], ICMP_CHECKSUM, Delta::default()),
+        Transport::EchoRequest => ([(4, source), (0, None)], ICMP_CHECKSUM, ChecksumDelta::default()),
+        Transport::EchoReply => ([(4, destination), (0, None)], ICMP_CHECKSUM, ChecksumDelta::default()),
         Transport::Opaque => return all,
     };
-    let mut ports = Delta::default();
+    let mut ports = ChecksumDelta::default();
     for (place, port) in places {
         if let Some(port) = port {
             put(inner, place, port, &mut ports);
@@ -168,7 +174,7 @@ fn translate(ip: &mut [u8], header_len: usize, transport: Transport, to: &Rewrit
             if udp && word(inner, at) == 0 {
                 put_word(inner, at, 0xffff);
             }
-            let mut field = Delta::default();
+            let mut field = ChecksumDelta::default();
             field.change(old, word(inner, at));
             field
         }
@@ -184,12 +190,12 @@ fn translate(ip: &mut [u8], header_len: usize, transport: Transport, to: &Rewrit
     all
 }
 
-fn put(bytes: &mut [u8], at: usize, new: u16, delta: &mut Delta) {
+fn put(bytes: &mut [u8], at: usize, new: u16, delta: &mut ChecksumDelta) {
     delta.change(word(bytes, at), new);
     put_word(bytes, at, new);
 }
 
-fn put_address(ip: &mut [u8], at: usize, address: Ipv4Addr, delta: &mut Delta) {
+fn put_address(ip: &mut [u8], at: usize, address: Ipv4Addr, delta: &mut ChecksumDelta) {
     let [a, b, c, d] = address.octets();
     put(ip, at, u16::from_be_bytes([a, b]), delta);
     put(ip, at + 2, u16::from_be_bytes([c, d]), delta);

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::index::Chart;
+use super::index::PlanIndex;
 use super::map::netmap_of;
 use super::rule_index::Hit;
 use super::visibility::{Level, Sight, sight, viewers};
@@ -15,8 +15,8 @@ use crate::model::netmap::Delta;
 /// What leads from one chart to another.
 #[derive(Debug)]
 pub struct Transition {
-    old: Arc<Chart>,
-    new: Arc<Chart>,
+    old: Arc<PlanIndex>,
+    new: Arc<PlanIndex>,
     /// Nodes that are new, gone or altered.
     nodes: BTreeSet<NodeName>,
     /// Services that are new, gone or altered.
@@ -29,7 +29,7 @@ pub struct Transition {
 
 /// What a change is to a node; nodes with equal ones of the same transition get equal deltas.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Outline {
+pub struct DeltaKey {
     site: SiteName,
     peers: [Vec<u32>; 2],
     services: [Vec<(u32, Level)>; 2],
@@ -38,7 +38,7 @@ pub struct Outline {
 
 impl Transition {
     /// Compares two charts.
-    pub fn between(old: Arc<Chart>, new: Arc<Chart>) -> Self {
+    pub fn between(old: Arc<PlanIndex>, new: Arc<PlanIndex>) -> Self {
         let (a, b) = (&*old.world, &*new.world);
         let mut nodes = BTreeSet::new();
         if !Arc::ptr_eq(&a.nodes, &b.nodes) {
@@ -48,7 +48,7 @@ impl Transition {
                 _ => {}
             });
         }
-        let named = |chart: &Chart| -> Vec<(ServiceKey, u32)> {
+        let named = |chart: &PlanIndex| -> Vec<(ServiceKey, u32)> {
             chart.services.iter().map(|service| service.key.clone()).zip(0..).collect()
         };
         let mut services = BTreeSet::new();
@@ -64,18 +64,18 @@ impl Transition {
         let same_file = Arc::ptr_eq(&a.services, &b.services);
         let places = !same_file && a.services.sites != b.services.sites;
         let rules =
-            |chart: &Chart| chart.world.services.allows.iter().map(|allow| allow.rule.clone()).collect::<Vec<_>>();
+            |chart: &PlanIndex| chart.world.services.allows.iter().map(|allow| allow.rule.clone()).collect::<Vec<_>>();
         let general = a.mesh != b.mesh || a.vips != b.vips || places || (!same_file && rules(&old) != rules(&new));
         Self { old, new, nodes, services, general, places }
     }
 
     /// Returns the chart that it starts from.
-    pub fn from(&self) -> &Arc<Chart> {
+    pub fn from(&self) -> &Arc<PlanIndex> {
         &self.old
     }
 
     /// Returns the chart that it leads to.
-    pub fn to(&self) -> &Arc<Chart> {
+    pub fn to(&self) -> &Arc<PlanIndex> {
         &self.new
     }
 
@@ -109,7 +109,7 @@ impl Transition {
     }
 
     /// Returns what the change is to a node, if others may share it; `None` if something of it is the node's own.
-    pub fn outline(&self, node: &NodeName) -> Option<Outline> {
+    pub fn outline(&self, node: &NodeName) -> Option<DeltaKey> {
         let relocked = self.old.world.mesh.lock != self.new.world.mesh.lock;
         if self.places || relocked || self.nodes.contains(node) {
             return None;
@@ -117,7 +117,7 @@ impl Transition {
         let (before, after) = (self.old.node(node)?, self.new.node(node)?);
         let (old, new) = (sight(&self.old, before), sight(&self.new, after));
         let record = &self.new.nodes[after as usize].1;
-        let told = |chart: &Chart, sight: &Sight| {
+        let told = |chart: &PlanIndex, sight: &Sight| {
             sight.services.keys().any(|&service| chart.services[service as usize].has_warnings())
         };
         if !record.facts.serve.is_empty() || told(&self.old, &old) || told(&self.new, &new) {
@@ -127,7 +127,7 @@ impl Transition {
         if services.iter().flatten().any(|(_, level)| *level == Level::Own) {
             return None;
         }
-        Some(Outline {
+        Some(DeltaKey {
             site: record.site.clone(),
             peers: self.peers_of(&old, &new),
             services,
@@ -136,7 +136,7 @@ impl Transition {
     }
 
     fn delta_of(&self, (before, old): (u32, &Sight), (after, new): (u32, &Sight)) -> Delta {
-        let reduced = |chart: &Chart, own: u32, sight: &Sight, other: &Sight, peers: &[u32]| {
+        let reduced = |chart: &PlanIndex, own: u32, sight: &Sight, other: &Sight, peers: &[u32]| {
             let services: BTreeMap<_, _> = self.services_of(chart, sight, other).into_iter().collect();
             let wants_peer = |peer| peers.binary_search(&peer).is_ok();
             netmap_of(chart, own, sight, wants_peer, |service| services.contains_key(&service))
@@ -174,7 +174,7 @@ impl Transition {
     }
 
     /// Returns the services of a sight that may differ in the other.
-    fn services_of(&self, chart: &Chart, sight: &Sight, other: &Sight) -> Vec<(u32, Level)> {
+    fn services_of(&self, chart: &PlanIndex, sight: &Sight, other: &Sight) -> Vec<(u32, Level)> {
         let other_chart = if std::ptr::eq(chart, &raw const *self.old) { &self.new } else { &self.old };
         let differs = |&(&number, level): &(&u32, &Level)| {
             let key = &chart.services[number as usize].key;

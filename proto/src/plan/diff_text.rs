@@ -7,7 +7,7 @@ use std::fmt::Display;
 use super::placement::{DEFAULT_WEIGHT, preference, warnings};
 use crate::base::id::ServiceKey;
 use crate::model::netmap::ServicePort;
-use crate::model::rules::{Source, Target};
+use crate::model::rules::{RuleTarget, Source};
 use crate::services::{BackendAt, BackendSpec, Prefer, ServiceSpec, Site};
 use crate::world::World;
 
@@ -205,7 +205,7 @@ fn permissions(old: &World, new: &World, said: &mut Vec<String>) {
 }
 
 /// Who may call what, and the file and line of the first rule that says so.
-struct Permissions(BTreeMap<(Source, Target), String>);
+struct Permissions(BTreeMap<(Source, RuleTarget), String>);
 
 impl Permissions {
     fn of(world: &World) -> Self {
@@ -223,43 +223,43 @@ impl Permissions {
         Self(pairs)
     }
 
-    fn covers(&self, from: &Source, to: &Target) -> bool {
-        let has = |from: &Source, to: &Target| self.0.contains_key(&(from.clone(), to.clone()));
-        has(from, to) || has(from, &Target::Any) || has(&Source::Any, to) || has(&Source::Any, &Target::Any)
+    fn covers(&self, from: &Source, to: &RuleTarget) -> bool {
+        let has = |from: &Source, to: &RuleTarget| self.0.contains_key(&(from.clone(), to.clone()));
+        has(from, to) || has(from, &RuleTarget::Any) || has(&Source::Any, to) || has(&Source::Any, &RuleTarget::Any)
     }
 }
 
 /// Splits a target into single ports; a service that does not exist has none.
-fn single_ports(specs: &BTreeMap<&ServiceKey, &ServiceSpec>, to: &Target) -> Vec<Target> {
+fn single_ports(specs: &BTreeMap<&ServiceKey, &ServiceSpec>, to: &RuleTarget) -> Vec<RuleTarget> {
     match to {
-        Target::Service(key) => match specs.get(key) {
+        RuleTarget::Service(key) => match specs.get(key) {
             None => Vec::new(),
             Some(spec) => {
                 let ports: BTreeSet<_> = spec.ports.iter().map(|port| port.port).collect();
                 let ports = ports.into_iter();
-                ports.map(|port| Target::Port(key.clone(), port)).collect()
+                ports.map(|port| RuleTarget::Port(key.clone(), port)).collect()
             }
         },
-        Target::Port(..) | Target::Host(_) | Target::Site(_) | Target::Any => vec![to.clone()],
+        RuleTarget::Port(..) | RuleTarget::Host(_) | RuleTarget::Site(_) | RuleTarget::Any => vec![to.clone()],
     }
 }
 
-fn is_known(world: &World, to: &Target) -> bool {
+fn is_known(world: &World, to: &RuleTarget) -> bool {
     let mut specs = world.services.services.iter();
     match to {
-        Target::Port(key, port) => specs.any(|spec| spec.key == *key && spec.ports.iter().any(|p| p.port == *port)),
-        Target::Service(key) => specs.any(|spec| spec.key == *key),
-        Target::Host(_) | Target::Site(_) | Target::Any => true,
+        RuleTarget::Port(key, port) => specs.any(|spec| spec.key == *key && spec.ports.iter().any(|p| p.port == *port)),
+        RuleTarget::Service(key) => specs.any(|spec| spec.key == *key),
+        RuleTarget::Host(_) | RuleTarget::Site(_) | RuleTarget::Any => true,
     }
 }
 
 /// Says whom a change of a service concerns: those who may call it.
 fn concerned(world: &World, service: &ServiceKey) -> String {
     let rules = world.services.allows.iter().map(|allow| &allow.rule);
-    let names = |to: &Target| match to {
-        Target::Service(key) | Target::Port(key, _) => key == service,
-        Target::Any => true,
-        Target::Host(_) | Target::Site(_) => false,
+    let names = |to: &RuleTarget| match to {
+        RuleTarget::Service(key) | RuleTarget::Port(key, _) => key == service,
+        RuleTarget::Any => true,
+        RuleTarget::Host(_) | RuleTarget::Site(_) => false,
     };
     let rules = rules.filter(|rule| rule.to.iter().any(names));
     let callers: BTreeSet<_> = rules.flat_map(|rule| &rule.from).collect();

@@ -15,7 +15,7 @@ use crate::world::{NodeRecord, Vip, World};
 
 /// A world laid out for planning.
 #[derive(Debug)]
-pub struct Chart {
+pub struct PlanIndex {
     pub(super) world: Arc<World>,
     /// The nodes by name; a node's number is its place here.
     pub(super) nodes: Vec<(NodeName, Arc<NodeRecord>)>,
@@ -71,7 +71,7 @@ struct Instance {
     weight: u32,
 }
 
-impl Chart {
+impl PlanIndex {
     /// Lays out a world.
     pub fn new(world: Arc<World>) -> Self {
         let nodes: Vec<_> = world.nodes.iter().map(|(name, record)| (name.clone(), Arc::clone(record))).collect();

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::index::Chart;
+use super::index::PlanIndex;
 use super::placement::{bounded, refused_offers};
 use super::visibility::{Level, Sight, sight};
 use crate::base::addr::{MeshRange, is_forbidden};
@@ -13,14 +13,14 @@ use crate::world::NodeRecord;
 
 /// Plans the map of one node: what it may call, who may call it, and the rules on both; `None` if there is no
 /// such node.
-pub fn netmap(chart: &Chart, node: &NodeName) -> Option<NetMap> {
+pub fn netmap(chart: &PlanIndex, node: &NodeName) -> Option<NetMap> {
     let own = chart.node(node)?;
     Some(netmap_of(chart, own, &sight(chart, own), |_| true, |_| true))
 }
 
 /// Plans a map with the peers and services for which it is asked.
 pub(super) fn netmap_of(
-    chart: &Chart,
+    chart: &PlanIndex,
     own: u32,
     sight: &Sight,
     wants_peer: impl Fn(u32) -> bool,

@@ -20,13 +20,13 @@ use crate::base::id::NodeName;
 use crate::model::netmap::NetMap;
 use crate::world::World;
 
-pub use delta::{Outline, Transition};
+pub use delta::{DeltaKey, Transition};
 pub use diff_text::differences;
-pub use index::Chart;
+pub use index::PlanIndex;
 pub use map::netmap;
 pub use placement::{DEFAULT_WEIGHT, refused_offers, warnings};
 
 /// Plans the map of one node; `None` if there is no such node. Who plans several maps of a world makes a `Chart`.
 pub fn plan(world: &World, node: &NodeName) -> Option<NetMap> {
-    netmap(&Chart::new(Arc::new(world.clone())), node)
+    netmap(&PlanIndex::new(Arc::new(world.clone())), node)
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::base::id::{NodeName, ServiceKey, SiteName};
-use crate::model::rules::{Rule, Source, Target};
+use crate::model::rules::{Rule, RuleTarget, Source};
 use crate::world::World;
 
 /// Which words of a rule name a node, by their places.
@@ -56,10 +56,10 @@ impl Rules {
             for (place, target) in (0..).zip(&rule.to) {
                 let word = (number, place);
                 match target {
-                    Target::Any => to.any.push(word),
-                    Target::Site(site) => to.sites.entry(site.clone()).or_default().push(word),
-                    Target::Host(name) => to.add_host(node(name), word),
-                    Target::Service(key) | Target::Port(key, _) => to.add_service(service(key), word),
+                    RuleTarget::Any => to.any.push(word),
+                    RuleTarget::Site(site) => to.sites.entry(site.clone()).or_default().push(word),
+                    RuleTarget::Host(name) => to.add_host(node(name), word),
+                    RuleTarget::Service(key) | RuleTarget::Port(key, _) => to.add_service(service(key), word),
                 }
             }
         }
@@ -87,7 +87,7 @@ impl Rules {
     }
 
     /// Returns what a rule names as called.
-    pub(super) fn targets(&self, rule: u32) -> &[Target] {
+    pub(super) fn targets(&self, rule: u32) -> &[RuleTarget] {
         &self.list[rule as usize].to
     }
 

@@ -9,10 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use super::index::Chart;
+use super::index::PlanIndex;
 use super::rule_index::Hit;
 use crate::base::id::SiteName;
-use crate::model::rules::{Source, Target};
+use crate::model::rules::{RuleTarget, Source};
 
 /// All that one node may see, as numbers in its chart.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Set {
 }
 
 /// Finds all that a node may see.
-pub(super) fn sight(chart: &Chart, own: u32) -> Sight {
+pub(super) fn sight(chart: &PlanIndex, own: u32) -> Sight {
     let mut peers = Set::below(chart.nodes.len());
     let (site, backs) = (&chart.nodes[own as usize].1.site, &chart.backs[own as usize]);
     let mut services: BTreeMap<u32, Level> = backs.iter().map(|&service| (service, Level::Own)).collect();
@@ -97,21 +97,21 @@ pub(super) fn sight(chart: &Chart, own: u32) -> Sight {
     Sight { peers: peers.numbers(), services, rules }
 }
 
-fn add_target(chart: &Chart, target: &Target, peers: &mut Set, services: &mut BTreeMap<u32, Level>) {
+fn add_target(chart: &PlanIndex, target: &RuleTarget, peers: &mut Set, services: &mut BTreeMap<u32, Level>) {
     match target {
-        Target::Any => {
+        RuleTarget::Any => {
             peers.fill(chart.nodes.len());
             services.extend((0..).zip(&chart.services).map(|(number, _)| (number, Level::All)));
         }
-        Target::Site(site) => add_site(chart, site, peers),
-        Target::Host(name) => chart.node(name).into_iter().for_each(|node| peers.add(node)),
-        Target::Service(key) | Target::Port(key, _) => {
+        RuleTarget::Site(site) => add_site(chart, site, peers),
+        RuleTarget::Host(name) => chart.node(name).into_iter().for_each(|node| peers.add(node)),
+        RuleTarget::Service(key) | RuleTarget::Port(key, _) => {
             add_service(chart, chart.service_number(key), peers, services);
         }
     }
 }
 
-fn add_source(chart: &Chart, source: &Source, peers: &mut Set, services: &mut BTreeMap<u32, Level>) {
+fn add_source(chart: &PlanIndex, source: &Source, peers: &mut Set, services: &mut BTreeMap<u32, Level>) {
     match source {
         Source::Any => peers.fill(chart.nodes.len()),
         Source::Site(site) => add_site(chart, site, peers),
@@ -121,13 +121,13 @@ fn add_source(chart: &Chart, source: &Source, peers: &mut Set, services: &mut BT
     }
 }
 
-fn add_site(chart: &Chart, site: &SiteName, peers: &mut Set) {
+fn add_site(chart: &PlanIndex, site: &SiteName, peers: &mut Set) {
     for &node in chart.sites.get(site).map_or(&[][..], Vec::as_slice) {
         peers.add(node);
     }
 }
 
-fn add_service(chart: &Chart, service: Option<u32>, peers: &mut Set, services: &mut BTreeMap<u32, Level>) {
+fn add_service(chart: &PlanIndex, service: Option<u32>, peers: &mut Set, services: &mut BTreeMap<u32, Level>) {
     let Some(service) = service else { return };
     if services.insert(service, Level::All) != Some(Level::All) {
         chart.services[service as usize].carriers.iter().for_each(|&node| peers.add(node));
@@ -135,7 +135,7 @@ fn add_service(chart: &Chart, service: Option<u32>, peers: &mut Set, services: &
 }
 
 /// Finds the nodes that are told of a service: its carriers, its callers, and whom its carriers may call.
-pub(super) fn viewers(chart: &Chart, service: u32) -> Vec<u32> {
+pub(super) fn viewers(chart: &PlanIndex, service: u32) -> Vec<u32> {
     let mut viewers = Set::below(chart.nodes.len());
     chart.services[service as usize].carriers.iter().for_each(|&node| viewers.add(node));
     let mut none = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::id::{NodeName, ServiceKey, SiteName};
-use crate::model::rules::{Source, Target};
+use crate::model::rules::{RuleTarget, Source};
 
 use super::codes;
 use super::diagnostic::Diagnostic;
@@ -21,9 +21,9 @@ pub fn evaluate(services: &Services) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for test in &services.tests {
         let callers = world.callers(&test.from);
-        let missing = |(target, span): &(Target, Span)| world.not_allowed(test, &callers, target, *span);
+        let missing = |(target, span): &(RuleTarget, Span)| world.not_allowed(test, &callers, target, *span);
         found.extend(test.accept.iter().filter_map(missing));
-        let permitted = |(target, span): &(Target, Span)| world.allowed(test, &callers, target, *span);
+        let permitted = |(target, span): &(RuleTarget, Span)| world.allowed(test, &callers, target, *span);
         found.extend(test.deny.iter().filter_map(permitted));
     }
     found
@@ -87,8 +87,8 @@ impl<'s> Names<'s> {
     }
 
     /// Judges one word of `accept`.
-    fn not_allowed(&self, test: &Test, callers: &[Caller], target: &Target, span: Span) -> Option<Diagnostic> {
-        let may = |caller: &Caller, way: &Target| self.rule(caller, std::slice::from_ref(way)).is_some();
+    fn not_allowed(&self, test: &Test, callers: &[Caller], target: &RuleTarget, span: Span) -> Option<Diagnostic> {
+        let may = |caller: &Caller, way: &RuleTarget| self.rule(caller, std::slice::from_ref(way)).is_some();
         let ways = self.ways(target);
         let missing = ways.iter().find(|way| !callers.iter().all(|caller| may(caller, way)))?;
         let from = &test.from;
@@ -107,7 +107,7 @@ impl<'s> Names<'s> {
     }
 
     /// Judges one word of `deny`.
-    fn allowed(&self, test: &Test, callers: &[Caller], target: &Target, span: Span) -> Option<Diagnostic> {
+    fn allowed(&self, test: &Test, callers: &[Caller], target: &RuleTarget, span: Span) -> Option<Diagnostic> {
         let mut ways = self.ways(target);
         ways.extend(self.side_doors(target));
         let by_anybody = |allow: &'s Allow| Some((allow, allow.rule.from.first()?, permits(allow, &ways)?));
@@ -163,39 +163,39 @@ impl<'s> Names<'s> {
     }
 
     /// Takes a target apart: all ports of a service, each with every way to permit it.
-    fn ways(&self, target: &Target) -> Vec<Target> {
+    fn ways(&self, target: &RuleTarget) -> Vec<RuleTarget> {
         match target {
-            Target::Service(key) => {
+            RuleTarget::Service(key) => {
                 let ports = self.services.get(key).map_or(&[][..], |s| &s.ports);
-                let port = |p: &crate::model::netmap::ServicePort| Target::Port(key.clone(), p.port);
+                let port = |p: &crate::model::netmap::ServicePort| RuleTarget::Port(key.clone(), p.port);
                 ports.iter().map(port).collect()
             }
-            Target::Port(..) | Target::Host(_) | Target::Site(_) | Target::Any => {
+            RuleTarget::Port(..) | RuleTarget::Host(_) | RuleTarget::Site(_) | RuleTarget::Any => {
                 vec![target.clone()]
             }
         }
     }
 
     /// Returns the nodes and sites whose plain addresses lead to a service too.
-    fn side_doors(&self, target: &Target) -> Vec<Target> {
-        let (Target::Service(key) | Target::Port(key, _)) = target else {
+    fn side_doors(&self, target: &RuleTarget) -> Vec<RuleTarget> {
+        let (RuleTarget::Service(key) | RuleTarget::Port(key, _)) = target else {
             return Vec::new();
         };
         let backends = self.services.get(key).map_or(&[][..], |s| &s.backends);
         let doors = backends.iter().flat_map(|backend| {
             let node = backend.at.node();
             let host = match backend.at {
-                BackendAt::Host(_) => Some(Target::Host(node.clone())),
+                BackendAt::Host(_) => Some(RuleTarget::Host(node.clone())),
                 BackendAt::Pod { .. } => None,
             };
             let site = self.sites.get(node);
-            host.into_iter().chain(site.map(|s| Target::Site((*s).clone())))
+            host.into_iter().chain(site.map(|s| RuleTarget::Site((*s).clone())))
         });
         doors.collect()
     }
 
     /// Finds the first rule that permits a caller any of these, and its words that do.
-    fn rule(&self, caller: &Caller, ways: &[Target]) -> Option<(&'s Allow, &'s Source, &'s Target)> {
+    fn rule(&self, caller: &Caller, ways: &[RuleTarget]) -> Option<(&'s Allow, &'s Source, &'s RuleTarget)> {
         self.rules.iter().find_map(|allow| {
             let from = allow.rule.from.iter().find(|from| caller.contains(from))?;
             Some((allow, from, permits(allow, ways)?))
@@ -211,18 +211,18 @@ fn place(at: &BackendAt) -> (&NodeName, Option<std::net::Ipv4Addr>) {
 }
 
 /// Finds the word of a rule that permits any of these.
-fn permits<'a>(allow: &'a Allow, ways: &[Target]) -> Option<&'a Target> {
+fn permits<'a>(allow: &'a Allow, ways: &[RuleTarget]) -> Option<&'a RuleTarget> {
     allow.rule.to.iter().find(|to| {
         ways.iter().any(|way| match (to, way) {
-            (Target::Any, _) => true,
-            (Target::Service(all), Target::Port(key, _)) => all == key,
+            (RuleTarget::Any, _) => true,
+            (RuleTarget::Service(all), RuleTarget::Port(key, _)) => all == key,
             (to, way) => *to == way,
         })
     })
 }
 
 /// Says how a rule's words mean a test's, where they are not the same.
-fn because(caller: &Source, from: &Source, target: &Target, to: &Target) -> Vec<String> {
+fn because(caller: &Source, from: &Source, target: &RuleTarget, to: &RuleTarget) -> Vec<String> {
     let of_caller = match from {
         _ if from == caller || *caller == Source::Any => None,
         Source::Host(node) => Some(format!("a backend of `{caller}` runs on {node}")),
@@ -232,9 +232,9 @@ fn because(caller: &Source, from: &Source, target: &Target, to: &Target) -> Vec<
     };
     let of_target = match to {
         _ if to == target => None,
-        Target::Host(node) => Some(format!("a backend of `{target}` runs on {node}")),
-        Target::Site(site) => Some(format!("a backend of `{target}` runs in {site}")),
-        Target::Service(_) | Target::Port(..) | Target::Any => None,
+        RuleTarget::Host(node) => Some(format!("a backend of `{target}` runs on {node}")),
+        RuleTarget::Site(site) => Some(format!("a backend of `{target}` runs in {site}")),
+        RuleTarget::Service(_) | RuleTarget::Port(..) | RuleTarget::Any => None,
     };
     of_caller.into_iter().chain(of_target).collect()
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::codes;
 use super::diagnostic::Diagnostic;
-use super::model::{Health, HealthCheck};
-use super::walk::{Sink, Table, Value};
+use super::model::{HealthCheck, HealthSettings};
+use super::walk::{Sink, TomlTable, Value};
 
 /// Limits of `every`: often enough to fail over, seldom enough to cost nothing.
 const EVERY: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -15,7 +15,7 @@ const IN_A_ROW: std::ops::RangeInclusive<u32> = 1..=100;
 const MAX_PATH: usize = 1024;
 
 /// Reads `health` of a service or of a `[[serve]]`.
-pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<Health> {
+pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<HealthSettings> {
     if let Some(text) = value.get_ref().as_str() {
         let wanted = match text {
             "tcp" | "grpc" => format!("a table: did you mean {{ {text} = true }}?"),
@@ -25,7 +25,7 @@ pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<Health> {
         return None;
     }
     let keys = ["tcp", "http", "grpc", "every", "fall", "rise"];
-    let table = Table::open(sink, "`health`", value, &keys)?;
+    let table = TomlTable::open(sink, "`health`", value, &keys)?;
     let check = check(sink, table);
     let every = table.get("every");
     let every = every.map_or(Some(DEFAULT_EVERY), |v| sink.duration("every", v, EVERY));
@@ -34,10 +34,10 @@ pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<Health> {
         value.map_or(Some(default), |v| sink.integer(key, v, IN_A_ROW))
     };
     let (fall, rise) = (times("fall", 3), times("rise", 2));
-    Some(Health { check: check?, every: every?, fall: fall?, rise: rise? })
+    Some(HealthSettings { check: check?, every: every?, fall: fall?, rise: rise? })
 }
 
-fn check(sink: &mut Sink, table: Table<'_>) -> Option<HealthCheck> {
+fn check(sink: &mut Sink, table: TomlTable<'_>) -> Option<HealthCheck> {
     let mut found = Vec::new();
     for key in ["tcp", "http", "grpc"] {
         found.extend(table.get(key).map(|value| (key, value)));

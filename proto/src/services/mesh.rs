@@ -14,7 +14,7 @@ use super::codes;
 use super::diagnostic::Diagnostic;
 use super::model::{MeshSection, Site, SiteKind, Span, StaticNode};
 use super::names::Names;
-use super::walk::{Sink, Table, Value, Word, span_of};
+use super::walk::{Sink, TomlTable, Value, Word, span_of};
 
 /// The keys of `[mesh]`.
 pub(super) const KEYS: [&str; 5] = ["name", "default", "domains", "v4", "v6"];
@@ -26,7 +26,7 @@ const MAX_LOCALITY: usize = 2;
 /// Reads `[mesh]`.
 pub(super) fn mesh(sink: &mut Sink, value: &Value<'_>) -> MeshSection {
     let mut section = MeshSection::default();
-    let Some(table) = Table::open(sink, "[mesh]", value, &KEYS) else {
+    let Some(table) = TomlTable::open(sink, "[mesh]", value, &KEYS) else {
         return section;
     };
     section.name = table.name(sink, "name");
@@ -84,7 +84,7 @@ pub(super) fn sites(sink: &mut Sink, values: &[&Value<'_>], range: MeshRange, na
     let mut first: BTreeMap<SiteName, Span> = BTreeMap::new();
     for value in values {
         let keys = ["name", "kind", "pods", "locality"];
-        let Some(table) = Table::open(sink, "[[site]]", value, &keys) else {
+        let Some(table) = TomlTable::open(sink, "[[site]]", value, &keys) else {
             continue;
         };
         let named = table.named(sink, "name = \"c1\"");
@@ -122,7 +122,7 @@ pub(super) fn twice(sink: &mut Sink, kind: &str, name: &str, span: Span, first: 
 }
 
 /// Reads `pods`, and says whether all of it could be read.
-fn pods(sink: &mut Sink, table: Table<'_>, range: MeshRange) -> (Vec<Ipv4Net>, bool) {
+fn pods(sink: &mut Sink, table: TomlTable<'_>, range: MeshRange) -> (Vec<Ipv4Net>, bool) {
     let mut pods = Vec::new();
     let words = table.words(sink, "pods");
     for word in &words {
@@ -154,7 +154,7 @@ fn forbidden(net: Ipv4Net) -> Option<(Ipv4Net, &'static str)> {
     all.find(|(bad, _)| addr::overlap(net, *bad))
 }
 
-fn locality(sink: &mut Sink, table: Table<'_>) -> Vec<String> {
+fn locality(sink: &mut Sink, table: TomlTable<'_>) -> Vec<String> {
     let Some(word) = table.word(sink, "locality") else {
         return Vec::new();
     };
@@ -175,7 +175,7 @@ pub(super) fn nodes(sink: &mut Sink, values: &[&Value<'_>], names: &mut Names) -
     let mut first: BTreeMap<NodeName, Span> = BTreeMap::new();
     for value in values {
         let keys = ["name", "key", "endpoint", "site"];
-        let Some(table) = Table::open(sink, "[[node]]", value, &keys) else {
+        let Some(table) = TomlTable::open(sink, "[[node]]", value, &keys) else {
             continue;
         };
         let named = table.named(sink, "name = \"router\"");

@@ -23,8 +23,8 @@ mod words;
 pub use check::{absent_nodes, evaluate};
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, position};
 pub use model::{
-    Allow, BackendAt, BackendSpec, Health, HealthCheck, MeshSection, Prefer, Route, ServeSpec, ServiceSpec, Services,
-    Site, SiteKind, Span, StaticNode, Test,
+    Allow, BackendAt, BackendSpec, HealthCheck, HealthSettings, MeshSection, Prefer, Route, ServeSpec, ServiceSpec,
+    Services, Site, SiteKind, Span, StaticNode, Test,
 };
 pub use parse::{MAX_TEXT, Parsed, parse, parse_node};
 pub use words::duration;

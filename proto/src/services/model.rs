@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use crate::base::addr::MeshRange;
 use crate::base::id::{BackendName, Domain, MeshName, NodeName, ServiceKey, SiteName, TunnelKey};
 use crate::model::netmap::ServicePort;
-use crate::model::rules::{Rule, Source, Target};
+use crate::model::rules::{Rule, RuleTarget, Source};
 
 /// A place in the file: bytes `start..end`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub struct ServiceSpec {
     /// `backends`.
     pub backends: Vec<BackendSpec>,
     /// `health`.
-    pub health: Option<Health>,
+    pub health: Option<HealthSettings>,
     /// `route`.
     pub route: Route,
     /// `strict`.
@@ -129,7 +129,7 @@ impl BackendAt {
 
 /// `health`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
+pub struct HealthSettings {
     /// What is asked.
     pub check: HealthCheck,
     /// `every`.
@@ -194,9 +194,9 @@ pub struct Test {
     /// `from`.
     pub from: Source,
     /// `accept`, with the place of each.
-    pub accept: Vec<(Target, Span)>,
+    pub accept: Vec<(RuleTarget, Span)>,
     /// `deny`, with the place of each.
-    pub deny: Vec<(Target, Span)>,
+    pub deny: Vec<(RuleTarget, Span)>,
     /// Where its table stands.
     pub span: Span,
 }
@@ -226,7 +226,7 @@ pub struct ServeSpec {
     /// `bind`: a loopback address that meshd splices connections to.
     pub bind: Option<SocketAddr>,
     /// `health`.
-    pub health: Option<Health>,
+    pub health: Option<HealthSettings>,
     /// Where its table stands.
     pub span: Span,
 }

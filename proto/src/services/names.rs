@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use crate::base::id::{NodeName, ServiceKey, SiteName};
 use crate::model::netmap::ServicePort;
-use crate::model::rules::{Source, Target, WordError};
+use crate::model::rules::{RuleTarget, Source, WordError};
 
 use super::codes;
 use super::diagnostic::Diagnostic;
@@ -79,10 +79,10 @@ impl Names {
     }
 
     /// Reads what may be called.
-    pub(super) fn target(&self, sink: &mut Sink, word: Word<'_>) -> Option<Target> {
+    pub(super) fn target(&self, sink: &mut Sink, word: Word<'_>) -> Option<RuleTarget> {
         match word.text.split_once(':') {
-            None if word.text == "any" => Some(Target::Any),
-            None => self.service(sink, word, codes::TARGET).map(Target::Service),
+            None if word.text == "any" => Some(RuleTarget::Any),
+            None => self.service(sink, word, codes::TARGET).map(RuleTarget::Service),
             Some(("host", rest)) if rest.contains(':') => {
                 let message = format!("`{}` names a port of a host", word.text);
                 let host = rest.split(':').next().unwrap_or_default();
@@ -92,8 +92,8 @@ impl Names {
                 None
             }
             Some(("host" | "site", _)) => {
-                let target = self.parsed::<Target>(sink, word, codes::TARGET)?;
-                if let Target::Site(site) = &target {
+                let target = self.parsed::<RuleTarget>(sink, word, codes::TARGET)?;
+                if let RuleTarget::Site(site) = &target {
                     self.check_site(sink, site, word, "site:".len());
                 }
                 Some(target)
@@ -109,7 +109,7 @@ impl Names {
         }
     }
 
-    fn port(&self, sink: &mut Sink, word: Word<'_>, service: &str, port: &str) -> Option<Target> {
+    fn port(&self, sink: &mut Sink, word: Word<'_>, service: &str, port: &str) -> Option<RuleTarget> {
         let kinds = ["host", "site"];
         let is_number = port.bytes().all(|b| b.is_ascii_digit());
         let near = nearest(service, kinds.into_iter()).filter(|_| !is_number);
@@ -125,13 +125,13 @@ impl Names {
         let ports = self.services.get(&key).and_then(|s| s.ports.as_deref());
         let Some(ports) = ports else {
             let number = port.parse().ok().filter(|&n| n > 0)?;
-            return Some(Target::Port(key, number));
+            return Some(RuleTarget::Port(key, number));
         };
         let named = |p: &&ServicePort| p.name.as_ref().is_some_and(|n| n.as_str() == port);
         let number = port.parse::<u16>().ok();
         let found = ports.iter().find(|p| Some(p.port) == number);
         if let Some(found) = found.or_else(|| ports.iter().find(named)) {
-            return Some(Target::Port(key, found.port));
+            return Some(RuleTarget::Port(key, found.port));
         }
         let message = format!("`{key}` has no port `{port}`");
         let one = Diagnostic::error(codes::UNKNOWN_PORT, place, message);

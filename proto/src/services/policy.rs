@@ -1,19 +1,19 @@
 //! `[[allow]]` and `[[test]]`.
 
-use crate::model::rules::{Rule, Source, Target};
+use crate::model::rules::{Rule, RuleTarget, Source};
 
 use super::codes;
 use super::diagnostic::{Diagnostic, Lines};
 use super::model::{Allow, Span, Test};
 use super::names::Names;
-use super::walk::{Sink, Table, Value, Word, span_of};
+use super::walk::{Sink, TomlTable, Value, Word, span_of};
 
 /// Reads all `[[allow]]`.
 pub(super) fn allows(sink: &mut Sink, values: &[&Value<'_>], names: &Names, text: &str, file: &str) -> Vec<Allow> {
     let mut allows = Vec::with_capacity(values.len());
     let mut lines = Lines::new(text);
     for value in values {
-        let Some(table) = Table::open(sink, "[[allow]]", value, &["from", "to"]) else {
+        let Some(table) = TomlTable::open(sink, "[[allow]]", value, &["from", "to"]) else {
             continue;
         };
         let from = several(sink, table, "from", "from = [\"frontend\"]");
@@ -38,7 +38,7 @@ pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Ve
     let mut tests = Vec::with_capacity(values.len());
     for value in values {
         let keys = ["from", "accept", "deny"];
-        let Some(table) = Table::open(sink, "[[test]]", value, &keys) else {
+        let Some(table) = TomlTable::open(sink, "[[test]]", value, &keys) else {
             continue;
         };
         let from = table.require(sink, "from", "from = \"frontend\"");
@@ -48,7 +48,7 @@ pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Ve
         let from = from.filter(|v| !v.get_ref().is_array());
         let from = from.and_then(|v| sink.word("from", v));
         let from = from.and_then(|w| names.source(sink, w));
-        let mut targets = |key: &str| -> Vec<(Target, Span)> {
+        let mut targets = |key: &str| -> Vec<(RuleTarget, Span)> {
             let words = match table.get(key) {
                 Some(_) => several(sink, table, key, ""),
                 None => Vec::new(),
@@ -69,7 +69,7 @@ pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Ve
 }
 
 /// Reads a list that must be there and not be empty.
-fn several<'a>(sink: &mut Sink, table: Table<'a>, key: &str, example: &str) -> Vec<Word<'a>> {
+fn several<'a>(sink: &mut Sink, table: TomlTable<'a>, key: &str, example: &str) -> Vec<Word<'a>> {
     let Some(value) = table.require(sink, key, example) else {
         return Vec::new();
     };

@@ -7,12 +7,12 @@ use super::codes;
 use super::diagnostic::Diagnostic;
 use super::model::Span;
 use super::suggest::{nearest, suggestion};
-use super::walk::{Sink, Table, Value, Word, span_of};
+use super::walk::{Sink, TomlTable, Value, Word, span_of};
 
 const FORMS: &str = "a port is 3550, \"5000->8080\", \"53/udp\" or \"5000->8080/tcp\"";
 
 /// Reads `port` or `ports` of a service; `None` if neither tells all ports.
-pub(super) fn read(sink: &mut Sink, table: Table<'_>) -> Option<Vec<ServicePort>> {
+pub(super) fn read(sink: &mut Sink, table: TomlTable<'_>) -> Option<Vec<ServicePort>> {
     match (table.get("port"), table.get("ports")) {
         (Some(_), Some(_)) => {
             let span = table.key_span("ports").unwrap_or(table.span);

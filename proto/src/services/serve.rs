@@ -12,7 +12,7 @@ use super::mesh::twice;
 use super::model::{ServeSpec, Span};
 use super::ports;
 use super::suggest::suggestion;
-use super::walk::{Sink, Table, Value, Word};
+use super::walk::{Sink, TomlTable, Value, Word};
 
 /// Reads all `[[serve]]`.
 pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {
@@ -20,7 +20,7 @@ pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {
     let mut first: BTreeMap<ServiceKey, Span> = BTreeMap::new();
     for value in values {
         let keys = ["service", "port", "bind", "health"];
-        let Some(table) = Table::open(sink, "[[serve]]", value, &keys) else {
+        let Some(table) = TomlTable::open(sink, "[[serve]]", value, &keys) else {
             continue;
         };
         let service = table.require(sink, "service", "service = \"cartservice\"");

@@ -13,7 +13,7 @@ use super::model::{BackendAt, BackendSpec, Prefer, Route, ServiceSpec, Span};
 use super::names::{Defined, Names};
 use super::ports;
 use super::suggest::suggestion;
-use super::walk::{Sink, Table, Value, Word, span_of};
+use super::walk::{Sink, TomlTable, Value, Word, span_of};
 use super::words::RESERVED_NAMES;
 
 /// Far above any sensible ratio, and small enough that sums of weights never overflow.
@@ -32,7 +32,7 @@ pub(super) fn services(sink: &mut Sink, values: &[&Value<'_>], names: &mut Names
 
 fn service(sink: &mut Sink, value: &Value<'_>, names: &mut Names) -> Option<ServiceSpec> {
     let keys = ["name", "namespace", "port", "ports", "backends", "health", "route", "strict"];
-    let table = Table::open(sink, "[[service]]", value, &keys)?;
+    let table = TomlTable::open(sink, "[[service]]", value, &keys)?;
     let named = table.named::<ServiceName>(sink, "name = \"cartservice\"");
     if let Some((name, span)) = &named {
         check_word(sink, name.as_str(), *span, "a service");
@@ -69,7 +69,12 @@ fn check_word(sink: &mut Sink, name: &str, span: Span, what: &str) {
     }
 }
 
-fn backends(sink: &mut Sink, table: Table<'_>, ports: Option<&[ServicePort]>, names: &mut Names) -> Vec<BackendSpec> {
+fn backends(
+    sink: &mut Sink,
+    table: TomlTable<'_>,
+    ports: Option<&[ServicePort]>,
+    names: &mut Names,
+) -> Vec<BackendSpec> {
     let Some(value) = table.get("backends") else {
         return Vec::new();
     };
@@ -118,7 +123,7 @@ fn backend(
         return None;
     }
     let keys = ["host", "addr", "node", "kubernetes", "name", "weight", "port", "via"];
-    let table = Table::open(sink, "a backend", value, &keys)?;
+    let table = TomlTable::open(sink, "a backend", value, &keys)?;
     let name: Option<BackendName> = match table.get("name") {
         Some(_) => table.named(sink, "").map(|(name, span): (BackendName, _)| {
             check_word(sink, name.as_str(), span, "a backend");
@@ -142,7 +147,7 @@ fn backend(
 }
 
 /// Reads where a backend runs.
-fn place(sink: &mut Sink, table: Table<'_>, names: &mut Names, via: bool) -> Option<BackendAt> {
+fn place(sink: &mut Sink, table: TomlTable<'_>, names: &mut Names, via: bool) -> Option<BackendAt> {
     let instead = "write { addr = \"POD IP\", node = \"NODE\" } until Kubernetes discovery is built";
     let kubernetes = table.reserve(sink, "kubernetes", instead);
     let (host, addr, node) = (table.get("host"), table.get("addr"), table.get("node"));
@@ -207,10 +212,10 @@ fn outside(sink: &mut Sink, word: Word<'_>, names: &Names) {
     sink.push(one.label(known).help(help));
 }
 
-fn route(sink: &mut Sink, table: Table<'_>, names: &Names) -> Route {
+fn route(sink: &mut Sink, table: TomlTable<'_>, names: &Names) -> Route {
     let mut route = Route::default();
     let keys = ["prefer", "spill_below", "sticky", "max_conn_age", "retry_syn"];
-    let table = table.get("route").and_then(|v| Table::open(sink, "`route`", v, &keys));
+    let table = table.get("route").and_then(|v| TomlTable::open(sink, "`route`", v, &keys));
     let Some(table) = table else { return route };
     route.prefer = table.get("prefer").and_then(|v| prefer(sink, v, names));
     if let Some(value) = table.get("spill_below") {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::base::id::{NodeName, ServiceKey};
 use crate::model::netmap::Transport;
-use crate::model::rules::{Source, Target};
+use crate::model::rules::{RuleTarget, Source};
 
 const BOUTIQUE: &str = include_str!("../../../tests/lab/boutique.services.toml");
 const VM: &str = "# what runs here\nversion = 1\n[[serve]]\nservice = \"productcatalogservice\"\nport    = 3550\n";
@@ -155,7 +155,7 @@ fn every_key_of_the_grammar_is_taken() {
     assert_eq!(cart.route.max_conn_age, Some(Duration::from_secs(3600)));
     assert_eq!(cart.backends[1].weight, Some(0));
     let to = &services.allows[0].rule.to;
-    assert_eq!(to[0], Target::Port("cart.prod".parse().unwrap(), 7070));
+    assert_eq!(to[0], RuleTarget::Port("cart.prod".parse().unwrap(), 7070));
 }
 
 #[test]

@@ -217,7 +217,7 @@ impl Sink {
 
 /// A table whose keys were looked at.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Table<'a> {
+pub(super) struct TomlTable<'a> {
     /// How messages call it: `[[service]]`.
     pub(super) title: &'static str,
     /// Where its header stands, or the whole of an inline table.
@@ -225,7 +225,7 @@ pub(super) struct Table<'a> {
     entries: &'a DeTable<'a>,
 }
 
-impl<'a> Table<'a> {
+impl<'a> TomlTable<'a> {
     /// Opens a table and notes the keys it does not have.
     pub(super) fn open(sink: &mut Sink, title: &'static str, value: &'a Value<'a>, keys: &[&str]) -> Option<Self> {
         let Some(entries) = value.get_ref().as_table() else {

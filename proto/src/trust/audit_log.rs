@@ -33,7 +33,7 @@ const AHEAD: Duration = Duration::from_secs(60);
 const UNEXPLAINED: Duration = Duration::from_secs(10);
 
 /// The hash of an entry and all before it, from the hash of those before and the entry's bytes.
-pub type Link = fn(&LogHash, &[u8]) -> LogHash;
+pub type ChainHash = fn(&LogHash, &[u8]) -> LogHash;
 
 /// The SHA-256 of an entry and all before it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -78,14 +78,14 @@ pub struct LogHead {
 
 /// A place in the log of an epoch, as a coordinator tells it to nodes and nodes tell each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Told {
+pub struct LogPosition {
     /// The number of the epoch.
     pub epoch: u64,
     /// The last entry.
     pub head: LogHead,
 }
 
-impl Told {
+impl LogPosition {
     /// Bytes that it takes inside the tunnel.
     pub const BYTES: usize = 48;
 
@@ -119,16 +119,16 @@ pub struct RawEntry {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPage {
     /// The newest entry.
-    pub told: Told,
+    pub told: LogPosition,
     /// Those after the number that was asked for, as many as fit; the oldest that are kept, if that one is gone.
     pub entries: Vec<RawEntry>,
 }
 
 /// Who belongs to the mesh at a place in the log, from which a node begins to follow it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Roll {
+pub struct Roster {
     /// The place.
-    pub told: Told,
+    pub told: LogPosition,
     /// The revision that it led to.
     pub revision: Revision,
     /// The keys of all members.
@@ -141,7 +141,7 @@ pub struct Roll {
     pub expelled: BTreeSet<IdentityKey>,
 }
 
-impl Roll {
+impl Roster {
     /// Says whether somebody with this key was admitted.
     pub fn admits(&self, subject: &Subject) -> bool {
         match subject {
@@ -200,13 +200,13 @@ struct Body {
 
 /// Follows the log, and warns when it is not what it should be.
 #[derive(Debug, Default)]
-pub struct Witness {
+pub struct LogWitness {
     /// How far the log was followed, and who was admitted; none before the first roll.
-    roll: Option<Roll>,
+    roll: Option<Roster>,
     /// Hashes of entries that we read, or were told of by the coordinator.
     hashes: BTreeMap<u64, LogHash>,
     /// What peers told that lies ahead of us, and since when the coordinator knows less.
-    claims: BTreeMap<NodeName, (Told, Option<Timestamp>)>,
+    claims: BTreeMap<NodeName, (LogPosition, Option<Timestamp>)>,
     /// Peers without an entry, and since when.
     unexplained: BTreeMap<Subject, Timestamp>,
     alarms: Vec<String>,
@@ -214,15 +214,15 @@ pub struct Witness {
     topics: BTreeSet<String>,
 }
 
-impl Witness {
+impl LogWitness {
     /// Goes on from where it was followed to.
-    pub fn new(roll: Option<Roll>) -> Self {
+    pub fn new(roll: Option<Roster>) -> Self {
         let hashes = roll.iter().map(|roll| (roll.told.head.seq, roll.told.head.hash)).collect();
         Self { roll, hashes, ..Self::default() }
     }
 
     /// Returns how far the log was followed.
-    pub fn roll(&self) -> Option<&Roll> {
+    pub fn roll(&self) -> Option<&Roster> {
         self.roll.as_ref()
     }
 
@@ -232,7 +232,7 @@ impl Witness {
     }
 
     /// Takes note of what the coordinator says is the newest entry.
-    pub fn coordinator_says(&mut self, told: Told, now: Timestamp) -> Next {
+    pub fn coordinator_says(&mut self, told: LogPosition, now: Timestamp) -> Next {
         let Some(at) = self.roll.as_ref().map(|roll| roll.told).filter(|at| at.epoch >= told.epoch) else {
             return Next::Begin;
         };
@@ -241,7 +241,7 @@ impl Witness {
         }
         self.compare(told, "the coordinator");
         self.knows(told.head);
-        self.settle();
+        self.check_claims();
         let ahead: Vec<_> = self.claims.keys().cloned().collect();
         for name in ahead {
             let Some((claim, since)) = self.claims.get_mut(&name) else { continue };
@@ -260,7 +260,7 @@ impl Witness {
     }
 
     /// Takes note of what a peer says is the newest entry.
-    pub fn peer_says(&mut self, peer: &NodeName, told: Told) {
+    pub fn peer_says(&mut self, peer: &NodeName, told: LogPosition) {
         let Some(at) = self.roll.as_ref().map(|roll| roll.told).filter(|at| at.epoch <= told.epoch) else { return };
         let is_known = told.head.seq <= at.head.seq || self.hashes.contains_key(&told.head.seq);
         if told.epoch == at.epoch && is_known {
@@ -273,7 +273,7 @@ impl Witness {
     }
 
     /// Begins at a roll: the first one, one after a restore, or one beyond what the log still holds.
-    pub fn begin(&mut self, mut roll: Roll) {
+    pub fn begin(&mut self, mut roll: Roster) {
         let told = std::mem::take(&mut roll.expelled);
         let before = self.roll.take();
         if let Some(before) = &before {
@@ -305,7 +305,7 @@ impl Witness {
     }
 
     /// Follows to the entries of a page. Says what is to be asked for next.
-    pub fn read(&mut self, page: &LogPage, link: Link) -> Next {
+    pub fn read(&mut self, page: &LogPage, link: ChainHash) -> Next {
         let Some(mut roll) = self.roll.take_if(|roll| roll.told.epoch == page.told.epoch) else {
             return Next::Begin;
         };
@@ -341,13 +341,13 @@ impl Witness {
                 statics.extend(entry.statics);
             }
             self.expel(&mut roll, entry.expels);
-            self.compare(Told { head: roll.told.head, ..page.told }, "the coordinator");
+            self.compare(LogPosition { head: roll.told.head, ..page.told }, "the coordinator");
             self.knows(roll.told.head);
             next = if entry.seq < page.told.head.seq { Next::Read(entry.seq) } else { Next::Nothing };
         }
         self.roll = Some(roll);
         self.compare(page.told, "the coordinator");
-        self.settle();
+        self.check_claims();
         next
     }
 
@@ -379,7 +379,7 @@ impl Witness {
     }
 
     /// Takes keys out of a roll for good, as many as there is room for.
-    fn expel(&mut self, roll: &mut Roll, keys: impl IntoIterator<Item = IdentityKey>) {
+    fn expel(&mut self, roll: &mut Roster, keys: impl IntoIterator<Item = IdentityKey>) {
         if !roll.expel(keys) {
             self.alarm("full".into(), format!(
                 "more than {MAX_EXPELLED} identities were revoked: this node remembers that many and takes the coordinator's word for the rest; `meshd leave` and joining again begins with the newest"
@@ -396,7 +396,7 @@ impl Witness {
     }
 
     /// Compares what peers said that lay ahead of us, as far as we have come there.
-    fn settle(&mut self) {
+    fn check_claims(&mut self) {
         for (peer, (claim, since)) in std::mem::take(&mut self.claims) {
             self.peer_says(&peer, claim);
             if let Some((_, known)) = self.claims.get_mut(&peer) {
@@ -406,7 +406,7 @@ impl Witness {
     }
 
     /// Compares what somebody says with what we have seen.
-    fn compare(&mut self, told: Told, who: &str) {
+    fn compare(&mut self, told: LogPosition, who: &str) {
         let here = self.hashes.get(&told.head.seq).copied();
         if let Some(here) = here.filter(|here| *here != told.head.hash) {
             let (seq, there) = (told.head.seq, told.head.hash);

@@ -22,7 +22,7 @@ const CHANGE: &str = "mesh lock change 1\n";
 
 /// The lock of a mesh, as every map carries it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lock {
+pub struct NetworkLock {
     /// The key that countersigns members; none since lock mode was ended.
     pub key: Option<IdentityKey>,
     /// How it came from former keys to this one, the oldest first; at most `MAX_CHANGES`.
@@ -75,7 +75,7 @@ impl std::fmt::Display for Subject {
 
 /// What the lock's key signs of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub struct LockedMember {
     /// Its durable number.
     pub id: NodeId,
     /// Its name, which rules mention.
@@ -86,7 +86,7 @@ pub struct Member {
     pub subject: Subject,
 }
 
-impl Member {
+impl LockedMember {
     /// Returns the bytes that are signed.
     pub fn message(&self, mesh: &MeshName) -> Vec<u8> {
         let Self { id, name, site, subject } = self;
@@ -116,9 +116,9 @@ pub struct LockMismatch {
 ///
 /// # Errors
 /// `LockMismatch` if the map names another, and the key of the held one signed no change that leads there.
-pub fn follow(
+pub fn lock_after(
     held: Option<IdentityKey>,
-    told: Option<&Lock>,
+    told: Option<&NetworkLock>,
     mesh: &MeshName,
     verify: Verify,
 ) -> Result<Option<IdentityKey>, LockMismatch> {
@@ -159,16 +159,16 @@ mod tests {
     }
 
     fn after(held: Option<IdentityKey>, key: Option<IdentityKey>, changes: &[LockChange]) -> Option<IdentityKey> {
-        let lock = Lock { key, changes: changes.to_vec() };
-        follow(held, Some(&lock), &mesh(), verify).unwrap_or(held)
+        let lock = NetworkLock { key, changes: changes.to_vec() };
+        lock_after(held, Some(&lock), &mesh(), verify).unwrap_or(held)
     }
 
     #[test]
     fn the_first_lock_is_held_to_and_none_follows_without_its_keys_word() {
-        assert_eq!(follow(None, None, &mesh(), verify), Ok(None));
+        assert_eq!(lock_after(None, None, &mesh(), verify), Ok(None));
         assert_eq!(after(None, Some(A), &[]), Some(A));
         assert_eq!(after(Some(A), Some(A), &[]), Some(A));
-        let mismatch = follow(Some(A), None, &mesh(), verify).unwrap_err();
+        let mismatch = lock_after(Some(A), None, &mesh(), verify).unwrap_err();
         assert!(mismatch.to_string().contains("names no lock"), "{mismatch}");
         assert_eq!(after(Some(A), Some(THIEF), &[]), Some(A));
         assert_eq!(after(Some(A), None, &[change(&THIEF, A, None)]), Some(A));
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_countersignature_is_for_one_node_of_one_mesh_and_every_part_of_it() {
-        let member = Member {
+        let member = LockedMember {
             id: NodeId(3),
             name: "n".parse().unwrap(),
             site: "s".parse().unwrap(),
@@ -198,11 +198,11 @@ mod tests {
         assert!(!member.is_by(&"other".parse().unwrap(), &A, &signature, verify));
         assert!(!member.is_by(&mesh(), &THIEF, &signature, verify));
         let others = [
-            Member { id: NodeId(4), ..member.clone() },
-            Member { name: "o".parse().unwrap(), ..member.clone() },
-            Member { site: "t".parse().unwrap(), ..member.clone() },
-            Member { subject: Subject::Identity(THIEF), ..member.clone() },
-            Member { subject: Subject::Tunnel(TunnelKey(B.0)), ..member },
+            LockedMember { id: NodeId(4), ..member.clone() },
+            LockedMember { name: "o".parse().unwrap(), ..member.clone() },
+            LockedMember { site: "t".parse().unwrap(), ..member.clone() },
+            LockedMember { subject: Subject::Identity(THIEF), ..member.clone() },
+            LockedMember { subject: Subject::Tunnel(TunnelKey(B.0)), ..member },
         ];
         assert!(others.iter().all(|other| !other.is_by(&mesh(), &A, &signature, verify)));
     }

@@ -24,7 +24,7 @@ use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
 use crate::model::netmap::{Backend, Grant, NetMap, Peer, Service};
 use crate::trust::identity_rotation::{ancestors, leads};
 use crate::trust::network_lock;
-use crate::trust::network_lock::{Lock, Member, Subject};
+use crate::trust::network_lock::{LockedMember, NetworkLock, Subject};
 use crate::trust::signed_record::{Signature, SignedRecord, Verify};
 use crate::wire::NodeFacts;
 
@@ -95,7 +95,7 @@ struct Known {
     /// What the map said last, and under which name; none while the peer is in no map.
     said: Option<(NodeName, Peer)>,
     /// What the lock's signature was found good for.
-    admitted: Option<(Member, Signature)>,
+    admitted: Option<(LockedMember, Signature)>,
     /// What came of it.
     verdict: Result<(), String>,
     /// The peer as it was good last, and under which name.
@@ -210,7 +210,8 @@ impl Verifier {
         }
         // What is cached names the lock that is held to, for who reads it without the mark.
         if changed.mesh.lock.as_ref().and_then(|lock| lock.key) != self.lock {
-            Arc::make_mut(&mut changed).mesh.lock = self.lock.map(|key| Lock { key: Some(key), changes: Vec::new() });
+            Arc::make_mut(&mut changed).mesh.lock =
+                self.lock.map(|key| NetworkLock { key: Some(key), changes: Vec::new() });
         }
         drop_own_blocks(&mut changed, &self.pods, &mut refused);
         drop_blocks(&mut changed, last.as_deref(), &mut refused);
@@ -226,7 +227,7 @@ impl Verifier {
 
     /// Takes up the lock that a map names, if this node may follow to it. All are judged anew by another one.
     fn follow_lock(&mut self, map: &NetMap, refused: &mut Vec<String>) {
-        match network_lock::follow(self.lock, map.mesh.lock.as_ref(), &map.mesh.name, self.verify) {
+        match network_lock::lock_after(self.lock, map.mesh.lock.as_ref(), &map.mesh.name, self.verify) {
             Ok(key) if key == self.lock => {}
             Ok(key) => {
                 self.lock = key;
@@ -312,7 +313,7 @@ fn check_lock(
     known: Option<&Known>,
     lock: Option<&IdentityKey>,
     verify: Verify,
-) -> Result<Option<(Member, Signature)>, String> {
+) -> Result<Option<(LockedMember, Signature)>, String> {
     let Some(lock) = lock else { return Ok(None) };
     let what =
         |what: &str| format!("{what}; if you admitted it, run `meshd lock sign {name}` where the lock's key lies");
@@ -325,7 +326,7 @@ fn check_lock(
     // What was signed for a former key holds for the keys that it named.
     let is_good = admitted.as_ref().is_some_and(|(member, signature)| {
         let former = peer.proof.iter().flat_map(|proof| ancestors(&proof.lineage, peer.id, proof.identity, verify));
-        let former = former.map(|key| Member { subject: Subject::Identity(key), ..member.clone() });
+        let former = former.map(|key| LockedMember { subject: Subject::Identity(key), ..member.clone() });
         std::iter::once(member.clone()).chain(former).any(|member| member.is_by(mesh, lock, signature, verify))
     });
     if is_good { Ok(admitted) } else { Err(what("its countersignature is not the lock's")) }

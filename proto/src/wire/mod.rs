@@ -27,10 +27,10 @@ use crate::base::addr::{Flat, MeshRange};
 use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
 use crate::model::netmap::{Delta, NetMap};
-use crate::trust::audit_log::Told;
+use crate::trust::audit_log::LogPosition;
 use crate::trust::identity_rotation::Succession;
 use crate::trust::join_token::{OidcToken, TokenSecret};
-use crate::trust::network_lock::{Lock, Member};
+use crate::trust::network_lock::{LockedMember, NetworkLock};
 use crate::trust::signed_record::Signature;
 pub use error::{ErrorBody, ErrorCode, MAX_CODE};
 pub use node_facts::{NodeFacts, ServeOffer};
@@ -127,7 +127,7 @@ pub enum WatchEvent {
         revision: Revision,
         /// The last entry of the log of operations; none from an older coordinator.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        log: Option<Told>,
+        log: Option<LogPosition>,
     },
     /// A newer connection of the same node took over; this one ends.
     Fenced,
@@ -174,14 +174,14 @@ pub struct About {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockStanding {
     /// The lock; none if there never was one.
-    pub lock: Option<Lock>,
+    pub lock: Option<NetworkLock>,
     /// Nodes that wait for its signature; at most `MAX_WAITING`.
     #[serde(default)]
-    pub waiting: Vec<Member>,
+    pub waiting: Vec<LockedMember>,
     /// Admitted nodes that changed their identity so often since that they need another signature before they may do so
     /// again; at most `MAX_WAITING`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub aged: Vec<Member>,
+    pub aged: Vec<LockedMember>,
 }
 
 /// Admits a node that waits.
@@ -225,7 +225,7 @@ mod tests {
             WatchEvent::Snapshot { netmap },
             WatchEvent::Delta { delta },
             WatchEvent::Alive { revision: Revision(u64::MAX), log: None },
-            WatchEvent::Alive { revision: Revision(7), log: Some(Told::default()) },
+            WatchEvent::Alive { revision: Revision(7), log: Some(LogPosition::default()) },
             WatchEvent::Fenced,
             WatchEvent::Leaving,
         ] {

@@ -33,7 +33,7 @@ const LEAP: u32 = 1 << 20;
 /// Whom something belonged to before it was freed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Owner {
+pub enum BlockOwner {
     /// A service's VIP.
     Service(ServiceKey),
     /// A node's address.
@@ -48,7 +48,7 @@ pub struct Freed {
     /// The address (as a /32) or block.
     pub net: Ipv4Net,
     /// Whom it belonged to, and who may have it back at once.
-    pub owner: Owner,
+    pub owner: BlockOwner,
     /// When the quarantine ends.
     pub until: UnixTime,
 }
@@ -130,7 +130,7 @@ impl Pool {
     ) -> Result<Flat, Exhausted> {
         let part = range.vips();
         let busy = Busy::new(live.map(single), &self.freed, now).with(single(range.dns()));
-        let owner = Owner::Service(owner.clone());
+        let owner = BlockOwner::Service(owner.clone());
         let found = self.take_back(&owner, now).map(|net| Flat(net.network()));
         let found = found.or_else(|| busy.address(part, self.vip));
         let address = found.ok_or(Exhausted::Vips(part))?;
@@ -173,7 +173,7 @@ impl Pool {
         let last = range.net().broadcast();
         let part = u32::from(range.first_block_address())..=u32::from(last);
         let cursor = self.blocks.get(&length).copied();
-        let found = self.take_back(&Owner::Block(node, real), now);
+        let found = self.take_back(&BlockOwner::Block(node, real), now);
         let found = found.or_else(|| busy.fit(&part, length, cursor, |_| true));
         let net = found.ok_or(Exhausted::Blocks { range, length })?;
         self.blocks.insert(length, net);
@@ -181,7 +181,7 @@ impl Pool {
     }
 
     /// Puts something into quarantine.
-    pub fn free(&mut self, net: Ipv4Net, owner: Owner, now: UnixTime) {
+    pub fn free(&mut self, net: Ipv4Net, owner: BlockOwner, now: UnixTime) {
         self.expire(now);
         let until = now + QUARANTINE;
         self.freed.push(Freed { net, owner, until });
@@ -197,7 +197,7 @@ impl Pool {
         *self = Self { last_node: self.last_node, last_service: self.last_service, ..Self::default() };
     }
 
-    fn take_back(&mut self, owner: &Owner, now: UnixTime) -> Option<Ipv4Net> {
+    fn take_back(&mut self, owner: &BlockOwner, now: UnixTime) -> Option<Ipv4Net> {
         self.expire(now);
         let place = self.freed.iter().position(|freed| freed.owner == *owner)?;
         Some(self.freed.remove(place).net)

@@ -24,9 +24,9 @@ use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
 use crate::model::netmap::Mesh;
 use crate::services::{Services, Site};
-use crate::trust::audit_log::{LogHead, Roll, Told};
+use crate::trust::audit_log::{LogHead, LogPosition, Roster};
 use crate::trust::identity_rotation::Succession;
-use crate::trust::network_lock::{Member, Subject};
+use crate::trust::network_lock::{LockedMember, Subject};
 use crate::trust::signed_record::{Epoch, Signature};
 use crate::wire::NodeFacts;
 use crate::world::allocate::Pool;
@@ -100,10 +100,10 @@ pub struct Vip {
 
 impl NodeRecord {
     /// Returns what the lock's key signs of it; `None` of a static node without a tunnel key, which there is none of.
-    pub fn member(&self, name: &NodeName) -> Option<Member> {
+    pub fn member(&self, name: &NodeName) -> Option<LockedMember> {
         let tunnel = || self.facts.lanes.first().map(|lane| Subject::Tunnel(lane.key));
         let subject = self.identity.map(Subject::Identity).or_else(tunnel)?;
-        Some(Member { id: self.id, name: name.clone(), site: self.site.clone(), subject })
+        Some(LockedMember { id: self.id, name: name.clone(), site: self.site.clone(), subject })
     }
 }
 
@@ -138,15 +138,15 @@ impl World {
     }
 
     /// Returns the last entry of the log, as nodes are told of it.
-    pub fn told(&self) -> Told {
-        Told { epoch: self.epoch.number, head: self.head }
+    pub fn told(&self) -> LogPosition {
+        LogPosition { epoch: self.epoch.number, head: self.head }
     }
 
     /// Returns who belongs to the mesh at this place in the log; not who was expelled.
-    pub fn roll(&self) -> Roll {
+    pub fn roll(&self) -> Roster {
         let members = self.members.keys().copied().collect();
         let statics = Some(self.statics().collect());
-        Roll { told: self.told(), revision: self.revision, members, statics, ..Roll::default() }
+        Roster { told: self.told(), revision: self.revision, members, statics, ..Roster::default() }
     }
 
     /// Returns the tunnel keys of the nodes that have no other key.

@@ -39,7 +39,7 @@ impl Dice {
 
 /// A node as the coordinator knows it.
 #[derive(Debug, Clone)]
-pub(crate) struct Node {
+pub(crate) struct ModelNode {
     pub(crate) id: NodeId,
     pub(crate) name: NodeName,
     pub(crate) site: usize,
@@ -49,7 +49,7 @@ pub(crate) struct Node {
     mtu: u16,
 }
 
-impl Node {
+impl ModelNode {
     /// Returns the pods' own addresses and their images.
     pub(crate) fn pods(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
         let at = |net: Ipv4Addr, host: u32| Ipv4Addr::from(u32::from(net) + host);
@@ -60,9 +60,9 @@ impl Node {
 
 /// What the coordinator knows.
 #[derive(Debug, Clone)]
-pub(crate) struct World {
+pub(crate) struct ModelWorld {
     pub(crate) revision: u64,
-    pub(crate) nodes: Vec<Node>,
+    pub(crate) nodes: Vec<ModelNode>,
     /// The services; a backend's tier is that of another site.
     pub(crate) services: Vec<(ServiceKey, Service)>,
     pub(crate) rules: Vec<Rule>,
@@ -72,7 +72,7 @@ pub(crate) struct World {
 pub(crate) const LOCALS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 7, 1), Ipv4Addr::new(172, 17, 0, 1)];
 const WEIGHTS: [u32; 9] = [100, 100, 100, 1, 2, 3, 80, 20, 0];
 
-impl World {
+impl ModelWorld {
     /// Makes a mesh.
     pub(crate) fn new(dice: &mut Dice) -> Self {
         let sites = 1 + dice.below(3);
@@ -280,7 +280,7 @@ fn site_name(index: usize) -> mesh_proto::base::id::SiteName {
 }
 
 /// Makes a node; every cluster has the same pod prefix, and two prefixes may have different host parts.
-fn node(dice: &mut Dice, index: usize, site: usize, place: usize) -> Node {
+fn node(dice: &mut Dice, index: usize, site: usize, place: usize) -> ModelNode {
     let block = |real: String, flat: String| BlockMap { real: real.parse().unwrap(), flat: flat.parse().unwrap() };
     let mut blocks = Vec::new();
     if dice.chance(90) {
@@ -292,7 +292,7 @@ fn node(dice: &mut Dice, index: usize, site: usize, place: usize) -> Node {
     if dice.chance(10) {
         blocks.push(block("169.254.7.0/24".into(), format!("241.4.{index}.0/24")));
     }
-    Node {
+    ModelNode {
         id: NodeId(index as u32 + 1),
         name: format!("n{index}").parse().unwrap(),
         site,
@@ -303,7 +303,7 @@ fn node(dice: &mut Dice, index: usize, site: usize, place: usize) -> Node {
     }
 }
 
-fn peer(node: &Node) -> Peer {
+fn peer(node: &ModelNode) -> Peer {
     Peer {
         previous: Vec::new(),
         countersigned: None,

@@ -26,10 +26,10 @@ use mesh_proto::dataplane::view::View;
 use mesh_proto::packet::{Checksum, FiveTuple};
 use mesh_proto::verifier::VerifiedMap;
 
-use generate::{Dice, LOCALS, Node, World};
+use generate::{Dice, LOCALS, ModelNode, ModelWorld};
 use model::{End, Model, candidates};
 use packet::{Packet, line};
-use traffic::Traffic;
+use traffic::ModelTraffic;
 
 const SEEDS: std::ops::Range<u64> = 0..240;
 const STEPS: usize = 110;
@@ -40,7 +40,7 @@ const REMEMBERED: usize = 40;
 
 /// A node with its engine.
 struct Side {
-    node: Node,
+    node: ModelNode,
     lanes: Vec<Engine>,
     model: Model,
     /// New connections per service and backend under the map in force.
@@ -56,9 +56,9 @@ struct Side {
 /// Several nodes and the packets between them.
 struct Mesh {
     seed: u64,
-    world: World,
+    world: ModelWorld,
     sides: Vec<Side>,
-    traffic: Traffic,
+    traffic: ModelTraffic,
     clock: u64,
     /// What was delivered to a side's kernel, and what a side's kernel sent.
     delivered: VecDeque<(usize, Packet)>,
@@ -72,7 +72,7 @@ struct Mesh {
 impl Mesh {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed.wrapping_mul(0x1234_5678_9abc_def1));
-        let world = World::new(&mut dice);
+        let world = ModelWorld::new(&mut dice);
         let side = |i: usize| {
             let map = Arc::new(world.map(i));
             let view = Arc::new(View::compile(VerifiedMap::by_hand(map.clone())));
@@ -97,7 +97,7 @@ impl Mesh {
             seed,
             sides,
             world,
-            traffic: Traffic::new(dice),
+            traffic: ModelTraffic::new(dice),
             clock: 0,
             delivered: VecDeque::new(),
             sent: VecDeque::new(),
@@ -297,7 +297,7 @@ impl Mesh {
     }
 
     /// Counts a new connection of a service: weights are exact over whole cycles, and sticky clients stay.
-    fn count(&mut self, at: usize, flow: &model::Flow, packet: &Packet) {
+    fn count(&mut self, at: usize, flow: &model::ModelFlow, packet: &Packet) {
         let Some((key, _)) = &flow.service else {
             return;
         };

@@ -29,7 +29,7 @@ pub(crate) enum End {
 
 /// A conversation as one node sees it.
 #[derive(Debug, Clone)]
-pub(crate) struct Flow {
+pub(crate) struct ModelFlow {
     /// Where its opener is, and what the opener's packets look like as they come.
     pub(crate) first: End,
     pub(crate) asked: FiveTuple,
@@ -48,7 +48,7 @@ pub(crate) struct Flow {
     resumed: bool,
 }
 
-impl Flow {
+impl ModelFlow {
     /// What tells its packets from others, in both directions: whether the kernel sends them, and their addresses.
     fn keys(&self) -> [(bool, FiveTuple); 2] {
         [(self.first == End::Tun, self.asked), (self.other == End::Tun, self.sent.reverse())]
@@ -77,7 +77,7 @@ pub(crate) enum Want {
 
 /// One way in which it may go on.
 #[derive(Debug, Clone)]
-pub(crate) struct Outcome {
+pub(crate) struct ModelOutcome {
     pub(crate) want: Want,
     /// What the packet must look like.
     pub(crate) after: Option<Packet>,
@@ -88,31 +88,31 @@ pub(crate) struct Outcome {
     /// The conversation that goes on with it.
     pub(crate) keep: Option<usize>,
     /// The conversation that begins with it.
-    pub(crate) open: Option<Flow>,
+    pub(crate) open: Option<ModelFlow>,
 }
 
 /// What one node knows.
 pub(crate) struct Model {
     pub(crate) map: Arc<NetMap>,
     pub(crate) locals: Vec<Ipv4Addr>,
-    pub(crate) flows: Vec<Flow>,
+    pub(crate) flows: Vec<ModelFlow>,
     pieces: Vec<Piece>,
 }
 
-fn ends(verdict: Verdict) -> Vec<Outcome> {
-    vec![Outcome { want: Want::Is(verdict), after: None, other_port: false, forget: None, keep: None, open: None }]
+fn ends(verdict: Verdict) -> Vec<ModelOutcome> {
+    vec![ModelOutcome { want: Want::Is(verdict), after: None, other_port: false, forget: None, keep: None, open: None }]
 }
 
-fn drops(reason: Drop) -> Vec<Outcome> {
+fn drops(reason: Drop) -> Vec<ModelOutcome> {
     ends(Verdict::Drop(reason))
 }
 
-fn refuses(reason: Refuse) -> Vec<Outcome> {
+fn refuses(reason: Refuse) -> Vec<ModelOutcome> {
     ends(Verdict::Refuse(reason))
 }
 
-fn stops() -> Vec<Outcome> {
-    ends(Verdict::Drop(Drop::Malformed)).into_iter().map(|o| Outcome { want: Want::Stopped, ..o }).collect()
+fn stops() -> Vec<ModelOutcome> {
+    ends(Verdict::Drop(Drop::Malformed)).into_iter().map(|o| ModelOutcome { want: Want::Stopped, ..o }).collect()
 }
 
 impl Model {
@@ -121,7 +121,7 @@ impl Model {
     }
 
     /// Says everything that may rightly become of a packet.
-    pub(crate) fn judge(&self, from: End, p: &Packet) -> Vec<Outcome> {
+    pub(crate) fn judge(&self, from: End, p: &Packet) -> Vec<ModelOutcome> {
         if let End::Peer(peer) = from
             && owner(&self.map, p.tuple.source).is_none_or(|o| o.peer != Some(peer))
         {
@@ -139,7 +139,7 @@ impl Model {
         let flow = &self.flows[index];
         if flow.revision != self.map.revision && !self.stands(flow) {
             let gone = if onward { self.lost(flow) } else { stops() };
-            let gone = gone.into_iter().map(|o| Outcome { forget: Some(index), ..o });
+            let gone = gone.into_iter().map(|o| ModelOutcome { forget: Some(index), ..o });
             return gone.chain(self.fresh(from, p, Some(index))).collect();
         }
         let mut all = self.pass(index, onward, p);
@@ -152,13 +152,13 @@ impl Model {
     }
 
     /// Says whether a packet answers what the kernel of this node was seen to ask.
-    pub(crate) fn answers(&self, from: End, p: &Packet, chosen: &Outcome) -> bool {
+    pub(crate) fn answers(&self, from: End, p: &Packet, chosen: &ModelOutcome) -> bool {
         let flow = chosen.keep.and_then(|index| self.flows.get(index));
         flow.is_some_and(|f| f.first == End::Tun && f.other == from && f.sent.reverse() == p.tuple && !f.resumed)
     }
 
     /// Remembers what the engine did.
-    pub(crate) fn settle(&mut self, from: End, p: &Packet, chosen: &Outcome, verdict: Verdict) {
+    pub(crate) fn settle(&mut self, from: End, p: &Packet, chosen: &ModelOutcome, verdict: Verdict) {
         if let Some(index) = chosen.keep {
             self.flows[index].revision = self.map.revision;
             self.flows[index].ended |= p.flags().is_some_and(|f| f & (FIN | RST) != 0);
@@ -169,11 +169,11 @@ impl Model {
         if let Some(flow) = &chosen.open {
             // What may not go on holds no place that a new conversation needs.
             let needed = flow.keys();
-            let is_free = |f: &Flow| !f.keys().iter().any(|key| needed.contains(key)) || self.goes_on(f);
+            let is_free = |f: &ModelFlow| !f.keys().iter().any(|key| needed.contains(key)) || self.goes_on(f);
             let kept: Vec<bool> = self.flows.iter().map(is_free).collect();
             let mut kept = kept.into_iter();
             self.flows.retain(|_| kept.next() == Some(true));
-            self.flows.push(Flow { resumed: !opens(p), ..flow.clone() });
+            self.flows.push(ModelFlow { resumed: !opens(p), ..flow.clone() });
         }
         let to = match verdict {
             Verdict::Forward(peer) => Some(End::Peer(peer)),
@@ -197,19 +197,19 @@ impl Model {
     }
 
     /// Says whether a conversation may go on: it was allowed by the map in force, or is now.
-    fn goes_on(&self, f: &Flow) -> bool {
+    fn goes_on(&self, f: &ModelFlow) -> bool {
         f.revision == self.map.revision || self.stands(f)
     }
 
     /// Returns the mesh address and port of the called end. Behind a VIP it is whatever address a pod of this node has.
-    fn goal(&self, f: &Flow) -> (Ipv4Addr, u16) {
+    fn goal(&self, f: &ModelFlow) -> (Ipv4Addr, u16) {
         let is_here = f.first == End::Tun && f.other == End::Tun && f.service.is_some();
         let address = if is_here { self.stands_for(f.sent.destination) } else { None };
         (address.unwrap_or(f.goal.0), f.goal.1)
     }
 
     /// Says whether both ends are where they were.
-    fn reaches(&self, f: &Flow) -> bool {
+    fn reaches(&self, f: &ModelFlow) -> bool {
         let place = |address| owner(&self.map, address).map(|o| o.peer.map_or(End::Tun, End::Peer));
         place(f.caller) == Some(f.first)
             && place(self.goal(f).0) == Some(f.other)
@@ -218,7 +218,7 @@ impl Model {
     }
 
     /// Says whether a conversation may go on under the map in force.
-    fn stands(&self, f: &Flow) -> bool {
+    fn stands(&self, f: &ModelFlow) -> bool {
         self.reaches(f)
             && match &f.service {
                 Some((key, dialled)) => self.map.services.get(key).is_some_and(|service| {
@@ -233,7 +233,7 @@ impl Model {
     }
 
     /// Says why a conversation may not go on, as its opener hears it.
-    fn lost(&self, f: &Flow) -> Vec<Outcome> {
+    fn lost(&self, f: &ModelFlow) -> Vec<ModelOutcome> {
         let mut all = Vec::new();
         if !self.reaches(f) {
             all.extend(refuses(Refuse::BackendGone));
@@ -263,15 +263,15 @@ impl Model {
     }
 
     /// Says what becomes of the next packet of a conversation that may go on.
-    fn pass(&self, index: usize, onward: bool, p: &Packet) -> Vec<Outcome> {
+    fn pass(&self, index: usize, onward: bool, p: &Packet) -> Vec<ModelOutcome> {
         let f = &self.flows[index];
         let (to, t) = if onward { (f.other, f.sent) } else { (f.first, f.asked.reverse()) };
         let all = self.emit(if onward { f.first } else { f.other }, to, p, p.between(t));
-        all.into_iter().map(|o| Outcome { keep: Some(index), ..o }).collect()
+        all.into_iter().map(|o| ModelOutcome { keep: Some(index), ..o }).collect()
     }
 
     /// Says what leaves, where it fits.
-    fn emit(&self, from: End, to: End, before: &Packet, mut after: Packet) -> Vec<Outcome> {
+    fn emit(&self, from: End, to: End, before: &Packet, mut after: Packet) -> Vec<ModelOutcome> {
         let mut all = ends(Verdict::Deliver);
         // Both ends may be narrower than the middle, so a segment's size is bounded on both ways.
         let mut mtu = if let End::Peer(peer) = from { self.mtu(peer) } else { OWN_MTU };
@@ -291,7 +291,7 @@ impl Model {
         {
             *mss = (*mss).min((mtu - 40) as u16);
         }
-        all.into_iter().map(|o| Outcome { after: Some(after.clone()), ..o }).collect()
+        all.into_iter().map(|o| ModelOutcome { after: Some(after.clone()), ..o }).collect()
     }
 
     /// Returns the largest packet that may go to a peer.
@@ -300,7 +300,7 @@ impl Model {
         peer.map_or(OWN_MTU, |p| usize::from(p.mtu).clamp(576, OWN_MTU))
     }
 
-    fn later(&self, from: End, p: &Packet) -> Vec<Outcome> {
+    fn later(&self, from: End, p: &Packet) -> Vec<ModelOutcome> {
         let mut unmatched = drops(Drop::FragmentUnmatched);
         if from == End::Tun && self.stands_for(p.tuple.source).is_none() {
             unmatched.extend(drops(Drop::SpoofedSource));
@@ -319,7 +319,7 @@ impl Model {
     }
 
     /// An error passes only if it quotes a packet that a live conversation sent to where the error comes from.
-    fn error(&self, from: End, p: &Packet, quote: &Packet, len: usize) -> Vec<Outcome> {
+    fn error(&self, from: End, p: &Packet, quote: &Packet, len: usize) -> Vec<ModelOutcome> {
         let Body::Error { kind, code, extra, .. } = p.body else {
             return stops();
         };
@@ -338,7 +338,7 @@ impl Model {
         };
         let flow = &self.flows[index];
         if flow.revision != self.map.revision && !self.stands(flow) {
-            return stops().into_iter().map(|o| Outcome { forget: Some(index), ..o }).collect();
+            return stops().into_iter().map(|o| ModelOutcome { forget: Some(index), ..o }).collect();
         }
         let (to, quoted) = if onward { (flow.other, flow.sent.reverse()) } else { (flow.first, flow.asked) };
         let mut t = FiveTuple { source: p.tuple.source, destination: quoted.source, ..p.tuple };
@@ -385,7 +385,7 @@ impl Model {
 }
 
 /// Returns the address that the quoted packet's sender shows to where an error comes from.
-fn flow_end(flow: &Flow, onward: bool) -> Ipv4Addr {
+fn flow_end(flow: &ModelFlow, onward: bool) -> Ipv4Addr {
     if onward { flow.asked.destination } else { flow.sent.source }
 }
 
@@ -396,15 +396,15 @@ fn shift(address: Ipv4Addr, from: Ipv4Addr, to: Ipv4Addr) -> Ipv4Addr {
 /// Packets that belong to no conversation: the first of one, or strays.
 impl Model {
     /// Says what becomes of a packet that belongs to no conversation but perhaps to `instead_of` one.
-    fn fresh(&self, from: End, p: &Packet, instead_of: Option<usize>) -> Vec<Outcome> {
+    fn fresh(&self, from: End, p: &Packet, instead_of: Option<usize>) -> Vec<ModelOutcome> {
         let all = match from {
             End::Tun => self.outbound(p, instead_of),
             End::Peer(_) => self.inbound(from, p),
         };
-        all.into_iter().map(|o| Outcome { forget: instead_of, ..o }).collect()
+        all.into_iter().map(|o| ModelOutcome { forget: instead_of, ..o }).collect()
     }
 
-    fn outbound(&self, p: &Packet, instead_of: Option<usize>) -> Vec<Outcome> {
+    fn outbound(&self, p: &Packet, instead_of: Option<usize>) -> Vec<ModelOutcome> {
         let t = p.tuple;
         let Some(caller) = self.stands_for(t.source) else {
             let mut all = drops(Drop::SpoofedSource);
@@ -448,12 +448,12 @@ impl Model {
         }
     }
 
-    fn to_service(&self, p: &Packet, caller: Ipv4Addr, instead_of: Option<usize>) -> Vec<Outcome> {
+    fn to_service(&self, p: &Packet, caller: Ipv4Addr, instead_of: Option<usize>) -> Vec<ModelOutcome> {
         let t = p.tuple;
         // A connection whose backend nobody remembers never gets a second one.
         let lost = || refuses(Refuse::BackendGone);
         let middle = if opens(p) { Vec::new() } else { lost() };
-        let with = |mut all: Vec<Outcome>| {
+        let with = |mut all: Vec<ModelOutcome>| {
             all.extend(middle.clone());
             all
         };
@@ -488,7 +488,7 @@ impl Model {
         }
     }
 
-    fn inbound(&self, from: End, p: &Packet) -> Vec<Outcome> {
+    fn inbound(&self, from: End, p: &Packet) -> Vec<ModelOutcome> {
         let t = p.tuple;
         let Some(here) = self.real(t.destination) else {
             let mut all = drops(Drop::NotHere);
@@ -530,15 +530,15 @@ impl Model {
         p: &Packet,
         other: End,
         sent: FiveTuple,
-    ) -> Vec<Outcome> {
+    ) -> Vec<ModelOutcome> {
         let mut all = Vec::new();
         if p.flags().is_some() && may(&self.map, caller, &Goal::Address(called.0, p.tuple.protocol, called.1)) {
-            let flow = Flow {
+            let flow = ModelFlow {
                 ended: p.flags().is_some_and(|f| f & (FIN | RST) != 0),
                 ..self.flow(first, asked, other, sent, caller, called, None)
             };
             let emitted = self.emit(other, first, p, p.between(asked.reverse()));
-            all.extend(emitted.into_iter().map(|o| Outcome { open: Some(flow.clone()), ..o }));
+            all.extend(emitted.into_iter().map(|o| ModelOutcome { open: Some(flow.clone()), ..o }));
         } else {
             all.extend(unknown());
         }
@@ -553,7 +553,7 @@ impl Model {
         goal: (Ipv4Addr, u16),
         service: Option<(ServiceKey, u16)>,
         instead_of: Option<usize>,
-    ) -> Vec<Outcome> {
+    ) -> Vec<ModelOutcome> {
         let Some(there) = owner(&self.map, goal.0) else {
             return refuses(Refuse::NoRoute);
         };
@@ -574,7 +574,7 @@ impl Model {
             return drops(Drop::NoSourcePort);
         }
         let all = self.begin(p, End::Tun, t, other, sent, caller, goal, service);
-        all.into_iter().map(|o| Outcome { other_port, ..o }).collect()
+        all.into_iter().map(|o| ModelOutcome { other_port, ..o }).collect()
     }
 
     #[expect(clippy::too_many_arguments, reason = "a conversation has that many sides")]
@@ -588,10 +588,10 @@ impl Model {
         caller: Ipv4Addr,
         goal: (Ipv4Addr, u16),
         service: Option<(ServiceKey, u16)>,
-    ) -> Vec<Outcome> {
+    ) -> Vec<ModelOutcome> {
         let flow = self.flow(first, asked, other, sent, caller, goal, service);
         let all = self.emit(first, other, p, p.between(sent)).into_iter();
-        all.map(|o| Outcome { open: o.after.is_some().then(|| flow.clone()), ..o }).collect()
+        all.map(|o| ModelOutcome { open: o.after.is_some().then(|| flow.clone()), ..o }).collect()
     }
 
     #[expect(clippy::too_many_arguments, reason = "a conversation has that many sides")]
@@ -604,8 +604,8 @@ impl Model {
         caller: Ipv4Addr,
         goal: (Ipv4Addr, u16),
         service: Option<(ServiceKey, u16)>,
-    ) -> Flow {
-        Flow {
+    ) -> ModelFlow {
+        ModelFlow {
             first,
             asked,
             other,
@@ -629,7 +629,7 @@ impl Model {
 }
 
 /// What is neither known nor permitted is refused.
-fn unknown() -> Vec<Outcome> {
+fn unknown() -> Vec<ModelOutcome> {
     refuses(Refuse::Denied)
 }
 

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use mesh_proto::base::id::{NodeId, NodeName, ServiceKey, SiteName};
 use mesh_proto::model::netmap::NetMap;
-use mesh_proto::model::rules::{Source, Target};
+use mesh_proto::model::rules::{RuleTarget, Source};
 
 /// What is called.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub(crate) enum Goal<'a> {
 
 /// Who carries an address.
 #[derive(Debug, Clone)]
-pub(crate) struct Owner<'a> {
+pub(crate) struct ModelOwner<'a> {
     /// The peer, or nothing if it is this node.
     pub(crate) peer: Option<NodeId>,
     name: &'a NodeName,
@@ -29,11 +29,11 @@ pub(crate) struct Owner<'a> {
 }
 
 /// Returns who carries an address.
-pub(crate) fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Owner<'_>> {
+pub(crate) fn owner(map: &NetMap, address: Ipv4Addr) -> Option<ModelOwner<'_>> {
     let own = &map.node;
     if own.address.0 == address || own.blocks.iter().any(|b| b.flat.contains(&address)) {
         let is_node = own.address.0 == address;
-        return Some(Owner {
+        return Some(ModelOwner {
             peer: None,
             name: &own.name,
             site: &own.site,
@@ -44,7 +44,7 @@ pub(crate) fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Owner<'_>> {
     let carries =
         |p: &mesh_proto::model::netmap::Peer| p.address.0 == address || p.blocks.iter().any(|b| b.contains(&address));
     let (name, p) = map.peers.iter().find(|(_, p)| carries(p))?;
-    Some(Owner {
+    Some(ModelOwner {
         peer: Some(p.id),
         name,
         site: &p.site,
@@ -77,20 +77,20 @@ fn is(map: &NetMap, address: Ipv4Addr, source: &Source) -> bool {
     }
 }
 
-fn covers(map: &NetMap, target: &Target, goal: &Goal<'_>) -> bool {
+fn covers(map: &NetMap, target: &RuleTarget, goal: &Goal<'_>) -> bool {
     match (target, goal) {
-        (Target::Any, _) => true,
-        (Target::Service(key), Goal::Port(called, _)) => key == *called,
-        (Target::Port(key, port), Goal::Port(called, dialled)) => key == *called && port == dialled,
-        (Target::Host(_) | Target::Site(_), Goal::Port(..)) => false,
-        (Target::Host(name), Goal::Address(address, ..)) => {
+        (RuleTarget::Any, _) => true,
+        (RuleTarget::Service(key), Goal::Port(called, _)) => key == *called,
+        (RuleTarget::Port(key, port), Goal::Port(called, dialled)) => key == *called && port == dialled,
+        (RuleTarget::Host(_) | RuleTarget::Site(_), Goal::Port(..)) => false,
+        (RuleTarget::Host(name), Goal::Address(address, ..)) => {
             owner(map, *address).is_some_and(|o| o.is_node && o.name == name)
         }
-        (Target::Site(site), Goal::Address(address, ..)) => owner(map, *address).is_some_and(|o| o.site == site),
-        (Target::Service(key), Goal::Address(address, protocol, port)) => {
+        (RuleTarget::Site(site), Goal::Address(address, ..)) => owner(map, *address).is_some_and(|o| o.site == site),
+        (RuleTarget::Service(key), Goal::Address(address, protocol, port)) => {
             backed(map, key, None, *address, *protocol, *port)
         }
-        (Target::Port(key, dialled), Goal::Address(address, protocol, port)) => {
+        (RuleTarget::Port(key, dialled), Goal::Address(address, protocol, port)) => {
             backed(map, key, Some(*dialled), *address, *protocol, *port)
         }
     }

@@ -4,20 +4,20 @@ use std::net::Ipv4Addr;
 
 use mesh_proto::packet::{ICMP, TCP, UDP};
 
-use crate::generate::{Dice, LOCALS, Node, World};
+use crate::generate::{Dice, LOCALS, ModelNode, ModelWorld};
 use crate::packet::{ACK, Body, FIN, PSH, Packet, RST, SYN, tuple};
 
 const GRE: u8 = 47;
 
 /// Makes packets.
 #[derive(Debug)]
-pub(crate) struct Traffic {
+pub(crate) struct ModelTraffic {
     pub(crate) dice: Dice,
     /// The identification of the last packet.
     id: u16,
 }
 
-impl Traffic {
+impl ModelTraffic {
     pub(crate) fn new(dice: Dice) -> Self {
         Self { dice, id: 0 }
     }
@@ -28,7 +28,7 @@ impl Traffic {
     }
 
     /// A packet that something behind a node sends to begin a conversation, or pretends to be in one.
-    pub(crate) fn outbound(&mut self, world: &World, from: &Node) -> Packet {
+    pub(crate) fn outbound(&mut self, world: &ModelWorld, from: &ModelNode) -> Packet {
         let pods = from.pods();
         let source = match self.dice.below(20) {
             0..=10 if !pods.is_empty() => self.dice.pick(&pods).0,
@@ -50,7 +50,7 @@ impl Traffic {
     }
 
     /// A packet that a peer's tunnel carries though no engine sent it.
-    pub(crate) fn inbound(&mut self, world: &World, here: &Node, from: &Node) -> Packet {
+    pub(crate) fn inbound(&mut self, world: &ModelWorld, here: &ModelNode, from: &ModelNode) -> Packet {
         let pods = from.pods();
         let source = match self.dice.below(10) {
             0..=4 if !pods.is_empty() => self.dice.pick(&pods).1,
@@ -67,7 +67,7 @@ impl Traffic {
     }
 
     /// An error that a peer sends about a packet it may never have received.
-    pub(crate) fn hearsay(&mut self, from: &Node, about: &Packet) -> Packet {
+    pub(crate) fn hearsay(&mut self, from: &ModelNode, about: &Packet) -> Packet {
         let pods = from.pods();
         let source = if pods.is_empty() || self.dice.chance(50) { from.address } else { self.dice.pick(&pods).1 };
         let mut error = self.about(about.clone(), source, about.tuple.source);
@@ -76,7 +76,7 @@ impl Traffic {
     }
 
     /// The answer to a packet that was delivered, or an error about it.
-    pub(crate) fn answer(&mut self, world: &World, here: &Node, to: &Packet) -> Packet {
+    pub(crate) fn answer(&mut self, world: &ModelWorld, here: &ModelNode, to: &Packet) -> Packet {
         if self.dice.chance(12) {
             return self.error(world, here, to);
         }
@@ -134,7 +134,7 @@ impl Traffic {
         }
     }
 
-    fn error(&mut self, world: &World, here: &Node, about: &Packet) -> Packet {
+    fn error(&mut self, world: &ModelWorld, here: &ModelNode, about: &Packet) -> Packet {
         let mut quote = about.clone();
         if matches!(quote.body, Body::Tcp { .. } | Body::Udp { .. }) && self.dice.chance(15) {
             quote.tuple.source_port ^= 1;
@@ -211,7 +211,7 @@ impl Traffic {
         packet
     }
 
-    fn target(&mut self, world: &World, here: &Node) -> Ipv4Addr {
+    fn target(&mut self, world: &ModelWorld, here: &ModelNode) -> Ipv4Addr {
         let node = self.dice.pick(&world.nodes);
         let pods = node.pods();
         let own = here.pods();
@@ -233,7 +233,7 @@ impl Traffic {
         }
     }
 
-    fn spoofed(&mut self, world: &World, here: &Node) -> Ipv4Addr {
+    fn spoofed(&mut self, world: &ModelWorld, here: &ModelNode) -> Ipv4Addr {
         let others: Vec<_> = world.nodes.iter().filter(|n| n.id != here.id).collect();
         let other = others.get(self.dice.below(others.len()));
         let pods = other.map(|n| n.pods()).unwrap_or_default();

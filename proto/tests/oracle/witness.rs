@@ -6,11 +6,11 @@ use mesh_proto::base::addr::is_forbidden;
 use mesh_proto::dataplane::verdict::{Refuse, Verdict};
 use mesh_proto::packet::{ICMP, TCP, verify};
 
-use crate::model::{End, Model, Outcome, Want};
+use crate::model::{End, Model, ModelOutcome, Want};
 use crate::packet::{ACK, Body, FIN, Packet, RST, SYN, line, tuple};
 
 /// Returns the outcome as it happened, if the engine's verdict and bytes fit it.
-pub(crate) fn fits(model: &Model, want: &Outcome, verdict: Verdict, bytes: &[u8]) -> Option<Outcome> {
+pub(crate) fn fits(model: &Model, want: &ModelOutcome, verdict: Verdict, bytes: &[u8]) -> Option<ModelOutcome> {
     let right = match want.want {
         Want::Is(wanted) => wanted == verdict,
         Want::Stopped => matches!(verdict, Verdict::Refuse(_) | Verdict::Drop(_)),
@@ -140,8 +140,8 @@ pub(crate) fn answer(
 }
 
 /// Returns what the oracle would have had.
-pub(crate) fn wishes(wants: &[Outcome]) -> String {
-    let show = |o: &Outcome| {
+pub(crate) fn wishes(wants: &[ModelOutcome]) -> String {
+    let show = |o: &ModelOutcome| {
         let after = o.after.as_ref().map(|p| format!("{} {}", line(p), hex(&p.bytes()))).unwrap_or_default();
         format!("  {:?} {}{after}", o.want, if o.other_port { "(another port) " } else { "" })
     };

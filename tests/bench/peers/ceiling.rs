@@ -8,9 +8,9 @@ use mesh_tests::daemon::Process;
 use super::tools::{command, dress, program};
 use crate::ground::{A, B, Ground};
 use crate::programs::Programs;
-use crate::system::{Running, System};
+use crate::system::{RunningSystem, System};
 
-pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<Running> {
+pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<RunningSystem> {
     let exe = program(programs, "ceiling")?;
     let end = |namespace, interface: &str, own, peer, address| {
         let words = command(&exe, &[interface, &format!("{own}:5555"), &format!("{peer}:5555")]);
@@ -19,5 +19,5 @@ pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<Running> 
         Ok::<_, io::Error>(process)
     };
     let processes = [end(&ground.a, "ca", A, B, "10.98.0.1/24")?, end(&ground.b, "cb", B, A, "10.98.0.2/24")?];
-    Ok(Running::pair(System::Ceiling, ground, processes, Ipv4Addr::new(10, 98, 0, 2)))
+    Ok(RunningSystem::pair(System::Ceiling, ground, processes, Ipv4Addr::new(10, 98, 0, 2)))
 }

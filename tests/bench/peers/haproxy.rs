@@ -12,7 +12,7 @@ use mesh_tests::daemon::{Process, wait_until};
 use super::tools::{STARTING, command, program};
 use crate::ground::{B, Ground};
 use crate::programs::Programs;
-use crate::system::{BULK_PORT, PONG_PORT, Running, System};
+use crate::system::{BULK_PORT, PONG_PORT, RunningSystem, System};
 
 /// The ports that lead to iperf3's and to ping-pong's.
 const WAYS: [(u16, u16); 2] = [(9000, BULK_PORT), (9001, PONG_PORT)];
@@ -25,7 +25,7 @@ defaults
  timeout server 60s
 ";
 
-pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<Running> {
+pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<RunningSystem> {
     let (exe, openssl) = (program(programs, "haproxy")?, program(programs, "openssl")?);
     let folder = ground.folder().to_owned();
     certify(&openssl, &folder)?;
@@ -51,7 +51,7 @@ pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<Running> 
         Err(io::Error::other(format!("haproxy does not start: {}", process.tail(5))))
     };
     let processes = [end(&ground.a, "a", &a)?, end(&ground.b, "b", &b)?];
-    let mut running = Running::pair(System::Haproxy, ground, processes, Ipv4Addr::LOCALHOST);
+    let mut running = RunningSystem::pair(System::Haproxy, ground, processes, Ipv4Addr::LOCALHOST);
     for way in &mut running.ways {
         (way.bulk, way.pong) = (WAYS[0].0, WAYS[1].0);
     }

@@ -12,10 +12,10 @@ use std::io;
 use crate::ground::{B, Ground};
 use crate::load;
 use crate::programs::Programs;
-use crate::system::{Running, System, Way};
+use crate::system::{DialTarget, RunningSystem, System};
 
 /// Starts a system between fresh namespaces, and waits until it carries packets.
-pub(crate) fn start(system: System, programs: &Programs, lanes: u16) -> io::Result<Running> {
+pub(crate) fn start(system: System, programs: &Programs, lanes: u16) -> io::Result<RunningSystem> {
     let ground = Ground::new()?;
     let running = match system {
         System::Ours => ours::start(system, ground, programs.ours(), lanes)?,
@@ -26,7 +26,7 @@ pub(crate) fn start(system: System, programs: &Programs, lanes: u16) -> io::Resu
         System::Ceiling => ceiling::start(ground, programs)?,
         System::Nebula => nebula::start(ground, programs)?,
         System::Haproxy => haproxy::start(ground, programs)?,
-        System::Veth => Running::new(vec![Way::plain(system, &ground, B, None)], (), ground),
+        System::Veth => RunningSystem::new(vec![DialTarget::plain(system, &ground, B, None)], (), ground),
     };
     for way in &running.ways {
         load::await_answer(way)?;

@@ -10,9 +10,9 @@ use mesh_tests::daemon::Process;
 use super::tools::{command, program};
 use crate::ground::Ground;
 use crate::programs::Programs;
-use crate::system::{Running, System};
+use crate::system::{RunningSystem, System};
 
-pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<Running> {
+pub(crate) fn start(ground: Ground, programs: &Programs) -> io::Result<RunningSystem> {
     let (exe, cert) = (program(programs, "nebula")?, program(programs, "nebula-cert")?);
     let folder = ground.folder().display().to_string();
     let sign = |words: &[&str]| {
@@ -45,5 +45,5 @@ firewall:
         Process::start(namespace, start, &ground.folder().join(format!("{name}.log")))
     };
     let processes = [end(&ground.a, "a", 1, 2)?, end(&ground.b, "b", 2, 1)?];
-    Ok(Running::pair(System::Nebula, ground, processes, Ipv4Addr::new(10, 97, 0, 2)))
+    Ok(RunningSystem::pair(System::Nebula, ground, processes, Ipv4Addr::new(10, 97, 0, 2)))
 }

@@ -18,7 +18,7 @@ use super::tools::STARTING;
 use crate::figures::{PLAIN_ROW, PODS_ROW, VIP_ROW};
 use crate::ground::{A, Ground, PODS};
 use crate::plan::Metric;
-use crate::system::{BULK_PORT, PONG_PORT, Running, System, Way};
+use crate::system::{BULK_PORT, DialTarget, PONG_PORT, RunningSystem, System};
 
 const SERVICES: &str = r#"version = 1
 
@@ -57,7 +57,7 @@ to = ["inpod"]
 "#;
 
 /// The daemons. Fields are dropped in order.
-pub(crate) struct Mesh {
+pub(crate) struct OurMesh {
     a: Daemon,
     b: Daemon,
     coordinator: Daemon,
@@ -65,13 +65,13 @@ pub(crate) struct Mesh {
 }
 
 /// Starts it and waits until node a knows both services.
-pub(crate) fn start(system: System, ground: Ground, binaries: &Binaries, lanes: u16) -> io::Result<Running> {
+pub(crate) fn start(system: System, ground: Ground, binaries: &Binaries, lanes: u16) -> io::Result<RunningSystem> {
     let pods = [Ground::pod(&ground.a)?, Ground::pod(&ground.b)?];
     let home = |name: &str| {
         let folder = ground.folder().join(name);
         std::fs::create_dir(&folder).map(|()| folder)
     };
-    let mesh = Mesh {
+    let mesh = OurMesh {
         a: Daemon::meshd("a", &ground.a, &home("a")?, binaries),
         b: Daemon::meshd("b", &ground.b, &home("b")?, binaries),
         coordinator: Daemon::coordinator(&ground.a, &home("coordinator")?, binaries),
@@ -83,22 +83,22 @@ pub(crate) fn start(system: System, ground: Ground, binaries: &Binaries, lanes: 
     })?;
     let carriers = mesh.a.id().zip(mesh.b.id());
     let [caller, server] = pods;
-    let node = |name: &str, address, columns| Way {
+    let node = |name: &str, address, columns| DialTarget {
         name: name.replace(PLAIN_ROW, &system.to_string()),
         columns,
-        ..Way::plain(system, &ground, address, carriers)
+        ..DialTarget::plain(system, &ground, address, carriers)
     };
-    let plain = Way::plain(system, &ground, plain, carriers);
+    let plain = DialTarget::plain(system, &ground, plain, carriers);
     let vip = node(VIP_ROW, onhost, &VIP_COLUMNS);
-    let pods = Way { from: caller, at: server, ..node(PODS_ROW, inpod, &POD_COLUMNS) };
-    Ok(Running::new(vec![plain, vip, pods], mesh, ground))
+    let pods = DialTarget { from: caller, at: server, ..node(PODS_ROW, inpod, &POD_COLUMNS) };
+    Ok(RunningSystem::new(vec![plain, vip, pods], mesh, ground))
 }
 
 const VIP_COLUMNS: [Metric; 4] = [Metric::Tcp1, Metric::TripP50, Metric::TripP99, Metric::Connects];
 const POD_COLUMNS: [Metric; 6] =
     [Metric::Tcp1, Metric::Tcp4, Metric::Udp1200, Metric::TripP50, Metric::TripP99, Metric::Connects];
 
-impl Mesh {
+impl OurMesh {
     /// Returns the VIPs of both services and b's own address.
     fn run(&self, lanes: u16) -> io::Result<(Ipv4Addr, Ipv4Addr, Ipv4Addr)> {
         write_coordinator(&self.coordinator, A.into(), SERVICES)?;

@@ -13,7 +13,7 @@ use mesh_tests::undo::{self, Leftover, Ticket};
 use super::tools::{STARTING, command, dress, program, tool};
 use crate::ground::{A, B, Ground};
 use crate::programs::Programs;
-use crate::system::{Running, System, Way};
+use crate::system::{DialTarget, RunningSystem, System};
 
 /// Where all of them leave the sockets that `wg` speaks to.
 const SOCKETS: &str = "/var/run/wireguard";
@@ -26,7 +26,7 @@ pub(crate) fn start(
     programs: &Programs,
     name: &str,
     words: &[&str],
-) -> io::Result<Running> {
+) -> io::Result<RunningSystem> {
     let (exe, wg) = (program(programs, name)?, program(programs, "wg")?);
     // The sockets' folder is shared by all namespaces, and so the names must be our own.
     let id = std::process::id();
@@ -57,8 +57,9 @@ pub(crate) fn start(
         tool(namespace, &wg, &[&set[..], &peer].concat())?;
         dress(namespace, interface, address, &processes[i])?;
     }
-    let way = Way::plain(system, &ground, Ipv4Addr::new(10, 99, 0, 2), Some((processes[0].id(), processes[1].id())));
-    Ok(Running::new(vec![way], (processes, sockets), ground))
+    let way =
+        DialTarget::plain(system, &ground, Ipv4Addr::new(10, 99, 0, 2), Some((processes[0].id(), processes[1].id())));
+    Ok(RunningSystem::new(vec![way], (processes, sockets), ground))
 }
 
 /// The socket by which `wg` reaches a program; a killed one leaves it behind.

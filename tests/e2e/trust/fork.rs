@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::COORDINATOR_PORT;
@@ -17,7 +17,7 @@ const RULE: (u32, u8) = (50, 200);
 /// How long the news of the log may take: each 5 s, and so does looking at it.
 const TOLD: Duration = Duration::from_secs(30);
 
-fn told(node: &Daemon) -> Option<Told> {
+fn told(node: &Daemon) -> Option<LogPosition> {
     node.status().ok()?.coordinator.log
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 }
 
 /// Starts the coordinator on a copy of its state, makes it write one entry, and lets one node alone hear of it.
-fn show(pair: &Pair, state: &Path, to: &Daemon, other: &Daemon) -> Told {
+fn show(pair: &Pair, state: &Path, to: &Daemon, other: &Daemon) -> LogPosition {
     let live = pair.coordinator.folder.join("state");
     pair.coordinator.kill();
     copy(state, &live);

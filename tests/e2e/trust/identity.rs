@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use mesh_proto::base::id::IdentityKey;
-use mesh_proto::ops::status::Lock;
+use mesh_proto::ops::status::LockStatus;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::token;
 use mesh_tests::traffic;
 use meshd::base::state_dir::State;
-use meshd::keys::node::Keys;
+use meshd::keys::node::NodeKeys;
 
 use crate::probe::{Probe, said, ten};
 use crate::rotate::seen_by;
@@ -23,7 +23,7 @@ fn state(node: &Daemon) -> State {
 
 /// The key that a running node goes by; none while the coordinator does not know it by that.
 fn own(node: &Daemon) -> Option<IdentityKey> {
-    let standing: Lock = serde_json::from_value(node.json(&["lock", "status"]).ok()?).ok()?;
+    let standing: LockStatus = serde_json::from_value(node.json(&["lock", "status"]).ok()?).ok()?;
     Some(standing.identity)
 }
 
@@ -44,7 +44,7 @@ fn changed(node: &Daemon) {
     let after = own(node).unwrap();
     assert_ne!(before, after);
     assert!(told.contains(&format!("from {before} to {after}")), "{told}");
-    assert!(Keys::next(&state(node)).unwrap().is_none());
+    assert!(NodeKeys::next(&state(node)).unwrap().is_none());
 }
 
 pub(crate) fn under_traffic(pair: &Pair) {
@@ -86,7 +86,7 @@ pub(crate) fn killed_half_way(pair: &Pair) {
         ["state/identity.key", "state/identity.next", "former"].map(|name| b.folder.join(name));
     b.kill();
     std::fs::copy(&present, &former).unwrap();
-    let key = Keys::make_next(&state(b)).unwrap().identity();
+    let key = NodeKeys::make_next(&state(b)).unwrap().identity();
     b.start().unwrap();
     let goes_on = || b.status().is_ok() && own(b) == Some(key) && agree(pair);
     assert!(wait_until(STARTING, goes_on), "it was not taken, and is not asked for again");
@@ -143,6 +143,6 @@ pub(crate) fn locked(pair: &Pair) {
     assert!(wait_until(STARTING, || agree(pair)), "it does not hold after a restart");
     let web = pair.vip("web");
     assert!(wait_until(STARTING, || traffic::seen_as(&pair.a.pod, (web, 80)).is_ok()));
-    let standing: Lock = serde_json::from_value(a.json(&["lock", "status"]).unwrap()).unwrap();
+    let standing: LockStatus = serde_json::from_value(a.json(&["lock", "status"]).unwrap()).unwrap();
     assert!(standing.waiting.is_empty() && standing.aged.is_empty(), "{standing:?}");
 }

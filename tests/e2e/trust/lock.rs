@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_proto::ops::status::Lock;
+use mesh_proto::ops::status::LockStatus;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::pair::{Pair, STARTING};
 use mesh_tests::topology::token;
@@ -24,7 +24,7 @@ fn anew(pair: &Pair) {
     said(told.trim());
 }
 
-fn standing(node: &Daemon) -> Lock {
+fn standing(node: &Daemon) -> LockStatus {
     serde_json::from_value(node.json(&["lock", "status"]).unwrap()).unwrap()
 }
 

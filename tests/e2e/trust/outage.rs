@@ -34,7 +34,7 @@ pub(crate) fn nothing_lost(pair: &Pair) {
     assert!(wait_until(FIRST, || traffic::connect(&pair.b.pod, (back, 80)).is_ok()));
     // Of several ports, so that flows of both lanes are among them.
     let pause = PAUSES[usize::from(seconds > 60)];
-    let from = |side: &mesh_tests::pair::Side, vip| {
+    let from = |side: &mesh_tests::pair::PairSide, vip| {
         (0..4).map(|_| Probe::udp_every(pause, &side.pod, (vip, 7)).unwrap()).collect::<Vec<_>>()
     };
     let probes = from(&pair.a, web).into_iter().chain(from(&pair.b, back));

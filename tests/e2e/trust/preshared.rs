@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use mesh_proto::ops::status::Preshared;
+use mesh_proto::ops::status::PresharedStatus;
 use mesh_tests::daemon::{Daemon, wait_until};
 use mesh_tests::netns::Namespace;
-use mesh_tests::pair::{Pair, STARTING, Side};
+use mesh_tests::pair::{Pair, PairSide, STARTING};
 use mesh_tests::traffic;
 
 use crate::probe::{Probe, said};
@@ -32,7 +32,7 @@ fn is_post_quantum(node: &Daemon) -> bool {
 }
 
 /// What a node has stored: the keys, whoever they are shared with.
-fn stored(side: &Side) -> BTreeSet<String> {
+fn stored(side: &PairSide) -> BTreeSet<String> {
     let text = fs::read_to_string(side.node.folder.join("state/preshared.keys")).unwrap_or_default();
     text.lines().filter_map(|line| line.split(' ').nth(1)).map(Into::into).collect()
 }
@@ -129,7 +129,7 @@ pub(crate) fn switched_meanwhile(pair: &Pair) {
         assert!(took <= FIRST, "{took:?}");
         let status = b.status().unwrap();
         assert!(status.warnings.iter().any(|text| text.contains(sentence)), "{:?}", status.warnings);
-        assert_eq!(status.node.unwrap().preshared, Preshared::Waits);
+        assert_eq!(status.node.unwrap().preshared, PresharedStatus::Waits);
         assert!(is_post_quantum(a) != post_quantum && is_post_quantum(b) != post_quantum, "as before");
 
         let probe = |from, service| Probe::udp(from, (pair.vip(service), 7)).unwrap();

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use coordinator::base::state_files::STORE;
-use coordinator::store::{Table, Write, open_embedded};
+use coordinator::store::{StoreTable, Write, open_embedded};
 use mesh_host::identity::Identity;
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::clock::UnixTime;
@@ -65,15 +65,15 @@ pub(crate) fn fill(state_dir: &Path, members: usize) -> io::Result<()> {
         writes.push(Write { table, key, value: Some(value.to_string().into_bytes()) });
     };
     for member in 0..members {
-        write(Table::Nodes, format!("m{member}"), serde_json::to_value(record(member, members)?)?);
+        write(StoreTable::Nodes, format!("m{member}"), serde_json::to_value(record(member, members)?)?);
     }
     let pool = json!({
         "last_node": members, "last_service": 0, "vip": null, "node": address(members), "blocks": {}, "freed": [],
     });
-    write(Table::Meta, "pool".into(), pool);
-    write(Table::Meta, "format".into(), json!(1));
+    write(StoreTable::Meta, "pool".into(), pool);
+    write(StoreTable::Meta, "format".into(), json!(1));
     let file = json!({ "file": "services.toml", "text": Sight::Nobody.services() });
-    write(Table::Services, "accepted".into(), file);
+    write(StoreTable::Services, "accepted".into(), file);
     let mut store = open_embedded(&state_dir.join(STORE)).map_err(io::Error::other)?;
     let before = store.load().map_err(io::Error::other)?.revision;
     store.commit(before, Revision(before.0 + 1), &writes).map_err(io::Error::other)

@@ -8,7 +8,7 @@ use mesh_proto::dataplane::engine::{RESERVED, write_reserved};
 #[path = "../../../meshd/src/psk/frame.rs"]
 mod frame;
 
-use frame::{Frame, MAX_PACKET, Parts, Step};
+use frame::{MAX_PACKET, Parts, PskFrame, PskStep};
 
 /// What FIPS 203 says of ML-KEM-768, and the length of a proof, as in meshd's `agreement/kem.rs`.
 mod kem {
@@ -28,10 +28,10 @@ pub(crate) fn agreement(data: &[u8]) {
         packet[RESERVED..].copy_from_slice(body);
         read(&packet);
     }
-    let step = [Step::Offer, Step::Answer, Step::Confirm, Step::Done][usize::from(kind) % 4];
+    let step = [PskStep::Offer, PskStep::Answer, PskStep::Confirm, PskStep::Done][usize::from(kind) % 4];
     let message: Vec<u8> = rest.iter().copied().chain(0..=255).cycle().take(step.length()).collect();
-    let frames: Vec<Frame> = Frame::all(step, u64::from(kind), &message).collect();
-    assert!(frames.iter().all(|frame| frame.is_offer() == (step == Step::Offer)));
+    let frames: Vec<PskFrame> = PskFrame::all(step, u64::from(kind), &message).collect();
+    assert!(frames.iter().all(|frame| frame.is_offer() == (step == PskStep::Offer)));
     let mut parts = Parts::of(step);
     let mut missing: Vec<usize> = (0..frames.len()).collect();
     let order = rest.iter().take(16).map(|&byte| usize::from(byte) % frames.len());
@@ -47,10 +47,10 @@ pub(crate) fn agreement(data: &[u8]) {
 
 /// Reads a packet, and what is written of it.
 fn read(packet: &[u8]) {
-    let Some(frame) = Frame::read(packet) else { return };
+    let Some(frame) = PskFrame::read(packet) else { return };
     assert_eq!(written(&frame).as_ref(), Some(&frame), "what is read can be written");
     // It is the part that is missing of some message.
-    let others: Vec<Frame> = Frame::all(frame.step, frame.id, &vec![0; frame.step.length()]).collect();
+    let others: Vec<PskFrame> = PskFrame::all(frame.step, frame.id, &vec![0; frame.step.length()]).collect();
     let mut parts = Parts::of(frame.step);
     others.iter().filter(|other| other.part != frame.part).for_each(|other| parts.take(other));
     parts.take(&frame);
@@ -59,10 +59,10 @@ fn read(packet: &[u8]) {
     assert_eq!(whole.get(from..from + frame.bytes.len()), Some(&frame.bytes[..]));
 }
 
-fn written(frame: &Frame) -> Option<Frame> {
+fn written(frame: &PskFrame) -> Option<PskFrame> {
     let mut packet = [0; MAX_PACKET];
     let length = frame.write(own(), peer(), &mut packet);
-    Frame::read(&packet[..length])
+    PskFrame::read(&packet[..length])
 }
 
 fn own() -> Flat {

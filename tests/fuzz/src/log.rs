@@ -4,18 +4,20 @@ use std::collections::BTreeSet;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::IdentityKey;
-use mesh_proto::trust::audit_log::{LogHash, LogHead, LogPage, MAX_EXPELLED, Next, RawEntry, Roll, Told, Witness};
+use mesh_proto::trust::audit_log::{
+    LogHash, LogHead, LogPage, LogPosition, LogWitness, MAX_EXPELLED, Next, RawEntry, Roster,
+};
 
 use super::laws::{again, sum};
 
 /// A roll in the first line and an entry in each other: the chain always fits, and nobody who was expelled comes back.
 pub(crate) fn log(data: &[u8]) {
-    again::<Roll>(data);
+    again::<Roster>(data);
     again::<LogPage>(data);
     let text = String::from_utf8_lossy(data);
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-    let Ok(roll) = serde_json::from_str::<Roll>(first) else { return };
-    let mut witness = Witness::default();
+    let Ok(roll) = serde_json::from_str::<Roster>(first) else { return };
+    let mut witness = LogWitness::default();
     witness.begin(roll.clone());
     let mut out = BTreeSet::new();
     holds(&witness, &mut out);
@@ -26,7 +28,7 @@ pub(crate) fn log(data: &[u8]) {
         head = LogHead { seq: head.seq.saturating_add(1), hash: link(&head.hash, body.as_bytes()) };
         entries.push(RawEntry { hash: head.hash, body: body.to_owned() });
     }
-    let told = Told { head, ..roll.told };
+    let told = LogPosition { head, ..roll.told };
     witness.coordinator_says(told, Timestamp::from_millis(1));
     for _ in 0..2 {
         let next = witness.read(&LogPage { told, entries: entries.clone() }, link);
@@ -37,14 +39,14 @@ pub(crate) fn log(data: &[u8]) {
     }
     // Another epoch, in which everybody is a member, whoever was expelled.
     let everybody = out.iter().chain(&roll.members).copied().collect();
-    let again = Told { epoch: told.epoch.saturating_add(1), ..told };
-    witness.begin(Roll { told: again, members: everybody, expelled: BTreeSet::new(), ..roll });
+    let again = LogPosition { epoch: told.epoch.saturating_add(1), ..told };
+    witness.begin(Roster { told: again, members: everybody, expelled: BTreeSet::new(), ..roll });
     holds(&witness, &mut out);
     assert!(witness.alarms().len() <= 32 && (out.is_empty() || !witness.alarms().is_empty()), "nothing is said of it");
 }
 
 /// Who was expelled is, and is no member.
-fn holds(witness: &Witness, out: &mut BTreeSet<IdentityKey>) {
+fn holds(witness: &LogWitness, out: &mut BTreeSet<IdentityKey>) {
     let roll = witness.roll().expect("it has begun");
     assert!(out.is_subset(&roll.expelled), "one that was expelled is forgotten");
     assert!(roll.expelled.is_disjoint(&roll.members), "one that was expelled is a member");

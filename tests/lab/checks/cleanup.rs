@@ -8,9 +8,9 @@ use mesh_tests::snapshot;
 
 use super::tools::{ensure, said};
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
-pub(crate) fn run(lab: Lab) -> Outcome {
+pub(crate) fn run(lab: Lab) -> CheckOutcome {
     let outcome = nodes(&lab);
     let inodes: Vec<u64> = lab.world.namespaces().iter().map(|n| n.inode()).collect();
     let own = std::process::id();
@@ -26,7 +26,7 @@ pub(crate) fn run(lab: Lab) -> Outcome {
 }
 
 /// Ends every node, every other one the hard way, and compares what is left with what was before.
-fn nodes(lab: &Lab) -> Outcome {
+fn nodes(lab: &Lab) -> CheckOutcome {
     let nodes = lab.world.nodes.len();
     let ended: Vec<Result<(), String>> = std::thread::scope(|scope| {
         let hard = [true, false].into_iter().cycle();

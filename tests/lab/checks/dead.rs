@@ -7,13 +7,13 @@ use mesh_tests::boutique::{Role, edges};
 use super::tools::{ensure, ms, said};
 use crate::edges::Edges;
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const SECONDS: u64 = 10;
 /// Tenths of a connection a second on each of the 16 edges: together 200 a second.
 const TENTHS: u64 = 125;
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     ensure(!lab.world.coordinator.running(), || "the coordinator is not dead".into())?;
     let before = Edges::read(&lab.world).await.map_err(said)?;
     let mut storms = JoinSet::new();

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use mesh_tests::boutique::Role;
-use mesh_tests::topology::World;
+use mesh_tests::topology::LabWorld;
 
 use super::tools::{ensure, ms, said, until};
 use crate::edges::{Edges, all_answer};
 use crate::lab::{PAGES, STARTING};
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 /// Calls that every edge must carry.
 const CALLS: u64 = 3;
 /// Pages a second until they have; a checkout is one page of 19.
 const RATE: u64 = 3 * PAGES;
 
-pub(crate) async fn run(world: &World) -> Outcome {
+pub(crate) async fn run(world: &LabWorld) -> CheckOutcome {
     all_answer(world, STARTING).await?;
     let before = Edges::read(world).await.map_err(said)?;
     let load = &world.program(Role::LoadGenerator).control;

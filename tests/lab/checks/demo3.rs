@@ -6,14 +6,14 @@ use mesh_tests::boutique::Role;
 
 use super::tools::{ensure, said, until};
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 /// The VM's own services.toml: the version, and three lines.
 const SERVE: &str = "version = 1\n\n[[serve]]\nservice = \"productcatalogservice\"\nport = 3550\n";
 const CONNECTIONS: u64 = 1000;
 const VM: &str = "productcatalogservice@pc-vm-1";
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let vm = lab.world.node("pc-vm-1");
     std::fs::write(vm.folder.join("services.toml"), SERVE).map_err(said)?;
     let token = lab.world.token("pc-vm-1").map_err(said)?;

@@ -9,14 +9,14 @@ use serde_json::Value;
 use super::tools::{ensure, said, until};
 use crate::edges::Edges;
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const LIMIT: Duration = Duration::from_secs(1);
 const ALLOW: &str = "[[allow]]\nfrom = [\"recommendationservice\"]\nto = [\"productcatalogservice\"]\n";
 /// Who is told of the weight: who carries what it is for, and who may call that.
 const CONCERNED: [&str; 3] = ["c1-n1", "c2-n1", "pc-vm-1"];
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let file = lab.world.services_file();
     let original = std::fs::read_to_string(&file).map_err(said)?;
     let outcome = steps(lab, &original).await;
@@ -32,7 +32,7 @@ pub(crate) async fn run(lab: &Lab) -> Outcome {
     Ok(figure)
 }
 
-async fn steps(lab: &Lab, original: &str) -> Outcome {
+async fn steps(lab: &Lab, original: &str) -> CheckOutcome {
     let frontend = &lab.world.program(Role::Frontend).control;
     let download = {
         let frontend = frontend.clone();
@@ -109,7 +109,7 @@ async fn removal_bites(lab: &Lab, original: &str) -> Result<Duration, String> {
     }
 }
 
-async fn broken_changes_nothing(lab: &Lab, original: &str) -> Outcome {
+async fn broken_changes_nothing(lab: &Lab, original: &str) -> CheckOutcome {
     lab.edit(original)?;
     until(Duration::from_secs(5), async || {
         let caller = &lab.world.program(Role::Recommendation).control;

@@ -4,27 +4,27 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use mesh_tests::boutique::Role;
-use mesh_tests::capture::{Seen, hex_dump};
+use mesh_tests::capture::{Captured, hex_dump};
 use mesh_tests::classify::Class;
-use mesh_tests::topology::World;
+use mesh_tests::topology::LabWorld;
 
 use super::tools::{ensure, said, until};
 use crate::edges::all_answer;
 use crate::lab::{Lab, STARTING};
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const ON_PURPOSE: &[u8] = b"IN CLEAR ON PURPOSE";
 /// Where pods' packets go while no meshd runs.
 const NODE: &str = "c2-n1";
 
 /// Calls into the mesh range while nodes have joined and no meshd has ever run.
-pub(crate) async fn before_start(world: &World) -> std::io::Result<()> {
+pub(crate) async fn before_start(world: &LabWorld) -> std::io::Result<()> {
     knock(world).await;
     Ok(())
 }
 
 /// Calls VIPs by number, names and all; nobody answers, and nothing may be seen.
-async fn knock(world: &World) {
+async fn knock(world: &LabWorld) {
     for role in [Role::Frontend, Role::Checkout, Role::Cart, Role::LoadGenerator] {
         let control = world.program(role).control.clone();
         let how = "n=3&parallel=3&patience=150";
@@ -33,7 +33,7 @@ async fn knock(world: &World) {
     }
 }
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let node = lab.world.node(NODE);
     node.kill();
     knock(&lab.world).await;
@@ -59,7 +59,7 @@ fn on_purpose(bytes: &[u8]) -> bool {
     bytes.windows(ON_PURPOSE.len()).any(|w| w == ON_PURPOSE)
 }
 
-fn verdict(seen: &Seen) -> Outcome {
+fn verdict(seen: &Captured) -> CheckOutcome {
     let leaks: Vec<_> = seen.leaks.iter().filter(|(_, b)| !on_purpose(b)).collect();
     let figure = format!(
         "{} frames: {} WireGuard, {} TLS and TCP with the coordinator, {} ARP and ND, {} ICMP errors about these, {} lost by the capture, {} in clear; the one injected was caught",

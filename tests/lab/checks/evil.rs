@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use mesh_tests::boutique::Role;
-use mesh_tests::evil::{Attacker, Kind, Observer, packet};
+use mesh_tests::evil::{Attacker, Forgery, Observer, packet};
 use mesh_tests::topology::PORT;
 use meshd::base::state_dir::State;
-use meshd::keys::node::Keys;
+use meshd::keys::node::NodeKeys;
 
 use super::tools::{ensure, said, until};
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const VICTIM: &str = "c1-n2";
 /// Lets one thing through, to prove that the attacker's tunnel and the observer work.
@@ -21,14 +21,14 @@ const RULE: &str = "\n[[allow]]\nfrom = [\"host:evil\"]\nto = [\"adservice\"]\n"
 /// may call nothing by it, and what it attacks is not what may call it.
 const KNOWN: &str = "\n[[allow]]\nfrom = [\"emailservice\"]\nto = [\"host:evil\"]\n";
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let original = std::fs::read_to_string(lab.world.services_file()).map_err(said)?;
     let outcome = attack(lab, &original).await;
     lab.edit(&original)?;
     outcome
 }
 
-async fn attack(lab: &Lab, original: &str) -> Outcome {
+async fn attack(lab: &Lab, original: &str) -> CheckOutcome {
     let evil = lab.world.node("evil");
     let victim = lab.world.node(VICTIM);
     lab.edit(&format!("{original}{KNOWN}{RULE}"))?;
@@ -53,7 +53,7 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
 
     let ad = lab.flat(Role::Ad)?;
     until(Duration::from_secs(3), async || {
-        attacker.send(&packet(Kind::Syn, own.address.0, ad, Role::Ad.listens())).map_err(said)?;
+        attacker.send(&packet(Forgery::Syn, own.address.0, ad, Role::Ad.listens())).map_err(said)?;
         ensure(found() > 0, || "not even a permitted packet is observed".into())
     })
     .await?;
@@ -98,7 +98,7 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
     let mut sent = 0u64;
     for from in sources {
         for (to, port) in targets {
-            for kind in Kind::ALL {
+            for kind in Forgery::ALL {
                 attacker.send(&packet(kind, from, to, port)).map_err(said)?;
                 sent += 1;
             }
@@ -116,7 +116,7 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
     let counted = counted?;
     Ok(format!(
         "{sent} packets of {} kinds from {} sources to {} targets: 0 came through, {counted} refused or dropped with a reason",
-        Kind::ALL.len(),
+        Forgery::ALL.len(),
         sources.len(),
         targets.len()
     ))
@@ -125,7 +125,7 @@ async fn attack(lab: &Lab, original: &str) -> Outcome {
 fn connect(lab: &Lab) -> Result<(Attacker, mesh_proto::model::netmap::NetMap), String> {
     let evil = lab.world.node("evil");
     let state = State::open(&evil.folder.join("state")).map_err(said)?;
-    let keys = Keys::load_or_make(&state).map_err(said)?;
+    let keys = NodeKeys::load_or_make(&state).map_err(said)?;
     let map = state.netmap().ok_or("the attacker has no map")?;
     let victim = map.peers.iter().find(|(name, _)| name.as_str() == VICTIM);
     let victim = victim.map(|(_, peer)| peer).ok_or("the attacker does not know the victim")?;

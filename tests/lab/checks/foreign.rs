@@ -8,7 +8,7 @@ use mesh_tests::topology::BRIDGE;
 
 use super::tools::{ensure, said, until};
 use crate::lab::{Lab, STARTING};
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const NODE: &str = "c1-n2";
 /// The EKS VPC CNI's priority.
@@ -19,7 +19,7 @@ const SEARCHED: Duration = Duration::from_secs(13);
 /// A table of others.
 const TABLE: u8 = 2;
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let node = &lab.world.node(NODE).namespace;
     let outcome = one_by_one(lab).await;
     node.forget_routing(PRIORITY, TABLE).map_err(said)?;
@@ -28,7 +28,7 @@ pub(crate) async fn run(lab: &Lab) -> Outcome {
     Ok(figure)
 }
 
-async fn one_by_one(lab: &Lab) -> Outcome {
+async fn one_by_one(lab: &Lab) -> CheckOutcome {
     let node = &lab.world.node(NODE).namespace;
     let gateway = lab.world.network.ip(1, 1);
     let everything = "0.0.0.0/0".parse().map_err(said)?;
@@ -53,7 +53,7 @@ async fn one_by_one(lab: &Lab) -> Outcome {
 }
 
 /// Tries calls into and out of the node's pods; if they fail, a warning must name the thing and a command.
-async fn works_or_tells(lab: &Lab, what: &str, words: &[&str]) -> Outcome {
+async fn works_or_tells(lab: &Lab, what: &str, words: &[&str]) -> CheckOutcome {
     let Err(broken) = reaches(lab, Duration::from_millis(1500)).await else {
         return Ok(format!("{what}: works"));
     };

@@ -1,15 +1,15 @@
 //! `one-port`: with only lane 0's port open between two clusters, no connection is lost.
 
 use mesh_tests::boutique::Role;
-use mesh_tests::topology::{PORT, World};
+use mesh_tests::topology::{LabWorld, PORT};
 
 use super::tools::{ensure, ms, said, until};
 use crate::lab::{LANES, STARTING};
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const CONNECTIONS: u64 = 300;
 
-pub(crate) async fn run(world: &World) -> Outcome {
+pub(crate) async fn run(world: &LabWorld) -> CheckOutcome {
     world.network.router.block_udp(PORT + 1, PORT + 64).map_err(said)?;
     let (caller, callee) = (world.program(Role::Frontend), Role::Currency);
     let vip = crate::lab::service(world, caller.node, callee)?.vip.to_string();

@@ -7,13 +7,13 @@ use mesh_tests::boutique::{Role, Series};
 
 use super::tools::{ensure, said, until};
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const CALLS: u64 = 50;
 /// The shop itself never calls the frontend from the checkout.
 const RULE: &str = "\n[[allow]]\nfrom = [\"checkoutservice\"]\nto = [\"frontend\"]\n";
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let file = lab.world.services_file();
     let original = std::fs::read_to_string(&file).map_err(said)?;
     lab.edit(&format!("{original}{RULE}"))?;
@@ -22,7 +22,7 @@ pub(crate) async fn run(lab: &Lab) -> Outcome {
     outcome
 }
 
-async fn both_ways(lab: &Lab) -> Outcome {
+async fn both_ways(lab: &Lab) -> CheckOutcome {
     let (a, b) = (lab.world.program(Role::Frontend), lab.world.program(Role::Checkout));
     ensure(a.pod == b.pod && a.pod.is_some(), || "the pods' addresses differ".into())?;
     until(Duration::from_secs(5), async || {

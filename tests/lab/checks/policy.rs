@@ -4,12 +4,12 @@ use mesh_tests::boutique::Role;
 
 use super::tools::{ensure, ms, said};
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 /// The longest that a refusal may take.
 const LIMIT_US: u64 = 50_000;
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     let ad = lab.world.program(Role::Ad);
     let (mut slowest, mut attempts) = (0, 0);
     for callee in [Role::Cart, Role::Redis, Role::Payment] {

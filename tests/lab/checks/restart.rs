@@ -7,14 +7,14 @@ use mesh_tests::boutique::{Role, Series};
 
 use super::tools::{ensure, said};
 use crate::lab::Lab;
-use crate::report::Outcome;
+use crate::report::CheckOutcome;
 
 const LIMIT: Duration = Duration::from_secs(1);
 const MEGABYTES: u64 = 40;
 /// Megabytes a second, so that the download outlasts both restarts.
 const RATE: u64 = 10;
 
-pub(crate) async fn run(lab: &Lab) -> Outcome {
+pub(crate) async fn run(lab: &Lab) -> CheckOutcome {
     ensure(!lab.world.coordinator.running(), || "the coordinator is not dead".into())?;
     let (caller, callee) = (lab.world.program(Role::Frontend), Role::Currency);
     let vip = lab.service(caller.node, callee)?.vip;

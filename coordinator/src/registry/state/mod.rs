@@ -13,7 +13,7 @@ use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, MeshName, NodeName};
 use mesh_proto::model::netmap::Mesh;
 use mesh_proto::services::Services;
-use mesh_proto::world::allocate::Owner;
+use mesh_proto::world::allocate::BlockOwner;
 use mesh_proto::world::{NodeRecord, World};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ use super::log::Ends;
 use coordinators::CoordinatorRecord;
 use keys::Revoked;
 use oidc::{PushedKeys, SpentTokens};
-use tokens::Tokens;
+use tokens::TokenRecords;
 
 /// One state of the mesh. Copies are cheap: the parts are shared until one is altered.
 #[derive(Clone)]
@@ -29,7 +29,7 @@ pub(super) struct State {
     /// What the planner reads.
     pub(super) world: Arc<World>,
     /// Join tokens by their public half.
-    pub(super) tokens: Arc<Tokens>,
+    pub(super) tokens: Arc<TokenRecords>,
     /// Identities that are never admitted again.
     pub(super) revoked: Arc<BTreeMap<IdentityKey, Revoked>>,
     /// The name that the mesh has in force, so that it has it still when a file lost it; older stores have none.
@@ -66,9 +66,9 @@ impl State {
         };
         let NodeRecord { id, address, .. } = *record;
         let pool = Arc::make_mut(&mut world.pool);
-        pool.free(Ipv4Net::from(address.0), Owner::Node(id), now);
+        pool.free(Ipv4Net::from(address.0), BlockOwner::Node(id), now);
         for block in &record.blocks {
-            pool.free(block.flat, Owner::Block(id, block.real), now);
+            pool.free(block.flat, BlockOwner::Block(id, block.real), now);
         }
     }
 }

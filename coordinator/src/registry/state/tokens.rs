@@ -54,4 +54,4 @@ pub(crate) fn hash(secret: &TokenSecret) -> String {
 }
 
 /// Tokens by their public half.
-pub(crate) type Tokens = BTreeMap<String, TokenRecord>;
+pub(crate) type TokenRecords = BTreeMap<String, TokenRecord>;

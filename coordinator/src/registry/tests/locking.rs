@@ -104,7 +104,7 @@ fn who_waits_is_in_nobodys_map_and_backs_nothing_until_the_signature_comes() {
     let key = Identity::generate().unwrap();
     begin(&mut registry, &key).unwrap();
     enter(&mut registry, 2, "n2");
-    let chart = |registry: &Registry| mesh_proto::plan::Chart::new(registry.world());
+    let chart = |registry: &Registry| mesh_proto::plan::PlanIndex::new(registry.world());
     let backends = |registry: &Registry| chart(registry).all_services().map(|(_, s)| s.backends.len()).sum::<usize>();
     assert_eq!(backends(&registry), 0);
     assert!(mesh_proto::plan::warnings(&registry.world())[0].contains("meshd lock sign n2"));
@@ -155,7 +155,7 @@ fn only_the_locks_key_replaces_or_ends_it_and_none_comes_back() {
     // A node that was away all the time follows by what the map tells.
     let lock = registry.world().mesh.lock.clone().unwrap();
     let mesh = registry.world().mesh.name.clone();
-    assert_eq!(mesh_proto::trust::network_lock::follow(Some(key.public()), Some(&lock), &mesh, verify), Ok(None));
+    assert_eq!(mesh_proto::trust::network_lock::lock_after(Some(key.public()), Some(&lock), &mesh, verify), Ok(None));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::storing::Shared;
 use super::*;
 use crate::registry::log::Ends;
-use crate::store::Table;
+use crate::store::StoreTable;
 
 fn texts(registry: &Registry) -> Vec<String> {
     let all = registry.log(0).unwrap();
@@ -53,7 +53,7 @@ fn an_altered_missing_or_added_entry_is_noticed_at_the_start() {
         token(&mut registry, number, "dc");
     }
     let revision = registry.world().revision;
-    let good = store.scan(Table::Log, "", 10).unwrap();
+    let good = store.scan(StoreTable::Log, "", 10).unwrap();
     let key = |n: usize| good[n].0.clone();
     let spoil = |n: usize| {
         let text = String::from_utf8(good[n].1.clone()).unwrap();
@@ -71,7 +71,7 @@ fn an_altered_missing_or_added_entry_is_noticed_at_the_start() {
     let mut writer = store.clone();
     for (key, value, part) in cases {
         let old = good.iter().find(|(k, _)| *k == key).map(|(_, value)| value.clone());
-        let put = |value| [Write { table: Table::Log, key: key.clone(), value }];
+        let put = |value| [Write { table: StoreTable::Log, key: key.clone(), value }];
         writer.commit(revision, revision, &put(value)).unwrap();
         let error = Registry::open(Box::new(store.clone()), setup()).err().unwrap().to_string();
         assert!(error.contains(part) && error.contains("restore"), "{error}");
@@ -90,7 +90,7 @@ fn a_compacted_log_verifies_and_is_bounded() {
         writes.extend(ends.compact(&store, 10).unwrap());
         store.commit(Revision(revision), Revision(revision + 1), &writes).unwrap();
         ends.verify(&store).unwrap();
-        let kept = store.scan(Table::Log, "", 100).unwrap();
+        let kept = store.scan(StoreTable::Log, "", 100).unwrap();
         assert!(kept.len() <= 11, "{}", kept.len());
         assert!(kept.iter().all(|(_, value)| value.len() < 1300));
     }
@@ -127,7 +127,7 @@ fn a_store_from_before_the_log_is_taken_over() {
     let mut registry = Registry::open(Box::new(store.clone()), setup()).unwrap();
     file(&mut registry, FILE).unwrap();
     let mut writer = store.clone();
-    let forget = [(Table::Log, "0000000000000001"), (Table::Meta, "log")];
+    let forget = [(StoreTable::Log, "0000000000000001"), (StoreTable::Meta, "log")];
     let forget = forget.map(|(table, key)| Write { table, key: key.into(), value: None });
     writer.commit(Revision(1), Revision(1), &forget).unwrap();
     let mut registry = Registry::open(Box::new(store.clone()), setup()).unwrap();

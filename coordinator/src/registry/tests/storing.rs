@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::store::{Table, open_embedded};
+use crate::store::{StoreTable, open_embedded};
 
 /// A store that two registries share, and whose commits can be made to fail.
 #[derive(Clone, Default)]
@@ -30,7 +30,7 @@ impl Store for Shared {
         self.0.lock().unwrap().0.load()
     }
 
-    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         self.0.lock().unwrap().0.scan(table, from, limit)
     }
 
@@ -211,7 +211,7 @@ fn only_what_changed_is_written() {
     report(&mut registry, 1, moved).unwrap();
     let writes = codec::differences(&before, &registry.state).unwrap();
     let places: Vec<_> = writes.iter().map(|write| (write.table, &*write.key)).collect();
-    assert_eq!(places, [(Table::Nodes, "n1")]);
+    assert_eq!(places, [(StoreTable::Nodes, "n1")]);
 }
 
 #[test]
@@ -219,10 +219,10 @@ fn a_store_that_is_not_understood_is_an_error_with_advice() {
     let put = |table, key: &str, value: &str| Write { table, key: key.into(), value: Some(value.into()) };
     let accepted = r#"{"file":"services.toml","text":"what is this"}"#;
     let cases = [
-        (put(Table::Nodes, "n1", "{"), "nodes/n1 does not read"),
-        (put(Table::Vips, "a.b.c", "{}"), "vips/a.b.c does not read"),
-        (put(Table::Meta, "format", "2"), "its format is 2"),
-        (put(Table::Services, "accepted", accepted), "`what is this` is not understood"),
+        (put(StoreTable::Nodes, "n1", "{"), "nodes/n1 does not read"),
+        (put(StoreTable::Vips, "a.b.c", "{}"), "vips/a.b.c does not read"),
+        (put(StoreTable::Meta, "format", "2"), "its format is 2"),
+        (put(StoreTable::Services, "accepted", accepted), "`what is this` is not understood"),
     ];
     for (write, part) in cases {
         let mut store = Memory::new();
@@ -273,7 +273,7 @@ fn members_keep_the_name_of_their_mesh_whatever_files_say() {
     assert_refused(renamed, ErrorCode::Services, &["boutique", "cannot become shop", "revoke all nodes first"]);
     drop(registry);
     // The file `name` of the state directory got lost.
-    let lost = || Setup { name: "mesh".parse().unwrap(), ..setup() };
+    let lost = || RegistrySetup { name: "mesh".parse().unwrap(), ..setup() };
     let mut registry = Registry::open(Box::new(store.clone()), lost()).unwrap();
     assert_eq!(name(&registry), "boutique");
     file(&mut registry, &format!("{FILE}\nsite new")).unwrap();

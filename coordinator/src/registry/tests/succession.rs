@@ -5,7 +5,7 @@ use mesh_host::identity::verify;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::plan::plan;
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, leads};
-use mesh_proto::trust::network_lock::{Member, Subject};
+use mesh_proto::trust::network_lock::{LockedMember, Subject};
 use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::Renewal;
 
@@ -300,7 +300,7 @@ fn the_locks_signature_reaches_as_far_as_the_lineage_and_is_renewed_by_then() {
     let signed = |registry: &Registry, key: &Identity| {
         let world = registry.world();
         let subject = Subject::Identity(key.public());
-        let member = Member { subject, ..world.nodes[&name()].member(&name()).unwrap() };
+        let member = LockedMember { subject, ..world.nodes[&name()].member(&name()).unwrap() };
         lock.sign(&member.message(&world.mesh.name))
     };
     let signatures = [(name(), signed(&registry, &present))].into();

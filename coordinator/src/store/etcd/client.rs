@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 
 use super::message::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
 use super::message::{WatchRequest, WatchResponse};
-use super::options::{Options, User};
+use super::options::{EtcdOptions, User};
 use crate::store::StoreError;
 
 /// How long a connection may take to be set up.
@@ -100,7 +100,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Prepares the way; needs a runtime, and connects when the first call is made.
-    pub(super) fn new(options: &Options) -> Result<Self, StoreError> {
+    pub(super) fn new(options: &EtcdOptions) -> Result<Self, StoreError> {
         let tls = options.tls()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let mut members = Vec::new();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::client::{CallError, TXN};
 use super::message::{Request, RequestOp, TxnRequest, TxnResponse, delete, op, put, read, unaltered};
 use super::session::{Cache, Session, ended, record_name};
-use crate::store::{StoreError, Table, Write};
+use crate::store::{StoreError, StoreTable, Write};
 
 /// Most operations on one level of a transaction: three levels of them are within etcd's 128.
 pub(super) const LEVEL: usize = 40;
@@ -41,16 +41,16 @@ impl Session {
             let answer: TxnResponse = match self.client.call(TXN, &request).await {
                 Ok(answer) => answer,
                 Err(error @ CallError::Refused { .. }) => return Err(error.explain("write", self.client.tls)),
-                Err(lost) => match self.settle(&lost, expected, &mark, deadline).await? {
-                    Outcome::Written(at) => {
+                Err(lost) => match self.find_out(&lost, expected, &mark, deadline).await? {
+                    CommitFate::Written(at) => {
                         self.enter(cache, at, next, &mark, writes);
                         return Ok(());
                     }
-                    Outcome::NotWritten(guard) => {
+                    CommitFate::NotWritten(guard) => {
                         cache.guard = guard;
                         continue;
                     }
-                    Outcome::Overtaken(found) => return Err(StoreError::Conflict { expected, found }),
+                    CommitFate::Overtaken(found) => return Err(StoreError::Conflict { expected, found }),
                 },
             };
             if answer.succeeded {
@@ -72,7 +72,7 @@ impl Session {
 
     /// Enters our own commit into the cache: nobody else can have committed in between.
     pub(super) fn enter(&self, cache: &mut Cache, at: i64, next: Revision, mark: &[u8], writes: &[Write]) {
-        for write in writes.iter().filter(|write| write.table != Table::Log) {
+        for write in writes.iter().filter(|write| write.table != StoreTable::Log) {
             let key = record_name(write.table, &write.key);
             match &write.value {
                 Some(value) => drop(cache.keys.insert(key, value.clone())),
@@ -107,13 +107,13 @@ impl Session {
     }
 
     /// Finds out what became of a commit without an answer, and makes sure that it stays so.
-    pub(super) async fn settle(
+    pub(super) async fn find_out(
         &self,
         lost: &CallError,
         expected: Revision,
         mark: &[u8],
         deadline: Instant,
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<CommitFate, StoreError> {
         tracing::warn!(?lost, "a commit has no answer; looking whether it was taken");
         let unknown = || StoreError::Unknown { detail: lost.clone().explain("write", self.client.tls).to_string() };
         let look =
@@ -122,14 +122,14 @@ impl Session {
             let asked: Result<TxnResponse, _> = self.ask(TXN, &look, deadline).await;
             let Ok(found) = asked else { break };
             if let Some(ours) = found.found(1).filter(|ours| ours.value == mark) {
-                return Ok(Outcome::Written(ours.mod_revision));
+                return Ok(CommitFate::Written(ours.mod_revision));
             }
             let (revision, guard) = match found.found(0) {
                 Some(found) => self.revision_of(found)?,
                 None => (Revision(0), 0),
             };
             if revision != expected {
-                return Ok(Outcome::Overtaken(revision));
+                return Ok(CommitFate::Overtaken(revision));
             }
             // It may still be on its way. Once the guard is altered it comes too late.
             let fence = TxnRequest {
@@ -141,7 +141,7 @@ impl Session {
             if let Ok(fenced) = fenced
                 && fenced.succeeded
             {
-                return Ok(Outcome::NotWritten(fenced.revision()));
+                return Ok(CommitFate::NotWritten(fenced.revision()));
             }
         }
         let error = unknown();
@@ -151,7 +151,7 @@ impl Session {
 }
 
 /// What became of a commit without an answer.
-pub(super) enum Outcome {
+pub(super) enum CommitFate {
     /// It happened, at this revision of etcd.
     Written(i64),
     /// It did not and will not; this is when the guard was altered.

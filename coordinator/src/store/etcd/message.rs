@@ -6,7 +6,7 @@ use prost::{Message, Oneof};
 
 /// What every answer begins with.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Header {
+pub(super) struct ResponseHeader {
     /// The revision of all of etcd when the request was carried out.
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
@@ -49,7 +49,7 @@ pub(super) struct RangeRequest {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RangeResponse {
     #[prost(message, optional, tag = "1")]
-    pub(super) header: Option<Header>,
+    pub(super) header: Option<ResponseHeader>,
     #[prost(message, repeated, tag = "2")]
     pub(super) kvs: Vec<KeyValue>,
     /// Whether there are more than `limit`.
@@ -127,7 +127,7 @@ pub(super) struct TxnRequest {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct TxnResponse {
     #[prost(message, optional, tag = "1")]
-    pub(super) header: Option<Header>,
+    pub(super) header: Option<ResponseHeader>,
     #[prost(bool, tag = "2")]
     pub(super) succeeded: bool,
     #[prost(message, repeated, tag = "3")]

@@ -32,10 +32,10 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Records, Seen, Store, StoreError, Table, Write};
+use super::{Records, Store, StoreError, StoreState, StoreTable, Write};
 use client::Client;
 use message::{KeyValue, RangeRequest};
-pub use options::Options;
+pub use options::EtcdOptions;
 use session::{Cache, Session, ended};
 
 /// The store in etcd.
@@ -67,7 +67,7 @@ impl Etcd {
     ///
     /// # Errors
     /// If no member answers, one is too old, or user, password or certificates are not accepted.
-    pub fn open(options: &Options, prefix: &str, writer: &str) -> Result<Self, StoreError> {
+    pub fn open(options: &EtcdOptions, prefix: &str, writer: &str) -> Result<Self, StoreError> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).thread_name("etcd").enable_all().build();
         let runtime = runtime.map_err(|error| StoreError::Etcd {
@@ -81,7 +81,7 @@ impl Etcd {
             Client::new(options)?
         };
         let prefix = options.prefix.as_deref().unwrap_or(prefix).trim_end_matches('/').to_owned();
-        let seen = watch::Sender::new(Seen::default());
+        let seen = watch::Sender::new(StoreState::default());
         let session = Arc::new(Session { client, prefix, writer: writer.to_owned(), seen });
         let etcd = Self { runtime: Some(runtime), session, cache: Arc::default() };
         let session = Arc::clone(&etcd.session);
@@ -119,7 +119,7 @@ impl Store for Etcd {
         })
     }
 
-    fn scan(&self, table: Table, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, table: StoreTable, from: &str, limit: usize) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let first = self.session.record_key(table, "");
         let request = RangeRequest {
             key: format!("{first}{from}").into(),
@@ -145,7 +145,7 @@ impl Store for Etcd {
         })
     }
 
-    fn follow(&self) -> Option<watch::Receiver<Seen>> {
+    fn follow(&self) -> Option<watch::Receiver<StoreState>> {
         Some(self.session.seen.subscribe())
     }
 

@@ -21,7 +21,7 @@ const MAX_FILE: u64 = 1024 * 1024;
 
 /// Where etcd is and how one speaks to it. It holds the names of files, never what is in them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct EtcdOptions {
     /// The members, as `host:port`.
     pub endpoints: Vec<String>,
     /// Whether to speak TLS (`etcds://`).
@@ -46,7 +46,7 @@ pub(super) struct User {
     pub(super) password: Zeroizing<String>,
 }
 
-impl Options {
+impl EtcdOptions {
     /// Reads `etcd://HOST:PORT,…` or `etcds://…`, with or without `/PREFIX` behind.
     ///
     /// # Errors
@@ -173,20 +173,20 @@ mod tests {
 
     #[test]
     fn members_ports_and_the_prefix_are_read() {
-        let read = Options::parse("etcd://10.0.0.1,etcd-2:1234,[2001:db8::1]:9/mesh/a/").unwrap();
+        let read = EtcdOptions::parse("etcd://10.0.0.1,etcd-2:1234,[2001:db8::1]:9/mesh/a/").unwrap();
         assert_eq!(read.endpoints, ["10.0.0.1:2379", "etcd-2:1234", "[2001:db8::1]:9"]);
         assert_eq!((read.tls, read.prefix.as_deref()), (false, Some("/mesh/a")));
         assert_eq!(read.shown("/mesh/a"), "etcd://10.0.0.1:2379,etcd-2:1234,[2001:db8::1]:9/mesh/a");
-        let read = Options::parse("etcds://[2001:db8::1]").unwrap();
+        let read = EtcdOptions::parse("etcds://[2001:db8::1]").unwrap();
         assert_eq!((read.endpoints.as_slice(), read.tls), (["[2001:db8::1]:2379".to_owned()].as_slice(), true));
         for bad in ["etcd://", "etcd://a b", "etcd://a,,b", "etcd://a:0", "http://a"] {
-            assert!(Options::parse(bad).unwrap_err().contains("etcds://"), "{bad}");
+            assert!(EtcdOptions::parse(bad).unwrap_err().contains("etcds://"), "{bad}");
         }
     }
 
     #[test]
     fn a_password_in_the_address_is_refused_and_not_repeated() {
-        let error = Options::parse("etcd://root:hunter2@10.0.0.1").unwrap_err();
+        let error = EtcdOptions::parse("etcd://root:hunter2@10.0.0.1").unwrap_err();
         assert!(error.contains("password_file") && !error.contains("hunter2"), "{error}");
     }
 
@@ -195,7 +195,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
         fs::write(&file, "hunter2\n").unwrap();
-        let options = Options { user: Some("mesh".into()), password_file: Some(file.clone()), ..Options::default() };
+        let options =
+            EtcdOptions { user: Some("mesh".into()), password_file: Some(file.clone()), ..EtcdOptions::default() };
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         let error = options.user().err().unwrap().to_string();
         assert!(error.contains("chmod 600") && !error.contains("hunter2"), "{error}");

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::client::{CallError, Client, RANGE};
 use super::message::{KeyValue, RangeRequest, RangeResponse};
-use crate::store::{Records, Seen, StoreError, Table};
+use crate::store::{Records, StoreError, StoreState, StoreTable};
 
 /// How long a read or a commit goes on trying. A new leader is elected in less.
 pub(super) const PATIENCE: Duration = Duration::from_secs(6);
@@ -25,7 +25,7 @@ const OLDEST: [(u32, u32, u32); 2] = [(3, 4, 22), (3, 5, 14)];
 
 /// What `PREFIX/mesh/revision` holds.
 #[derive(Serialize, Deserialize)]
-struct Guard {
+struct RevisionRecord {
     revision: u64,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Session {
     pub(super) prefix: String,
     /// Where the marks of our commits go.
     pub(super) writer: String,
-    pub(super) seen: watch::Sender<Seen>,
+    pub(super) seen: watch::Sender<StoreState>,
 }
 
 impl Session {
@@ -57,18 +57,18 @@ impl Session {
     }
 
     /// Returns the key of a record.
-    pub(super) fn record_key(&self, table: Table, key: &str) -> String {
+    pub(super) fn record_key(&self, table: StoreTable, key: &str) -> String {
         match table {
-            Table::Log => self.key(&format!("log/{key}")),
-            Table::Meta
-            | Table::Services
-            | Table::Nodes
-            | Table::Vips
-            | Table::Tokens
-            | Table::Revoked
-            | Table::Trust
-            | Table::Spent
-            | Table::Coordinators => self.key(&format!("mesh/{}", record_name(table, key))),
+            StoreTable::Log => self.key(&format!("log/{key}")),
+            StoreTable::Meta
+            | StoreTable::Services
+            | StoreTable::Nodes
+            | StoreTable::Vips
+            | StoreTable::Tokens
+            | StoreTable::Revoked
+            | StoreTable::Trust
+            | StoreTable::Spent
+            | StoreTable::Coordinators => self.key(&format!("mesh/{}", record_name(table, key))),
         }
     }
 
@@ -160,7 +160,7 @@ impl Session {
 
     /// Reads the guard: the mesh's revision, and when it was written.
     pub(super) fn revision_of(&self, found: &KeyValue) -> Result<(Revision, i64), StoreError> {
-        let guard: Guard = serde_json::from_slice(&found.value)
+        let guard: RevisionRecord = serde_json::from_slice(&found.value)
             .map_err(|error| self.broken(error.to_string(), "restore the mesh from a backup".into()))?;
         Ok((Revision(guard.revision), found.mod_revision))
     }
@@ -264,7 +264,7 @@ impl Session {
         for (key, value) in &cache.keys {
             let Some(rest) = key.strip_prefix("record/") else { continue };
             let place = rest.split_once('/').and_then(|(table, key)| {
-                let table = Table::ALL.into_iter().find(|known| known.name() == table)?;
+                let table = StoreTable::ALL.into_iter().find(|known| known.name() == table)?;
                 Some((table, key.to_owned()))
             });
             // A table that a newer version added is left alone.
@@ -276,7 +276,7 @@ impl Session {
 }
 
 /// Returns where a record lies below `PREFIX/mesh`.
-pub(super) fn record_name(table: Table, key: &str) -> String {
+pub(super) fn record_name(table: StoreTable, key: &str) -> String {
     format!("record/{}/{key}", table.name())
 }
 

@@ -7,7 +7,7 @@ mod secured;
 use std::time::Duration;
 
 use super::client::{CallError, TXN};
-use super::commit::{LEVEL, Outcome, nested};
+use super::commit::{CommitFate, LEVEL, nested};
 use super::message::{Request, RequestOp, TxnResponse, delete};
 use super::session::{PATIENCE, check_version};
 use super::*;
@@ -18,7 +18,7 @@ fn open(cluster: &Cluster, writer: &str) -> Etcd {
     Etcd::open(&cluster.options(), "/mesh/test", writer).unwrap()
 }
 
-fn put(table: Table, key: &str, value: &str) -> Write {
+fn put(table: StoreTable, key: &str, value: &str) -> Write {
     Write { table, key: key.into(), value: Some(value.into()) }
 }
 
@@ -51,14 +51,14 @@ fn two_writers_see_each_others_commits_and_only_one_wins() {
     let Some(cluster) = Cluster::start(1) else { return };
     let (mut one, mut two) = (open(&cluster, "one"), open(&cluster, "two"));
     let told = two.follow().unwrap();
-    commit(&mut one, 0, &[put(Table::Nodes, "a", "1"), put(Table::Nodes, "b", "1")]).unwrap();
+    commit(&mut one, 0, &[put(StoreTable::Nodes, "a", "1"), put(StoreTable::Nodes, "b", "1")]).unwrap();
     eventually("the watch tells of a commit", || told.borrow().revision == Revision(1));
-    let refused = commit(&mut two, 0, &[put(Table::Nodes, "a", "2")]);
+    let refused = commit(&mut two, 0, &[put(StoreTable::Nodes, "a", "2")]);
     assert!(matches!(refused, Err(StoreError::Conflict { found: Revision(1), .. })), "{refused:?}");
     assert_eq!(two.newest().unwrap(), Some(Revision(1)));
     assert_eq!(two.load().unwrap(), one.load().unwrap());
-    let gone = Write { table: Table::Nodes, key: "a".into(), value: None };
-    commit(&mut two, 1, &[gone, put(Table::Vips, "v", "2")]).unwrap();
+    let gone = Write { table: StoreTable::Nodes, key: "a".into(), value: None };
+    commit(&mut two, 1, &[gone, put(StoreTable::Vips, "v", "2")]).unwrap();
     let seen = one.load().unwrap();
     let left: Vec<_> = seen.records.keys().map(|(_, key)| key.as_str()).collect();
     assert_eq!((left.as_slice(), seen.revision), (["b", "v"].as_slice(), Revision(2)));
@@ -69,7 +69,7 @@ fn two_writers_see_each_others_commits_and_only_one_wins() {
 fn a_commit_of_thousands_of_records_is_one_transaction_and_a_larger_one_is_refused_whole() {
     let Some(cluster) = Cluster::start(1) else { return };
     let (mut one, two) = (open(&cluster, "one"), open(&cluster, "two"));
-    let many = |value: &str| (0..5000).map(|i| put(Table::Nodes, &format!("n{i:05}"), value)).collect::<Vec<_>>();
+    let many = |value: &str| (0..5000).map(|i| put(StoreTable::Nodes, &format!("n{i:05}"), value)).collect::<Vec<_>>();
     let began = std::time::Instant::now();
     commit(&mut one, 0, &many("1")).unwrap();
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -80,7 +80,7 @@ fn a_commit_of_thousands_of_records_is_one_transaction_and_a_larger_one_is_refus
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
     assert!(error.to_string().contains("--max-request-bytes"), "{error}");
     assert_eq!(two.load().unwrap(), whole, "nothing of it was written");
-    commit(&mut one, 1, &[put(Table::Meta, "a", "1")]).unwrap();
+    commit(&mut one, 1, &[put(StoreTable::Meta, "a", "1")]).unwrap();
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn nesting_keeps_every_operation_in_order_and_every_level_small() {
 fn a_lost_answer_is_looked_for_whether_or_not_the_commit_happened() {
     let Some(cluster) = Cluster::start(1) else { return };
     let mut one = open(&cluster, "one");
-    commit(&mut one, 0, &[put(Table::Nodes, "a", "1")]).unwrap();
+    commit(&mut one, 0, &[put(StoreTable::Nodes, "a", "1")]).unwrap();
     let session = Arc::clone(&one.session);
     let cache = Arc::clone(&one.cache);
     let lost = CallError::Lost { at: "etcd".into(), detail: "cut".into() };
@@ -117,14 +117,14 @@ fn a_lost_answer_is_looked_for_whether_or_not_the_commit_happened() {
         let request = session.transaction(cache.guard, Revision(2), b"first", &[]);
         let taken: TxnResponse = session.client.call(TXN, &request).await.unwrap();
         assert!(taken.succeeded);
-        let outcome = session.settle(&lost, Revision(1), b"first", soon()).await?;
-        let Outcome::Written(at) = outcome else { panic!("it was written") };
+        let outcome = session.find_out(&lost, Revision(1), b"first", soon()).await?;
+        let CommitFate::Written(at) = outcome else { panic!("it was written") };
         session.enter(&mut cache, at, Revision(2), b"first", &[]);
 
         // It did not happen yet: once that is said, it never will.
         let late = session.transaction(cache.guard, Revision(3), b"second", &[]);
-        let outcome = session.settle(&lost, Revision(2), b"second", soon()).await?;
-        let Outcome::NotWritten(guard) = outcome else { panic!("it was not written") };
+        let outcome = session.find_out(&lost, Revision(2), b"second", soon()).await?;
+        let CommitFate::NotWritten(guard) = outcome else { panic!("it was not written") };
         let answer: TxnResponse = session.client.call(TXN, &late).await.unwrap();
         assert!(!answer.succeeded, "a commit that was declared lost came through");
         cache.guard = guard;
@@ -133,8 +133,8 @@ fn a_lost_answer_is_looked_for_whether_or_not_the_commit_happened() {
         let request = session.transaction(guard, Revision(3), b"another", &[]);
         let other: TxnResponse = session.client.call(TXN, &request).await.unwrap();
         assert!(other.succeeded);
-        let outcome = session.settle(&lost, Revision(2), b"third", soon()).await?;
-        assert!(matches!(outcome, Outcome::Overtaken(Revision(3))));
+        let outcome = session.find_out(&lost, Revision(2), b"third", soon()).await?;
+        assert!(matches!(outcome, CommitFate::Overtaken(Revision(3))));
         Ok(())
     })
     .unwrap();
@@ -142,7 +142,7 @@ fn a_lost_answer_is_looked_for_whether_or_not_the_commit_happened() {
     let refused = commit(&mut one, 2, &[]);
     assert!(matches!(refused, Err(StoreError::Conflict { found: Revision(3), .. })), "{refused:?}");
     one.load().unwrap();
-    commit(&mut one, 3, &[put(Table::Nodes, "b", "1")]).unwrap();
+    commit(&mut one, 3, &[put(StoreTable::Nodes, "b", "1")]).unwrap();
 }
 
 #[test]
@@ -157,12 +157,12 @@ fn a_compaction_costs_neither_the_watch_nor_a_read() {
     let (mut one, two) = (open(&cluster, "one"), open(&cluster, "two"));
     let told = two.follow().unwrap();
     for revision in 0..20 {
-        commit(&mut one, revision, &[put(Table::Nodes, &format!("n{revision}"), "1")]).unwrap();
+        commit(&mut one, revision, &[put(StoreTable::Nodes, &format!("n{revision}"), "1")]).unwrap();
     }
     compact(&one, one_at(&one));
     assert_eq!(two.load().unwrap().records.len(), 20);
     for revision in 20..25 {
-        commit(&mut one, revision, &[put(Table::Nodes, &format!("n{revision}"), "1")]).unwrap();
+        commit(&mut one, revision, &[put(StoreTable::Nodes, &format!("n{revision}"), "1")]).unwrap();
     }
     eventually("the watch goes on", || told.borrow().revision == Revision(25));
     assert_eq!(two.load().unwrap(), one.load().unwrap());
@@ -208,7 +208,7 @@ fn any_member_may_die_or_stand_still_and_no_acknowledged_commit_is_lost() {
             }
             for _ in 0..5 {
                 let began = std::time::Instant::now();
-                commit_in_the_end(&mut one, revision, &put(Table::Nodes, &format!("n{revision}"), "1"));
+                commit_in_the_end(&mut one, revision, &put(StoreTable::Nodes, &format!("n{revision}"), "1"));
                 slowest = slowest.max(began.elapsed());
                 revision += 1;
             }
@@ -254,20 +254,20 @@ fn newest(store: &mut Etcd) -> Option<Revision> {
 fn without_most_members_nothing_is_acknowledged_and_the_error_says_so() {
     let Some(mut cluster) = Cluster::start(3) else { return };
     let mut one = open(&cluster, "one");
-    commit(&mut one, 0, &[put(Table::Nodes, "a", "1")]).unwrap();
+    commit(&mut one, 0, &[put(StoreTable::Nodes, "a", "1")]).unwrap();
     cluster.kill(0);
     cluster.kill(1);
-    let error = commit(&mut one, 1, &[put(Table::Nodes, "b", "1")]).unwrap_err();
+    let error = commit(&mut one, 1, &[put(StoreTable::Nodes, "b", "1")]).unwrap_err();
     assert!(error.to_string().contains("not known whether"), "{error}");
     let told = one.follow().unwrap();
     eventually("the failure is known", || told.borrow().error.is_some());
     let began = std::time::Instant::now();
-    assert!(commit(&mut one, 1, &[put(Table::Nodes, "c", "1")]).is_err());
+    assert!(commit(&mut one, 1, &[put(StoreTable::Nodes, "c", "1")]).is_err());
     assert!(began.elapsed() < PATIENCE, "who comes later waits less: {:?}", began.elapsed());
     cluster.restart(0);
     cluster.restart(1);
     eventually("the recovery is known", || told.borrow().error.is_none());
     let there = one.load().unwrap();
-    commit(&mut one, there.revision.0, &[put(Table::Nodes, "d", "1")]).unwrap();
-    assert!(one.load().unwrap().records.contains_key(&(Table::Nodes, "a".into())));
+    commit(&mut one, there.revision.0, &[put(StoreTable::Nodes, "d", "1")]).unwrap();
+    assert!(one.load().unwrap().records.contains_key(&(StoreTable::Nodes, "a".into())));
 }

@@ -92,7 +92,7 @@ fn a_failed_write_or_sync_acknowledges_nothing_then_or_later() {
             disk.left.store(after, Ordering::Relaxed);
             let mut acked = 0;
             while acked < 25 {
-                match commit(&mut store, acked, &[put(Table::Nodes, &format!("n{acked}"), &value)]) {
+                match commit(&mut store, acked, &[put(StoreTable::Nodes, &format!("n{acked}"), &value)]) {
                     Ok(()) => acked += 1,
                     Err(error) => {
                         assert!(error.is_final(), "{error}");
@@ -105,7 +105,7 @@ fn a_failed_write_or_sync_acknowledges_nothing_then_or_later() {
             disk.left.store(i64::MAX, Ordering::Relaxed);
             if acked < 25 {
                 for from in [acked, acked + 1] {
-                    commit(&mut store, from, &[put(Table::Nodes, "late", "x")]).unwrap_err();
+                    commit(&mut store, from, &[put(StoreTable::Nodes, "late", "x")]).unwrap_err();
                 }
             }
             drop(store);
@@ -124,11 +124,12 @@ fn a_flipped_bit_is_noticed_or_harmless() {
     let mut store = Embedded::over(disk.clone(), Path::new("image")).unwrap();
     for revision in 0..60 {
         let value = format!("{revision}.").repeat(100);
-        let log = put(Table::Log, &format!("{revision:016}"), &value);
-        commit(&mut store, revision, &[put(Table::Nodes, &format!("n{}", revision % 20), &value), log]).unwrap();
+        let log = put(StoreTable::Log, &format!("{revision:016}"), &value);
+        commit(&mut store, revision, &[put(StoreTable::Nodes, &format!("n{}", revision % 20), &value), log]).unwrap();
     }
-    let all =
-        |store: &Embedded| -> Result<_, StoreError> { Ok((store.load()?, store.scan(Table::Log, "", usize::MAX)?)) };
+    let all = |store: &Embedded| -> Result<_, StoreError> {
+        Ok((store.load()?, store.scan(StoreTable::Log, "", usize::MAX)?))
+    };
     let good = all(&store).unwrap();
     // As a crash leaves it, and as a clean end does.
     let crashed = disk.bytes.lock().unwrap().clone();

@@ -7,7 +7,7 @@ use super::power::{Dice, writes};
 use super::*;
 use crate::store::journal::{Journaled, begins, prune, replay};
 
-type Stored = BTreeMap<(Table, String), Vec<u8>>;
+type Stored = BTreeMap<(StoreTable, String), Vec<u8>>;
 
 /// Commits more to a store with a journal, and remembers what is stored at each revision.
 fn advance(store: &mut Journaled<Memory>, model: &mut Vec<Stored>, commits: u64, dice: &mut Dice) {
@@ -91,7 +91,7 @@ fn a_store_that_is_ahead_of_its_journal_begins_a_new_file() {
     drop(store);
     // The disk had the sixth commit, and the journal had not: nobody was told of it.
     let mut next = model[5].clone();
-    next.insert((Table::Nodes, "late".into()), b"x".to_vec());
+    next.insert((StoreTable::Nodes, "late".into()), b"x".to_vec());
     model.push(next);
     let mut store = Journaled::open(memory(&model), &path).unwrap();
     advance(&mut store, &mut model, 5, &mut dice);

@@ -132,16 +132,16 @@ impl Dice {
 }
 
 /// All that is stored, the log included.
-type Stored = BTreeMap<(Table, String), Vec<u8>>;
+type Stored = BTreeMap<(StoreTable, String), Vec<u8>>;
 /// The same at each revision.
 type Model = Vec<Stored>;
 
 /// Makes the writes of the commit that leads to a revision: some new, some replaced, some gone, one log entry;
 /// now and then large ones, so that the file grows.
 pub(super) fn writes(revision: u64, dice: &mut Dice) -> Vec<Write> {
-    let mut writes = vec![put(Table::Log, &format!("{revision:016}"), &format!("entry {revision}"))];
+    let mut writes = vec![put(StoreTable::Log, &format!("{revision:016}"), &format!("entry {revision}"))];
     for _ in 0..1 + dice.below(3) {
-        let table = Table::ALL[usize::try_from(dice.below(6)).unwrap()];
+        let table = StoreTable::ALL[usize::try_from(dice.below(6)).unwrap()];
         let key = format!("k{}", dice.below(12));
         let length = if dice.below(8) == 0 { 6000 } else { 40 + dice.below(400) };
         let value = format!("{revision}.").repeat(usize::try_from(length).unwrap() / 4);
@@ -172,8 +172,8 @@ fn advance(store: &mut Embedded, disk: &Disk, model: &mut Model, dice: &mut Dice
 fn open(disk: &Disk) -> Result<(Embedded, u64, Stored), StoreError> {
     let store = Embedded::over(disk.clone(), Path::new("image"))?;
     let Records { revision, mut records } = store.load()?;
-    let log = store.scan(Table::Log, "", usize::MAX)?;
-    records.extend(log.into_iter().map(|(key, value)| ((Table::Log, key), value)));
+    let log = store.scan(StoreTable::Log, "", usize::MAX)?;
+    records.extend(log.into_iter().map(|(key, value)| ((StoreTable::Log, key), value)));
     Ok((store, revision.0, records))
 }
 

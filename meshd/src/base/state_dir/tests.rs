@@ -69,11 +69,11 @@ fn an_enrolment_is_read_as_it_was_written_and_forgotten() {
     let mode = fs::metadata(state.path(ENROLMENT)).unwrap().mode() & 0o777;
     assert_eq!(mode, 0o600);
 
-    crate::keys::node::Keys::make_next(&state).unwrap();
+    crate::keys::node::NodeKeys::make_next(&state).unwrap();
 
     state.forget().unwrap();
     assert_eq!(state.enrolment().unwrap(), None);
-    assert!(crate::keys::node::Keys::next(&state).unwrap().is_none());
+    assert!(crate::keys::node::NodeKeys::next(&state).unwrap().is_none());
     assert_eq!(state.netmap(), None);
 }
 
@@ -115,13 +115,13 @@ fn a_torn_map_falls_back_to_the_one_before() {
 #[test]
 fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     use crate::control::map_guard;
-    use crate::control::map_guard::Guard;
+    use crate::control::map_guard::MapGuard;
     use crate::control::roll_file;
     use mesh_host::identity::verify;
 
-    use crate::keys::node::Keys;
+    use crate::keys::node::NodeKeys;
     use crate::node::self_record::Author;
-    use mesh_proto::trust::audit_log::Roll;
+    use mesh_proto::trust::audit_log::Roster;
     use mesh_proto::trust::high_water_mark::WentBack;
     use mesh_proto::wire::NodeFacts;
 
@@ -130,17 +130,18 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     state.save_netmap(&netmap(1)).unwrap();
     state.save_netmap(&netmap(2)).unwrap();
     state.save_enrolment(&enrolment()).unwrap();
-    Keys::load_or_make(&state).unwrap();
-    Keys::rotate(&state).unwrap();
-    let keys = Keys::load(&state).unwrap();
+    NodeKeys::load_or_make(&state).unwrap();
+    NodeKeys::rotate(&state).unwrap();
+    let keys = NodeKeys::load(&state).unwrap();
     map_guard::begin(&state, &netmap(2)).unwrap();
     let facts = NodeFacts { mtu: 1420, ..NodeFacts::default() };
     let record = Author::new(&state).sealed(&keys, facts.clone(), 0);
     let active = Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() };
     state.save_activity(&[active]).unwrap();
-    let roll = Roll { members: [keys.identity()].into(), expelled: [IdentityKey([3; 32])].into(), ..Roll::default() };
+    let roll =
+        Roster { members: [keys.identity()].into(), expelled: [IdentityKey([3; 32])].into(), ..Roster::default() };
     roll_file::write(&state, &json(&roll)).unwrap();
-    let told = |keys: &Keys| (keys.tunnel().to_bytes(), keys.lanes(2).former_publics(), keys.identity());
+    let told = |keys: &NodeKeys| (keys.tunnel().to_bytes(), keys.lanes(2).former_publics(), keys.identity());
     let known = told(&keys);
     let (mut noticed, mut flips) = (0, 0);
     let files = [NETMAP, PREVIOUS_NETMAP, ENROLMENT, MARK, ROLL, RECORD, ACTIVITY];
@@ -164,7 +165,7 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
                     (enrolled.as_ref().is_ok_and(|e| *e == Some(enrolment())), enrolled.is_err())
                 }
                 MARK => {
-                    let mut guard = Guard::new(Some(state.clone()));
+                    let mut guard = MapGuard::new(Some(state.clone()));
                     guard.resume(netmap(2).into());
                     let back = guard.hears(Revision(1));
                     let is_held = back == Err(WentBack::Revision { at: Revision(1), seen: Revision(2) });
@@ -183,7 +184,7 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
                 // Only a hint: WireGuard itself says who answers there.
                 ACTIVITY => (state.activity().len() <= 1, false),
                 _ => {
-                    let loaded = Keys::load(&state);
+                    let loaded = NodeKeys::load(&state);
                     (loaded.as_ref().is_ok_and(|k| told(k) == known), loaded.is_err())
                 }
             };
@@ -198,19 +199,19 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
 
 #[test]
 fn what_an_older_version_wrote_without_sums_is_read() {
-    use crate::keys::node::Keys;
+    use crate::keys::node::NodeKeys;
 
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
     state.replace(ENROLMENT, &json(&enrolment())).unwrap();
     assert_eq!(state.enrolment().unwrap(), Some(enrolment()));
-    let keys = Keys::load_or_make(&state).unwrap();
+    let keys = NodeKeys::load_or_make(&state).unwrap();
     for name in [TUNNEL_KEY, IDENTITY_KEY] {
         let text = fs::read_to_string(state.path(name)).unwrap();
         let (key, _) = text.split_once(' ').unwrap();
         state.replace(name, format!("{key}\n").as_bytes()).unwrap();
     }
-    let again = Keys::load_or_make(&state).unwrap();
+    let again = NodeKeys::load_or_make(&state).unwrap();
     assert_eq!((again.tunnel().to_bytes(), again.identity()), (keys.tunnel().to_bytes(), keys.identity()));
 }
 

@@ -3,14 +3,14 @@
 use mesh_host::sums::link;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{Peer, Proof};
-use mesh_proto::trust::audit_log::{LogHead, LogPage, RawEntry, Roll, Told};
+use mesh_proto::trust::audit_log::{LogHead, LogPage, LogPosition, RawEntry, Roster};
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 use mesh_proto::verifier::VerifiedMap;
 
 use super::*;
 use crate::base::files::ROLL;
 use crate::control::log_auditor;
-use crate::control::log_auditor::Auditor;
+use crate::control::log_auditor::LogAuditor;
 use crate::control::roll_file;
 
 const MEMBER: IdentityKey = IdentityKey([1; 32]);
@@ -56,13 +56,13 @@ struct Node {
     server: Server,
     state: State,
     view: watch::Sender<Option<Arc<View>>>,
-    link: watch::Sender<LinkState>,
+    link: watch::Sender<ChannelState>,
     expelled: watch::Sender<Arc<BTreeSet<IdentityKey>>>,
     _dir: tempfile::TempDir,
 }
 
 impl Node {
-    async fn of(roll: Roll, page: LogPage) -> Self {
+    async fn of(roll: Roster, page: LogPage) -> Self {
         let server = Server::start(move |request| match request.path.as_str() {
             "/v1/roll" => ok(&roll),
             "/v1/log" => ok(&page),
@@ -75,14 +75,14 @@ impl Node {
         Self { server, state, view, link, expelled, _dir: dir }
     }
 
-    fn auditor(&self) -> Auditor<Nobody> {
+    fn auditor(&self) -> LogAuditor<Nobody> {
         let dial = self.server.dial(&[self.server.key]);
         let (link, expelled) = (self.link.clone(), self.expelled.clone());
-        Auditor::new(self.state.clone(), dial, self.view.subscribe(), link, expelled, Nobody)
+        LogAuditor::new(self.state.clone(), dial, self.view.subscribe(), link, expelled, Nobody)
     }
 
     /// The coordinator is connected, and says what the last entry is.
-    fn hears(&self, told: Told) {
+    fn hears(&self, told: LogPosition) {
         self.link.send_modify(|link| {
             (link.connected, link.log, link.address) = (true, Some(told), Some(self.server.address.clone()));
         });
@@ -93,9 +93,9 @@ impl Node {
 struct Nobody;
 
 impl LogGossip for Nobody {
-    fn set_told(&self, _: Told) {}
+    fn set_log_position(&self, _: LogPosition) {}
 
-    fn heard(&self) -> Vec<(NodeName, Told)> {
+    fn peer_log_positions(&self) -> Vec<(NodeName, LogPosition)> {
         Vec::new()
     }
 }
@@ -104,10 +104,10 @@ impl LogGossip for Nobody {
 async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not() {
     let mut head = LogHead::default();
     let first = entry(1, &mut head, Some(MEMBER));
-    let roll_at = Told { epoch: 0, head };
-    let roll = Roll { told: roll_at, revision: Revision(1), members: [MEMBER].into(), ..Roll::default() };
+    let roll_at = LogPosition { epoch: 0, head };
+    let roll = Roster { told: roll_at, revision: Revision(1), members: [MEMBER].into(), ..Roster::default() };
     let second = entry(2, &mut head, Some(NEWCOMER));
-    let told = Told { epoch: 0, head };
+    let told = LogPosition { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second] };
     let node = Node::of(roll, page).await;
     let began = mesh_host::clock::now();
@@ -140,12 +140,12 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
 async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remembered() {
     let mut head = LogHead::default();
     let first = entry(1, &mut head, Some(MEMBER));
-    let at_first = Told { epoch: 0, head };
-    let roll = Roll { told: at_first, members: [MEMBER, NEWCOMER].into(), ..Roll::default() };
+    let at_first = LogPosition { epoch: 0, head };
+    let roll = Roster { told: at_first, members: [MEMBER, NEWCOMER].into(), ..Roster::default() };
     let second = entry_of(2, &mut head, "");
-    let at_second = Told { epoch: 0, head };
+    let at_second = LogPosition { epoch: 0, head };
     let third = entry_of(3, &mut head, &format!(r#","expels":["{NEWCOMER}"]"#));
-    let told = Told { epoch: 0, head };
+    let told = LogPosition { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second, third] };
     let node = Node::of(roll, page).await;
     let began = mesh_host::clock::now();
@@ -177,13 +177,13 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
 async fn what_an_older_version_knew_of_the_log_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
-    let roll = Roll { members: [MEMBER].into(), ..Roll::default() };
+    let roll = Roster { members: [MEMBER].into(), ..Roster::default() };
     state.replace(ROLL, &serde_json::to_vec(&roll).unwrap()).unwrap();
     assert_eq!(roll_file::read(&state), Some(roll));
 }
 
 /// The map of a coordinator that shows one more member, in order.
-fn shown(keys: &Keys) -> NetMap {
+fn shown(keys: &NodeKeys) -> NetMap {
     let mut map = netmap(1);
     let facts = NodeFacts { mtu: 1420, guarded: true, sequence: 1, ..NodeFacts::default() };
     let text = facts.text();
@@ -211,7 +211,7 @@ fn shown(keys: &Keys) -> NetMap {
 #[tokio::test]
 async fn an_expelled_peer_leaves_the_map_in_force_at_once_also_without_a_coordinator() {
     let dir = tempfile::tempdir().unwrap();
-    let keys = Keys::load_or_make(&State::open(&dir.path().join("n2")).unwrap()).unwrap();
+    let keys = NodeKeys::load_or_make(&State::open(&dir.path().join("n2")).unwrap()).unwrap();
     for stays in [true, false] {
         let line = serde_json::to_string(&WatchEvent::Snapshot { netmap: Box::new(shown(&keys)) }).unwrap() + "\n";
         let server = Server::start(move |_| match stays {
@@ -219,13 +219,13 @@ async fn an_expelled_peer_leaves_the_map_in_force_at_once_also_without_a_coordin
             false => Response::new(Full::new(Bytes::from(line.clone()))),
         })
         .await;
-        let (maps, state) = (watch::Sender::new(None), watch::Sender::new(LinkState::default()));
+        let (maps, state) = (watch::Sender::new(None), watch::Sender::new(ChannelState::default()));
         let expelled = watch::Sender::default();
         let kept = State::open(&dir.path().join(format!("s{stays}"))).unwrap();
-        let link = Link {
+        let link = ChannelKeeper {
             dial: server.dial(&[server.key]),
             current: None,
-            guard: Guard::new(Some(kept.clone())),
+            guard: MapGuard::new(Some(kept.clone())),
             maps: maps.clone(),
             state: state.clone(),
             report: watch::Sender::new(None).subscribe(),
@@ -244,7 +244,7 @@ async fn an_expelled_peer_leaves_the_map_in_force_at_once_also_without_a_coordin
         let rejected = state.borrow().rejected.clone();
         assert!(rejected.iter().any(|said| said.contains("node `n2` was revoked")), "{rejected:?}");
         // A delta may not follow what was left out.
-        let mut again = Guard::new(Some(kept));
+        let mut again = MapGuard::new(Some(kept));
         assert!(!again.resume(Arc::new(netmap(1))).1);
     }
 }
@@ -252,11 +252,11 @@ async fn an_expelled_peer_leaves_the_map_in_force_at_once_also_without_a_coordin
 #[tokio::test]
 async fn a_guard_takes_up_who_was_expelled_with_the_cache() {
     let dir = tempfile::tempdir().unwrap();
-    let keys = Keys::load_or_make(&State::open(&dir.path().join("n2")).unwrap()).unwrap();
+    let keys = NodeKeys::load_or_make(&State::open(&dir.path().join("n2")).unwrap()).unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
-    let resumed = || Guard::new(Some(state.clone())).resume(Arc::new(shown(&keys))).0.map.peers.len();
+    let resumed = || MapGuard::new(Some(state.clone())).resume(Arc::new(shown(&keys))).0.map.peers.len();
     assert_eq!(resumed(), 1);
-    let roll = Roll { expelled: [keys.identity()].into(), ..Roll::default() };
+    let roll = Roster { expelled: [keys.identity()].into(), ..Roster::default() };
     roll_file::write(&state, &serde_json::to_vec(&roll).unwrap()).unwrap();
     assert_eq!(resumed(), 0);
 }

@@ -13,9 +13,9 @@ fn naming(revision: u64, coordinators: &[Coordinator]) -> Response<Full<Bytes>> 
     Response::new(Full::new(Bytes::from(line)))
 }
 
-fn link(dial: Dial) -> Link {
-    Link {
-        guard: Guard::new(None),
+fn link(dial: Dial) -> ChannelKeeper {
+    ChannelKeeper {
+        guard: MapGuard::new(None),
         dial,
         current: None,
         maps: watch::Sender::new(None),
@@ -83,7 +83,7 @@ async fn a_dead_coordinator_costs_a_second_and_a_busy_one_no_more() {
 #[tokio::test]
 async fn a_next_key_is_trusted_if_the_present_one_signed_it() {
     let dir = tempfile::tempdir().unwrap();
-    let present = Keys::load_or_make(&State::open(&dir.path().join("present")).unwrap()).unwrap();
+    let present = NodeKeys::load_or_make(&State::open(&dir.path().join("present")).unwrap()).unwrap();
     let [good, forged] = [IdentityKey([7; 32]), IdentityKey([8; 32])];
     let signature = present.sign(&NextKey::message(&present.identity(), &good));
     for (next, trusted) in [(good, true), (forged, false)] {

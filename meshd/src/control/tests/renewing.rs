@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::base::files::{IDENTITY_KEY, NEXT_IDENTITY_KEY, REFUSED_IDENTITY_KEY};
 use crate::base::notes::Notes;
-use crate::node::identity_rotation::{Answer, Outcome, Renewer};
+use crate::node::identity_rotation::{IdentityAnswer, IdentityOutcome, Renewer};
 
 const NODE: NodeId = NodeId(7);
 
@@ -16,7 +16,7 @@ const NODE: NodeId = NodeId(7);
 struct Node {
     state: State,
     notes: Notes,
-    renewed: watch::Sender<Option<Outcome>>,
+    renewed: watch::Sender<Option<IdentityOutcome>>,
     _dir: tempfile::TempDir,
 }
 
@@ -24,36 +24,36 @@ impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        Keys::load_or_make(&state).unwrap();
+        NodeKeys::load_or_make(&state).unwrap();
         Self { state, notes: Notes::default(), renewed: watch::Sender::default(), _dir: dir }
     }
 
     fn start(&self) -> Renewer {
-        let keys = Arc::new(Keys::load(&self.state).unwrap());
+        let keys = Arc::new(NodeKeys::load(&self.state).unwrap());
         Renewer::new(&self.state, self.notes.clone(), self.renewed.clone(), NODE, keys)
     }
 
     fn own(&self) -> IdentityKey {
-        Keys::load(&self.state).unwrap().identity()
+        NodeKeys::load(&self.state).unwrap().identity()
     }
 
     fn next(&self) -> Option<IdentityKey> {
-        Keys::next(&self.state).unwrap().map(|keys| keys.identity())
+        NodeKeys::next(&self.state).unwrap().map(|keys| keys.identity())
     }
 
-    fn outcome(&self) -> Option<Outcome> {
+    fn outcome(&self) -> Option<IdentityOutcome> {
         self.renewed.borrow().clone()
     }
 }
 
 /// Asks a server once, and returns what it answered.
-async fn ask(renewer: &mut Renewer, server: &Server) -> Answer {
+async fn ask(renewer: &mut Renewer, server: &Server) -> IdentityAnswer {
     let dial = Dial { keys: renewer.keys(), ..server.dial(&[server.key]) };
     let mut tasks = JoinSet::new();
     assert!(renewer.due().is_some());
     renewer.ask(&mut tasks, dial, NodeFacts::default());
     assert!(renewer.due().is_none(), "one at a time");
-    renewer.heard().await.unwrap()
+    renewer.next_answer().await.unwrap()
 }
 
 fn renewal(asked: &Asked) -> Renewal {
@@ -84,7 +84,7 @@ async fn a_change_is_asked_for_with_the_present_key_and_signed_by_both() {
     assert!(renewal(&asked[0]).succession.is_good(NODE, verify));
     assert_eq!(node.own(), former, "not before it is confirmed");
 
-    let keys = renewer.settle(answer).unwrap();
+    let keys = renewer.conclude(answer).unwrap();
     assert_eq!((keys.identity(), node.own(), node.next()), (next, next, None));
     assert_eq!(renewer.keys().borrow().identity(), next);
     assert_eq!(node.outcome(), Some(Ok((former, next))));
@@ -102,14 +102,14 @@ async fn whenever_it_is_killed_it_asks_for_the_same_again_and_goes_on() {
         let before = server.asked().len();
         if killed != "before it asked" {
             let answer = ask(&mut renewer, &server).await;
-            assert_eq!(answer, Answer::Taken);
+            assert_eq!(answer, IdentityAnswer::Taken);
         }
         drop(renewer);
 
         let mut renewer = node.start();
         assert_eq!(renewer.next().map(|keys| keys.identity()), Some(next), "{killed}");
         let answer = ask(&mut renewer, &server).await;
-        assert!(renewer.settle(answer).is_some(), "{killed}");
+        assert!(renewer.conclude(answer).is_some(), "{killed}");
         assert_eq!((node.own(), node.next()), (next, None), "{killed}");
         let asked = server.asked();
         let successions: Vec<_> = asked[before..].iter().map(|asked| renewal(asked).succession).collect();
@@ -122,7 +122,7 @@ async fn whenever_it_is_killed_it_asks_for_the_same_again_and_goes_on() {
     let next = node.next().unwrap();
     std::fs::rename(node.state.path(NEXT_IDENTITY_KEY), node.state.path(IDENTITY_KEY)).unwrap();
     assert_eq!((node.start().next().is_none(), node.own()), (true, next));
-    assert_eq!(renewer.settle(Answer::Taken).unwrap().identity(), next);
+    assert_eq!(renewer.conclude(IdentityAnswer::Taken).unwrap().identity(), next);
 }
 
 #[tokio::test]
@@ -135,7 +135,7 @@ async fn a_refusal_ends_a_change_that_nobody_can_have_taken() {
         let mut renewer = node.start();
         renewer.begin();
         let answer = ask(&mut renewer, &server).await;
-        assert!(renewer.settle(answer).is_none());
+        assert!(renewer.conclude(answer).is_none());
         assert_eq!((node.own(), node.next(), renewer.next().is_none()), (former, None, true), "{code:?}");
         assert_eq!(node.outcome(), Some(Err("the token is used up; make another".into())), "{code:?}");
     }
@@ -160,22 +160,22 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
         let mut renewer = node.start();
         renewer.begin();
         let next = node.next();
-        assert!(renewer.settle(Answer::Unknown("the answer was lost".into())).is_none());
+        assert!(renewer.conclude(IdentityAnswer::Unknown("the answer was lost".into())).is_none());
         assert!(node.notes.all()[0].contains("the answer was lost"), "{:?}", node.notes.all());
         drop(renewer);
         let mut renewer = node.start();
         let answer = ask(&mut renewer, &server).await;
-        assert!(renewer.settle(answer).is_none());
+        assert!(renewer.conclude(answer).is_none());
         assert_eq!((node.own(), node.next(), node.outcome()), (former, next, None), "{code:?}");
         assert!(node.notes.all()[0].contains("is being changed"), "{code:?}");
     }
     let server = Server::start(|_| refuse(&ErrorCode::Identity)).await;
     let node = Node::new();
     let next =
-        std::fs::read(Keys::make_next(&node.state).map(|_| node.state.path(NEXT_IDENTITY_KEY)).unwrap()).unwrap();
+        std::fs::read(NodeKeys::make_next(&node.state).map(|_| node.state.path(NEXT_IDENTITY_KEY)).unwrap()).unwrap();
     let mut renewer = node.start();
     let answer = ask(&mut renewer, &server).await;
-    assert!(renewer.settle(answer).is_none() && node.next().is_none());
+    assert!(renewer.conclude(answer).is_none() && node.next().is_none());
     assert_eq!(node.notes.all(), Vec::<String>::new());
     // A coordinator that takes a key and denies it costs the node neither.
     assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
@@ -191,17 +191,17 @@ async fn a_key_that_was_taken_and_cannot_be_put_in_its_place_is_not_lost() {
     // Nothing can be put in the place of a folder.
     std::fs::remove_file(node.state.path(IDENTITY_KEY)).unwrap();
     std::fs::create_dir(node.state.path(IDENTITY_KEY)).unwrap();
-    assert!(renewer.settle(Answer::Taken).is_none());
-    renewer.settle(Answer::Refused { is_final: false, why: "a stranger".into() });
+    assert!(renewer.conclude(IdentityAnswer::Taken).is_none());
+    renewer.conclude(IdentityAnswer::Refused { is_final: false, why: "a stranger".into() });
     assert_eq!(std::fs::read(node.state.path(NEXT_IDENTITY_KEY)).unwrap(), next);
-    renewer.settle(Answer::Refused { is_final: true, why: "no".into() });
+    renewer.conclude(IdentityAnswer::Refused { is_final: true, why: "no".into() });
     assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
 }
 
 #[tokio::test]
 async fn a_damaged_next_key_is_told_and_kept_and_the_present_one_is_used() {
     let node = Node::new();
-    Keys::make_next(&node.state).unwrap();
+    NodeKeys::make_next(&node.state).unwrap();
     let path = node.state.path(NEXT_IDENTITY_KEY);
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[20] ^= 1;
@@ -227,7 +227,7 @@ async fn a_coordinator_that_is_gone_or_busy_leaves_it_to_the_next() {
     let dial = Dial { coordinators, pins: vec![busy.key, good.key], keys: renewer.keys() };
     let mut tasks = JoinSet::new();
     renewer.ask(&mut tasks, dial, NodeFacts::default());
-    assert_eq!(renewer.heard().await, Some(Answer::Taken));
+    assert_eq!(renewer.next_answer().await, Some(IdentityAnswer::Taken));
 }
 
 #[tokio::test]
@@ -237,10 +237,10 @@ async fn the_channel_goes_on_with_the_next_key_without_a_restart() {
     let node = Node::new();
     let former = node.own();
     let mut renewer = node.start();
-    let link = Link {
+    let link = ChannelKeeper {
         dial: Dial { keys: renewer.keys(), ..server.dial(&[server.key]) },
         current: None,
-        guard: Guard::new(None),
+        guard: MapGuard::new(None),
         maps: watch::Sender::new(None),
         state: watch::Sender::default(),
         report: watch::Sender::new(None).subscribe(),
@@ -251,7 +251,7 @@ async fn the_channel_goes_on_with_the_next_key_without_a_restart() {
 
     renewer.begin();
     let next = node.next().unwrap();
-    renewer.settle(Answer::Taken).unwrap();
+    renewer.conclude(IdentityAnswer::Taken).unwrap();
     let began = Instant::now();
     server.wait(|asked| asked.iter().any(|asked| asked.by == next && asked.path == "/v1/watch")).await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());

@@ -26,7 +26,7 @@ use x25519_dalek::StaticSecret;
 use crate::base::state_dir::State;
 use crate::base::state_dir::tests::netmap;
 use crate::keys::lanes::LaneKeys;
-use crate::keys::node::Keys;
+use crate::keys::node::NodeKeys;
 
 const VICTIM: u8 = 1;
 const EVIL: u8 = 2;
@@ -74,8 +74,8 @@ impl Dice {
 /// The mesh, and what its members have to prove themselves.
 struct World {
     _dir: tempfile::TempDir,
-    evil: Keys,
-    honest: Keys,
+    evil: NodeKeys,
+    honest: NodeKeys,
     map: NetMap,
 }
 
@@ -103,16 +103,16 @@ fn facts(id: u8) -> NodeFacts {
     }
 }
 
-fn signed(by: &Keys, text: &str) -> SignedRecord {
+fn signed(by: &NodeKeys, text: &str) -> SignedRecord {
     SignedRecord { text: text.into(), signature: by.sign(&SignedRecord::message(text)) }
 }
 
-fn proof(by: &Keys, facts: &NodeFacts) -> Proof {
+fn proof(by: &NodeKeys, facts: &NodeFacts) -> Proof {
     Proof { identity: by.identity(), record: signed(by, &facts.text()), pods: facts.pods.clone(), lineage: Vec::new() }
 }
 
 /// The peer that a map makes of such facts.
-fn peer(id: u8, by: &Keys, facts: &NodeFacts) -> Peer {
+fn peer(id: u8, by: &NodeKeys, facts: &NodeFacts) -> Peer {
     Peer {
         id: NodeId(id.into()),
         site: "c1".parse().unwrap(),
@@ -151,7 +151,7 @@ impl World {
     /// call it: what it sends is no answer.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let keys = |name: &str| Keys::load_or_make(&State::open(&dir.path().join(name)).unwrap()).unwrap();
+        let keys = |name: &str| NodeKeys::load_or_make(&State::open(&dir.path().join(name)).unwrap()).unwrap();
         let (evil, honest) = (keys("evil"), keys("honest"));
         let mut map = netmap(7);
         map.node.blocks = vec![BlockMap { real: home(VICTIM), flat: Ipv4Net::new_assert(pod(VICTIM, 0), 24) }];

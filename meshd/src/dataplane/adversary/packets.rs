@@ -20,10 +20,10 @@ use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Out, Parts};
 use crate::io::counters::Counters;
 use crate::io::tun_outbox::Taken;
-use crate::io::udp_outbox::{Endpoint, Run};
-use crate::wireguard::peers::Peers;
+use crate::io::udp_outbox::{DatagramRun, Endpoint};
+use crate::wireguard::peers::TunnelPeers;
 use crate::wireguard::timing::ROOM;
-use crate::wireguard::tunnel::{Door, INITIATION, Made, Opened, Tunnel};
+use crate::wireguard::tunnel::{HandshakeResponder, INITIATION, Made, Opened, Tunnel};
 
 /// How many packets are forged.
 const FORGED: usize = 80_000;
@@ -49,7 +49,7 @@ impl Victim {
         let lane = Lane::new(Parts {
             lane: 0,
             key: &keys.of(0),
-            peers: Arc::new(Peers::compile(view.netmap(), &keys.publics(), None, None)),
+            peers: Arc::new(TunnelPeers::compile(view.netmap(), &keys.publics(), None, None)),
             view,
             flows: Arc::new(FlowTable::new(1 << 12)),
             counters: Arc::<Counters>::default(),
@@ -64,10 +64,10 @@ impl Victim {
     fn takes(&mut self, from: u8, datagram: &[u8]) -> (Vec<Vec<u8>>, usize) {
         self.out.udp.clear();
         let endpoint = Endpoint { remote: outer(from), local: Some(outer(VICTIM).ip()) };
-        let run = Run { endpoint, segment: datagram.len(), ecn: Ecn::default(), start: 0, len: datagram.len() };
+        let run = DatagramRun { endpoint, segment: datagram.len(), ecn: Ecn::default(), start: 0, len: datagram.len() };
         self.lane.begin_turn();
         self.lane.handle_datagrams(&run, datagram, &mut self.out, NOW);
-        self.lane.settle(&mut self.out, NOW);
+        self.lane.finish_train(&mut self.out, NOW);
         (self.sent(), self.kernel())
     }
 
@@ -97,7 +97,7 @@ impl Victim {
 impl Member {
     /// Shakes hands with the victim by its own key.
     fn connect(id: u8, victim: &mut Victim) -> Self {
-        let door = Door::new(&StaticSecret::from([id; 32]));
+        let door = HandshakeResponder::new(&StaticSecret::from([id; 32]));
         let mut member = Self { id, tunnel: door.tunnel(lanes(VICTIM).public(0), id.into(), None).unwrap() };
         let mut initiation = [0; INITIATION];
         assert!(member.tunnel.initiate(&mut initiation));

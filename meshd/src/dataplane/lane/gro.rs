@@ -3,7 +3,7 @@
 
 use mesh_proto::base::id::NodeId;
 use mesh_proto::packet::Header;
-use mesh_proto::packet::gso::Run;
+use mesh_proto::packet::gso::SegmentRun;
 
 use crate::io::offloads::Gathers;
 
@@ -21,14 +21,14 @@ pub(super) struct Train {
     /// How many there are.
     pub(super) count: u32,
     /// The rules by which another continues them; none if nothing can.
-    pub(super) run: Option<Run>,
+    pub(super) run: Option<SegmentRun>,
 }
 
 impl Train {
     /// Begins with a packet; `gathers` says which super-packets the device takes.
     pub(super) fn begin(peer: NodeId, tunnel: u32, packet: &[u8], gathers: Gathers) -> Self {
         let header = Header::parse(packet).ok().filter(|header| gathers.takes(header.kind));
-        let run = header.and_then(|header| Run::start(packet, &header));
+        let run = header.and_then(|header| SegmentRun::start(packet, &header));
         Self { peer, tunnel, first: packet.len(), len: packet.len(), count: 1, run }
     }
 

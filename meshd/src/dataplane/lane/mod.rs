@@ -16,21 +16,21 @@ use std::sync::Arc;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::engine::Engine;
-use mesh_proto::dataplane::flow::{FlowTable, Seen};
+use mesh_proto::dataplane::flow::{FlowTable, FlowTraffic};
 use mesh_proto::dataplane::verdict::{Drop, Verdict};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::packet::gso::{Gso, Segments, VnetHeader};
 use mesh_proto::packet::{self, Checksum, Header};
-use mesh_proto::trust::audit_log::Told;
+use mesh_proto::trust::audit_log::LogPosition;
 
 use crate::dataplane::handover::Handover;
 use crate::io::counters::Counters;
 use crate::io::tun_outbox::Packets;
-use crate::io::udp_outbox::{Outbox, Run};
+use crate::io::udp_outbox::{DatagramRun, Outbox};
 use crate::keys::lanes::LaneKey;
-use crate::wireguard::peers::Peers;
+use crate::wireguard::peers::TunnelPeers;
 use crate::wireguard::sessions::Sessions;
-use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::ROOM;
 
 use self::gro::Train;
@@ -70,7 +70,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) lane: usize,
     pub(crate) key: &'a LaneKey,
     pub(crate) view: Arc<View>,
-    pub(crate) peers: Arc<Peers>,
+    pub(crate) peers: Arc<TunnelPeers>,
     pub(crate) flows: Arc<FlowTable>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) handover: Arc<Handover>,
@@ -83,7 +83,7 @@ pub(crate) struct Parts<'a> {
 pub(crate) struct Lane {
     engine: Engine,
     sessions: Sessions,
-    peers: Arc<Peers>,
+    peers: Arc<TunnelPeers>,
     counters: Arc<Counters>,
     handover: Arc<Handover>,
     /// Whether lane 0 has to be woken.
@@ -103,7 +103,7 @@ impl Lane {
     }
 
     /// Puts another map in force.
-    pub(crate) fn set_view(&mut self, view: Arc<View>, peers: Arc<Peers>) {
+    pub(crate) fn set_view(&mut self, view: Arc<View>, peers: Arc<TunnelPeers>) {
         self.engine.set_view(view);
         self.sessions.set_peers(Arc::clone(&peers));
         self.peers = peers;
@@ -120,7 +120,7 @@ impl Lane {
     }
 
     /// Says what peers are told of the log of operations.
-    pub(crate) fn set_told(&mut self, told: Told) {
+    pub(crate) fn set_told(&mut self, told: LogPosition) {
         self.engine.set_told(Some(told));
     }
 
@@ -144,7 +144,7 @@ impl Lane {
         if packet.first().is_some_and(|first| first >> 4 != 4) {
             return self.counters.count_dropped(Drop::NotIpv4);
         }
-        let settled = vnet.and_then(|vnet| Some((vnet, settle(packet, vnet)?)));
+        let settled = vnet.and_then(|vnet| Some((vnet, finish_checksum(packet, vnet)?)));
         let Some((vnet, checksum)) = settled else {
             return self.counters.count_dropped(Drop::Malformed);
         };
@@ -166,7 +166,7 @@ impl Lane {
     }
 
     /// Takes the datagrams of one message from a socket. The last packets may wait for those that continue them; `settle` ends that.
-    pub(crate) fn handle_datagrams(&mut self, run: &Run, message: &[u8], out: &mut Out, now: Timestamp) {
+    pub(crate) fn handle_datagrams(&mut self, run: &DatagramRun, message: &[u8], out: &mut Out, now: Timestamp) {
         // An empty datagram is one, too.
         let empty = message.is_empty().then_some(message);
         for datagram in message.chunks(run.segment.max(1)).chain(empty) {
@@ -174,7 +174,7 @@ impl Lane {
             let Out { tun, udp } = &mut *out;
             let gathers = tun.gathers();
             match self.sessions.open(run.endpoint, datagram, &mut tun.space()[waiting..], udp, now) {
-                Received::Packet(peer, tunnel, packet) => {
+                Decrypted::Packet(peer, tunnel, packet) => {
                     if !packet::bring_ecn(packet, run.ecn) {
                         self.counters.count_dropped(Drop::CongestionMarked);
                         continue;
@@ -182,18 +182,18 @@ impl Lane {
                     let continues = |train: &mut Train| train.take(peer, tunnel, packet);
                     if !self.train.as_mut().is_some_and(continues) {
                         let next = Train::begin(peer, tunnel, packet, gathers);
-                        self.settle(out, now);
+                        self.finish_train(out, now);
                         self.train = Some(next);
                     }
                 }
-                Received::Handled => {}
-                Received::Dropped(reason) => self.counters.count_dropped(reason),
+                Decrypted::Handled => {}
+                Decrypted::Dropped(reason) => self.counters.count_dropped(reason),
             }
         }
     }
 
     /// Finishes what was received so far. To be called before `Out` is written.
-    pub(crate) fn settle(&mut self, out: &mut Out, now: Timestamp) {
+    pub(crate) fn finish_train(&mut self, out: &mut Out, now: Timestamp) {
         if let Some(train) = self.train.take() {
             self.arrive(train, out, now);
         }
@@ -209,7 +209,7 @@ impl Lane {
             && let Some(told) = self.engine.take_heard()
             && let Some(peer) = self.peers.get(peer)
         {
-            peer.cell.heard(told);
+            peer.cell.note_log_position(told);
         }
         match verdict {
             Verdict::Deliver => {
@@ -217,7 +217,7 @@ impl Lane {
                 let Some(mut run) = run.filter(|_| count > 1) else {
                     return out.tun.commit(len, VnetHeader::default());
                 };
-                let more = Seen { packets: count - 1, bytes: len - first, tcp_flags: run.tcp_flags() };
+                let more = FlowTraffic { packets: count - 1, bytes: len - first, tcp_flags: run.tcp_flags() };
                 self.engine.more(more, now);
                 let stride = run.stride();
                 match run.finish_as(packet) {
@@ -335,7 +335,7 @@ impl Lane {
         }
     }
 
-    fn seal(&mut self, way: Way, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
+    fn seal(&mut self, way: TunnelChoice, peer: NodeId, packet: &[u8], udp: &mut Outbox, now: Timestamp) {
         match self.sessions.seal_by(way, packet, udp, now) {
             Sealed::Done => {}
             Sealed::Dropped(reason) => self.counters.count_dropped(reason),
@@ -378,12 +378,12 @@ impl Lane {
 
 /// Says how a packet's checksum stands. A plain packet's is completed here: nobody after us could, and the engine
 /// keeps it right from then on. A super-packet's stays partial, for each segment gets its own.
-fn settle(packet: &mut [u8], vnet: VnetHeader) -> Option<Checksum> {
+fn finish_checksum(packet: &mut [u8], vnet: VnetHeader) -> Option<Checksum> {
     if !vnet.needs_checksum {
         return Some(Checksum::Complete);
     }
     let header = Header::parse(packet).ok()?;
-    let checksum = vnet.settle(packet, &header)?;
+    let checksum = vnet.finish_checksum(packet, &header)?;
     if checksum == Checksum::Partial && vnet.gso == Gso::None {
         packet::complete(packet, &header);
         return Some(Checksum::Complete);

@@ -31,7 +31,7 @@ const PORT: u16 = 51820;
 struct Node {
     lanes: Vec<Lane>,
     counters: Vec<Arc<Counters>>,
-    peers: Arc<Peers>,
+    peers: Arc<TunnelPeers>,
     phases: watch::Sender<Phase>,
     /// What the kernel got: device header and packet.
     delivered: Vec<(VnetHeader, Vec<u8>)>,
@@ -107,7 +107,7 @@ impl Node {
     fn new(own: usize, allowed: bool) -> Self {
         let view = Arc::new(View::compile(VerifiedMap::by_hand(netmap(own, allowed))));
         let keys = keys(own);
-        let peers = Arc::new(Peers::compile(view.netmap(), &keys.publics(), None, None));
+        let peers = Arc::new(TunnelPeers::compile(view.netmap(), &keys.publics(), None, None));
         let counters = [Arc::<Counters>::default(), Arc::default()];
         let flows = Arc::new(FlowTable::new(1 << 10));
         let handover = Arc::new(Handover::new());
@@ -165,9 +165,9 @@ impl Pair {
                 let from = Endpoint { remote: outer(node, lane), local: Some(to.remote.ip()) };
                 let receiver = &mut self.nodes[peer].lanes[target];
                 receiver.begin_turn();
-                let run = Run { endpoint: from, ecn: self.mark.unwrap_or(run.ecn), ..*run };
+                let run = DatagramRun { endpoint: from, ecn: self.mark.unwrap_or(run.ecn), ..*run };
                 receiver.handle_datagrams(&run, message, &mut out, self.now);
-                receiver.settle(&mut out, self.now);
+                receiver.finish_train(&mut out, self.now);
                 flying.insert(0, (peer, target, out));
             }
             while lane > 0 && self.nodes[node].lanes[lane].take_handed_over() {
@@ -277,10 +277,10 @@ fn a_super_packet_is_split_on_the_way_and_gathered_at_the_other_end() {
     let mut received = Out::new(2 * ROOM);
     let from = Endpoint { remote: outer(0, 0), local: None };
     for run in out.udp.runs() {
-        let message = Run { endpoint: from, ..*run };
+        let message = DatagramRun { endpoint: from, ..*run };
         pair.nodes[1].lanes[0].handle_datagrams(&message, out.udp.bytes(run), &mut received, now);
     }
-    pair.nodes[1].lanes[0].settle(&mut received, now);
+    pair.nodes[1].lanes[0].finish_train(&mut received, now);
     let mut written = Vec::new();
     let drained = received.tun.drain(|parts| {
         written.push((VnetHeader::parse(parts[0].first_chunk().unwrap()).unwrap(), joined(&parts[1..])));
@@ -381,7 +381,7 @@ fn the_round_trip_is_measured_after_a_session_began() {
 fn what_is_no_wireguard_is_counted() {
     let mut pair = Pair::new(true);
     let endpoint = Endpoint { remote: outer(1, 0), local: None };
-    let run = Run { endpoint, start: 0, len: 10, segment: 10, ecn: Ecn::NotEct };
+    let run = DatagramRun { endpoint, start: 0, len: 10, segment: 10, ecn: Ecn::NotEct };
     pair.with(0, 0, |lane, out, now| lane.handle_datagrams(&run, b"clear text", out, now));
     assert_eq!(pair.nodes[0].count("not_wireguard"), 1);
 }

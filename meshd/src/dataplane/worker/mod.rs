@@ -109,7 +109,7 @@ impl Worker {
             let now = now();
             let ready = events.iter().fold(0, |ready, event: &epoll::Event| ready | 1 << event.data.u64());
             if ready & 1 << TIME != 0 {
-                alarm.heard();
+                alarm.acknowledge();
             }
             if ready & 1 << MAIL != 0 && !self.take_mail() {
                 return Ok(());
@@ -240,12 +240,12 @@ impl Worker {
         self.counters.received(socket, inbox.received());
         for run in inbox.runs() {
             if out.is_full() {
-                self.lane.settle(out, now);
+                self.lane.finish_train(out, now);
                 write_out(&self.queue, &self.sockets, &self.counters, out);
             }
             self.lane.handle_datagrams(run, inbox.bytes(run), out, now);
         }
-        self.lane.settle(out, now);
+        self.lane.finish_train(out, now);
     }
 
     /// Says whether the device is still there.

@@ -40,7 +40,7 @@ impl Alarm {
     }
 
     /// Takes note that it rang.
-    pub(super) fn heard(&mut self) {
+    pub(super) fn acknowledge(&mut self) {
         let mut count = [0; 8];
         // It fails only if somebody set it again meanwhile, and then it will ring.
         let _ = rustix::io::read(&self.timer, &mut count);

@@ -11,7 +11,7 @@ fn sockets() -> (Sockets, u16) {
     (0..10).find_map(open).unwrap()
 }
 
-fn receive(socket: &Socket) -> Vec<(Endpoint, Vec<u8>)> {
+fn receive(socket: &UdpSocket) -> Vec<(Endpoint, Vec<u8>)> {
     let mut inbox = Inbox::default();
     let mut got = Vec::new();
     let second = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -171,7 +171,7 @@ fn without_offload_the_kernel_neither_divides_nor_joins() {
     assert_eq!(receive(&b.v4).len(), 20);
     assert_eq!(a.send(&mut run_to(from_c)).super_packets, 1);
     c.v4.receive(&mut inbox).unwrap();
-    assert_eq!(inbox.received(), Received { datagrams: 20, bytes: 20_000, ..Received::default() });
+    assert_eq!(inbox.received(), ReceivedBatch { datagrams: 20, bytes: 20_000, ..ReceivedBatch::default() });
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_taken_port_is_said_to_be_taken() {
 }
 
 impl Sockets {
-    fn of(&self, address: IpAddr) -> Option<&Socket> {
+    fn of(&self, address: IpAddr) -> Option<&UdpSocket> {
         if address.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() }
     }
 }

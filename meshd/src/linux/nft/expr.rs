@@ -135,14 +135,14 @@ impl Meta {
 /// Which header an offset counts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Header {
+pub enum PayloadBase {
     /// The IP header.
     Network = 1,
     /// The TCP or UDP header.
     Transport = 2,
 }
 
-impl Header {
+impl PayloadBase {
     fn from_number(number: u32) -> Option<Self> {
         match number {
             1 => Some(Self::Network),
@@ -160,7 +160,7 @@ pub enum Expr {
     /// Loads bytes of the packet into register one.
     Payload {
         /// The header that the offset counts from.
-        header: Header,
+        header: PayloadBase,
         /// The first byte.
         offset: u32,
         /// How many bytes.
@@ -232,7 +232,7 @@ impl Expr {
         [
             Self::Meta(Meta::Transport),
             Self::Equal(vec![transport]),
-            Self::Payload { header: Header::Transport, offset: 2, length: 2 },
+            Self::Payload { header: PayloadBase::Transport, offset: 2, length: 2 },
             Self::Equal(port.to_be_bytes().to_vec()),
         ]
     }
@@ -244,7 +244,7 @@ impl Expr {
 
     /// Loads the packet's own IPv4 source into register one.
     pub fn load_source() -> Self {
-        Self::Payload { header: Header::Network, offset: 12, length: 4 }
+        Self::Payload { header: PayloadBase::Network, offset: 12, length: 4 }
     }
 
     /// Translates the destination of a packet. For chains of kind nat at prerouting and output.
@@ -317,7 +317,7 @@ impl Expr {
         match name {
             "meta" if data.number(1) == one => Some(Self::Meta(Meta::from_number(data.number(2)?)?)),
             "payload" if data.number(1) == one => Some(Self::Payload {
-                header: Header::from_number(data.number(2)?)?,
+                header: PayloadBase::from_number(data.number(2)?)?,
                 offset: data.number(3)?,
                 length: data.number(4)?,
             }),
@@ -382,7 +382,7 @@ fn padded(interface: &str) -> Vec<u8> {
 }
 
 fn address_in(offset: u32, net: Ipv4Net, compare: fn(Vec<u8>) -> Expr) -> Vec<Expr> {
-    let mut exprs = vec![Expr::Payload { header: Header::Network, offset, length: 4 }];
+    let mut exprs = vec![Expr::Payload { header: PayloadBase::Network, offset, length: 4 }];
     if net.prefix_len() < 32 {
         exprs.push(Expr::Mask(net.netmask().octets().to_vec()));
     }

@@ -1,6 +1,6 @@
 //! The guards against real packets: a pod in its own namespace, a node with a CNI's rules, the mesh interface.
 
-use super::host::{CLUSTER_IP, Mesh, POD, POD_BLOCK, Packet, Pod, VIP, cni, received, socket, sysctl};
+use super::host::{CLUSTER_IP, MeshDevice, POD, POD_BLOCK, Packet, Pod, VIP, cni, received, socket, sysctl};
 use super::nft::{Batch, Family};
 use super::*;
 
@@ -27,7 +27,7 @@ fn a_masquerade_rule_does_not_hide_the_pod_and_the_reply_reaches_it_under_strict
         let pod = Pod::start().await;
         cni();
         close_range(&shape).await.unwrap();
-        let mut mesh = Mesh::start(&shape).await;
+        let mut mesh = MeshDevice::start(&shape).await;
         let client = pod.socket();
 
         client.send_to(b"hello", (VIP, 7070)).unwrap();
@@ -48,7 +48,7 @@ fn a_strict_rp_filter_would_drop_what_comes_from_the_mesh_but_for_the_rule() {
         let pod = Pod::start().await;
         sysctl("ip_forward", "1");
         close_range(&shape).await.unwrap();
-        let mut mesh = Mesh::start(&shape).await;
+        let mut mesh = MeshDevice::start(&shape).await;
         let client = pod.run(|| socket((POD, 4000)));
         let packet =
             |payload: &[u8]| Packet { source: (VIP, 7070), destination: (POD, 4000), payload: payload.to_vec() };
@@ -72,7 +72,7 @@ fn without_the_guard_the_same_rule_would_hide_the_pod() {
         let pod = Pod::start().await;
         cni();
         close_range(&shape).await.unwrap();
-        let mut mesh = Mesh::start(&shape).await;
+        let mut mesh = MeshDevice::start(&shape).await;
         Batch::new().delete_table(Family::Ip, guards::NAME).commit().unwrap();
 
         pod.socket().send_to(b"hello", (VIP, 7070)).unwrap();
@@ -88,7 +88,7 @@ fn a_cluster_ip_that_leads_to_a_vip_keeps_the_pod_too_and_the_reply_comes_from_t
         let pod = Pod::start().await;
         cni();
         close_range(&shape).await.unwrap();
-        let mut mesh = Mesh::start(&shape).await;
+        let mut mesh = MeshDevice::start(&shape).await;
         let client = pod.socket();
 
         client.send_to(b"hello", (CLUSTER_IP, 80)).unwrap();
@@ -107,7 +107,7 @@ fn mesh_addresses_are_closed_to_pods_but_for_dns_and_open_to_the_node_itself() {
         let pod = Pod::start().await;
         cni();
         close_range(&shape).await.unwrap();
-        let _mesh = Mesh::start(&shape).await;
+        let _mesh = MeshDevice::start(&shape).await;
         let server = socket((NODE, 9999));
         let dns = socket((DNS, 53));
         let client = pod.socket();
@@ -133,7 +133,7 @@ fn dns_is_closed_to_whoever_is_no_pod_of_ours() {
         let shape = shape(&["10.9.0.0/24"]);
         let pod = Pod::start().await;
         close_range(&shape).await.unwrap();
-        let mut mesh = Mesh::start(&shape).await;
+        let mut mesh = MeshDevice::start(&shape).await;
         let _dns = socket((DNS, 53));
 
         let client = pod.socket();
@@ -175,7 +175,7 @@ fn a_tunnel_packet_never_enters_the_tunnel() {
     in_namespace(|| async {
         let shape = shape(&[]);
         close_range(&shape).await.unwrap();
-        let mut mesh = Mesh::start(&shape).await;
+        let mut mesh = MeshDevice::start(&shape).await;
         let outer = socket((Ipv4Addr::UNSPECIFIED, 0));
         nix::sys::socket::setsockopt(&outer, nix::sys::socket::sockopt::Mark, &MARK).unwrap();
 

@@ -115,7 +115,7 @@ pub(super) fn sysctl(path: &str, value: &str) {
 }
 
 /// The mesh interface as the engine sees it.
-pub(super) struct Mesh(tun::Device);
+pub(super) struct MeshDevice(tun::Device);
 
 /// A UDP packet as it crosses the mesh interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +125,7 @@ pub(super) struct Packet {
     pub(super) payload: Vec<u8>,
 }
 
-impl Mesh {
+impl MeshDevice {
     pub(super) async fn start(shape: &Shape) -> Self {
         let device = tun(&shape.interface);
         device.set_nonblock().unwrap();

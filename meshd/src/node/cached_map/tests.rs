@@ -25,8 +25,8 @@ use crate::api::status;
 use crate::base::files::{ENROLMENT, IDENTITY_KEY, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile, TUNNEL_KEY};
 use crate::base::state_dir::StateError;
 use crate::base::state_dir::tests::{enrolment, netmap};
-use crate::control::LinkState;
-use crate::keys::node::Keys;
+use crate::control::ChannelState;
+use crate::keys::node::NodeKeys;
 use crate::linux;
 use crate::node::believed;
 use crate::node::error::DaemonError;
@@ -70,15 +70,15 @@ const NOW: Timestamp = Timestamp::from_millis(5_000_000);
 struct Home {
     _dir: tempfile::TempDir,
     state: State,
-    friend: Keys,
+    friend: NodeKeys,
 }
 
 impl Home {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(&dir.path().join("s")).unwrap();
-        let friend = Keys::load_or_make(&State::open(&dir.path().join("friend")).unwrap()).unwrap();
-        Keys::load_or_make(&state).unwrap();
+        let friend = NodeKeys::load_or_make(&State::open(&dir.path().join("friend")).unwrap()).unwrap();
+        NodeKeys::load_or_make(&state).unwrap();
         state.save_enrolment(&enrolment()).unwrap();
         Self { _dir: dir, state, friend }
     }
@@ -105,7 +105,7 @@ impl Home {
     }
 
     fn start(&self) -> Start {
-        start(&self.state, &enrolment(), &mut Guard::new(Some(self.state.clone())))
+        start(&self.state, &enrolment(), &mut MapGuard::new(Some(self.state.clone())))
     }
 
     fn flip(&self, file: StateFile) {
@@ -116,7 +116,7 @@ impl Home {
     }
 }
 
-fn peer(id: u32, address: [u8; 4], keys: &Keys) -> Peer {
+fn peer(id: u32, address: [u8; 4], keys: &NodeKeys) -> Peer {
     let lanes = vec![LaneInfo { key: TunnelKey([id as u8; 32]), port: 51820 }];
     let endpoints = vec!["192.0.2.2:51820".parse().unwrap()];
     let facts = NodeFacts { lanes, endpoints, mtu: 1420, guarded: true, sequence: 7, ..NodeFacts::default() };
@@ -202,7 +202,7 @@ fn coordinator_gone() {
     let before = verdicts(&VerifiedMap::by_hand(home.map(5)));
     let started = home.start();
     assert_eq!((verdicts(&started.map), before), (ENFORCED, ENFORCED), "the cache holds all that enforcement needs");
-    let link = LinkState { error: Some("nobody answers".into()), ..LinkState::default() };
+    let link = ChannelState { error: Some("nobody answers".into()), ..ChannelState::default() };
     let warnings = status::warnings(&Snapshot { enrolment: Some(enrolment()), link, ..Snapshot::default() });
     assert!(warnings[0].contains("no control channel: nobody answers"), "{warnings:?}");
 }
@@ -248,13 +248,13 @@ fn cache_damaged() {
     pass(&home.state);
     home.state.save_netmap(&NetMap { node: empty(&enrolment()).node, ..home.map(8) }).unwrap();
     let stranger = Enrolment { id: NodeId(9), ..enrolment() };
-    let started = start(&home.state, &stranger, &mut Guard::new(None));
+    let started = start(&home.state, &stranger, &mut MapGuard::new(None));
     assert_eq!(started.map.peers.len(), 0, "the map of another node");
 }
 
 fn trust_root_missing() {
     let refused = |home: &Home| {
-        let error = home.state.enrolment().and_then(|_| Keys::load(&home.state)).unwrap_err();
+        let error = home.state.enrolment().and_then(|_| NodeKeys::load(&home.state)).unwrap_err();
         let told = error.to_string();
         assert!(told.contains("meshd leave"), "says what to do: {told}");
         assert!(matches!(DaemonError::from(error), DaemonError::Trust(_)), "{told}");

@@ -35,25 +35,27 @@ use crate::io::counters::Counters;
 use crate::io::offloads::MAX_PACKET;
 use crate::io::udp_outbox::{Endpoint, Outbox};
 use crate::keys::lanes::LaneKey;
-use crate::wireguard::lane0_fallback::Detour;
-use crate::wireguard::peers::Peers;
-use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::wireguard::lane0_fallback::Lane0Fallback;
+use crate::wireguard::peers::TunnelPeers;
+use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK};
-use crate::wireguard::tunnel::{Door, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened};
+use crate::wireguard::tunnel::{
+    HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened,
+};
 
-use psk_exchanges::Talks;
+use psk_exchanges::PskExchanges;
 use session::Session;
 
 /// All tunnels of one lane.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     lane: usize,
-    door: Door,
+    door: HandshakeResponder,
     /// The door of the key before, while we change it; and whether we call from there.
-    former: Option<Door>,
+    former: Option<HandshakeResponder>,
     calls_by_former: bool,
     limiter: HandshakeLimiter,
-    peers: Arc<Peers>,
+    peers: Arc<TunnelPeers>,
     counters: Arc<Counters>,
     slab: Vec<Option<Session>>,
     free: Vec<u32>,
@@ -72,8 +74,8 @@ pub(crate) struct Sessions {
     /// Peers that this lane has a new session with.
     met: Vec<NodeId>,
     /// The agreements on preshared keys; lane 0's alone.
-    talks: Talks,
-    detour: Detour,
+    talks: PskExchanges,
+    detour: Lane0Fallback,
     next_tick: Option<Timestamp>,
     handshakes_left: u32,
     nudges_left: u32,
@@ -81,11 +83,11 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    pub(crate) fn new(lane: usize, keys: &LaneKey, peers: Arc<Peers>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(lane: usize, keys: &LaneKey, peers: Arc<TunnelPeers>, counters: Arc<Counters>) -> Self {
         Self {
             lane,
-            door: Door::new(&keys.current),
-            former: keys.former.as_ref().map(Door::new),
+            door: HandshakeResponder::new(&keys.current),
+            former: keys.former.as_ref().map(HandshakeResponder::new),
             calls_by_former: keys.calls_by_former,
             limiter: HandshakeLimiter::new(random()),
             peers,
@@ -100,8 +102,8 @@ impl Sessions {
             greeting: BTreeSet::new(),
             probes: Vec::new(),
             met: Vec::new(),
-            talks: Talks::new(keys),
-            detour: Detour::default(),
+            talks: PskExchanges::new(keys),
+            detour: Lane0Fallback::default(),
             next_tick: None,
             handshakes_left: 0,
             nudges_left: 0,
@@ -150,9 +152,9 @@ impl Sessions {
         traffic: Traffic,
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Way {
+    ) -> TunnelChoice {
         let Some(index) = self.choose(peer, now) else { return self.keyless(peer, now) };
-        let Some(session) = self.slab[index as usize].as_mut() else { return Way::None };
+        let Some(session) = self.slab[index as usize].as_mut() else { return TunnelChoice::None };
         if traffic == Traffic::Payload {
             session.wanted = Some(now);
             session.active = Some(now);
@@ -165,19 +167,19 @@ impl Sessions {
                 if !hears {
                     self.shake_hands(index, outbox, now);
                 }
-                return if full { Way::None } else { Way::Elsewhere };
+                return if full { TunnelChoice::None } else { TunnelChoice::Elsewhere };
             }
         }
-        Way::Tunnel(index)
+        TunnelChoice::Tunnel(index)
     }
 
     /// Seals a packet into the outbox by a way that was just found.
-    pub(crate) fn seal_by(&mut self, way: Way, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
+    pub(crate) fn seal_by(&mut self, way: TunnelChoice, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
         let index = match way {
-            Way::Tunnel(index) => index,
-            Way::Elsewhere => return Sealed::Elsewhere,
-            Way::Keyless(peer) => return self.hold_for_key(peer, packet, outbox, now),
-            Way::None => return Sealed::Dropped(Drop::NoTunnel),
+            TunnelChoice::Tunnel(index) => index,
+            TunnelChoice::Elsewhere => return Sealed::Elsewhere,
+            TunnelChoice::Keyless(peer) => return self.hold_for_key(peer, packet, outbox, now),
+            TunnelChoice::None => return Sealed::Dropped(Drop::NoTunnel),
         };
         let Some(session) = self.slab[index as usize].as_mut() else {
             return Sealed::Dropped(Drop::NoTunnel);
@@ -211,9 +213,9 @@ impl Sessions {
         into: &'a mut [u8],
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Received<'a> {
-        let number = match Door::sort(datagram) {
-            None => return Received::Dropped(Drop::NotWireguard),
+    ) -> Decrypted<'a> {
+        let number = match HandshakeResponder::sort(datagram) {
+            None => return Decrypted::Dropped(Drop::NotWireguard),
             Some(Message::Initiation) => return self.initiation(from, datagram, outbox, now),
             Some(Message::Response(number) | Message::Cookie(number)) => {
                 return self.response(number, from, datagram, outbox, now);
@@ -228,22 +230,22 @@ impl Sessions {
             Opened::Packet(packet) => {
                 session.rx_bytes += packet.len() as u64;
                 let peer = session.peer.id;
-                self.heard(number, from, outbox, now);
-                Received::Packet(peer, number, packet)
+                self.peer_is_at(number, from, outbox, now);
+                Decrypted::Packet(peer, number, packet)
             }
             Opened::Keepalive => {
-                self.heard(number, from, outbox, now);
-                Received::Handled
+                self.peer_is_at(number, from, outbox, now);
+                Decrypted::Handled
             }
-            Opened::NotIpv4 => Received::Dropped(Drop::NotIpv4),
-            Opened::Malformed => Received::Dropped(Drop::Malformed),
+            Opened::NotIpv4 => Decrypted::Dropped(Drop::NotIpv4),
+            Opened::Malformed => Decrypted::Dropped(Drop::Malformed),
             Opened::Unauthenticated => {
                 self.counters.decrypt_failures.add(1);
-                Received::Dropped(Drop::Unauthenticated)
+                Decrypted::Dropped(Drop::Unauthenticated)
             }
             Opened::UnknownSession => {
                 self.nudge(from, outbox, now);
-                Received::Dropped(Drop::UnknownSession)
+                Decrypted::Dropped(Drop::UnknownSession)
             }
         }
     }
@@ -342,7 +344,7 @@ impl Sessions {
     }
 
     /// Puts the peers of another map in force; tunnels to keys that are gone are closed.
-    pub(crate) fn set_peers(&mut self, peers: Arc<Peers>) {
+    pub(crate) fn set_peers(&mut self, peers: Arc<TunnelPeers>) {
         self.peers = peers;
         self.limiter.retain_peers(|id| self.peers.get(id).is_some());
         let (mut unfit, mut gone) = (Vec::new(), Vec::new());
@@ -373,10 +375,10 @@ impl Sessions {
 
     /// Puts other keys of our own in force; tunnels of a key that is gone are closed.
     pub(crate) fn set_keys(&mut self, keys: &LaneKey) {
-        self.door = Door::new(&keys.current);
-        self.former = keys.former.as_ref().map(Door::new);
+        self.door = HandshakeResponder::new(&keys.current);
+        self.former = keys.former.as_ref().map(HandshakeResponder::new);
         self.calls_by_former = keys.calls_by_former;
-        let (present, former) = (self.door.key(), self.former.as_ref().map(Door::key));
+        let (present, former) = (self.door.key(), self.former.as_ref().map(HandshakeResponder::key));
         let mut gone = Vec::new();
         for index in 0..self.slab.len() {
             let Some(session) = &mut self.slab[index] else { continue };
@@ -405,7 +407,7 @@ impl Sessions {
     }
 
     /// The door that we call from.
-    pub(super) fn caller(&self) -> &Door {
+    pub(super) fn caller(&self) -> &HandshakeResponder {
         self.former.as_ref().filter(|_| self.calls_by_former).unwrap_or(&self.door)
     }
 
@@ -508,7 +510,7 @@ impl Sessions {
         let Some(made) = session.tunnel.seal(packet, &mut self.scratch) else {
             return Sealed::Dropped(Drop::Oversized);
         };
-        session.keep(now);
+        session.hold_packet(now);
         session.peer.cell.set_holds(now, true);
         if made == Made::Initiation {
             self.offer_scratch(number, outbox, now);
@@ -520,7 +522,7 @@ impl Sessions {
     fn lost_session(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) -> Sealed {
         if let Some(session) = self.slab[number as usize].as_mut() {
             session.ready = false;
-            session.keep(now);
+            session.hold_packet(now);
         }
         self.initiate(number, outbox, now);
         Sealed::Done

@@ -5,7 +5,7 @@ use mesh_proto::dataplane::verdict::Drop;
 
 /// The way to a peer, as it is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum TunnelChoice {
     /// By the tunnel of that number.
     Tunnel(u32),
     /// This lane has no session; lane 0 is to send.
@@ -38,7 +38,7 @@ pub(crate) enum Traffic {
 
 /// What was in a datagram.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Received<'a> {
+pub(crate) enum Decrypted<'a> {
     /// A packet from a peer, by the tunnel of that number.
     Packet(NodeId, u32, &'a mut [u8]),
     /// Something that was dealt with.

@@ -8,11 +8,11 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::TunnelKey;
 
 use crate::io::udp_outbox::{Endpoint, Outbox};
-use crate::psk::{Exchange, Frame, MAX_PACKET, Pair, Preshared, Progress};
+use crate::psk::{Exchange, KemKeypair, MAX_PACKET, PresharedKey, Progress, PskFrame};
 use crate::wireguard::endpoint_race::Path;
-use crate::wireguard::peers::{Peer, Peers};
+use crate::wireguard::peers::{TunnelPeer, TunnelPeers};
 use crate::wireguard::timing::REPEATS;
-use crate::wireguard::tunnel::{Door, INITIATION, Made, Opened, Tunnel};
+use crate::wireguard::tunnel::{HandshakeResponder, INITIATION, Made, Opened, Tunnel};
 
 /// Pause between two initiations once the quick ones are over.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -27,8 +27,8 @@ const STALLED: Duration = Duration::from_secs(4);
 const BLOCKED: Duration = Duration::from_millis(500);
 
 /// A tunnel that carries nothing but an agreement.
-pub(super) struct Talk {
-    pub(super) peer: Arc<Peer>,
+pub(super) struct PskExchange {
+    pub(super) peer: Arc<TunnelPeer>,
     /// Our agreement key, and the peer's.
     pub(super) keys: (TunnelKey, TunnelKey),
     tunnel: Tunnel,
@@ -54,7 +54,7 @@ pub(super) struct Talk {
 }
 
 /// What became of a datagram.
-pub(super) enum Told {
+pub(super) enum PskOutcome {
     /// It was genuine, and this came of it.
     Heard(Progress),
     /// It was taken in, but does not show who sent it: a cookie.
@@ -63,24 +63,24 @@ pub(super) enum Told {
     Nothing,
 }
 
-impl std::fmt::Debug for Talk {
+impl std::fmt::Debug for PskExchange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Talk({:?}, ready {}, wants {})", self.peer.id, self.ready, self.wants)
     }
 }
 
-impl Talk {
+impl PskExchange {
     /// Makes the tunnel of that number; `None` if the peer's key is no good.
     pub(super) fn new(
-        door: &Door,
+        door: &HandshakeResponder,
         key: TunnelKey,
         number: u32,
-        peer: &Arc<Peer>,
-        peers: &Peers,
+        peer: &Arc<TunnelPeer>,
+        peers: &TunnelPeers,
         now: Timestamp,
     ) -> Option<Self> {
         let keys = (door.key(), key);
-        let pair = Pair { own: (peers.own().0, keys.0), peer: (peer.id, key) };
+        let pair = KemKeypair { own: (peers.own().0, keys.0), peer: (peer.id, key) };
         Some(Self {
             peer: Arc::clone(peer),
             keys,
@@ -108,7 +108,7 @@ impl Talk {
     }
 
     /// There is a key. Says whether it was wanted here.
-    pub(super) fn settle(&mut self, now: Timestamp) -> bool {
+    pub(super) fn have_key(&mut self, now: Timestamp) -> bool {
         (self.due, self.blocked, self.heard) = (None, None, now);
         std::mem::take(&mut self.wants)
     }
@@ -130,19 +130,25 @@ impl Talk {
     }
 
     /// Takes an initiation or a response. What is to be answered is sent at once.
-    pub(super) fn handshake(&mut self, from: Endpoint, datagram: &[u8], outbox: &mut Outbox, now: Timestamp) -> Told {
+    pub(super) fn handshake(
+        &mut self,
+        from: Endpoint,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) -> PskOutcome {
         match self.tunnel.handshake(from.remote.ip(), datagram, outbox.space()) {
             Ok(Made::Message(len)) => outbox.commit(len, from),
-            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return Told::Unproven,
-            Err(_) => return Told::Nothing,
+            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return PskOutcome::Unproven,
+            Err(_) => return PskOutcome::Nothing,
         }
         self.heard = now;
-        Told::Heard(Progress::None)
+        PskOutcome::Heard(Progress::None)
     }
 
     /// The peer answered, so that it is where this came from.
     pub(super) fn found(&mut self, from: Endpoint, now: Timestamp) {
-        if self.path.heard(from).is_some() {
+        if self.path.heard_from(from).is_some() {
             self.peer.cell.set_endpoint(from.remote);
         }
         self.ready = self.tunnel.has_session();
@@ -160,22 +166,24 @@ impl Talk {
         into: &mut [u8],
         elsewhere: bool,
         now: Timestamp,
-    ) -> Told {
+    ) -> PskOutcome {
         match self.tunnel.open(source, datagram, into) {
-            Opened::Packet(packet) => match Frame::read(packet) {
-                Some(frame) if elsewhere && frame.is_offer() && self.goes_first => Told::Heard(Progress::None),
-                Some(frame) => Told::Heard(self.exchange.handle(&frame, now)),
+            Opened::Packet(packet) => match PskFrame::read(packet) {
+                Some(frame) if elsewhere && frame.is_offer() && self.goes_first => PskOutcome::Heard(Progress::None),
+                Some(frame) => PskOutcome::Heard(self.exchange.handle(&frame, now)),
                 // Whatever else it carries, nobody here wants it.
-                None => Told::Nothing,
+                None => PskOutcome::Nothing,
             },
-            Opened::Keepalive => Told::Heard(Progress::None),
-            Opened::NotIpv4 | Opened::Malformed | Opened::Unauthenticated | Opened::UnknownSession => Told::Nothing,
+            Opened::Keepalive => PskOutcome::Heard(Progress::None),
+            Opened::NotIpv4 | Opened::Malformed | Opened::Unauthenticated | Opened::UnknownSession => {
+                PskOutcome::Nothing
+            }
         }
     }
 
     /// Proposes a key under this number if one is wanted and nothing is under way `elsewhere`, and sends what the exchange
     /// has to say. The outbox must have room for some frames.
-    pub(super) fn speak(&mut self, id: u64, elsewhere: bool, peers: &Peers, outbox: &mut Outbox, now: Timestamp) {
+    pub(super) fn speak(&mut self, id: u64, elsewhere: bool, peers: &TunnelPeers, outbox: &mut Outbox, now: Timestamp) {
         let Some(endpoint) = self.path.endpoint().filter(|_| self.ready) else { return };
         self.blocked = Some(now + BLOCKED).filter(|_| self.wants && elsewhere);
         if self.wants && !elsewhere {
@@ -223,7 +231,7 @@ impl Talk {
 }
 
 /// The preshared key that a call brought, if it did.
-pub(super) fn agreed(progress: Progress) -> Option<Preshared> {
+pub(super) fn agreed(progress: Progress) -> Option<PresharedKey> {
     match progress {
         Progress::Agreed(key) => Some(key),
         Progress::None | Progress::Answered | Progress::Unanswered => None,

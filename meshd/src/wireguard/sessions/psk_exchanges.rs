@@ -13,10 +13,10 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{NodeId, TunnelKey};
 
-use super::psk_exchange::Talk;
+use super::psk_exchange::PskExchange;
 use crate::keys::lanes::LaneKey;
 use crate::psk::Progress;
-use crate::wireguard::tunnel::Door;
+use crate::wireguard::tunnel::HandshakeResponder;
 
 /// Most agreements at the same time; for others packets wait until there is a place.
 const MAX_TALKS: usize = 1024;
@@ -27,11 +27,11 @@ pub(super) const AGAIN: Duration = Duration::from_millis(1);
 
 /// The agreements of lane 0.
 #[derive(Debug, Default)]
-pub(super) struct Talks {
+pub(super) struct PskExchanges {
     /// The doors of the agreement key, and of the one before.
-    pub(super) door: Option<Door>,
-    pub(super) former: Option<Door>,
-    pub(super) slab: Vec<Option<Talk>>,
+    pub(super) door: Option<HandshakeResponder>,
+    pub(super) former: Option<HandshakeResponder>,
+    pub(super) slab: Vec<Option<PskExchange>>,
     /// Numbers in the slab that nobody has.
     pub(super) free: Vec<usize>,
     pub(super) by_keys: HashMap<(TunnelKey, TunnelKey), usize>,
@@ -46,7 +46,7 @@ pub(super) struct Talks {
     pub(super) crowded: Option<Timestamp>,
 }
 
-impl Talks {
+impl PskExchanges {
     pub(super) fn new(keys: &LaneKey) -> Self {
         let mut talks = Self::default();
         talks.set_keys(keys);
@@ -54,12 +54,12 @@ impl Talks {
     }
 
     pub(super) fn set_keys(&mut self, keys: &LaneKey) {
-        self.door = keys.agreement.as_ref().map(Door::new);
-        self.former = keys.former_agreement.as_ref().map(Door::new);
+        self.door = keys.agreement.as_ref().map(HandshakeResponder::new);
+        self.former = keys.former_agreement.as_ref().map(HandshakeResponder::new);
     }
 
     /// Returns the doors, the present one first.
-    pub(super) fn doors(&self) -> impl Iterator<Item = &Door> {
+    pub(super) fn doors(&self) -> impl Iterator<Item = &HandshakeResponder> {
         self.door.iter().chain(&self.former)
     }
 
@@ -85,7 +85,7 @@ impl Talks {
         (place < MAX_TALKS).then_some(place)
     }
 
-    pub(super) fn begin(&mut self, at: usize, talk: Talk) {
+    pub(super) fn begin(&mut self, at: usize, talk: PskExchange) {
         self.by_keys.insert(talk.keys, at);
         self.by_peer.entry(talk.peer.id).or_default().push(at);
         match self.slab.get_mut(at) {
@@ -122,7 +122,7 @@ impl Talks {
     }
 
     /// Returns the other talks with the same peer.
-    pub(super) fn others(&self, at: usize) -> impl Iterator<Item = &Talk> {
+    pub(super) fn others(&self, at: usize) -> impl Iterator<Item = &PskExchange> {
         let peer = self.slab.get(at).and_then(Option::as_ref).map(|talk| talk.peer.id);
         let all = peer.and_then(|peer| self.by_peer.get(&peer)).into_iter().flatten();
         all.filter(move |&&other| other != at).filter_map(|&other| self.slab[other].as_ref())
@@ -140,7 +140,7 @@ impl Talks {
                 Progress::Answered => talk.exchange.withdraw(),
                 Progress::Agreed(_) => {
                     talk.exchange.supersede();
-                    wanted |= talk.settle(now);
+                    wanted |= talk.have_key(now);
                 }
                 Progress::None | Progress::Unanswered => {}
             }
@@ -150,8 +150,8 @@ impl Talks {
     }
 
     /// Returns the talks of which something holds.
-    pub(super) fn which(&self, holds: impl Fn(&Talk) -> bool) -> Vec<usize> {
-        let which = |(at, talk): (usize, &Option<Talk>)| talk.as_ref().is_some_and(&holds).then_some(at);
+    pub(super) fn which(&self, holds: impl Fn(&PskExchange) -> bool) -> Vec<usize> {
+        let which = |(at, talk): (usize, &Option<PskExchange>)| talk.as_ref().is_some_and(&holds).then_some(at);
         self.slab.iter().enumerate().filter_map(which).collect()
     }
 }

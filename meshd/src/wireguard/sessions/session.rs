@@ -7,7 +7,7 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::TunnelKey;
 
 use crate::wireguard::endpoint_race::Path;
-use crate::wireguard::peers::Peer;
+use crate::wireguard::peers::TunnelPeer;
 use crate::wireguard::timing::{FIRST_BACKOFF, MOMENT, PATIENCE, SILENCE};
 use crate::wireguard::tunnel::Tunnel;
 
@@ -25,7 +25,7 @@ pub(super) struct Session {
     pub(super) retires: Option<Timestamp>,
     /// How many of the two keys are present ones, not former ones.
     pub(super) fresh: u8,
-    pub(super) peer: Arc<Peer>,
+    pub(super) peer: Arc<TunnelPeer>,
     pub(super) peer_lane: usize,
     pub(super) path: Path,
     pub(super) ticking: bool,
@@ -66,7 +66,12 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    pub(super) fn new(tunnel: Tunnel, (own, key): (TunnelKey, TunnelKey), peer: Arc<Peer>, peer_lane: usize) -> Self {
+    pub(super) fn new(
+        tunnel: Tunnel,
+        (own, key): (TunnelKey, TunnelKey),
+        peer: Arc<TunnelPeer>,
+        peer_lane: usize,
+    ) -> Self {
         Self {
             tunnel,
             key,
@@ -118,7 +123,7 @@ impl Session {
     }
 
     /// Takes note that one more packet waits in the tunnel.
-    pub(super) fn keep(&mut self, now: Timestamp) {
+    pub(super) fn hold_packet(&mut self, now: Timestamp) {
         self.held.get_or_insert(now);
         self.waiting += 1;
     }

@@ -125,9 +125,9 @@ impl Net {
             let mut into = vec![0; 70_000];
             s.begin_turn();
             match s.open(from, datagram, &mut into, out, now) {
-                Received::Packet(peer, _, packet) => Some(Ok((peer, *packet.last().unwrap()))),
-                Received::Handled => None,
-                Received::Dropped(reason) => Some(Err(reason)),
+                Decrypted::Packet(peer, _, packet) => Some(Ok((peer, *packet.last().unwrap()))),
+                Decrypted::Handled => None,
+                Decrypted::Dropped(reason) => Some(Err(reason)),
             }
         });
         let node = self.nodes.get_mut(&id).unwrap();

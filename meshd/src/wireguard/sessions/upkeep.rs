@@ -9,15 +9,15 @@ use mesh_proto::base::id::{NodeId, TunnelKey};
 use mesh_proto::dataplane::verdict::Drop;
 
 use super::Sessions;
-use super::psk_exchange::{Talk, Told, agreed};
+use super::psk_exchange::{PskExchange, PskOutcome, agreed};
 use super::psk_exchanges::{AGAIN, TALK_ROOM};
 use crate::base::entropy::random;
 use crate::io::udp_outbox::{Endpoint, Outbox};
-use crate::psk::{Preshared, Progress};
-use crate::wireguard::peers::Peer;
-use crate::wireguard::sessions::outcome::{Received, Sealed, Traffic, Way};
+use crate::psk::{PresharedKey, Progress};
+use crate::wireguard::peers::TunnelPeer;
+use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{FIRST_BACKOFF, NUDGE_INTERVAL, QUICK_PROBES, REPEATS};
-use crate::wireguard::tunnel::{Bad, Credentials, Door, FIRST_AGREEMENT, INITIATION, MAX_WAITING, Made};
+use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeResponder, INITIATION, MAX_WAITING, Made};
 
 /// The longest pause before starting again once a tunnel gave up.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -49,34 +49,34 @@ impl Sessions {
         datagram: &[u8],
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Received<'a> {
+    ) -> Decrypted<'a> {
         if self.handshakes_left == 0 {
-            return Received::Dropped(Drop::HandshakeLimited);
+            return Decrypted::Dropped(Drop::HandshakeLimited);
         }
         let source = from.remote.ip();
         // While keys change, whoever does not know the present one may know the former.
         let doors = std::iter::once(&self.door).chain(&self.former).chain(self.talks.doors());
         let known = doors.map(|door| (door, door.check(source, datagram, outbox.space())));
         let Some((door, credentials)) = { known }.find(|(_, credentials)| *credentials != Credentials::None) else {
-            return Received::Dropped(Drop::Unauthenticated);
+            return Decrypted::Dropped(Drop::Unauthenticated);
         };
         let (cookie, demand) = match credentials {
             Credentials::Cookie => (true, 0),
             Credentials::Key(demand) => (false, demand),
-            Credentials::None => return Received::Dropped(Drop::Unauthenticated),
+            Credentials::None => return Decrypted::Dropped(Drop::Unauthenticated),
         };
         match self.limiter.admit(source, cookie, now) {
             Admission::Admit => {}
             Admission::DemandCookie => {
                 outbox.commit(demand, from);
-                return Received::Dropped(Drop::HandshakeLimited);
+                return Decrypted::Dropped(Drop::HandshakeLimited);
             }
-            Admission::Drop => return Received::Dropped(Drop::HandshakeLimited),
+            Admission::Drop => return Decrypted::Dropped(Drop::HandshakeLimited),
         }
         self.handshakes_left -= 1;
         let (own, initiator) = (door.key(), door.initiator(datagram));
         let Some(key) = initiator else {
-            return Received::Dropped(Drop::Unauthenticated);
+            return Decrypted::Dropped(Drop::Unauthenticated);
         };
         let agrees = self.talks.doors().any(|door| door.key() == own);
         let known = match agrees {
@@ -84,10 +84,10 @@ impl Sessions {
             false => self.peers.by_key(key).map(|(peer, lane)| (peer.id, lane)),
         };
         let Some((id, lane)) = known else {
-            return Received::Dropped(Drop::UnknownPeer);
+            return Decrypted::Dropped(Drop::UnknownPeer);
         };
         if !self.limiter.admit_peer(id, now) {
-            return Received::Dropped(Drop::HandshakeLimited);
+            return Decrypted::Dropped(Drop::HandshakeLimited);
         }
         if agrees {
             return self.talk_begins((own, key), id, from, datagram, outbox, now);
@@ -96,16 +96,16 @@ impl Sessions {
         let Some(number) = self.tunnel_between(own, id, lane, key) else {
             // The peer has a key that we lost, or has none of its own and does not know yet that it needs one.
             self.agree(id, Some(from), outbox, now);
-            return Received::Dropped(Drop::NoTunnel);
+            return Decrypted::Dropped(Drop::NoTunnel);
         };
         self.wake(number, outbox, now);
         let Some(session) = self.slab[number as usize].as_mut() else {
-            return Received::Dropped(Drop::UnknownPeer);
+            return Decrypted::Dropped(Drop::UnknownPeer);
         };
         // The answer goes to where the question came from, but that is not yet the peer's endpoint: a captured
         // initiation can be sent from anywhere. What the peer then sends under the new session proves it.
         let Ok(Made::Message(len)) = session.tunnel.handshake(source, datagram, outbox.space()) else {
-            return Received::Dropped(Drop::Unauthenticated);
+            return Decrypted::Dropped(Drop::Unauthenticated);
         };
         outbox.commit(len, from);
         // Not before: whose key an initiation names costs nothing to claim.
@@ -113,7 +113,7 @@ impl Sessions {
         session.peer.cell.set_handshake(now);
         self.counters.handshakes.add(1);
         self.keep_ticking(number);
-        Received::Handled
+        Decrypted::Handled
     }
 
     /// A response to our initiation, or a demand for a cookie.
@@ -124,38 +124,38 @@ impl Sessions {
         datagram: &[u8],
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Received<'a> {
+    ) -> Decrypted<'a> {
         let Some(session) = self.slab.get_mut(number as usize).and_then(Option::as_mut) else {
             return self.talk_response(number, from, datagram, outbox, now);
         };
         match session.tunnel.handshake(from.remote.ip(), datagram, outbox.space()) {
             Ok(Made::Message(len)) => outbox.commit(len, from),
             // A cookie: the next initiation, sent by the timers, shows it. It proves nothing about the sender.
-            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return Received::Handled,
+            Ok(Made::Nothing | Made::Initiation | Made::Expired) => return Decrypted::Handled,
             Err(bad) => {
                 let peer = session.peer.id;
                 // One that has a session has the same key, whatever somebody sends in the peer's name.
                 if bad == Bad::Undecryptable && !session.ready {
                     self.doubt(peer, outbox, now);
                 }
-                return Received::Dropped(Drop::Unauthenticated);
+                return Decrypted::Dropped(Drop::Unauthenticated);
             }
         }
         session.backoff = FIRST_BACKOFF;
         session.peer.cell.set_handshake(now);
         self.counters.handshakes.add(1);
-        self.heard(number, from, outbox, now);
-        Received::Handled
+        self.peer_is_at(number, from, outbox, now);
+        Decrypted::Handled
     }
 
     /// Something genuine came from a peer: that is where it is, and what waited can go.
-    pub(super) fn heard(&mut self, number: u32, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
+    pub(super) fn peer_is_at(&mut self, number: u32, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         session.heard = Some(now);
         session.unanswered = None;
         session.initiated = false;
         session.repeated = 0;
-        if let Some(former) = session.path.heard(from) {
+        if let Some(former) = session.path.heard_from(from) {
             tracing::debug!(peer = %session.peer.id, lane = self.lane, endpoint = %from.remote, "endpoint");
             if let Some(former) = former.filter(|former| former.remote != from.remote) {
                 self.by_endpoint.remove(&former.remote);
@@ -443,7 +443,7 @@ impl Sessions {
     /// Returns the preshared key of a peer's tunnels and its number; `Some(None)` for one that has none and needs none,
     /// `None` for one that needs one.
     #[expect(clippy::option_option, reason = "no key, and none wanted, are two things")]
-    pub(super) fn preshared(&self, peer: &Peer) -> Option<Option<(u64, Preshared)>> {
+    pub(super) fn preshared(&self, peer: &TunnelPeer) -> Option<Option<(u64, PresharedKey)>> {
         if peer.is_plain() || peer.is_plain_meanwhile() {
             return Some(None);
         }
@@ -454,14 +454,14 @@ impl Sessions {
     }
 
     /// Says what is the way to a peer that has no tunnel: none but for one whose key is still to be made.
-    pub(super) fn keyless(&self, id: NodeId, now: Timestamp) -> Way {
+    pub(super) fn keyless(&self, id: NodeId, now: Timestamp) -> TunnelChoice {
         let Some(peer) = self.peers.get(id).filter(|peer| peer.lacks_key()) else {
-            return Way::None;
+            return TunnelChoice::None;
         };
         match self.lane {
-            0 => Way::Keyless(id),
-            _ if peer.cell.is_full(now) => Way::None,
-            _ => Way::Elsewhere,
+            0 => TunnelChoice::Keyless(id),
+            _ if peer.cell.is_full(now) => TunnelChoice::None,
+            _ => TunnelChoice::Elsewhere,
         }
     }
 
@@ -492,7 +492,7 @@ impl Sessions {
 
     /// A handshake with a peer does not open: the peer has another preshared key, or has one where we have none.
     pub(super) fn doubt(&mut self, id: NodeId, outbox: &mut Outbox, now: Timestamp) {
-        let doubted = |peer: &&Arc<Peer>| !peer.is_plain() && !peer.cell.agreed_within(TRUST, now);
+        let doubted = |peer: &&Arc<TunnelPeer>| !peer.is_plain() && !peer.cell.agreed_within(TRUST, now);
         if self.peers.get(id).is_some_and(|peer| doubted(&peer)) {
             self.talk_to(id, None, outbox, now);
         }
@@ -504,7 +504,7 @@ impl Sessions {
             return self.met.push(id);
         }
         let former = self.talks.former.as_ref().filter(|_| self.calls_by_former);
-        let own = former.or(self.talks.door.as_ref()).map(Door::key);
+        let own = former.or(self.talks.door.as_ref()).map(HandshakeResponder::key);
         let key = self.peers.get(id).and_then(|peer| peer.agreement.first().copied());
         let Some(at) = own.zip(key).and_then(|keys| self.talk_between(keys, id, now)) else { return };
         let Some(talk) = self.talks.slab[at].as_mut().filter(|talk| !talk.wants) else { return };
@@ -521,7 +521,7 @@ impl Sessions {
         let peer = self.peers.get(id)?;
         let at = self.talks.place()?;
         let door = self.talks.doors().find(|door| door.key() == keys.0)?;
-        let talk = Talk::new(door, keys.1, FIRST_AGREEMENT + at as u32, peer, &self.peers, now)?;
+        let talk = PskExchange::new(door, keys.1, FIRST_AGREEMENT + at as u32, peer, &self.peers, now)?;
         self.talks.begin(at, talk);
         Some(at)
     }
@@ -535,12 +535,12 @@ impl Sessions {
         datagram: &[u8],
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Received<'a> {
+    ) -> Decrypted<'a> {
         let is_new = self.talks.find(id, keys).is_none();
-        let Some(at) = self.talk_between(keys, id, now) else { return Received::Dropped(Drop::NoTunnel) };
-        let Some(talk) = self.talks.slab[at].as_mut() else { return Received::Dropped(Drop::NoTunnel) };
+        let Some(at) = self.talk_between(keys, id, now) else { return Decrypted::Dropped(Drop::NoTunnel) };
+        let Some(talk) = self.talks.slab[at].as_mut() else { return Decrypted::Dropped(Drop::NoTunnel) };
         let told = talk.handshake(from, datagram, outbox, now);
-        let genuine = matches!(told, Told::Heard(_));
+        let genuine = matches!(told, PskOutcome::Heard(_));
         talk.unproven |= genuine;
         if is_new && !genuine {
             // Whose key an initiation names costs nothing to claim.
@@ -549,13 +549,13 @@ impl Sessions {
             self.talks.queue(at, now);
         }
         match told {
-            Told::Heard(_) => {
+            PskOutcome::Heard(_) => {
                 // What the peer says next shows that it is there, and costs it what this did: a talk is soon forgotten,
                 // and with it which initiations were seen, so that anybody may send one again.
-                Received::Handled
+                Decrypted::Handled
             }
-            Told::Unproven => Received::Handled,
-            Told::Nothing => Received::Dropped(Drop::Unauthenticated),
+            PskOutcome::Unproven => Decrypted::Handled,
+            PskOutcome::Nothing => Decrypted::Dropped(Drop::Unauthenticated),
         }
     }
 
@@ -567,16 +567,16 @@ impl Sessions {
         datagram: &[u8],
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Received<'a> {
-        let Some((at, talk)) = self.talk_of(number) else { return Received::Dropped(Drop::UnknownSession) };
+    ) -> Decrypted<'a> {
+        let Some((at, talk)) = self.talk_of(number) else { return Decrypted::Dropped(Drop::UnknownSession) };
         match talk.handshake(from, datagram, outbox, now) {
-            Told::Heard(_) => {
+            PskOutcome::Heard(_) => {
                 talk.found(from, now);
                 self.tend_talk(at, outbox, now);
-                Received::Handled
+                Decrypted::Handled
             }
-            Told::Unproven => Received::Handled,
-            Told::Nothing => Received::Dropped(Drop::Unauthenticated),
+            PskOutcome::Unproven => Decrypted::Handled,
+            PskOutcome::Nothing => Decrypted::Dropped(Drop::Unauthenticated),
         }
     }
 
@@ -589,19 +589,19 @@ impl Sessions {
         into: &mut [u8],
         outbox: &mut Outbox,
         now: Timestamp,
-    ) -> Received<'a> {
+    ) -> Decrypted<'a> {
         let Some((at, _)) = self.talk_of(number) else {
             self.nudge(from, outbox, now);
-            return Received::Dropped(Drop::UnknownSession);
+            return Decrypted::Dropped(Drop::UnknownSession);
         };
         let elsewhere = self.talks.others(at).any(|talk| talk.exchange.is_offering());
-        let Some(talk) = self.talks.slab[at].as_mut() else { return Received::Dropped(Drop::UnknownSession) };
+        let Some(talk) = self.talks.slab[at].as_mut() else { return Decrypted::Dropped(Drop::UnknownSession) };
         match talk.open(from.remote.ip(), datagram, into, elsewhere, now) {
-            Told::Heard(progress) => {
+            PskOutcome::Heard(progress) => {
                 talk.found(from, now);
                 let initiated = std::mem::take(&mut talk.unproven);
                 let peer = Arc::clone(&talk.peer);
-                let mut wanted = matches!(progress, Progress::Agreed(_)) && talk.settle(now);
+                let mut wanted = matches!(progress, Progress::Agreed(_)) && talk.have_key(now);
                 wanted |= self.talks.tell_others(at, &progress, now);
                 let key = agreed(progress);
                 // The peer hears that there is a key before it gets anything that was sealed with it.
@@ -612,20 +612,20 @@ impl Sessions {
                 if let Some(key) = key {
                     self.take_key(&peer, key, wanted, outbox, now);
                 }
-                Received::Handled
+                Decrypted::Handled
             }
-            Told::Unproven => Received::Handled,
-            Told::Nothing => Received::Dropped(Drop::Unauthenticated),
+            PskOutcome::Unproven => Decrypted::Handled,
+            PskOutcome::Nothing => Decrypted::Dropped(Drop::Unauthenticated),
         }
     }
 
-    fn talk_of(&mut self, number: u32) -> Option<(usize, &mut Talk)> {
+    fn talk_of(&mut self, number: u32) -> Option<(usize, &mut PskExchange)> {
         let at = number.checked_sub(FIRST_AGREEMENT)? as usize;
         Some((at, self.talks.slab.get_mut(at)?.as_mut()?))
     }
 
     /// Two nodes have a new key: it is kept, tunnels of an older one go, and what waited for it leaves.
-    fn take_key(&mut self, peer: &Peer, key: Preshared, wanted: bool, outbox: &mut Outbox, now: Timestamp) {
+    fn take_key(&mut self, peer: &TunnelPeer, key: PresharedKey, wanted: bool, outbox: &mut Outbox, now: Timestamp) {
         let Some(vault) = self.peers.vault() else { return };
         peer.cell.set_preshared(vault.put(peer.id, key));
         peer.cell.set_agreed(now);
@@ -685,7 +685,7 @@ impl Sessions {
             return;
         }
         let peers = Arc::clone(&self.peers);
-        let own: Vec<TunnelKey> = self.talks.doors().map(Door::key).collect();
+        let own: Vec<TunnelKey> = self.talks.doors().map(HandshakeResponder::key).collect();
         let over = self.talks.which(|talk| {
             let known = peers.get(talk.peer.id).is_some_and(|peer| peer.agreement.contains(&talk.keys.1));
             !known || !own.contains(&talk.keys.0)

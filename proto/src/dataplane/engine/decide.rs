@@ -8,10 +8,10 @@ use super::{ACK, Engine, Fate, Hit, SYN};
 use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::dataplane::flow::{Flow, Full, Key, Side, State};
+use crate::dataplane::flow::{Direction, Flow, FlowState, Full, Key};
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::verdict::{Drop, Refuse};
-use crate::dataplane::view::Owner;
+use crate::dataplane::view::AddressOwner;
 use crate::packet::{FiveTuple, Header, ICMP, Kind, TCP, UDP};
 
 /// Most source ports tried when another flow already uses the one that the caller chose.
@@ -61,8 +61,8 @@ impl Engine {
         let source = self.image(tuple.source).ok_or(Fate::Drop(Drop::SpoofedSource))?;
         let goal = self.goal(source, header)?;
         let remote = match self.view.owner(goal.carrier) {
-            Some(Owner::Own) => None,
-            Some(Owner::Peer(peer)) => Some(peer),
+            Some(AddressOwner::Own) => None,
+            Some(AddressOwner::Peer(peer)) => Some(peer),
             None => return Err(Fate::Refuse(Refuse::NoRoute)),
         };
         let question = Question {
@@ -76,7 +76,7 @@ impl Engine {
             return self.resume_reply_outbound(header, remote, now);
         }
         let to = self.image_of_opening(&tuple, source, &goal, remote)?;
-        let key = Key { side: Side::Outbound, tuple };
+        let key = Key { side: Direction::Outbound, tuple };
         let flow = Flow::new(to, remote, self.view.stamp(), true, now);
         let flow = self.with_free_port(key, flow, now)?;
         self.remember(key, flow, now)
@@ -173,11 +173,11 @@ impl Engine {
             return Err(denied);
         };
         let opening = FiveTuple { source: own.0, ..header.tuple }.reverse();
-        let key = Key { side: Side::Inbound, tuple: opening };
+        let key = Key { side: Direction::Inbound, tuple: opening };
         let to = header.tuple.reverse();
         self.judge(key, to, Some(peer)).map_err(|_| denied)?;
         let flow = Flow::new(to, Some(peer), self.view.stamp(), true, now);
-        let back = Key { side: Side::Outbound, tuple: header.tuple };
+        let back = Key { side: Direction::Outbound, tuple: header.tuple };
         let answer = Flow { to: opening.reverse(), opened: false, ..flow };
         self.remember(key, flow, now)?;
         let (place, _) = self.flows.find(back, now).ok_or(Fate::Drop(Drop::FlowTableFull))?;
@@ -204,7 +204,7 @@ impl Engine {
         }
         let to = FiveTuple { destination: real.0, ..tuple };
         let flow = Flow::new(to, Some(from), self.view.stamp(), true, now);
-        self.remember(Key { side: Side::Inbound, tuple }, flow, now)
+        self.remember(Key { side: Direction::Inbound, tuple }, flow, now)
     }
 
     /// A packet from the middle of a connection that this node opened to the peer and forgot: if it may open
@@ -216,12 +216,12 @@ impl Engine {
         }
         let real = self.view.real(Flat(header.tuple.destination)).ok_or(Fate::Drop(Drop::NotHere))?;
         let opening = FiveTuple { destination: real.0, ..header.tuple }.reverse();
-        let key = Key { side: Side::Outbound, tuple: opening };
+        let key = Key { side: Direction::Outbound, tuple: opening };
         let to = header.tuple.reverse();
         self.judge(key, to, Some(from)).map_err(|_| denied)?;
         let flow = Flow::new(to, Some(from), self.view.stamp(), true, now);
         self.remember(key, flow, now)?;
-        let back = Key { side: Side::Inbound, tuple: header.tuple };
+        let back = Key { side: Direction::Inbound, tuple: header.tuple };
         let (place, flow) = self.flows.find(back, now).ok_or(Fate::Drop(Drop::FlowTableFull))?;
         Ok(Hit { key: back, place, flow })
     }
@@ -260,14 +260,14 @@ impl Engine {
     fn judge(&self, key: Key, to: FiveTuple, remote: Option<NodeId>) -> Result<(), Refuse> {
         let view = &self.view;
         let (source, destination) = match key.side {
-            Side::Inbound => {
+            Direction::Inbound => {
                 let destination = Flat(key.tuple.destination);
                 if view.real(destination) != Some(Real(to.destination)) {
                     return Err(Refuse::BackendGone);
                 }
                 (Flat(key.tuple.source), destination)
             }
-            Side::Outbound => {
+            Direction::Outbound => {
                 let carrier = match remote {
                     Some(_) => Some(Flat(to.destination)),
                     None => view.flat(Real(to.destination)),
@@ -279,12 +279,12 @@ impl Engine {
                 (source, carrier.ok_or(Refuse::BackendGone)?)
             }
         };
-        let far = if key.side == Side::Inbound { source } else { destination };
-        if view.owner(far) != Some(remote.map_or(Owner::Own, Owner::Peer)) {
+        let far = if key.side == Direction::Inbound { source } else { destination };
+        if view.owner(far) != Some(remote.map_or(AddressOwner::Own, AddressOwner::Peer)) {
             return Err(Refuse::BackendGone);
         }
         let service = match key.side {
-            Side::Outbound if view.is_vip(key.tuple.destination) => {
+            Direction::Outbound if view.is_vip(key.tuple.destination) => {
                 let (index, service) = view.service_by_vip(key.tuple.destination).ok_or(Refuse::UnknownService)?;
                 let port =
                     view.port(index, key.tuple.protocol, key.tuple.destination_port).ok_or(Refuse::ClosedPort)?;
@@ -297,8 +297,8 @@ impl Engine {
                 Some((index as u32, port.port))
             }
             // What was dialled may have moved away from the address here that it stood for.
-            Side::Outbound if destination.0 != key.tuple.destination => return Err(Refuse::BackendGone),
-            Side::Outbound | Side::Inbound => None,
+            Direction::Outbound if destination.0 != key.tuple.destination => return Err(Refuse::BackendGone),
+            Direction::Outbound | Direction::Inbound => None,
         };
         let question = Question { source, destination, protocol: to.protocol, port: to.destination_port, service };
         view.access().judge(&question).map(|_rule| ()).ok_or(Refuse::Denied)
@@ -351,5 +351,5 @@ fn may_open(header: &Header) -> bool {
 /// Says whether a packet begins a connection that a flow was not made for: on the ports of one that has ended, or
 /// against the flow's direction, where the callee would call its caller. The flow's decision does not bind it.
 fn reopens(header: &Header, hit: &Hit) -> bool {
-    is_syn(header) && (!hit.flow.opened || hit.flow.state <= State::Closing)
+    is_syn(header) && (!hit.flow.opened || hit.flow.state <= FlowState::Closing)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::dataplane::flow::{Flow, Side};
+use crate::dataplane::flow::{Direction, Flow};
 use crate::dataplane::verdict::{Drop, Verdict};
 use crate::packet::{self, Checksum, Header, Rewrite};
 
@@ -24,7 +24,7 @@ pub(super) struct Fragments {
 
 #[derive(Debug, Clone, Copy)]
 struct First {
-    side: Side,
+    side: Direction,
     source: Ipv4Addr,
     destination: Ipv4Addr,
     protocol: u8,
@@ -41,7 +41,7 @@ impl Fragments {
     }
 
     /// Notes a first fragment that was let through.
-    pub(super) fn remember(&mut self, side: Side, header: &Header, flow: &Flow, verdict: Verdict, at: Timestamp) {
+    pub(super) fn remember(&mut self, side: Direction, header: &Header, flow: &Flow, verdict: Verdict, at: Timestamp) {
         let first = First {
             side,
             source: header.tuple.source,
@@ -60,7 +60,7 @@ impl Fragments {
     }
 
     /// Forgets the packet whose identification another one takes over, which may go elsewhere or be refused.
-    pub(super) fn forget(&mut self, side: Side, header: &Header) {
+    pub(super) fn forget(&mut self, side: Direction, header: &Header) {
         self.seen.retain(|first| !first.leads(side, header));
     }
 
@@ -68,7 +68,7 @@ impl Fragments {
     /// largest packet that may go to a peer.
     pub(super) fn pass(
         &self,
-        side: Side,
+        side: Direction,
         from: Option<NodeId>,
         bytes: &mut [u8],
         header: &Header,
@@ -79,21 +79,21 @@ impl Fragments {
         let Some(first) = first else {
             return Verdict::Drop(Drop::FragmentUnmatched);
         };
-        if side == Side::Outbound && way(first.remote).is_some_and(|mtu| header.total_len > mtu) {
+        if side == Direction::Outbound && way(first.remote).is_some_and(|mtu| header.total_len > mtu) {
             return Verdict::Drop(Drop::Oversized);
         }
         packet::rewrite(bytes, header, &first.to, Checksum::Complete);
         first.verdict
     }
 
-    fn find(&self, side: Side, header: &Header, now: Timestamp) -> Option<&First> {
+    fn find(&self, side: Direction, header: &Header, now: Timestamp) -> Option<&First> {
         self.seen.iter().find(|first| first.leads(side, header) && now.since(first.at) <= LIFETIME)
     }
 }
 
 impl First {
     /// Says whether a fragment is of the same packet (RFC 791 section 3.2).
-    fn leads(&self, side: Side, header: &Header) -> bool {
+    fn leads(&self, side: Direction, header: &Header) -> bool {
         self.side == side
             && self.source == header.tuple.source
             && self.destination == header.tuple.destination

@@ -18,7 +18,7 @@ use crate::dataplane::verdict::{Drop, Verdict};
 use crate::dataplane::view::View;
 use crate::ops::bench::{DATA, REPORT};
 use crate::packet::{Header, Kind, UDP};
-use crate::trust::audit_log::Told;
+use crate::trust::audit_log::LogPosition;
 
 /// The reserved UDP port.
 pub const PROBE_PORT: u16 = 51999;
@@ -28,7 +28,7 @@ const HEADERS: usize = 28;
 /// Bytes before what follows the kind.
 pub const RESERVED: usize = HEADERS + 6;
 /// Bytes of a probe.
-const PROBE: usize = HEADERS + 16 + Told::BYTES;
+const PROBE: usize = HEADERS + 16 + LogPosition::BYTES;
 const MAGIC: [u8; 4] = *b"MESH";
 const VERSION: u8 = 1;
 const ASK: u8 = 1;
@@ -40,8 +40,8 @@ const LATEST_MICROS: u64 = 10_000_000;
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     /// The end of the log of operations, as peers are told of it with each probe, and what a peer told last.
-    pub(super) told: Option<Told>,
-    pub(super) heard: Option<Told>,
+    pub(super) told: Option<LogPosition>,
+    pub(super) heard: Option<LogPosition>,
 }
 
 impl Probes {
@@ -73,7 +73,7 @@ impl Probes {
         };
         let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
         // A node of an older version says nothing of the log.
-        let said = whole.and_then(|body| Told::read(body[16..].first_chunk()?));
+        let said = whole.and_then(|body| LogPosition::read(body[16..].first_chunk()?));
         let told = self.told;
         match body[5] {
             ASK if replies.make(now, |out| build(out, own, peer, ANSWER, clock, told)) => {
@@ -93,7 +93,7 @@ impl Probes {
     }
 }
 
-fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<Told>) -> usize {
+fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<LogPosition>) -> usize {
     let Some(out) = out.get_mut(..PROBE) else {
         return 0;
     };

@@ -49,7 +49,7 @@ fn split(mut packet: Vec<u8>, gso: Gso, size: u16, checksum: Checksum) -> Vec<Ve
 /// What a receiver does: gathers runs and writes everything in order, a packet that is alone as it came.
 fn gather(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut out = Vec::new();
-    let mut open: Option<(Run, Vec<&[u8]>)> = None;
+    let mut open: Option<(SegmentRun, Vec<&[u8]>)> = None;
     for packet in packets {
         let header = Header::parse(packet).unwrap();
         if let Some((run, taken)) = &mut open
@@ -59,7 +59,7 @@ fn gather(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
             continue;
         }
         out.extend(open.take().map(written));
-        match Run::start(packet, &header) {
+        match SegmentRun::start(packet, &header) {
             Some(run) => open = Some((run, vec![packet])),
             None => out.push((VnetHeader::default(), packet.clone())),
         }
@@ -68,7 +68,7 @@ fn gather(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     out
 }
 
-fn written((mut run, packets): (Run, Vec<&[u8]>)) -> (VnetHeader, Vec<u8>) {
+fn written((mut run, packets): (SegmentRun, Vec<&[u8]>)) -> (VnetHeader, Vec<u8>) {
     match run.finish() {
         None => (VnetHeader::default(), packets[0].to_vec()),
         Some((vnet, headers)) => {
@@ -235,7 +235,7 @@ proptest! {
 
         let mut segments = split(sample.partial_bytes(), gso(&sample), size, Checksum::Partial);
         let header = |packet: &[u8]| Header::parse(packet).unwrap();
-        let mut run = Run::start(&segments[0], &header(&segments[0])).unwrap();
+        let mut run = SegmentRun::start(&segments[0], &header(&segments[0])).unwrap();
         prop_assert!(segments[1..].iter().all(|packet| run.append(packet, &header(packet))));
         let first = header(&segments[0]);
         rewrite(&mut segments[0], &first, &to, Checksum::Complete);
@@ -262,7 +262,7 @@ fn udp() -> Sample {
 
 fn continues(first: &Sample, second: &[u8]) -> bool {
     let first = first.bytes();
-    let mut run = Run::start(&first, &Header::parse(&first).unwrap()).unwrap();
+    let mut run = SegmentRun::start(&first, &Header::parse(&first).unwrap()).unwrap();
     run.append(second, &Header::parse(second).unwrap())
 }
 
@@ -309,7 +309,7 @@ fn a_datagram_without_a_checksum_is_never_gathered() {
     let mut bare = udp().bytes();
     bare[26..28].fill(0);
     assert!(!continues(&udp(), &bare));
-    assert!(Run::start(&bare, &Header::parse(&bare).unwrap()).is_none());
+    assert!(SegmentRun::start(&bare, &Header::parse(&bare).unwrap()).is_none());
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn push_and_fin_and_a_short_payload_end_a_run() {
         [Sample { flags: 0x18, ..tcp(1) }, Sample { flags: 0x11, ..tcp(1) }, Sample { payload: vec![1; 99], ..tcp(1) }]
     {
         let (first, last) = (tcp(0).bytes(), last.bytes());
-        let mut run = Run::start(&first, &Header::parse(&first).unwrap()).unwrap();
+        let mut run = SegmentRun::start(&first, &Header::parse(&first).unwrap()).unwrap();
         assert!(!run.is_closed());
         assert!(run.append(&last, &Header::parse(&last).unwrap()));
         assert!(run.is_closed());
@@ -334,7 +334,7 @@ fn a_run_ends_at_64_packets_and_at_65535_bytes() {
         let packet =
             |i: usize| Sample { sequence: (i * size) as u32, payload: vec![0; size], ..Sample::default() }.bytes();
         let first = packet(0);
-        let mut run = Run::start(&first, &Header::parse(&first).unwrap()).unwrap();
+        let mut run = SegmentRun::start(&first, &Header::parse(&first).unwrap()).unwrap();
         let mut count = 1;
         while count < 100 && run.append(&packet(count), &Header::parse(&packet(count)).unwrap()) {
             count += 1;
@@ -395,15 +395,15 @@ fn a_checksum_deeper_inside_is_completed_on_the_spot() {
     let header = Header::parse(&packet).unwrap();
     let vnet = VnetHeader { needs_checksum: true, checksum_start: 48, checksum_offset: 16, ..VnetHeader::default() };
 
-    assert_eq!(vnet.settle(&mut packet, &header), Some(Checksum::Complete));
+    assert_eq!(vnet.finish_checksum(&mut packet, &header), Some(Checksum::Complete));
 
     assert_eq!(packet[28..], inner.bytes());
     let own = VnetHeader { checksum_start: 20, checksum_offset: 6, ..vnet };
-    assert_eq!(own.settle(&mut packet, &header), Some(Checksum::Partial));
-    assert_eq!(VnetHeader::default().settle(&mut packet, &header), Some(Checksum::Complete));
+    assert_eq!(own.finish_checksum(&mut packet, &header), Some(Checksum::Partial));
+    assert_eq!(VnetHeader::default().finish_checksum(&mut packet, &header), Some(Checksum::Complete));
     for (start, offset) in [(10, 16), (48, 2000), (9999, 0), (u16::MAX, u16::MAX)] {
         let wild = VnetHeader { checksum_start: start, checksum_offset: offset, ..vnet };
-        assert_eq!(wild.settle(&mut packet, &header), None, "{start} {offset}");
+        assert_eq!(wild.finish_checksum(&mut packet, &header), None, "{start} {offset}");
     }
 }
 
@@ -413,7 +413,7 @@ fn no_bytes_make_splitting_or_gathering_panic() {
     let mut dice = Dice(0x0123_4567_89ab_cdef);
     let seeds = [tcp(0).partial_bytes(), udp().partial_bytes(), tcp(1).bytes(), udp().bytes()];
     let mut segments = 0;
-    let mut last: Option<Run> = None;
+    let mut last: Option<SegmentRun> = None;
     for round in 0..100_000 {
         let mut bytes = seeds[round % seeds.len()].clone();
         for _ in 0..dice.below(4) {
@@ -427,7 +427,7 @@ fn no_bytes_make_splitting_or_gathering_panic() {
             Some(true) => {}
             Some(false) | None => {
                 last.as_mut().map(|run| run.finish().is_some());
-                last = Run::start(&bytes, &header);
+                last = SegmentRun::start(&bytes, &header);
             }
         }
         let mut raw = [0; VnetHeader::LEN];
@@ -435,7 +435,7 @@ fn no_bytes_make_splitting_or_gathering_panic() {
         let Some(vnet) = VnetHeader::parse(&raw) else {
             continue;
         };
-        let Some(checksum) = vnet.settle(&mut bytes, &header) else {
+        let Some(checksum) = vnet.finish_checksum(&mut bytes, &header) else {
             continue;
         };
         let size = u16::from(raw[4]);

@@ -10,7 +10,7 @@ use crate::plan::visibility::{Level, Sight};
 
 /// The map of one node with all nodes, services and rules.
 fn whole(world: &World, node: &NodeName) -> Option<NetMap> {
-    let chart = Chart::new(Arc::new(world.clone()));
+    let chart = PlanIndex::new(Arc::new(world.clone()));
     let own = chart.node(node)?;
     let peers = (0..chart.nodes.len() as u32).filter(|&peer| peer != own).collect();
     let services = (0..chart.services.len() as u32).map(|service| (service, Level::All)).collect();
@@ -112,10 +112,10 @@ proptest! {
         if mixture[NODES.len() + 1] {
             new.vips = Arc::clone(&other.vips);
         }
-        let chart = |world: &World| Arc::new(Chart::new(Arc::new(world.clone())));
+        let chart = |world: &World| Arc::new(PlanIndex::new(Arc::new(world.clone())));
         let transition = Transition::between(chart(&old), chart(&new));
         let concerned = transition.concerned();
-        let mut told: Vec<(Outline, Delta)> = Vec::new();
+        let mut told: Vec<(DeltaKey, Delta)> = Vec::new();
         for node in NODES.map(name) {
             let delta = transition.delta(&node);
             let expected = plan(&old, &node).zip(plan(&new, &node)).map(|(a, b)| Delta::between(&a, &b));

@@ -51,35 +51,35 @@ impl Log {
         log
     }
 
-    fn told(&self) -> Told {
+    fn told(&self) -> LogPosition {
         let hash = self.0.last().map(|entry| entry.hash).unwrap_or_default();
-        Told { epoch: 1, head: LogHead { seq: self.0.len() as u64, hash } }
+        LogPosition { epoch: 1, head: LogHead { seq: self.0.len() as u64, hash } }
     }
 
     fn after(&self, seq: u64) -> LogPage {
         LogPage { told: self.told(), entries: self.0[seq as usize..].to_vec() }
     }
 
-    fn roll(&self, members: &[IdentityKey]) -> Roll {
+    fn roll(&self, members: &[IdentityKey]) -> Roster {
         let told = self.told();
         let members = members.iter().copied().collect();
-        Roll { told, revision: Revision(told.head.seq), members, ..Roll::default() }
+        Roster { told, revision: Revision(told.head.seq), members, ..Roster::default() }
     }
 }
 
 /// Follows as far as the coordinator tells.
-fn follow(witness: &mut Witness, log: &Log) {
+fn follow(witness: &mut LogWitness, log: &Log) {
     let mut next = witness.coordinator_says(log.told(), at(0));
     while let Next::Read(after) = next {
         next = witness.read(&log.after(after), link);
     }
 }
 
-fn explain(witness: &mut Witness, identity: IdentityKey, revision: u64, now: u64) {
+fn explain(witness: &mut LogWitness, identity: IdentityKey, revision: u64, now: u64) {
     explain_subject(witness, Subject::Identity(identity), revision, now);
 }
 
-fn explain_subject(witness: &mut Witness, subject: Subject, revision: u64, now: u64) {
+fn explain_subject(witness: &mut LogWitness, subject: Subject, revision: u64, now: u64) {
     let node = name("n");
     witness.explain([(&node, subject)].into_iter(), (1, Revision(revision)), at(now));
 }
@@ -92,7 +92,7 @@ fn a_forked_log_warns_on_both_sides() {
     one.add(None);
     two.add(Some(key(2)));
     for (own, other) in [(&one, &two), (&two, &one)] {
-        let mut witness = Witness::new(Some(common.roll(&[])));
+        let mut witness = LogWitness::new(Some(common.roll(&[])));
         follow(&mut witness, own);
         assert_eq!(witness.alarms(), <[String; 0]>::default());
         witness.peer_says(&name("b"), other.told());
@@ -120,8 +120,8 @@ fn a_forked_log_warns_on_both_sides() {
 #[test]
 fn another_epoch_hides_no_fork() {
     let log = Log::of(5);
-    let mut witness = Witness::new(Some(log.roll(&[])));
-    let elsewhere = |epoch| Told { epoch, ..log.told() };
+    let mut witness = LogWitness::new(Some(log.roll(&[])));
+    let elsewhere = |epoch| LogPosition { epoch, ..log.told() };
     witness.peer_says(&name("b"), elsewhere(0));
     witness.peer_says(&name("c"), elsewhere(2));
     witness.coordinator_says(log.told(), at(0));
@@ -130,11 +130,11 @@ fn another_epoch_hides_no_fork() {
     assert!(alarms.len() == 1 && alarms[0].contains("`c`") && alarms[0].contains("epoch 2"), "{alarms:?}");
 
     // After a restore all come to the new epoch, one after the other.
-    let mut witness = Witness::new(Some(log.roll(&[])));
+    let mut witness = LogWitness::new(Some(log.roll(&[])));
     witness.peer_says(&name("c"), elsewhere(2));
     witness.coordinator_says(log.told(), at(0));
     assert_eq!(witness.coordinator_says(elsewhere(2), at(50)), Next::Begin);
-    witness.begin(Roll { told: elsewhere(2), ..log.roll(&[]) });
+    witness.begin(Roster { told: elsewhere(2), ..log.roll(&[]) });
     witness.coordinator_says(elsewhere(2), at(100));
     assert_eq!(witness.alarms(), <[String; 0]>::default());
 }
@@ -142,7 +142,7 @@ fn another_epoch_hides_no_fork() {
 #[test]
 fn nodes_that_are_told_at_different_times_do_not_warn() {
     let mut log = Log::of(3);
-    let [mut one, mut two] = [(); 2].map(|()| Witness::new(Some(log.roll(&[]))));
+    let [mut one, mut two] = [(); 2].map(|()| LogWitness::new(Some(log.roll(&[]))));
     for turn in 0..200 {
         log.add(None);
         let behind = if turn % 2 == 0 { &mut one } else { &mut two };
@@ -160,7 +160,7 @@ fn nodes_that_are_told_at_different_times_do_not_warn() {
 #[test]
 fn an_admission_that_is_not_in_the_log_warns() {
     let mut log = Log::of(4);
-    let mut witness = Witness::new(Some(log.roll(&[key(1)])));
+    let mut witness = LogWitness::new(Some(log.roll(&[key(1)])));
     log.add(Some(key(2)));
     explain(&mut witness, key(1), 9, 0);
     explain(&mut witness, key(2), 5, 100);
@@ -187,7 +187,7 @@ fn an_altered_entry_is_noticed_and_nothing_after_it_is_believed() {
     log.add(None);
     let mut forged = log.clone();
     forged.0[4].body = forged.0[4].body.replace("\"text\":\"x\"", &format!(r#""identity":"{}""#, key(66)));
-    let mut witness = Witness::new(Some(known));
+    let mut witness = LogWitness::new(Some(known));
     follow(&mut witness, &forged);
     assert!(witness.alarms()[0].contains("entry 5"), "{:?}", witness.alarms());
     assert!(!witness.roll().unwrap().members.contains(&key(66)));
@@ -197,7 +197,7 @@ fn an_altered_entry_is_noticed_and_nothing_after_it_is_believed() {
     let mut anew = Log::of(2);
     anew.add(Some(key(66)));
     (0..3).for_each(|_| anew.add(None));
-    let mut witness = Witness::new(Some(log.roll(&[])));
+    let mut witness = LogWitness::new(Some(log.roll(&[])));
     follow(&mut witness, &anew);
     assert!(witness.alarms()[0].contains("two histories"), "{:?}", witness.alarms());
 }
@@ -205,7 +205,7 @@ fn an_altered_entry_is_noticed_and_nothing_after_it_is_believed() {
 #[test]
 fn what_the_log_does_not_reach_back_to_is_said_and_not_guessed() {
     let mut log = Log::of(4);
-    let mut witness = Witness::new(Some(log.roll(&[key(1)])));
+    let mut witness = LogWitness::new(Some(log.roll(&[key(1)])));
     (0..10).for_each(|_| log.add(None));
     assert_eq!(witness.coordinator_says(log.told(), at(0)), Next::Read(4));
     // Entries up to 8 are gone.
@@ -215,28 +215,28 @@ fn what_the_log_does_not_reach_back_to_is_said_and_not_guessed() {
     witness.begin(log.roll(&[key(1), key(2)]));
     assert!(witness.alarms()[0].contains("1 nodes were admitted"), "{:?}", witness.alarms());
     // A restore.
-    let restored = Told { epoch: 2, ..log.told() };
+    let restored = LogPosition { epoch: 2, ..log.told() };
     assert_eq!(witness.coordinator_says(restored, at(0)), Next::Begin);
 }
 
 #[test]
 fn a_head_survives_the_tunnel_and_nothing_is_no_head() {
     let told = Log::of(7).told();
-    let mut bytes = [0; Told::BYTES];
-    assert_eq!(Told::read(&bytes), None);
+    let mut bytes = [0; LogPosition::BYTES];
+    assert_eq!(LogPosition::read(&bytes), None);
     told.write(&mut bytes);
-    assert_eq!(Told::read(&bytes), Some(told));
+    assert_eq!(LogPosition::read(&bytes), Some(told));
 }
 
 #[test]
 fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
     let log = Log::of(60);
-    let mut witness = Witness::new(Some(Log::default().roll(&[])));
+    let mut witness = LogWitness::new(Some(Log::default().roll(&[])));
     follow(&mut witness, &log);
     for seq in 1..=60 {
-        let lie = Told { epoch: 1, head: LogHead { seq, hash: LogHash([66; 32]) } };
+        let lie = LogPosition { epoch: 1, head: LogHead { seq, hash: LogHash([66; 32]) } };
         witness.peer_says(&name("liar"), lie);
-        witness.peer_says(&name("liar"), Told { head: LogHead { seq: seq + 1000, ..lie.head }, ..lie });
+        witness.peer_says(&name("liar"), LogPosition { head: LogHead { seq: seq + 1000, ..lie.head }, ..lie });
         for later in [0, 61] {
             witness.coordinator_says(log.told(), at(seq * 100 + later));
         }
@@ -251,8 +251,8 @@ fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
 fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     let tunnel = |n| TunnelKey([n; 32]);
     let mut log = Log::of(3);
-    let before = Roll { statics: Some([tunnel(1)].into()), ..log.roll(&[]) };
-    let mut witness = Witness::new(Some(before.clone()));
+    let before = Roster { statics: Some([tunnel(1)].into()), ..log.roll(&[]) };
+    let mut witness = LogWitness::new(Some(before.clone()));
     log.push(&format!(r#","statics":["{}"]"#, tunnel(2)));
     follow(&mut witness, &log);
     for (n, is_known) in [(1, true), (2, true), (3, false)] {
@@ -266,7 +266,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     explain(&mut witness, key(1), 4, 70);
     explain(&mut witness, key(1), 4, 130);
     assert_eq!(witness.alarms().len(), 2);
-    let epoch = |epoch, statics| Roll { told: Told { epoch, ..log.told() }, statics, ..log.roll(&[]) };
+    let epoch = |epoch, statics| Roster { told: LogPosition { epoch, ..log.told() }, statics, ..log.roll(&[]) };
     witness.begin(epoch(2, None));
     assert_eq!(witness.roll().unwrap().statics, Some([tunnel(1), tunnel(2)].into()), "nothing is forgotten");
     witness.begin(epoch(3, Some([tunnel(9)].into())));
@@ -275,7 +275,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     // Where an older version did not count them, nobody is suspected.
     let mut text = serde_json::to_value(before).unwrap();
     text.as_object_mut().unwrap().remove("statics");
-    let mut witness = Witness::new(Some(serde_json::from_value(text).unwrap()));
+    let mut witness = LogWitness::new(Some(serde_json::from_value(text).unwrap()));
     follow(&mut witness, &log);
     explain_subject(&mut witness, Subject::Tunnel(tunnel(3)), 4, 0);
     explain_subject(&mut witness, Subject::Tunnel(tunnel(3)), 4, 60);
@@ -285,7 +285,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
 #[test]
 fn a_replaced_identity_is_no_members_any_more() {
     let mut log = Log::of(3);
-    let mut witness = Witness::new(Some(log.roll(&[key(1)])));
+    let mut witness = LogWitness::new(Some(log.roll(&[key(1)])));
     log.push(&format!(r#","identity":"{}","replaces":"{}""#, key(2), key(1)));
     follow(&mut witness, &log);
     explain(&mut witness, key(2), 4, 0);

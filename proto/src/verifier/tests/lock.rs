@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::netmap::Delta;
-use crate::trust::network_lock::{Lock, LockChange};
+use crate::trust::network_lock::{LockChange, NetworkLock};
 
 const LOCK: IdentityKey = IdentityKey([77; 32]);
 const THIEF: IdentityKey = IdentityKey([99; 32]);
@@ -17,7 +17,7 @@ fn countersign(map: &mut NetMap, by: &IdentityKey) {
 /// The fixture's map, locked; its peer is admitted.
 fn locked() -> NetMap {
     let mut map = map();
-    map.mesh.lock = Some(Lock { key: Some(LOCK), changes: Vec::new() });
+    map.mesh.lock = Some(NetworkLock { key: Some(LOCK), changes: Vec::new() });
     countersign(&mut map, &LOCK);
     map
 }
@@ -89,7 +89,7 @@ fn an_admission_without_the_locks_signature_is_refused_on_snapshot_delta_and_cac
 #[test]
 fn a_stolen_coordinator_that_drops_or_swaps_the_lock_adds_nobody() {
     let evil: NodeName = "evil".parse().unwrap();
-    let by_thief = |lock: Option<Lock>| {
+    let by_thief = |lock: Option<NetworkLock>| {
         let mut map = with_newcomer(|_| {});
         map.mesh.lock = lock;
         countersign(&mut map, &THIEF);
@@ -101,10 +101,10 @@ fn a_stolen_coordinator_that_drops_or_swaps_the_lock_adds_nobody() {
     };
     let cases = [
         ("dropped", None),
-        ("ended", Some(Lock::default())),
-        ("swapped", Some(Lock { key: Some(THIEF), changes: Vec::new() })),
-        ("ended with a forged word", Some(Lock { key: None, changes: vec![change(None)] })),
-        ("swapped with a forged word", Some(Lock { key: Some(THIEF), changes: vec![change(Some(THIEF))] })),
+        ("ended", Some(NetworkLock::default())),
+        ("swapped", Some(NetworkLock { key: Some(THIEF), changes: Vec::new() })),
+        ("ended with a forged word", Some(NetworkLock { key: None, changes: vec![change(None)] })),
+        ("swapped with a forged word", Some(NetworkLock { key: Some(THIEF), changes: vec![change(Some(THIEF))] })),
     ];
     for (what, lock) in cases {
         let mut verifier = fresh(verify);
@@ -143,7 +143,7 @@ fn the_locks_own_word_ends_it_and_all_are_judged_anew() {
     assert!(!admit(&mut verifier, with_newcomer(|_| {})).refused.is_empty());
     let mut open = with_newcomer(|_| {});
     let signature = sign(&LOCK, &LockChange::message(&open.mesh.name, &LOCK, None));
-    open.mesh.lock = Some(Lock { key: None, changes: vec![LockChange { from: LOCK, to: None, signature }] });
+    open.mesh.lock = Some(NetworkLock { key: None, changes: vec![LockChange { from: LOCK, to: None, signature }] });
     let admitted = admit(&mut verifier, open);
     assert_eq!((admitted.map.peers.len(), admitted.refused), (2, Vec::new()));
     assert_eq!(verifier.held(), None);
@@ -167,7 +167,7 @@ fn who_was_good_before_the_lock_is_not_good_for_that() {
 fn what_is_cached_names_the_lock_that_is_held() {
     let mut verifier = fresh(verify);
     admit(&mut verifier, locked());
-    for lock in [None, Some(Lock { key: Some(THIEF), changes: Vec::new() })] {
+    for lock in [None, Some(NetworkLock { key: Some(THIEF), changes: Vec::new() })] {
         let mut told = locked();
         told.mesh.lock = lock;
         let cached = admit(&mut verifier, told).map;

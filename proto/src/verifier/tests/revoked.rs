@@ -15,7 +15,7 @@ fn told(admitted: &Admitted) -> bool {
 fn locked() -> NetMap {
     let lock = IdentityKey([77; 32]);
     let mut map = map();
-    map.mesh.lock = Some(Lock { key: Some(lock), changes: Vec::new() });
+    map.mesh.lock = Some(NetworkLock { key: Some(lock), changes: Vec::new() });
     let mesh = map.mesh.name.clone();
     let member = map.peers[&name()].member(&name()).unwrap();
     b(&mut map).countersigned = Some(sign(&lock, &member.message(&mesh)));

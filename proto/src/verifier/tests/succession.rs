@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::trust::identity_rotation::Succession;
-use crate::trust::network_lock::Lock;
+use crate::trust::network_lock::NetworkLock;
 use crate::trust::signed_record::Signature;
 
 const A: IdentityKey = B;
@@ -98,10 +98,10 @@ fn a_key_that_the_former_did_not_name_is_refused() {
 #[test]
 fn the_locks_signature_for_a_former_key_holds_for_those_that_it_led_to() {
     let locked = |mut map: NetMap, signed_for: IdentityKey| {
-        map.mesh.lock = Some(Lock { key: Some(LOCK), changes: Vec::new() });
+        map.mesh.lock = Some(NetworkLock { key: Some(LOCK), changes: Vec::new() });
         let mesh = map.mesh.name.clone();
         for (name, peer) in &mut map.peers {
-            let member = Member { subject: Subject::Identity(signed_for), ..peer.member(name).unwrap() };
+            let member = LockedMember { subject: Subject::Identity(signed_for), ..peer.member(name).unwrap() };
             peer.countersigned = Some(sign(&LOCK, &member.message(&mesh)));
         }
         map

@@ -60,7 +60,7 @@ fn what_was_freed_rests_for_everybody_but_its_former_owner() {
     assert_eq!(vips(range, &live, &mut pool, "more", 0), Err(Exhausted::Vips(range.vips())));
 
     let freed = live.remove(7);
-    pool.free(single(freed), Owner::Service(service("s7")), UnixTime(100));
+    pool.free(single(freed), BlockOwner::Service(service("s7")), UnixTime(100));
 
     assert!(vips(range, &live, &mut pool.clone(), "more", 100 + 599).is_err());
     assert_eq!(vips(range, &live, &mut pool.clone(), "s7", 101), Ok(freed));
@@ -108,16 +108,16 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Debug, Clone, PartialEq)]
 struct Held {
     net: Ipv4Net,
-    owner: Owner,
+    owner: BlockOwner,
 }
 
 fn is_part(range: MeshRange, held: &Held) -> bool {
     let plain = |a: Ipv4Addr| !matches!(a.octets()[3], 0 | 255);
     let address = held.net.network();
     match &held.owner {
-        Owner::Service(_) => range.vips().contains(&held.net) && plain(address) && Flat(address) != range.dns(),
-        Owner::Node(_) => range.nodes().contains(&held.net) && plain(address),
-        Owner::Block(_, real) => {
+        BlockOwner::Service(_) => range.vips().contains(&held.net) && plain(address) && Flat(address) != range.dns(),
+        BlockOwner::Node(_) => range.nodes().contains(&held.net) && plain(address),
+        BlockOwner::Block(_, real) => {
             let inside = range.net().contains(&held.net) && address >= range.first_block_address();
             inside && held.net.prefix_len() == real.prefix_len() && held.net.trunc() == held.net
         }
@@ -145,12 +145,12 @@ proptest! {
         for step in steps {
             let before = pool.clone();
             let nets: Vec<_> = live.iter().map(|held| held.net).collect();
-            let given = |pool: &mut Pool, owner: &Owner| {
+            let given = |pool: &mut Pool, owner: &BlockOwner| {
                 let flats = nets.iter().map(|net| Flat(net.network()));
                 match owner {
-                    Owner::Service(key) => pool.vip(range, key, flats, UnixTime(now)).map(single),
-                    Owner::Node(_) => pool.node(range, flats, UnixTime(now)).map(single),
-                    Owner::Block(node, real) => pool.block(range, *node, *real, nets.iter().copied(), UnixTime(now)),
+                    BlockOwner::Service(key) => pool.vip(range, key, flats, UnixTime(now)).map(single),
+                    BlockOwner::Node(_) => pool.node(range, flats, UnixTime(now)).map(single),
+                    BlockOwner::Block(node, real) => pool.block(range, *node, *real, nets.iter().copied(), UnixTime(now)),
                 }
             };
             let owner = match step {
@@ -163,11 +163,11 @@ proptest! {
                     }
                     continue;
                 }
-                Step::Vip(i) => Owner::Service(service(&format!("s{i}"))),
-                Step::Node => { nodes += 1; Owner::Node(NodeId(1000 + nodes)) }
+                Step::Vip(i) => BlockOwner::Service(service(&format!("s{i}"))),
+                Step::Node => { nodes += 1; BlockOwner::Node(NodeId(1000 + nodes)) }
                 Step::Block(node, place, length) => {
                     let real = Ipv4Net::new(Ipv4Addr::new(10, 8, place, 0), length).unwrap().trunc();
-                    Owner::Block(NodeId(u32::from(node)), real)
+                    BlockOwner::Block(NodeId(u32::from(node)), real)
                 }
             };
             if live.iter().any(|held| held.owner == owner) {

@@ -69,14 +69,14 @@ fn user(store: &Etcd, name: &str, role: &str) {
 }
 
 /// Options with a user whose password lies in a file.
-fn with_user(cluster: &Cluster, dir: &Path, name: &str, password: &str) -> Options {
+fn with_user(cluster: &Cluster, dir: &Path, name: &str, password: &str) -> EtcdOptions {
     let file = dir.join(format!("{name}-password"));
     fs::write(&file, format!("{password}\n")).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    Options { user: Some(name.into()), password_file: Some(file), ..cluster.options() }
+    EtcdOptions { user: Some(name.into()), password_file: Some(file), ..cluster.options() }
 }
 
-fn error_of(options: &Options) -> String {
+fn error_of(options: &EtcdOptions) -> String {
     Etcd::open(options, "/mesh/test", "writer").unwrap_err().to_string()
 }
 
@@ -94,7 +94,7 @@ fn users_are_asked_for_their_password_and_a_wrong_one_says_what_to_do() {
     // One who has a user may come before etcd asks for users.
     let mut store =
         Etcd::open(&with_user(&cluster, dir.path(), "mesh", "mesh-secret"), "/mesh/test", "writer").unwrap();
-    commit(&mut store, 0, &[put(Table::Nodes, "a", "1")]).unwrap();
+    commit(&mut store, 0, &[put(StoreTable::Nodes, "a", "1")]).unwrap();
     ask(&open, "/etcdserverpb.Auth/AuthEnable", Named::default());
     drop(open);
 
@@ -105,12 +105,12 @@ fn users_are_asked_for_their_password_and_a_wrong_one_says_what_to_do() {
     let poor = error_of(&with_user(&cluster, dir.path(), "other", "other-secret"));
     assert!(poor.contains("grant the user's role"), "{poor}");
 
-    commit(&mut store, 1, &[put(Table::Nodes, "b", "1")]).unwrap();
+    commit(&mut store, 1, &[put(StoreTable::Nodes, "b", "1")]).unwrap();
     assert!(!format!("{store:?} {:?}", with_user(&cluster, dir.path(), "mesh", "mesh-secret")).contains("mesh-secret"));
     // Tokens end with the member that gave them.
     cluster.kill(0);
     cluster.restart(0);
-    commit(&mut store, 2, &[put(Table::Nodes, "c", "1")]).unwrap();
+    commit(&mut store, 2, &[put(StoreTable::Nodes, "c", "1")]).unwrap();
     let told = store.follow().unwrap();
     eventually("the watch has a token again", || told.borrow().error.is_none());
     assert_eq!(store.load().unwrap().records.len(), 3);
@@ -170,22 +170,22 @@ fn certificates_are_checked_both_ways_and_a_wrong_one_says_what_to_do() {
     let with = |ca: &Authority, own: Option<&Authority>| {
         let own = own.map(|own| own.sign("client"));
         let (cert, key) = own.map(|(cert, key)| (cert.into(), key.into())).unzip();
-        Options { ca: Some(ca.file("ca.pem").into()), cert, key, ..cluster.options() }
+        EtcdOptions { ca: Some(ca.file("ca.pem").into()), cert, key, ..cluster.options() }
     };
     let mut store = Etcd::open(&with(&good, Some(&good)), "/mesh/test", "writer").unwrap();
-    commit(&mut store, 0, &[put(Table::Nodes, "a", "1")]).unwrap();
+    commit(&mut store, 0, &[put(StoreTable::Nodes, "a", "1")]).unwrap();
 
     for (options, says) in [
         (with(&good, None), "set `cert` and `key`"),
         (with(&good, Some(&other)), "set `cert` and `key`"),
         (with(&other, Some(&good)), "set `ca`"),
-        (Options { tls: false, ..cluster.options() }, "write etcds://"),
-        (Options { ca: Some("/none".into()), ..cluster.options() }, "check the path"),
+        (EtcdOptions { tls: false, ..cluster.options() }, "write etcds://"),
+        (EtcdOptions { ca: Some("/none".into()), ..cluster.options() }, "check the path"),
     ] {
         let error = error_of(&options);
         assert!(error.contains(says), "{error}");
     }
     let Some(plain) = Cluster::start(1) else { return };
-    let error = error_of(&Options { tls: true, ca: Some(ca.into()), ..plain.options() });
+    let error = error_of(&EtcdOptions { tls: true, ca: Some(ca.into()), ..plain.options() });
     assert!(error.contains("write etcd://"), "{error}");
 }

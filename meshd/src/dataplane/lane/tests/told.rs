@@ -1,11 +1,11 @@
 //! What nodes tell each other of the log of operations.
 
-use mesh_proto::trust::audit_log::{LogHash, LogHead, Told};
+use mesh_proto::trust::audit_log::{LogHash, LogHead, LogPosition};
 
 use super::*;
 
-fn told(n: u8) -> Told {
-    Told { epoch: 0, head: LogHead { seq: u64::from(n), hash: LogHash([n; 32]) } }
+fn told(n: u8) -> LogPosition {
+    LogPosition { epoch: 0, head: LogHead { seq: u64::from(n), hash: LogHash([n; 32]) } }
 }
 
 #[test]
@@ -21,7 +21,7 @@ fn the_logs_end_travels_with_probes_both_ways_and_reaches_no_kernel() {
             pair.with(node, 0, |lane, out, now| lane.handle_timeout(out, now));
         }
     }
-    let heard = |node: usize, peer: u32| pair.nodes[node].peers.get(NodeId(peer)).unwrap().cell.last_heard();
+    let heard = |node: usize, peer: u32| pair.nodes[node].peers.get(NodeId(peer)).unwrap().cell.log_position();
     assert_eq!((heard(0, 2), heard(1, 1)), (Some(told(2)), Some(told(1))));
     assert!(pair.nodes.iter().all(|node| node.delivered.is_empty() && node.count("bad_probe") == 0));
 }

@@ -110,7 +110,7 @@ fn who_forges_peers_calls_for_a_key_takes_no_place_for_agreements() {
     for (key, id, datagram) in forgeries {
         let dropped = two.net.with(1, 0, |s, out, now| {
             let received = s.talk_begins((own, key), id, from, datagram, out, now);
-            matches!(received, Received::Dropped(Drop::Unauthenticated))
+            matches!(received, Decrypted::Dropped(Drop::Unauthenticated))
         });
         assert!(dropped, "{id}");
     }

@@ -1,21 +1,21 @@
 //! Tunnels with preshared keys, made by the two nodes themselves.
 
 use super::*;
-use crate::keys::psk_store::Vault;
-use crate::psk::Preshared;
+use crate::keys::psk_store::PskStore;
+use crate::psk::PresharedKey;
 use crate::wireguard::peers::{test_agreeing, test_one};
 use crate::wireguard::tunnel::{FIRST_AGREEMENT, Message};
 
 /// Nodes 1 and 2 that both use preshared keys, and their vaults.
 pub(super) struct Agreeing {
     pub(super) net: Net,
-    pub(super) vaults: [Arc<Vault>; 2],
+    pub(super) vaults: [Arc<PskStore>; 2],
 }
 
 /// Which nodes use preshared keys.
 pub(super) const BOTH: [bool; 2] = [true, true];
 
-pub(super) fn peers(own: u8, uses: [bool; 2], vault: Option<Arc<Vault>>) -> Arc<Peers> {
+pub(super) fn peers(own: u8, uses: [bool; 2], vault: Option<Arc<PskStore>>) -> Arc<TunnelPeers> {
     let other = 3 - own;
     let lanes = keys(other, 2).publics().into_iter().zip(PORT..).map(|(key, port)| LaneInfo { key, port }).collect();
     let mut peer = test_one(NodeId(other.into()), lanes, Vec::new(), Net::known(own, other));
@@ -30,7 +30,7 @@ impl Agreeing {
         Self::with(uses, [Arc::default(), Arc::default()])
     }
 
-    pub(super) fn with(uses: [bool; 2], vaults: [Arc<Vault>; 2]) -> Self {
+    pub(super) fn with(uses: [bool; 2], vaults: [Arc<PskStore>; 2]) -> Self {
         let mut agreeing = Self { net: Net::new(&[2, 2], Net::known), vaults };
         for own in [1, 2] {
             agreeing.start(own, uses);
@@ -55,7 +55,7 @@ impl Agreeing {
         self.start(own, BOTH);
     }
 
-    pub(super) fn keys(&self) -> [Option<Preshared>; 2] {
+    pub(super) fn keys(&self) -> [Option<PresharedKey>; 2] {
         [(0, 2), (1, 1)].map(|(at, peer): (usize, u32)| self.vaults[at].get(NodeId(peer)).map(|(_, key)| key))
     }
 
@@ -70,7 +70,7 @@ impl Agreeing {
         let (mut talks, mut lanes) = (0, 0);
         loop {
             while let Some((from, to, datagram)) = (!self.net.flying.is_empty()).then(|| self.net.flying.remove(0)) {
-                if let Some(Message::Data(number)) = Door::sort(&datagram)
+                if let Some(Message::Data(number)) = HandshakeResponder::sort(&datagram)
                     && datagram.len() > OVERHEAD
                 {
                     *(if number >= FIRST_AGREEMENT { &mut talks } else { &mut lanes }) += 1;
@@ -175,8 +175,8 @@ fn nobody_at_home_is_called_for_a_while_and_then_no_more() {
 
 #[test]
 fn a_stored_key_is_used_at_once() {
-    let key = || Preshared::new([5; 32]);
-    let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
+    let key = || PresharedKey::new([5; 32]);
+    let vaults: [Arc<PskStore>; 2] = [Arc::default(), Arc::default()];
     vaults[0].put(NodeId(2), key());
     vaults[1].put(NodeId(1), key());
     let mut two = Agreeing::with(BOTH, vaults);
@@ -187,15 +187,15 @@ fn a_stored_key_is_used_at_once() {
 
 #[test]
 fn with_another_key_on_one_side_nothing_is_accepted_and_a_new_one_heals_it() {
-    let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
-    vaults[0].put(NodeId(2), Preshared::new([5; 32]));
-    vaults[1].put(NodeId(1), Preshared::new([6; 32]));
+    let vaults: [Arc<PskStore>; 2] = [Arc::default(), Arc::default()];
+    vaults[0].put(NodeId(2), PresharedKey::new([5; 32]));
+    vaults[1].put(NodeId(1), PresharedKey::new([6; 32]));
     let mut two = Agreeing::with(BOTH, vaults);
 
     two.net.send(1, 0, 2, 1);
     let (mut talks, mut flying) = (0, 0);
     while let Some((from, to, datagram)) = (!two.net.flying.is_empty()).then(|| two.net.flying.remove(0)) {
-        if let Some(Message::Data(number)) = Door::sort(&datagram) {
+        if let Some(Message::Data(number)) = HandshakeResponder::sort(&datagram) {
             talks += usize::from(number >= FIRST_AGREEMENT);
             flying += usize::from(number < FIRST_AGREEMENT && datagram.len() > OVERHEAD);
         }
@@ -265,7 +265,7 @@ fn lost_datagrams_delay_the_key_and_do_not_prevent_it() {
         while two.net.got(2).is_empty() && waited < Duration::from_secs(10) {
             while let Some((from, to, datagram)) = (!two.net.flying.is_empty()).then(|| two.net.flying.remove(0)) {
                 // A packet of the user's is lost as without a tunnel.
-                let is_data = matches!(Door::sort(&datagram), Some(Message::Data(number)) if number < FIRST_AGREEMENT);
+                let is_data = matches!(HandshakeResponder::sort(&datagram), Some(Message::Data(number)) if number < FIRST_AGREEMENT);
                 if seen != lost || is_data {
                     two.net.deliver(from.remote, to, &datagram);
                 }

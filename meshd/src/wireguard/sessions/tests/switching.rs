@@ -3,8 +3,8 @@
 use super::preshared::{Agreeing, BOTH, peers};
 use super::*;
 use crate::keys::psk_policy::PskMode;
-use crate::keys::psk_store::Vault;
-use crate::psk::Preshared;
+use crate::keys::psk_store::PskStore;
+use crate::psk::PresharedKey;
 
 /// Only node 2 is known to use preshared keys.
 const OTHER: [bool; 2] = [false, true];
@@ -23,7 +23,7 @@ fn take(two: &mut Agreeing, mode: PskMode) {
 
 /// Node 1 was just switched on: node 2 has not heard of it.
 fn switched_on(mode: PskMode) -> Agreeing {
-    let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
+    let vaults: [Arc<PskStore>; 2] = [Arc::default(), Arc::default()];
     vaults[0].set_mode(mode);
     let mut two = Agreeing::with(BOTH, vaults);
     tell(&mut two, 2, OTHER);
@@ -137,7 +137,7 @@ fn the_first_call_of_all_loses_nothing_while_one_of_the_two_waits() {
 
 #[test]
 fn two_that_are_both_switched_on_end_with_a_key() {
-    let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
+    let vaults: [Arc<PskStore>; 2] = [Arc::default(), Arc::default()];
     vaults.iter().for_each(|vault| vault.set_mode(PskMode::Offer));
     let mut two = Agreeing::with(BOTH, vaults);
     talk(&mut two, 1, Duration::from_secs(1));
@@ -189,8 +189,8 @@ fn switched_off_under_traffic_nothing_is_lost_whoever_hears_of_it_first() {
 #[test]
 fn a_peer_with_a_key_that_a_waiting_node_lost_gets_another() {
     for caller in [1, 2] {
-        let vaults: [Arc<Vault>; 2] = [Arc::default(), Arc::default()];
-        vaults[1].put(NodeId(1), Preshared::new([6; 32]));
+        let vaults: [Arc<PskStore>; 2] = [Arc::default(), Arc::default()];
+        vaults[1].put(NodeId(1), PresharedKey::new([6; 32]));
         vaults[0].set_mode(PskMode::Accept);
         let mut two = Agreeing::with(BOTH, vaults);
         two.net.send(caller, 0, 3 - caller, 1);
@@ -218,7 +218,7 @@ fn an_open_tunnel_without_a_key_ends_if_none_comes() {
         two.pass(Duration::from_secs(1));
     }
     assert!((0..2).all(|lane| two.net.lane(2, lane).slab.iter().flatten().next().is_none()));
-    assert_eq!(two.net.lane(2, 0).keyless(NodeId(1), Timestamp::default()), Way::Keyless(NodeId(1)));
+    assert_eq!(two.net.lane(2, 0).keyless(NodeId(1), Timestamp::default()), TunnelChoice::Keyless(NodeId(1)));
 }
 
 #[test]

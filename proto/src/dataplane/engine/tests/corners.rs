@@ -27,7 +27,7 @@ fn a_reset_gives_both_places_of_a_connection_up() {
     assert_eq!(out(&mut engine, &mut tcp(REAL_A, PORT, NODE_B, 7070, RST)), Verdict::Forward(B));
     let mut states = Vec::new();
     engine.flows.for_each(NOW, |_, flow| states.push(flow.state));
-    assert_eq!(states, [State::Reset; 2]);
+    assert_eq!(states, [FlowState::Reset; 2]);
 }
 
 #[test]

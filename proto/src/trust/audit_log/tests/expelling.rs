@@ -4,7 +4,7 @@ use super::*;
 
 const NONE: [String; 0] = [];
 
-fn is_out(witness: &Witness, identity: IdentityKey) -> bool {
+fn is_out(witness: &LogWitness, identity: IdentityKey) -> bool {
     let roll = witness.roll().unwrap();
     roll.expelled.contains(&identity) && !roll.members.contains(&identity)
 }
@@ -19,7 +19,7 @@ fn numbered(n: usize) -> IdentityKey {
 #[test]
 fn an_expelled_identity_is_not_admitted_again_by_a_later_entry() {
     let mut log = Log::of(3);
-    let mut witness = Witness::new(Some(log.roll(&[key(1), key(2)])));
+    let mut witness = LogWitness::new(Some(log.roll(&[key(1), key(2)])));
     log.expel(&[key(1)]);
     follow(&mut witness, &log);
     assert!(is_out(&witness, key(1)) && !is_out(&witness, key(2)));
@@ -43,7 +43,7 @@ fn an_expelled_identity_is_not_admitted_again_by_a_later_entry() {
     );
 
     // After a restart it is known still.
-    let mut witness = Witness::new(witness.roll().cloned());
+    let mut witness = LogWitness::new(witness.roll().cloned());
     log.add(None);
     follow(&mut witness, &log);
     explain(&mut witness, key(1), 7, 100);
@@ -55,13 +55,13 @@ fn an_expelled_identity_is_not_admitted_again_by_a_later_entry() {
 #[test]
 fn an_epoch_and_a_roll_bring_nobody_back() {
     let mut log = Log::of(3);
-    let mut witness = Witness::new(Some(log.roll(&[key(1), key(2)])));
+    let mut witness = LogWitness::new(Some(log.roll(&[key(1), key(2)])));
     log.expel(&[key(1)]);
     follow(&mut witness, &log);
 
     // Back to a backup from before the revocation, by somebody who lost it.
-    let restored = |expelled: &[IdentityKey]| Roll {
-        told: Told { epoch: 2, ..log.told() },
+    let restored = |expelled: &[IdentityKey]| Roster {
+        told: LogPosition { epoch: 2, ..log.told() },
         expelled: expelled.iter().copied().collect(),
         ..log.roll(&[key(1), key(2)])
     };
@@ -72,10 +72,14 @@ fn an_epoch_and_a_roll_bring_nobody_back() {
     assert!(alarms.len() == 1 && alarms[0].contains("1 nodes are members again that were revoked"), "{alarms:?}");
 
     // What a roll adds counts as what entries add; an honest one names who is expelled and no member.
-    let mut witness = Witness::default();
-    witness.begin(Roll { members: [key(2)].into(), ..restored(&[key(1)]) });
+    let mut witness = LogWitness::default();
+    witness.begin(Roster { members: [key(2)].into(), ..restored(&[key(1)]) });
     assert!(is_out(&witness, key(1)));
-    witness.begin(Roll { told: Told { epoch: 3, ..log.told() }, members: [key(2)].into(), ..restored(&[key(4)]) });
+    witness.begin(Roster {
+        told: LogPosition { epoch: 3, ..log.told() },
+        members: [key(2)].into(),
+        ..restored(&[key(4)])
+    });
     assert!(is_out(&witness, key(1)) && is_out(&witness, key(4)));
     assert_eq!(witness.alarms(), NONE);
 }
@@ -85,13 +89,13 @@ fn a_roll_of_an_older_version_expels_nobody_and_reads() {
     let mut text = serde_json::to_value(Log::of(3).roll(&[key(1)])).unwrap();
     assert!(text.get("expelled").is_none());
     text["invented"] = 1.into();
-    assert_eq!(serde_json::from_value::<Roll>(text).unwrap(), Log::of(3).roll(&[key(1)]));
+    assert_eq!(serde_json::from_value::<Roster>(text).unwrap(), Log::of(3).roll(&[key(1)]));
 }
 
 #[test]
 fn who_is_expelled_beyond_the_bound_pushes_nobody_out_and_is_told_of() {
     let mut log = Log::of(1);
-    let mut witness = Witness::new(Some(log.roll(&[key(1), key(2)])));
+    let mut witness = LogWitness::new(Some(log.roll(&[key(1), key(2)])));
     log.expel(&[key(1)]);
     let flood: Vec<_> = (0..MAX_EXPELLED - 1).map(numbered).collect();
     log.expel(&flood);
@@ -108,8 +112,8 @@ fn who_is_expelled_beyond_the_bound_pushes_nobody_out_and_is_told_of() {
     assert!(alarms.len() == 1 && alarms[0].contains("more than 16384 identities"), "{alarms:?}");
 
     // A roll pushes nobody out either.
-    witness.begin(Roll {
-        told: Told { epoch: 2, ..log.told() },
+    witness.begin(Roster {
+        told: LogPosition { epoch: 2, ..log.told() },
         expelled: (MAX_EXPELLED..2 * MAX_EXPELLED).map(numbered).collect(),
         ..log.roll(&[])
     });
