@@ -14,7 +14,7 @@ use mesh_tests::topology::{Network, Underlay, start_coordinator, token, write_co
 use tempfile::TempDir;
 
 /// A coordinator with one good member `a`, and a place `x` from which bad things are tried.
-struct Door {
+struct ServerPort {
     a: Daemon,
     x: Daemon,
     coordinator: Daemon,
@@ -22,7 +22,7 @@ struct Door {
     _folder: TempDir,
 }
 
-const FACTS: &[Fact<Door>] = &[
+const FACTS: &[Fact<ServerPort>] = &[
     ("a_damaged_token_is_told_from_a_refused_one", a_damaged_token_is_told_from_a_refused_one),
     ("an_expired_token_admits_nobody", an_expired_token_admits_nobody),
     ("a_used_token_admits_nobody_else", a_used_token_admits_nobody_else),
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     in_namespaces(|run, binaries| run.scene("door", || set_up(binaries), FACTS))
 }
 
-fn set_up(binaries: &Binaries) -> io::Result<Door> {
+fn set_up(binaries: &Binaries) -> io::Result<ServerPort> {
     let folder = tempfile::Builder::new().prefix("mesh-door-").tempdir()?;
     let prefix = format!("dr{}", std::process::id());
     let network = Network::new(&prefix, folder.path(), 3, Underlay::V4).map_err(io::Error::other)?;
@@ -56,22 +56,22 @@ fn set_up(binaries: &Binaries) -> io::Result<Door> {
     let good = token(&coordinator, "east", "a")?;
     a.expect_config(&["join", &good])?;
     a.start()?;
-    Ok(Door { a, x, coordinator, network, _folder: folder })
+    Ok(ServerPort { a, x, coordinator, network, _folder: folder })
 }
 
 /// Forgets what an earlier fact left behind.
-fn fresh(door: &Door, more: &str) {
+fn fresh(door: &ServerPort, more: &str) {
     let _ = std::fs::remove_dir_all(door.x.folder.join("state"));
     let _ = std::fs::remove_file(door.x.folder.join("services.toml"));
     write_node(&door.x, None, 1, more).unwrap();
 }
 
-fn join(door: &Door, token: &str) -> Output {
+fn join(door: &ServerPort, token: &str) -> Output {
     door.x.config_verb(&["join", token]).unwrap()
 }
 
 /// The join failed with a sentence that has all these words; no member came of it.
-fn refused(door: &Door, output: &Output, words: &[&str]) {
+fn refused(door: &ServerPort, output: &Output, words: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
     assert_eq!(output.status.code(), Some(1), "{said}");
     for word in words {
@@ -83,12 +83,12 @@ fn refused(door: &Door, output: &Output, words: &[&str]) {
     assert!(door.a.status().unwrap().node.is_some());
 }
 
-fn new_token(door: &Door, more: &[&str]) -> String {
+fn new_token(door: &ServerPort, more: &[&str]) -> String {
     let words = [&["token", "create", "--site", "east"], more].concat();
     door.coordinator.expect(&words).unwrap().trim().to_owned()
 }
 
-fn a_damaged_token_is_told_from_a_refused_one(door: &Door) {
+fn a_damaged_token_is_told_from_a_refused_one(door: &ServerPort) {
     fresh(door, "");
     let good = new_token(door, &[]);
     let mut mistyped = good.clone().into_bytes();
@@ -100,7 +100,7 @@ fn a_damaged_token_is_told_from_a_refused_one(door: &Door) {
     refused(door, &join(door, "swordfish"), &["not a join token", "token create"]);
 }
 
-fn an_expired_token_admits_nobody(door: &Door) {
+fn an_expired_token_admits_nobody(door: &ServerPort) {
     fresh(door, "");
     let token = new_token(door, &["--ttl", "1s"]);
     let id = token.parse::<JoinToken>().unwrap().id_text();
@@ -113,7 +113,7 @@ fn an_expired_token_admits_nobody(door: &Door) {
     refused(door, &join(door, &token), &["token", "expired"]);
 }
 
-fn a_used_token_admits_nobody_else(door: &Door) {
+fn a_used_token_admits_nobody_else(door: &ServerPort) {
     fresh(door, "");
     let token = new_token(door, &["--name", "once"]);
     assert!(join(door, &token).status.success());
@@ -121,27 +121,27 @@ fn a_used_token_admits_nobody_else(door: &Door) {
     refused(door, &join(door, &token), &["token", "used"]);
 }
 
-fn a_coordinator_with_another_key_is_not_trusted(door: &Door) {
+fn a_coordinator_with_another_key_is_not_trusted(door: &ServerPort) {
     fresh(door, "");
     let mut token = new_token(door, &[]).parse::<JoinToken>().unwrap();
     token.pins[0].0[7] ^= 1;
     refused(door, &join(door, &token.to_line()), &["key"]);
 }
 
-fn a_pod_block_outside_its_site_is_refused(door: &Door) {
+fn a_pod_block_outside_its_site_is_refused(door: &ServerPort) {
     fresh(door, "pods = \"192.168.9.0/24\"\n");
     let token = new_token(door, &["--name", "x"]);
     refused(door, &join(door, &token), &["192.168.9.0/24", "east"]);
 }
 
-fn a_pod_block_of_another_node_is_refused(door: &Door) {
+fn a_pod_block_of_another_node_is_refused(door: &ServerPort) {
     fresh(door, &format!("pods = \"{PODS}\"\n"));
     assert!(PODS.contains(&POD));
     let token = new_token(door, &["--name", "x"]);
     refused(door, &join(door, &token), &["10.8.0.0/24", "`a`"]);
 }
 
-fn a_serve_offer_without_a_grant_is_told_and_not_taken(door: &Door) {
+fn a_serve_offer_without_a_grant_is_told_and_not_taken(door: &ServerPort) {
     fresh(door, "");
     let offer = "version = 1\n\n[[serve]]\nservice = \"web\"\nport = 8080\n";
     std::fs::write(door.x.folder.join("services.toml"), offer).unwrap();

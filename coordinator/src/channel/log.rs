@@ -33,7 +33,8 @@ pub(crate) async fn log(
         Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
     })?;
     context.asking_member(&peer).await?;
-    let read = context.core.with(move |registry| (registry.world().told(), registry.raw_log(after.saturating_add(1))));
+    let read =
+        context.core.with(move |registry| (registry.world().log_position(), registry.raw_log(after.saturating_add(1))));
     let (told, entries) = read.await;
     let entries = entries.map_err(|error| Rejection::from(Refused::from(error)))?;
     let mut room = MAX_LOG / 2;

@@ -253,7 +253,7 @@ impl WatchStream {
     /// Says that all is well, and what the last entry of the log is: every 5 s, whatever else there is to tell.
     fn alive(&mut self, held: Held) -> Option<Bytes> {
         self.alive = Instant::now();
-        line(&WatchEvent::Alive { revision: held.revision, log: Some(self.core.world().told()) })
+        line(&WatchEvent::Alive { revision: held.revision, log: Some(self.core.world().log_position()) })
     }
 
     fn is_member(&self, world: &World) -> bool {

@@ -94,7 +94,7 @@ pub fn why(view: &View, source: &str, destination: &str, udp: bool) -> Result<do
     let from = names::source(map, source)?;
     let to = names::target(map, destination, udp)?;
     let explained = explain(view, from, to.address, to.protocol, to.port);
-    Ok(told((source, from), (destination, to), explained))
+    Ok(why_document((source, from), (destination, to), explained))
 }
 
 /// Returns the name or address of the node that is called and that the map does not contain, if that is so.
@@ -127,10 +127,10 @@ pub fn why_not(
         Ok(names::plain(stranger.address.0, port, udp))
     })?;
     let explained = explain_stranger(view, from, to.address, stranger);
-    Ok(told((source, from), (destination, to), explained))
+    Ok(why_document((source, from), (destination, to), explained))
 }
 
-fn told(
+fn why_document(
     (source, from): (&str, Ipv4Addr),
     (destination, to): (&str, names::NamedTarget),
     explained: Explanation,

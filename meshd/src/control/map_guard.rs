@@ -80,7 +80,7 @@ impl MapGuard {
     /// # Errors
     /// `WentBack` if the map lies behind the mark.
     pub async fn admit(&mut self, map: Arc<NetMap>, pins: &[IdentityKey]) -> Result<Admitted, WentBack> {
-        let mark = self.stored.mark.follow(&map.epoch, map.revision, pins, verify)?;
+        let mark = self.stored.mark.advance(&map.epoch, map.revision, pins, verify)?;
         let admitted = aside(|| self.verifier.admit(map));
         let lock = self.verifier.held();
         self.store(Stored { mark, partial: !admitted.refused.is_empty(), lock }).await;

@@ -63,7 +63,7 @@ impl Net {
         progress
     }
 
-    fn settle(&mut self) {
+    fn run_to_rest(&mut self) {
         while !self.flying.is_empty() {
             let (to, frame) = self.flying.remove(0);
             self.deliver(to, &frame);
@@ -94,13 +94,13 @@ impl Net {
 fn one_offer_gives_both_the_same_key_and_every_other_another() {
     let mut net = Net::new();
     net.propose(1);
-    net.settle();
+    net.run_to_rest();
     assert!(net.agree());
     assert!(!net.sides[1].is_proposing(), "the confirmation was confirmed");
     let first = net.keys[0].clone();
 
     net.propose(0);
-    net.settle();
+    net.run_to_rest();
     assert!(net.agree());
     assert_ne!(net.keys[0], first);
     assert_eq!(format!("{:?}", net.keys[0]), "Some(Preshared([redacted]))");
@@ -119,7 +119,7 @@ fn the_key_is_bound_to_both_nodes_and_both_keys() {
         let mut net = Net::new();
         net.sides[1] = Exchange::new(wrong);
         net.propose(0);
-        net.settle();
+        net.run_to_rest();
         assert_eq!(net.keys, [None, None], "{wrong:?}");
     }
 }
@@ -129,7 +129,7 @@ fn of_two_offers_that_cross_the_lesser_nodes_goes_on() {
     let mut net = Net::new();
     net.propose(0);
     net.propose(1);
-    net.settle();
+    net.run_to_rest();
     assert!(net.agree());
     assert!(!net.sides[1].is_proposing());
     net.pass(Duration::from_secs(10));
@@ -230,7 +230,7 @@ proptest! {
         }
         // From now on nothing is lost; a side without a key, or one whose handshakes fail, wants one.
         for _ in 0..200 {
-            net.settle();
+            net.run_to_rest();
             if net.agree() && net.flying.is_empty() && !net.sides.iter().any(Exchange::is_proposing) {
                 break;
             }
@@ -260,7 +260,7 @@ proptest! {
         }
         for _ in 0..20 {
             net.pass(Duration::from_millis(250));
-            net.settle();
+            net.run_to_rest();
         }
         prop_assert!(net.agree());
     }

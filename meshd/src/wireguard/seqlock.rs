@@ -57,7 +57,7 @@ mod tests {
 
     use super::*;
 
-    fn told(n: u64) -> LogPosition {
+    fn log_position(n: u64) -> LogPosition {
         let mut hash = LogHash::default();
         hash.0.as_chunks_mut().0.iter_mut().for_each(|word| *word = n.to_be_bytes());
         LogPosition { epoch: n, head: LogHead { seq: n, hash } }
@@ -72,14 +72,16 @@ mod tests {
             .map(|writer| {
                 let (heard, enough) = (Arc::clone(&heard), Arc::clone(&enough));
                 std::thread::spawn(move || {
-                    (0..).take_while(|_| !enough.load(Ordering::Relaxed)).for_each(|n| heard.put(told(n * 2 + writer)));
+                    (0..)
+                        .take_while(|_| !enough.load(Ordering::Relaxed))
+                        .for_each(|n| heard.put(log_position(n * 2 + writer)));
                 })
             })
             .collect();
         let mut seen = 0;
         while seen < 10_000 {
             if let Some(got) = heard.get() {
-                assert_eq!(got, told(got.epoch), "torn");
+                assert_eq!(got, log_position(got.epoch), "torn");
                 seen += 1;
             }
         }

@@ -98,12 +98,12 @@ impl Engine {
     }
 
     /// Says what peers are told of the log of operations.
-    pub fn set_told(&mut self, told: Option<LogPosition>) {
+    pub fn set_log_position(&mut self, told: Option<LogPosition>) {
         self.probes.told = told;
     }
 
     /// Takes out what the peer said of the log whose probe or answer `inbound` just took.
-    pub fn take_heard(&mut self) -> Option<LogPosition> {
+    pub fn take_log_position(&mut self) -> Option<LogPosition> {
         self.probes.heard.take()
     }
 

@@ -67,7 +67,7 @@ pub enum Frame {
     /// Something to count.
     Data(Data),
     /// What was counted.
-    Report(Report),
+    Report(BenchReport),
 }
 
 /// Something to count.
@@ -87,7 +87,7 @@ pub struct Data {
 
 /// What a receiver counted of a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct BenchReport {
     /// The sender's number for the phase.
     pub run: u32,
     /// The sender's lane.
@@ -124,7 +124,7 @@ impl Frame {
             REPORT => {
                 let (packets, cpu) = ((long(0) >> 32) as u32, Duration::from_micros(long(5)));
                 let (echo, first, last) = (time(2), time(3), time(4));
-                Some(Self::Report(Report {
+                Some(Self::Report(BenchReport {
                     run,
                     stream,
                     highest: place,
@@ -188,8 +188,8 @@ pub struct Sender {
     asked: u32,
     not_before: Timestamp,
     lost: u32,
-    first: Option<Report>,
-    latest: Option<Report>,
+    first: Option<BenchReport>,
+    latest: Option<BenchReport>,
     /// How many frames may be on the way, and the most that ever may.
     window: u32,
     most: u32,
@@ -207,9 +207,9 @@ pub struct Tally {
     /// Frames sent.
     pub sent: u32,
     /// The first report, from shortly after the beginning.
-    pub first: Option<Report>,
+    pub first: Option<BenchReport>,
     /// The latest report.
-    pub latest: Option<Report>,
+    pub latest: Option<BenchReport>,
 }
 
 impl Sender {
@@ -248,7 +248,7 @@ impl Sender {
     }
 
     /// Takes a report. One of another run or stream, and one that counts what was never sent, is ignored.
-    pub fn handle_report(&mut self, report: &Report, now: Timestamp) {
+    pub fn handle_report(&mut self, report: &BenchReport, now: Timestamp) {
         let ours = report.run == self.run && report.stream == self.stream;
         let done = report.highest.saturating_add(1);
         if !ours || done > self.next || report.packets > done {
@@ -345,7 +345,7 @@ pub struct Runs {
 struct Stream {
     peer: (NodeId, Flat),
     /// But for the CPU time, which is read when it is sent.
-    report: Report,
+    report: BenchReport,
     owes: bool,
     reported: Timestamp,
 }
@@ -368,7 +368,11 @@ impl Runs {
     }
 
     /// Returns the next report that is due, and whom to send it to. The process's CPU time is asked for only then.
-    pub fn next_report(&mut self, cpu: impl FnOnce() -> Duration, now: Timestamp) -> Option<((NodeId, Flat), Report)> {
+    pub fn next_report(
+        &mut self,
+        cpu: impl FnOnce() -> Duration,
+        now: Timestamp,
+    ) -> Option<((NodeId, Flat), BenchReport)> {
         if self.poll_timeout()? > now {
             return None;
         }
@@ -379,7 +383,7 @@ impl Runs {
         stream.reported = now;
         self.owing -= 1;
         self.reported = now;
-        Some((stream.peer, Report { cpu: cpu(), ..stream.report }))
+        Some((stream.peer, BenchReport { cpu: cpu(), ..stream.report }))
     }
 
     /// Returns when `next_report` has one; `None` if none is owed.
@@ -393,7 +397,7 @@ impl Runs {
 
     /// Begins to count a stream. Returns its place.
     fn begin(&mut self, peer: (NodeId, Flat), data: &Data, now: Timestamp) -> usize {
-        let report = Report { run: data.run, stream: data.stream, first: now, ..Report::default() };
+        let report = BenchReport { run: data.run, stream: data.stream, first: now, ..BenchReport::default() };
         let stream = Stream { peer, report, owes: false, reported: Timestamp::default() };
         let of_peer = self.streams.iter().filter(|stream| stream.peer.0 == peer.0).count();
         if of_peer < STREAMS_PER_PEER && self.streams.len() < STREAMS {

@@ -53,7 +53,7 @@ impl Mark {
     ///
     /// # Errors
     /// `WentBack` if it lies behind the mark, or begins an epoch that none of the keys signed.
-    pub fn follow(
+    pub fn advance(
         self,
         epoch: &Epoch,
         revision: Revision,
@@ -105,30 +105,30 @@ mod tests {
         Epoch { number, signature: Some(Signature(bytes)) }
     }
 
-    fn follow(mark: Mark, epoch: &Epoch, revision: u64) -> Result<Mark, WentBack> {
-        mark.follow(epoch, Revision(revision), &[KEY], verify)
+    fn advance(mark: Mark, epoch: &Epoch, revision: u64) -> Result<Mark, WentBack> {
+        mark.advance(epoch, Revision(revision), &[KEY], verify)
     }
 
     #[test]
     fn a_node_follows_forward_only() {
         let mark = Mark { epoch: 0, revision: Revision(42) };
         let same = Epoch::default();
-        assert_eq!(follow(mark, &same, 43), Ok(Mark { epoch: 0, revision: Revision(43) }));
-        assert_eq!(follow(mark, &same, 42), Ok(mark));
+        assert_eq!(advance(mark, &same, 43), Ok(Mark { epoch: 0, revision: Revision(43) }));
+        assert_eq!(advance(mark, &same, 42), Ok(mark));
         let back = WentBack::Revision { at: Revision(41), seen: Revision(42) };
-        assert_eq!(follow(mark, &same, 41), Err(back));
+        assert_eq!(advance(mark, &same, 41), Err(back));
         assert!(back.to_string().contains("mesh-coordinator restore"));
     }
 
     #[test]
     fn only_a_signed_epoch_counts_anew_and_none_returns() {
         let mark = Mark { epoch: 0, revision: Revision(42) };
-        let restored = follow(mark, &epoch(1, KEY), 7).unwrap();
+        let restored = advance(mark, &epoch(1, KEY), 7).unwrap();
         assert_eq!(restored, Mark { epoch: 1, revision: Revision(7) });
-        assert_eq!(follow(mark, &epoch(1, IdentityKey([8; 32])), 7), Err(WentBack::Unsigned(1)));
-        assert_eq!(follow(mark, &Epoch { number: 1, signature: None }, 70), Err(WentBack::Unsigned(1)));
+        assert_eq!(advance(mark, &epoch(1, IdentityKey([8; 32])), 7), Err(WentBack::Unsigned(1)));
+        assert_eq!(advance(mark, &Epoch { number: 1, signature: None }, 70), Err(WentBack::Unsigned(1)));
         let wrong = Epoch { number: 2, ..epoch(1, KEY) };
-        assert_eq!(follow(mark, &wrong, 70), Err(WentBack::Unsigned(2)), "a signature is for one number");
-        assert_eq!(follow(restored, &Epoch::default(), 99), Err(WentBack::Epoch { at: 0, seen: 1 }));
+        assert_eq!(advance(mark, &wrong, 70), Err(WentBack::Unsigned(2)), "a signature is for one number");
+        assert_eq!(advance(restored, &Epoch::default(), 99), Err(WentBack::Epoch { at: 0, seen: 1 }));
     }
 }

@@ -138,7 +138,7 @@ impl World {
     }
 
     /// Returns the last entry of the log, as nodes are told of it.
-    pub fn told(&self) -> LogPosition {
+    pub fn log_position(&self) -> LogPosition {
         LogPosition { epoch: self.epoch.number, head: self.head }
     }
 
@@ -146,7 +146,7 @@ impl World {
     pub fn roll(&self) -> Roster {
         let members = self.members.keys().copied().collect();
         let statics = Some(self.statics().collect());
-        Roster { told: self.told(), revision: self.revision, members, statics, ..Roster::default() }
+        Roster { told: self.log_position(), revision: self.revision, members, statics, ..Roster::default() }
     }
 
     /// Returns the tunnel keys of the nodes that have no other key.

@@ -29,7 +29,7 @@ const TORN: usize = 300;
 
 /// One step of the store.
 #[derive(Debug, Clone)]
-enum Step {
+enum PowerStep {
     Write(u64, Arc<[u8]>),
     Length(u64),
     Sync,
@@ -41,18 +41,18 @@ enum Step {
 
 /// A disk in memory that remembers every step.
 #[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<(Vec<u8>, Vec<Step>)>>);
+struct Disk(Arc<Mutex<(Vec<u8>, Vec<PowerStep>)>>);
 
 impl Disk {
     fn with(bytes: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new((bytes, Vec::new()))))
     }
 
-    fn note(&self, step: Step) {
+    fn note(&self, step: PowerStep) {
         self.0.lock().unwrap().1.push(step);
     }
 
-    fn steps(&self) -> Vec<Step> {
+    fn steps(&self) -> Vec<PowerStep> {
         self.0.lock().unwrap().1.clone()
     }
 }
@@ -72,19 +72,19 @@ impl StorageBackend for Disk {
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
-        apply(&mut disk.0, &Step::Length(length));
-        disk.1.push(Step::Length(length));
+        apply(&mut disk.0, &PowerStep::Length(length));
+        disk.1.push(PowerStep::Length(length));
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.note(Step::Sync);
+        self.note(PowerStep::Sync);
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
-        let step = Step::Write(offset, data.into());
+        let step = PowerStep::Write(offset, data.into());
         apply(&mut disk.0, &step);
         disk.1.push(step);
         Ok(())
@@ -100,11 +100,11 @@ impl StorageBackend for Disk {
 }
 
 /// Does a step to an image; a write beyond its end is lost.
-fn apply(image: &mut Vec<u8>, step: &Step) {
+fn apply(image: &mut Vec<u8>, step: &PowerStep) {
     match step {
-        Step::Write(offset, data) => put_bytes(image, *offset, data),
-        Step::Length(length) => image.resize(usize::try_from(*length).unwrap(), 0),
-        Step::Sync | Step::Begin(_) | Step::Ack(_) => {}
+        PowerStep::Write(offset, data) => put_bytes(image, *offset, data),
+        PowerStep::Length(length) => image.resize(usize::try_from(*length).unwrap(), 0),
+        PowerStep::Sync | PowerStep::Begin(_) | PowerStep::Ack(_) => {}
     }
 }
 
@@ -163,9 +163,9 @@ fn advance(store: &mut Embedded, disk: &Disk, model: &mut Model, dice: &mut Dice
         }
     }
     model.push(next);
-    disk.note(Step::Begin(from + 1));
+    disk.note(PowerStep::Begin(from + 1));
     commit(store, from, &writes).unwrap();
-    disk.note(Step::Ack(from + 1));
+    disk.note(PowerStep::Ack(from + 1));
 }
 
 /// Opens an image and reads all of it.
@@ -180,23 +180,23 @@ fn open(disk: &Disk) -> Result<(Embedded, u64, Stored), StoreError> {
 /// What lies between two syncs, on top of what is durable.
 struct Group {
     durable: Vec<u8>,
-    pending: Vec<Step>,
+    pending: Vec<PowerStep>,
     /// What must be there, and what may be.
     acked: u64,
     begun: u64,
 }
 
 /// Cuts steps at their syncs; with `syncs` off nothing is ever durable.
-fn groups(mut image: Vec<u8>, steps: &[Step], acked: u64, syncs: bool) -> Vec<Group> {
+fn groups(mut image: Vec<u8>, steps: &[PowerStep], acked: u64, syncs: bool) -> Vec<Group> {
     let mut groups = Vec::new();
     let (mut acked, mut begun) = (acked, acked);
     let mut pending = Vec::new();
-    for step in steps.iter().chain([&Step::Sync]) {
+    for step in steps.iter().chain([&PowerStep::Sync]) {
         match step {
-            Step::Begin(revision) => begun = *revision,
-            Step::Ack(revision) => acked = *revision,
-            Step::Write(..) | Step::Length(_) => pending.push(step.clone()),
-            Step::Sync => {
+            PowerStep::Begin(revision) => begun = *revision,
+            PowerStep::Ack(revision) => acked = *revision,
+            PowerStep::Write(..) | PowerStep::Length(_) => pending.push(step.clone()),
+            PowerStep::Sync => {
                 groups.push(Group { durable: image.clone(), pending: pending.clone(), acked, begun });
                 if syncs {
                     pending.drain(..).for_each(|step| apply(&mut image, &step));
@@ -212,10 +212,10 @@ type Choice = Vec<u64>;
 
 impl Group {
     /// Returns how many sectors a step touches, at most 64 of which are chosen apart.
-    fn sectors(step: &Step) -> u64 {
+    fn sectors(step: &PowerStep) -> u64 {
         match step {
-            Step::Write(offset, data) => (offset + data.len() as u64).div_ceil(SECTOR) - offset / SECTOR,
-            Step::Length(_) | Step::Sync | Step::Begin(_) | Step::Ack(_) => 1,
+            PowerStep::Write(offset, data) => (offset + data.len() as u64).div_ceil(SECTOR) - offset / SECTOR,
+            PowerStep::Length(_) | PowerStep::Sync | PowerStep::Begin(_) | PowerStep::Ack(_) => 1,
         }
     }
 
@@ -258,7 +258,7 @@ impl Group {
         for (step, &chosen) in self.pending.iter().zip(choice) {
             match step {
                 _ if chosen == u64::MAX => apply(&mut image, step),
-                Step::Write(offset, data) => {
+                PowerStep::Write(offset, data) => {
                     let mut at = *offset;
                     let end = offset + data.len() as u64;
                     while at < end {
@@ -271,7 +271,7 @@ impl Group {
                         at = next;
                     }
                 }
-                Step::Length(_) | Step::Sync | Step::Begin(_) | Step::Ack(_) => {}
+                PowerStep::Length(_) | PowerStep::Sync | PowerStep::Begin(_) | PowerStep::Ack(_) => {}
             }
         }
         image

@@ -17,7 +17,7 @@ use std::time::Duration;
 use mesh_host::clock::{cpu_time, now};
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeId, NodeName};
-use mesh_proto::ops::bench::{Report, Tally};
+use mesh_proto::ops::bench::{BenchReport, Tally};
 use mesh_proto::ops::status as doc;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -201,9 +201,9 @@ struct Load {
 
 impl Load {
     fn new(name: &str, packet_bytes: usize, cpu: Duration, tallies: &[Tally], trips: Vec<u32>) -> Self {
-        let first: Vec<Report> = tallies.iter().filter_map(|tally| tally.first).collect();
-        let latest: Vec<Report> = tallies.iter().filter_map(|tally| tally.latest).collect();
-        let gbits = |reports: &[Report]| reports.iter().map(|report| report.bytes as f64 * 8e-9).sum::<f64>();
+        let first: Vec<BenchReport> = tallies.iter().filter_map(|tally| tally.first).collect();
+        let latest: Vec<BenchReport> = tallies.iter().filter_map(|tally| tally.latest).collect();
+        let gbits = |reports: &[BenchReport]| reports.iter().map(|report| report.bytes as f64 * 8e-9).sum::<f64>();
         let sent: u64 = tallies.iter().map(|tally| u64::from(tally.sent)).sum();
         let received: u64 = latest.iter().map(|report| u64::from(report.packets)).sum();
         let since = latest.iter().map(|report| report.first).min().unwrap_or_default();
@@ -238,13 +238,13 @@ mod tests {
 
     #[test]
     fn figures_are_of_what_arrived_and_the_receivers_time_of_what_arrived_since_it_is_known() {
-        let report = |packets: u32, cpu| Report {
+        let report = |packets: u32, cpu| BenchReport {
             packets,
             bytes: u64::from(packets) * 1250,
             first: Timestamp::from_millis(1000),
             last: Timestamp::from_millis(3000),
             cpu: Duration::from_millis(cpu),
-            ..Report::default()
+            ..BenchReport::default()
         };
         let tally = Tally { sent: 1250, first: Some(report(100, 500)), latest: Some(report(1100, 510)) };
         let load = Load::new("bulk", 1250, Duration::from_millis(22), &[tally, Tally::default()], vec![7]);

@@ -120,8 +120,8 @@ impl Lane {
     }
 
     /// Says what peers are told of the log of operations.
-    pub(crate) fn set_told(&mut self, told: LogPosition) {
-        self.engine.set_told(Some(told));
+    pub(crate) fn set_log_position(&mut self, told: LogPosition) {
+        self.engine.set_log_position(Some(told));
     }
 
     /// Asks for a handshake with a peer as soon as possible.
@@ -206,7 +206,7 @@ impl Lane {
         let packet = &mut out.tun.space()[..first];
         let verdict = self.engine.inbound(peer, packet, now);
         if matches!(verdict, Verdict::Reply | Verdict::RoundTrip(_))
-            && let Some(told) = self.engine.take_heard()
+            && let Some(told) = self.engine.take_log_position()
             && let Some(peer) = self.peers.get(peer)
         {
             peer.cell.note_log_position(told);

@@ -192,7 +192,7 @@ impl Worker {
             lane.set_view(view, peers);
         }
         if let Some(told) = mail.told {
-            lane.set_told(told);
+            lane.set_log_position(told);
         }
         if let Some(locals) = mail.locals {
             lane.set_locals(locals);

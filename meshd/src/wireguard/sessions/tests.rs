@@ -108,7 +108,7 @@ impl Net {
     }
 
     /// Delivers everything until nothing flies, without the clock going on.
-    fn settle(&mut self) {
+    fn run_to_rest(&mut self) {
         while let Some((from, to, datagram)) = (!self.flying.is_empty()).then(|| self.flying.remove(0)) {
             self.deliver(from.remote, to, &datagram);
         }
@@ -146,7 +146,7 @@ impl Net {
         for (id, lane) in lanes {
             self.with(id, lane, |s, out, now| s.handle_timeout(out, now));
         }
-        self.settle();
+        self.run_to_rest();
     }
 
     fn got(&self, id: u8) -> Vec<u8> {
@@ -165,9 +165,9 @@ fn a_packet_waits_for_the_handshake_and_both_ways_work() {
 
     assert_eq!(net.send(1, 0, 2, 7), Sealed::Done);
     assert_eq!(net.send(1, 0, 2, 8), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.send(2, 0, 1, 9), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
 
     assert_eq!((net.got(2), net.got(1)), (vec![7, 8], vec![9]));
     assert_eq!(net.nodes[&2].got[0].0, NodeId(1));
@@ -182,10 +182,10 @@ fn lanes_pair_by_number_and_unequal_counts_meet() {
         for (from, to) in [(1, 2), (2, 1)] {
             for lane in 0..counts[usize::from(from) - 1] {
                 if net.send(from, lane, to, 0) == Sealed::Elsewhere {
-                    net.settle();
+                    net.run_to_rest();
                 }
                 assert_eq!(net.send(from, lane, to, 10 + lane as u8), Sealed::Done, "{counts:?} {from} {lane}");
-                net.settle();
+                net.run_to_rest();
                 assert!(net.got(to).contains(&(10 + lane as u8)), "{counts:?} {from} {lane}");
             }
         }
@@ -199,9 +199,9 @@ fn a_lane_whose_port_is_closed_hands_over_to_lane_0() {
 
     for tag in 0..5 {
         assert_eq!(net.send(1, 1, 2, tag), Sealed::Elsewhere);
-        net.settle();
+        net.run_to_rest();
         assert_eq!(net.send(1, 0, 2, tag), Sealed::Done);
-        net.settle();
+        net.run_to_rest();
     }
 
     assert_eq!(net.got(2), [0, 1, 2, 3, 4]);
@@ -212,13 +212,13 @@ fn a_lane_whose_port_is_closed_hands_over_to_lane_0() {
 fn a_session_that_hears_nothing_for_12_s_is_not_used_by_other_lanes_and_is_renewed() {
     let mut net = Net::new(&[2, 2], Net::known);
     net.send(1, 1, 2, 0);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.send(1, 1, 2, 1), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
 
     net.closed.insert(PORT + 1);
     assert_eq!(net.send(1, 1, 2, 2), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
     net.pass(Duration::from_secs(11));
     assert_eq!(net.send(1, 1, 2, 3), Sealed::Done);
     net.pass(Duration::from_secs(1));
@@ -230,7 +230,7 @@ fn a_session_that_hears_nothing_for_12_s_is_not_used_by_other_lanes_and_is_renew
 fn the_endpoint_moves_on_data_and_not_on_an_initiation() {
     let mut net = Net::new(&[1, 1], |own, to| if own == 1 { Net::known(own, to) } else { Vec::new() });
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.endpoint(2, 0), Some(ip(1)));
 
     net.with(1, 0, |s, out, now| s.initiate(0, out, now));
@@ -243,10 +243,10 @@ fn the_endpoint_moves_on_data_and_not_on_an_initiation() {
 
     net.nodes.get_mut(&1).unwrap().address = ip(50);
     net.send(1, 0, 2, 2);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.endpoint(2, 0), Some(ip(50)));
     net.send(2, 0, 1, 3);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(1), [3]);
 }
 
@@ -254,7 +254,7 @@ fn the_endpoint_moves_on_data_and_not_on_an_initiation() {
 fn replayed_data_does_not_move_the_endpoint() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     net.send(1, 0, 2, 2);
     let (from, to, data) = net.flying.remove(0);
 
@@ -271,7 +271,7 @@ fn candidates_are_tried_until_one_answers_and_nothing_is_lost() {
         |_, to| vec![SocketAddr::new(ip(200), PORT), SocketAddr::new(ip(201), PORT), SocketAddr::new(ip(to), PORT)];
     let mut net = Net::new(&[1, 1], candidates);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     assert!(net.got(2).is_empty());
 
     net.pass(Duration::from_millis(100));
@@ -291,7 +291,7 @@ fn a_lost_response_is_made_good_by_the_next_initiation() {
     net.flying.clear();
 
     net.with(1, 0, |s, out, now| s.initiate(0, out, now));
-    net.settle();
+    net.run_to_rest();
 
     assert_eq!(net.got(2), [1]);
 }
@@ -301,7 +301,7 @@ fn an_unanswered_initiation_is_repeated_soon_and_not_for_ever() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.closed.insert(PORT);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     for _ in 0..40 {
         net.pass(Duration::from_millis(250));
     }
@@ -320,7 +320,7 @@ fn an_unanswered_initiation_is_repeated_soon_and_not_for_ever() {
 fn answers_leave_from_the_address_that_was_addressed() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
 
     let peer = NodeId(1);
     let locals = net.with(2, 0, |s, out, now| {
@@ -334,7 +334,7 @@ fn answers_leave_from_the_address_that_was_addressed() {
 fn data_for_a_lost_session_from_a_known_address_starts_a_handshake_once_in_5_s() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     let mut fresh = Net::new(&[1, 1], Net::known);
     net.nodes.insert(2, fresh.nodes.remove(&2).unwrap());
 
@@ -348,9 +348,9 @@ fn data_for_a_lost_session_from_a_known_address_starts_a_handshake_once_in_5_s()
 
     assert_eq!(net.nodes[&2].dropped, [Drop::UnknownSession; 3]);
     assert_eq!(net.nodes[&2].counters[0].initiations.get(), 1);
-    net.settle();
+    net.run_to_rest();
     net.send(1, 0, 2, 9);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2), [9], "and the sender uses the new session at once");
 }
 
@@ -372,7 +372,7 @@ fn peers_of_before_are_greeted_on_each_lane() {
     }
     net.pass(Duration::ZERO);
     assert_eq!(net.send(1, 1, 2, 1), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2), [1]);
     assert!(net.nodes[&1].counters.iter().all(|c| c.handshakes.get() == 1));
 }
@@ -390,7 +390,7 @@ fn what_waits_is_bounded() {
         assert_eq!(net.send(1, 0, 2, 1), Sealed::Done);
     }
     assert_eq!(net.send(1, 0, 2, 2), Sealed::Dropped(Drop::NoTunnel));
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2).len() as u64, MAX_WAITING);
 }
 
@@ -398,7 +398,7 @@ fn what_waits_is_bounded() {
 fn a_peer_that_leaves_the_map_is_heard_no_more_and_its_number_is_used_again() {
     let mut net = Net::new(&[1, 1, 1], Net::known);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     let info = LaneInfo { key: keys(1, 1).public(0), port: PORT };
     let only_1 = Arc::new(test_peers(vec![(NodeId(1), vec![info], Net::known(2, 1))]));
     let only_3 = Arc::new(test_peers(vec![(
@@ -409,11 +409,11 @@ fn a_peer_that_leaves_the_map_is_heard_no_more_and_its_number_is_used_again() {
 
     net.lane(2, 0).set_peers(only_3);
     net.send(1, 0, 2, 2);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2), [1]);
     assert_eq!(net.nodes[&2].dropped.first(), Some(&Drop::UnknownSession));
     net.send(2, 0, 3, 3);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(3), [3]);
     assert_eq!(net.lane(2, 0).slab.len(), 1);
 
@@ -426,7 +426,7 @@ fn an_idle_tunnel_asks_for_nothing_but_its_ticks() {
     let mut net = Net::new(&[1, 1], Net::known);
     assert_eq!(net.lane(1, 0).poll_timeout(Timestamp::default()), None);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     net.pass(Duration::from_millis(250));
     let now = net.now;
     assert_eq!(net.lane(1, 0).poll_timeout(now), Some(now + Duration::from_millis(250)));
@@ -436,7 +436,7 @@ fn an_idle_tunnel_asks_for_nothing_but_its_ticks() {
 fn round_trips_are_asked_for_while_there_is_traffic_and_not_when_idle() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 1);
-    net.settle();
+    net.run_to_rest();
     let mut probes = Vec::new();
     for second in 0..120 {
         net.pass(Duration::from_secs(1));

@@ -19,7 +19,7 @@ fn at(micros: u64) -> Timestamp {
 }
 
 /// A way of one rate, one delay, and a queue that drops what does not fit.
-struct Way {
+struct TestPath {
     /// Microseconds per packet.
     pace: u64,
     /// One way, in microseconds.
@@ -38,12 +38,12 @@ struct Story {
 }
 
 /// Runs a stream of that many microseconds over a way, microsecond by microsecond.
-fn run(way: &Way, micros: u64) -> Story {
+fn run(way: &TestPath, micros: u64) -> Story {
     let mut sender = Sender::new(RUN, 0, BYTES, at(micros));
     let mut runs = Runs::default();
     let mut queue: VecDeque<Data> = VecDeque::new();
     let mut flying: VecDeque<(u64, Data)> = VecDeque::new();
-    let mut reports: VecDeque<(u64, Report)> = VecDeque::new();
+    let mut reports: VecDeque<(u64, BenchReport)> = VecDeque::new();
     let (mut story, mut offered) = (Story::default(), 0);
     for t in 0.. {
         let now = at(t);
@@ -83,7 +83,7 @@ fn run(way: &Way, micros: u64) -> Story {
 
 #[test]
 fn a_way_without_loss_is_filled_and_its_queue_stays_short() {
-    let way = Way { pace: 4, delay: 200, queue: 100_000, loses: 0 };
+    let way = TestPath { pace: 4, delay: 200, queue: 100_000, loses: 0 };
     let story = run(&way, 1_000_000);
 
     let report = story.tally.latest.unwrap();
@@ -95,7 +95,7 @@ fn a_way_without_loss_is_filled_and_its_queue_stays_short() {
 
 #[test]
 fn a_short_queue_loses_little() {
-    let way = Way { pace: 4, delay: 200, queue: 300, loses: 0 };
+    let way = TestPath { pace: 4, delay: 200, queue: 300, loses: 0 };
     let story = run(&way, 1_000_000);
 
     assert!(story.tally.latest.unwrap().packets > 200_000, "{:?}", story.tally);
@@ -104,7 +104,7 @@ fn a_short_queue_loses_little() {
 
 #[test]
 fn a_path_with_loss_is_not_flooded() {
-    let way = Way { pace: 4, delay: 2_000, queue: 100_000, loses: 20 };
+    let way = TestPath { pace: 4, delay: 2_000, queue: 100_000, loses: 20 };
     let story = run(&way, 1_000_000);
 
     assert!(story.most_on_the_way <= 100, "{}", story.most_on_the_way);
@@ -114,7 +114,7 @@ fn a_path_with_loss_is_not_flooded() {
 
 #[test]
 fn a_long_fat_way_is_filled_as_well() {
-    let way = Way { pace: 10, delay: 40_000, queue: 2_000, loses: 0 };
+    let way = TestPath { pace: 10, delay: 40_000, queue: 2_000, loses: 0 };
     let story = run(&way, 3_000_000);
     // Half of what it holds, opening included.
     assert!(story.tally.latest.unwrap().packets > 150_000, "{:?}", story.tally);
@@ -147,7 +147,7 @@ fn a_lost_report_is_asked_for_again() {
     let [question] = questions[..] else { panic!("{questions:?}") };
     assert!(question.wants_report);
     let (highest, packets) = (question.sequence, question.sequence + 1);
-    let report = Report { run: RUN, highest, packets, echo: question.clock, ..Report::default() };
+    let report = BenchReport { run: RUN, highest, packets, echo: question.clock, ..BenchReport::default() };
     sender.handle_report(&report, at(20_500));
 
     assert_eq!(sender.next_burst(BURST, at(20_500)).len(), BURST as usize);
@@ -157,13 +157,13 @@ fn a_lost_report_is_asked_for_again() {
 fn reports_that_cannot_be_are_ignored() {
     let mut sender = Sender::new(RUN, 3, BYTES, at(60_000_000));
     assert_eq!(sender.next_burst(10, at(0)).len(), 10);
-    let good = Report { run: RUN, stream: 3, highest: 9, packets: 10, ..Report::default() };
+    let good = BenchReport { run: RUN, stream: 3, highest: 9, packets: 10, ..BenchReport::default() };
     for bad in [
-        Report { run: RUN + 1, ..good },
-        Report { stream: 2, ..good },
-        Report { highest: 10, ..good },
-        Report { highest: u32::MAX, ..good },
-        Report { packets: 11, ..good },
+        BenchReport { run: RUN + 1, ..good },
+        BenchReport { stream: 2, ..good },
+        BenchReport { highest: 10, ..good },
+        BenchReport { highest: u32::MAX, ..good },
+        BenchReport { packets: 11, ..good },
     ] {
         sender.handle_report(&bad, at(1));
         assert!(sender.tally().latest.is_none(), "{bad:?}");
@@ -192,21 +192,21 @@ fn whose_time_is_up_waits_for_the_last_report_and_no_longer() {
     assert!(!sender.is_finished(at(10)));
     assert_eq!(sender.next_burst(BURST, at(10)).len(), 0);
     assert!(sender.is_finished(at(1_000_010)));
-    sender.handle_report(&Report { run: RUN, packets: 1, ..Report::default() }, at(500));
+    sender.handle_report(&BenchReport { run: RUN, packets: 1, ..BenchReport::default() }, at(500));
     assert!(sender.is_finished(at(500)));
 }
 
 #[test]
 fn no_more_is_on_the_way_than_is_stated() {
     for (bytes, most) in [(1, MAX_FRAMES), (64, MAX_FRAMES), (1400, (16 << 20) / 1400), (65_535, 256)] {
-        let way = Way { pace: 1, delay: 500_000, queue: usize::MAX, loses: 0 };
+        let way = TestPath { pace: 1, delay: 500_000, queue: usize::MAX, loses: 0 };
         let mut sender = Sender::new(RUN, 0, bytes, at(u64::from(u32::MAX)));
         let mut highest = 0;
         for round in 0..30 {
             let now = at(round * way.delay);
             highest = sender.next_burst(u32::MAX, now).last().map_or(highest, |frame| frame.sequence);
             assert!(sender.next - sender.done <= most, "{bytes}");
-            let report = Report { run: RUN, highest, packets: highest + 1, echo: now, ..Report::default() };
+            let report = BenchReport { run: RUN, highest, packets: highest + 1, echo: now, ..BenchReport::default() };
             sender.handle_report(&report, now + Duration::from_micros(way.delay));
         }
         assert_eq!(sender.window, most);
@@ -234,7 +234,7 @@ fn what_arrived_is_reported_with_times_and_gaps() {
 
     let (from, report) = runs.next_report(|| CPU, at(40)).unwrap();
 
-    let expected = Report {
+    let expected = BenchReport {
         run: 3,
         stream: 0,
         highest: 5,
@@ -319,10 +319,10 @@ fn any_data() -> impl Strategy<Value = Data> {
     )
 }
 
-fn any_report() -> impl Strategy<Value = Report> {
+fn any_report() -> impl Strategy<Value = BenchReport> {
     let times = [any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()];
     (any::<u32>(), any::<u8>(), any::<u32>(), any::<u32>(), any::<u64>(), times).prop_map(
-        |(run, stream, highest, packets, bytes, [echo, first, last, cpu])| Report {
+        |(run, stream, highest, packets, bytes, [echo, first, last, cpu])| BenchReport {
             run,
             stream,
             highest,
@@ -364,7 +364,7 @@ fn frames_lie_as_older_nodes_know_them() {
     assert_eq!(rest[..18], [5, 1, 1, 2, 3, 4, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 7]);
     let time = Timestamp::from_micros;
     let (echo, first, last, cpu) = (time(9), time(10), time(11), Duration::from_micros(12));
-    let report = Report { run: 1, stream: 2, highest: 3, packets: 4, bytes: 8, echo, first, last, cpu };
+    let report = BenchReport { run: 1, stream: 2, highest: 3, packets: 4, bytes: 8, echo, first, last, cpu };
     Frame::Report(report).write(&mut rest);
     assert_eq!(rest[..18], [2, 0, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0]);
     let longs = rest[18..].chunks(8).map(|long| u64::from_be_bytes(long.try_into().unwrap()));

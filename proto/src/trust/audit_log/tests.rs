@@ -51,25 +51,25 @@ impl Log {
         log
     }
 
-    fn told(&self) -> LogPosition {
+    fn log_position(&self) -> LogPosition {
         let hash = self.0.last().map(|entry| entry.hash).unwrap_or_default();
         LogPosition { epoch: 1, head: LogHead { seq: self.0.len() as u64, hash } }
     }
 
     fn after(&self, seq: u64) -> LogPage {
-        LogPage { told: self.told(), entries: self.0[seq as usize..].to_vec() }
+        LogPage { told: self.log_position(), entries: self.0[seq as usize..].to_vec() }
     }
 
     fn roll(&self, members: &[IdentityKey]) -> Roster {
-        let told = self.told();
+        let told = self.log_position();
         let members = members.iter().copied().collect();
         Roster { told, revision: Revision(told.head.seq), members, ..Roster::default() }
     }
 }
 
 /// Follows as far as the coordinator tells.
-fn follow(witness: &mut LogWitness, log: &Log) {
-    let mut next = witness.coordinator_says(log.told(), at(0));
+fn read_all(witness: &mut LogWitness, log: &Log) {
+    let mut next = witness.coordinator_says(log.log_position(), at(0));
     while let Next::Read(after) = next {
         next = witness.read(&log.after(after), link);
     }
@@ -93,14 +93,14 @@ fn a_forked_log_warns_on_both_sides() {
     two.add(Some(key(2)));
     for (own, other) in [(&one, &two), (&two, &one)] {
         let mut witness = LogWitness::new(Some(common.roll(&[])));
-        follow(&mut witness, own);
+        read_all(&mut witness, own);
         assert_eq!(witness.alarms(), <[String; 0]>::default());
-        witness.peer_says(&name("b"), other.told());
-        let is_ahead = other.told().head.seq > own.told().head.seq;
-        witness.coordinator_says(own.told(), at(0));
-        witness.coordinator_says(own.told(), at(59));
+        witness.peer_says(&name("b"), other.log_position());
+        let is_ahead = other.log_position().head.seq > own.log_position().head.seq;
+        witness.coordinator_says(own.log_position(), at(0));
+        witness.coordinator_says(own.log_position(), at(59));
         assert_eq!(witness.alarms().is_empty(), is_ahead, "{:?}", witness.alarms());
-        witness.coordinator_says(own.told(), at(61));
+        witness.coordinator_says(own.log_position(), at(61));
         let alarms = witness.alarms().to_vec();
         assert!(alarms[0].contains(if is_ahead { "no more" } else { "two histories" }), "{alarms:?}");
 
@@ -110,9 +110,9 @@ fn a_forked_log_warns_on_both_sides() {
         witness.peer_says(&name("c"), {
             let mut grown = other.clone();
             (0..2).for_each(|_| grown.add(None));
-            grown.told()
+            grown.log_position()
         });
-        follow(&mut witness, &grown);
+        read_all(&mut witness, &grown);
         assert!(witness.alarms().iter().any(|a| a.contains("two histories") && a.contains("`c`")), "{alarms:?}");
     }
 }
@@ -121,18 +121,18 @@ fn a_forked_log_warns_on_both_sides() {
 fn another_epoch_hides_no_fork() {
     let log = Log::of(5);
     let mut witness = LogWitness::new(Some(log.roll(&[])));
-    let elsewhere = |epoch| LogPosition { epoch, ..log.told() };
+    let elsewhere = |epoch| LogPosition { epoch, ..log.log_position() };
     witness.peer_says(&name("b"), elsewhere(0));
     witness.peer_says(&name("c"), elsewhere(2));
-    witness.coordinator_says(log.told(), at(0));
-    witness.coordinator_says(log.told(), at(61));
+    witness.coordinator_says(log.log_position(), at(0));
+    witness.coordinator_says(log.log_position(), at(61));
     let alarms = witness.alarms().to_vec();
     assert!(alarms.len() == 1 && alarms[0].contains("`c`") && alarms[0].contains("epoch 2"), "{alarms:?}");
 
     // After a restore all come to the new epoch, one after the other.
     let mut witness = LogWitness::new(Some(log.roll(&[])));
     witness.peer_says(&name("c"), elsewhere(2));
-    witness.coordinator_says(log.told(), at(0));
+    witness.coordinator_says(log.log_position(), at(0));
     assert_eq!(witness.coordinator_says(elsewhere(2), at(50)), Next::Begin);
     witness.begin(Roster { told: elsewhere(2), ..log.roll(&[]) });
     witness.coordinator_says(elsewhere(2), at(100));
@@ -146,12 +146,12 @@ fn nodes_that_are_told_at_different_times_do_not_warn() {
     for turn in 0..200 {
         log.add(None);
         let behind = if turn % 2 == 0 { &mut one } else { &mut two };
-        follow(behind, &log);
+        read_all(behind, &log);
         let heads = [&one, &two].map(|w| w.roll().unwrap().told);
         one.peer_says(&name("two"), heads[1]);
         two.peer_says(&name("one"), heads[0]);
         if turn % 50 == 0 {
-            one.coordinator_says(log.told(), at(turn * 60));
+            one.coordinator_says(log.log_position(), at(turn * 60));
         }
     }
     assert!(one.alarms().is_empty() && two.alarms().is_empty(), "{:?} {:?}", one.alarms(), two.alarms());
@@ -166,7 +166,7 @@ fn an_admission_that_is_not_in_the_log_warns() {
     explain(&mut witness, key(2), 5, 100);
     explain(&mut witness, key(2), 5, 200);
     assert!(witness.alarms().is_empty(), "the entry may not be read yet");
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     explain(&mut witness, key(2), 5, 300);
     explain(&mut witness, key(2), 5, 400);
     assert!(witness.alarms().is_empty(), "{:?}", witness.alarms());
@@ -188,7 +188,7 @@ fn an_altered_entry_is_noticed_and_nothing_after_it_is_believed() {
     let mut forged = log.clone();
     forged.0[4].body = forged.0[4].body.replace("\"text\":\"x\"", &format!(r#""identity":"{}""#, key(66)));
     let mut witness = LogWitness::new(Some(known));
-    follow(&mut witness, &forged);
+    read_all(&mut witness, &forged);
     assert!(witness.alarms()[0].contains("entry 5"), "{:?}", witness.alarms());
     assert!(!witness.roll().unwrap().members.contains(&key(66)));
     assert_eq!(witness.roll().unwrap().told.head.seq, 4);
@@ -198,7 +198,7 @@ fn an_altered_entry_is_noticed_and_nothing_after_it_is_believed() {
     anew.add(Some(key(66)));
     (0..3).for_each(|_| anew.add(None));
     let mut witness = LogWitness::new(Some(log.roll(&[])));
-    follow(&mut witness, &anew);
+    read_all(&mut witness, &anew);
     assert!(witness.alarms()[0].contains("two histories"), "{:?}", witness.alarms());
 }
 
@@ -207,7 +207,7 @@ fn what_the_log_does_not_reach_back_to_is_said_and_not_guessed() {
     let mut log = Log::of(4);
     let mut witness = LogWitness::new(Some(log.roll(&[key(1)])));
     (0..10).for_each(|_| log.add(None));
-    assert_eq!(witness.coordinator_says(log.told(), at(0)), Next::Read(4));
+    assert_eq!(witness.coordinator_says(log.log_position(), at(0)), Next::Read(4));
     // Entries up to 8 are gone.
     assert_eq!(witness.read(&log.after(8), link), Next::Begin);
     witness.begin(log.roll(&[key(1)]));
@@ -215,13 +215,13 @@ fn what_the_log_does_not_reach_back_to_is_said_and_not_guessed() {
     witness.begin(log.roll(&[key(1), key(2)]));
     assert!(witness.alarms()[0].contains("1 nodes were admitted"), "{:?}", witness.alarms());
     // A restore.
-    let restored = LogPosition { epoch: 2, ..log.told() };
+    let restored = LogPosition { epoch: 2, ..log.log_position() };
     assert_eq!(witness.coordinator_says(restored, at(0)), Next::Begin);
 }
 
 #[test]
 fn a_head_survives_the_tunnel_and_nothing_is_no_head() {
-    let told = Log::of(7).told();
+    let told = Log::of(7).log_position();
     let mut bytes = [0; LogPosition::BYTES];
     assert_eq!(LogPosition::read(&bytes), None);
     told.write(&mut bytes);
@@ -232,13 +232,13 @@ fn a_head_survives_the_tunnel_and_nothing_is_no_head() {
 fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
     let log = Log::of(60);
     let mut witness = LogWitness::new(Some(Log::default().roll(&[])));
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     for seq in 1..=60 {
         let lie = LogPosition { epoch: 1, head: LogHead { seq, hash: LogHash([66; 32]) } };
         witness.peer_says(&name("liar"), lie);
         witness.peer_says(&name("liar"), LogPosition { head: LogHead { seq: seq + 1000, ..lie.head }, ..lie });
         for later in [0, 61] {
-            witness.coordinator_says(log.told(), at(seq * 100 + later));
+            witness.coordinator_says(log.log_position(), at(seq * 100 + later));
         }
     }
     assert!(witness.alarms().len() == 2 && witness.alarms().iter().all(|alarm| alarm.contains("`liar`")));
@@ -254,7 +254,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     let before = Roster { statics: Some([tunnel(1)].into()), ..log.roll(&[]) };
     let mut witness = LogWitness::new(Some(before.clone()));
     log.push(&format!(r#","statics":["{}"]"#, tunnel(2)));
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     for (n, is_known) in [(1, true), (2, true), (3, false)] {
         for now in [0, 60] {
             explain_subject(&mut witness, Subject::Tunnel(tunnel(n)), 4, now);
@@ -266,7 +266,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     explain(&mut witness, key(1), 4, 70);
     explain(&mut witness, key(1), 4, 130);
     assert_eq!(witness.alarms().len(), 2);
-    let epoch = |epoch, statics| Roster { told: LogPosition { epoch, ..log.told() }, statics, ..log.roll(&[]) };
+    let epoch = |epoch, statics| Roster { told: LogPosition { epoch, ..log.log_position() }, statics, ..log.roll(&[]) };
     witness.begin(epoch(2, None));
     assert_eq!(witness.roll().unwrap().statics, Some([tunnel(1), tunnel(2)].into()), "nothing is forgotten");
     witness.begin(epoch(3, Some([tunnel(9)].into())));
@@ -276,7 +276,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     let mut text = serde_json::to_value(before).unwrap();
     text.as_object_mut().unwrap().remove("statics");
     let mut witness = LogWitness::new(Some(serde_json::from_value(text).unwrap()));
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     explain_subject(&mut witness, Subject::Tunnel(tunnel(3)), 4, 0);
     explain_subject(&mut witness, Subject::Tunnel(tunnel(3)), 4, 60);
     assert!(witness.alarms().is_empty(), "{:?}", witness.alarms());
@@ -287,7 +287,7 @@ fn a_replaced_identity_is_no_members_any_more() {
     let mut log = Log::of(3);
     let mut witness = LogWitness::new(Some(log.roll(&[key(1)])));
     log.push(&format!(r#","identity":"{}","replaces":"{}""#, key(2), key(1)));
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     explain(&mut witness, key(2), 4, 0);
     explain(&mut witness, key(2), 4, 60);
     assert!(witness.alarms().is_empty(), "{:?}", witness.alarms());

@@ -86,7 +86,7 @@ fn numbers_are_never_given_out_twice() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum PoolStep {
     Vip(u8),
     Node,
     Block(u8, u8, u8),
@@ -94,13 +94,13 @@ enum Step {
     Wait(u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = PoolStep> {
     prop_oneof![
-        4 => (0u8..40).prop_map(Step::Vip),
-        2 => Just(Step::Node),
-        6 => (1u8..4, 0u8..60, 19u8..=32).prop_map(|(node, place, length)| Step::Block(node, place, length)),
-        5 => any::<prop::sample::Index>().prop_map(Step::Free),
-        2 => (0u64..400).prop_map(Step::Wait),
+        4 => (0u8..40).prop_map(PoolStep::Vip),
+        2 => Just(PoolStep::Node),
+        6 => (1u8..4, 0u8..60, 19u8..=32).prop_map(|(node, place, length)| PoolStep::Block(node, place, length)),
+        5 => any::<prop::sample::Index>().prop_map(PoolStep::Free),
+        2 => (0u64..400).prop_map(PoolStep::Wait),
     ]
 }
 
@@ -154,8 +154,8 @@ proptest! {
                 }
             };
             let owner = match step {
-                Step::Wait(seconds) => { now += seconds; continue; }
-                Step::Free(index) => {
+                PoolStep::Wait(seconds) => { now += seconds; continue; }
+                PoolStep::Free(index) => {
                     if !live.is_empty() {
                         let held = live.swap_remove(index.index(live.len()));
                         pool.free(held.net, held.owner.clone(), UnixTime(now));
@@ -163,9 +163,9 @@ proptest! {
                     }
                     continue;
                 }
-                Step::Vip(i) => BlockOwner::Service(service(&format!("s{i}"))),
-                Step::Node => { nodes += 1; BlockOwner::Node(NodeId(1000 + nodes)) }
-                Step::Block(node, place, length) => {
+                PoolStep::Vip(i) => BlockOwner::Service(service(&format!("s{i}"))),
+                PoolStep::Node => { nodes += 1; BlockOwner::Node(NodeId(1000 + nodes)) }
+                PoolStep::Block(node, place, length) => {
                     let real = Ipv4Net::new(Ipv4Addr::new(10, 8, place, 0), length).unwrap().trunc();
                     BlockOwner::Block(NodeId(u32::from(node)), real)
                 }

@@ -1,7 +1,7 @@
 //! Measurements between the two nodes.
 
 use mesh_proto::dataplane::engine::{RESERVED, write_reserved};
-use mesh_proto::ops::bench::{DATA, Data, Frame, REPORT, Report, Tally};
+use mesh_proto::ops::bench::{BenchReport, DATA, Data, Frame, REPORT, Tally};
 
 use super::*;
 use crate::dataplane::bell::Bell;
@@ -115,7 +115,7 @@ fn what_is_too_short_or_was_not_asked_for_is_dropped_and_counted() {
     let data = Data { run: 9, stream: 0, sequence: 0, clock: pair.now, wants_report: true };
     let short = packet(0, Frame::Data(data), 91);
     pair.with(0, 0, |lane, out, now| lane.forward(NodeId(2), &short, &mut out.udp, now));
-    let report = packet(0, Frame::Report(Report::default()), 92);
+    let report = packet(0, Frame::Report(BenchReport::default()), 92);
     pair.with(0, 0, |lane, out, now| lane.forward(NodeId(2), &report, &mut out.udp, now));
     assert_eq!(pair.nodes[1].count("bad_probe"), 2);
     pair.with(1, 0, |lane, out, now| lane.handle_timeout(out, now));

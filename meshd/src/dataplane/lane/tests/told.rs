@@ -4,7 +4,7 @@ use mesh_proto::trust::audit_log::{LogHash, LogHead, LogPosition};
 
 use super::*;
 
-fn told(n: u8) -> LogPosition {
+fn log_position(n: u8) -> LogPosition {
     LogPosition { epoch: 0, head: LogHead { seq: u64::from(n), hash: LogHash([n; 32]) } }
 }
 
@@ -12,7 +12,7 @@ fn told(n: u8) -> LogPosition {
 fn the_logs_end_travels_with_probes_both_ways_and_reaches_no_kernel() {
     let mut pair = Pair::new(false);
     for (node, n) in [(0, 1), (1, 2)] {
-        pair.nodes[node].lanes.iter_mut().for_each(|lane| lane.set_told(told(n)));
+        pair.nodes[node].lanes.iter_mut().for_each(|lane| lane.set_log_position(log_position(n)));
     }
     pair.with(0, 0, |lane, _, _| lane.ping(NodeId(2)));
     for _ in 0..100 {
@@ -22,6 +22,6 @@ fn the_logs_end_travels_with_probes_both_ways_and_reaches_no_kernel() {
         }
     }
     let heard = |node: usize, peer: u32| pair.nodes[node].peers.get(NodeId(peer)).unwrap().cell.log_position();
-    assert_eq!((heard(0, 2), heard(1, 1)), (Some(told(2)), Some(told(1))));
+    assert_eq!((heard(0, 2), heard(1, 1)), (Some(log_position(2)), Some(log_position(1))));
     assert!(pair.nodes.iter().all(|node| node.delivered.is_empty() && node.count("bad_probe") == 0));
 }

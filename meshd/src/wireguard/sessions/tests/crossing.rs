@@ -80,7 +80,7 @@ fn ends_with_one_key(mut two: Agreeing, seed: u64, what: &str) {
     assert!(two.net.got(1).contains(&7) && two.net.got(2).contains(&7), "{what}, order {seed}");
     for (from, to) in [(1, 2), (2, 1)] {
         assert_eq!(two.net.send(from, 0, to, 8), Sealed::Done);
-        two.settle();
+        two.run_to_rest();
         assert!(two.net.got(to).contains(&8), "{what}, order {seed}");
     }
     two.all_sealed();

@@ -23,7 +23,7 @@ fn a_stranger_and_a_wrong_key_get_no_answer() {
 fn a_flood_of_initiations_is_counted_and_data_still_flows() {
     let mut net = Net::new(&[1, 1], Net::known);
     net.send(1, 0, 2, 0);
-    net.settle();
+    net.run_to_rest();
     let mut strangers = Net::new(&[1, 1, 1], Net::known);
     strangers.send(3, 0, 2, 1);
     let (_, to, valid) = strangers.flying.remove(0);
@@ -36,7 +36,7 @@ fn a_flood_of_initiations_is_counted_and_data_still_flows() {
         net.flying.clear();
         if i % 1000 == 0 {
             net.send(1, 0, 2, (i / 1000) as u8);
-            net.settle();
+            net.run_to_rest();
         }
     }
 
@@ -59,7 +59,7 @@ fn who_repeats_a_peers_initiation_does_not_shut_the_peer_out() {
     net.flying.clear();
 
     net.with(2, 0, |s, out, now| s.initiate(0, out, now));
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(1), [1]);
 }
 
@@ -75,9 +75,9 @@ fn who_forges_a_peers_address_does_not_shut_the_peer_out() {
     net.flying.clear();
 
     net.send(2, 0, 1, 1);
-    net.settle();
+    net.run_to_rest();
     net.with(2, 0, |s, out, now| s.initiate(0, out, now));
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(1), [1], "asked for a cookie, and let in with it");
 }
 
@@ -122,7 +122,7 @@ fn who_forges_peers_calls_for_a_key_takes_no_place_for_agreements() {
     two.net.with(1, 0, |s, out, now| {
         s.talk_begins((own, caller), NodeId(2), from, &mangled, out, now);
     });
-    two.settle();
+    two.run_to_rest();
     assert!(two.agree(), "the first call");
     assert_eq!(two.net.got(1), [1]);
 }

@@ -7,9 +7,9 @@ use crate::wireguard::timing::{MOMENT, PATIENCE, ROOM};
 fn with_a_session_of_lane_1() -> Net {
     let mut net = Net::new(&[1, 2], Net::known);
     assert_eq!(net.send(2, 1, 1, 90), Sealed::Elsewhere);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.send(2, 1, 1, 91), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
     net
 }
 
@@ -19,15 +19,15 @@ fn packets_that_wait_are_not_overtaken_by_another_tunnel() {
     assert_eq!(net.send(1, 0, 2, 1), Sealed::Done);
     let initiation = std::mem::take(&mut net.flying);
     net.send(2, 1, 1, 90);
-    net.settle();
+    net.run_to_rest();
     net.send(2, 1, 1, 91);
-    net.settle();
+    net.run_to_rest();
 
     assert_eq!(net.send(1, 0, 2, 2), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
     assert!(net.got(2).is_empty());
     net.flying = initiation;
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2), [1, 2]);
 }
 
@@ -39,13 +39,13 @@ fn packets_that_wait_for_ever_do_not_keep_others_from_a_tunnel_that_works() {
     net.closed.clear();
     net.flying.clear();
     net.send(2, 1, 1, 90);
-    net.settle();
+    net.run_to_rest();
     net.send(2, 1, 1, 91);
-    net.settle();
+    net.run_to_rest();
     net.now = net.now + PATIENCE;
 
     assert_eq!(net.send(1, 0, 2, 2), Sealed::Done);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2), [2]);
 }
 
@@ -54,19 +54,19 @@ fn a_busy_tunnel_is_kept_until_it_was_silent_for_a_moment() {
     let mut net = with_a_session_of_lane_1();
     net.send(1, 0, 2, 1);
     assert_eq!(net.flying[0].1.port(), PORT + 1, "the only session there is");
-    net.settle();
+    net.run_to_rest();
     for tag in [92, 93] {
         net.send(2, 0, 1, tag);
-        net.settle();
+        net.run_to_rest();
     }
 
     net.send(1, 0, 2, 2);
     assert_eq!(net.flying[0].1.port(), PORT + 1);
-    net.settle();
+    net.run_to_rest();
     net.now = net.now + MOMENT;
     net.send(1, 0, 2, 3);
     assert_eq!(net.flying[0].1.port(), PORT, "the lane's own pair");
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(2), [1, 2, 3]);
 }
 
@@ -110,14 +110,14 @@ fn a_tunnel_that_was_wanted_but_carried_nothing_is_not_busy() {
     net.flying.clear();
     for tag in [90, 91] {
         net.send(2, 3, 1, tag);
-        net.settle();
+        net.run_to_rest();
     }
     assert_eq!(net.send(1, 1, 2, 2), Sealed::Done);
     assert_eq!(net.flying[0].1.port(), PORT + 3, "the only session there is");
-    net.settle();
+    net.run_to_rest();
     for tag in [92, 93] {
         net.send(2, 1, 1, tag);
-        net.settle();
+        net.run_to_rest();
     }
 
     assert_eq!(net.send(1, 1, 2, 3), Sealed::Done);

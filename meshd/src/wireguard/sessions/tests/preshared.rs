@@ -66,7 +66,7 @@ impl Agreeing {
 
     /// Delivers everything, and says how many data messages with something in them went by which kind of tunnel: one
     /// of agreements, or one of lanes. Lanes greet whom others met, as the workers have them do.
-    pub(super) fn settle(&mut self) -> (usize, usize) {
+    pub(super) fn run_to_rest(&mut self) -> (usize, usize) {
         let (mut talks, mut lanes) = (0, 0);
         loop {
             while let Some((from, to, datagram)) = (!self.net.flying.is_empty()).then(|| self.net.flying.remove(0)) {
@@ -91,7 +91,7 @@ impl Agreeing {
 
     pub(super) fn pass(&mut self, time: Duration) {
         self.net.now = self.net.now + time;
-        self.settle();
+        self.run_to_rest();
     }
 
     /// Says that every tunnel of the lanes has the newest preshared key.
@@ -111,7 +111,7 @@ fn the_first_packet_waits_for_the_key_and_none_goes_before() {
         let mut two = Agreeing::new(BOTH);
         assert_eq!(two.net.send(sender, 0, 3 - sender, 7), Sealed::Done);
         assert_eq!(two.net.send(sender, 0, 3 - sender, 8), Sealed::Done);
-        let (talks, lanes) = two.settle();
+        let (talks, lanes) = two.run_to_rest();
 
         assert!(two.agree());
         assert_eq!(two.net.got(3 - sender), [7, 8]);
@@ -120,7 +120,7 @@ fn the_first_packet_waits_for_the_key_and_none_goes_before() {
         let dropped: Vec<_> = two.net.nodes.values().flat_map(|node| node.dropped.clone()).collect();
         assert_eq!(dropped, []);
         assert_eq!(two.net.send(3 - sender, 1, sender, 9), Sealed::Done, "the other lane has a tunnel as well");
-        two.settle();
+        two.run_to_rest();
         assert_eq!(two.net.got(sender), [9]);
     }
 }
@@ -132,7 +132,7 @@ fn both_begin_at_once_and_one_key_comes_of_it() {
         assert_eq!(two.net.send(1, 0, 2, tag), Sealed::Done);
         assert_eq!(two.net.send(2, 0, 1, tag), Sealed::Done);
     }
-    two.settle();
+    two.run_to_rest();
     assert!(two.agree());
     assert_eq!((two.net.got(1), two.net.got(2)), (vec![0, 1, 2], vec![0, 1, 2]));
     two.all_sealed();
@@ -169,7 +169,7 @@ fn nobody_at_home_is_called_for_a_while_and_then_no_more() {
 
     two.net.closed.clear();
     two.net.send(1, 0, 2, 2);
-    two.settle();
+    two.run_to_rest();
     assert_eq!(two.net.got(2), [2]);
 }
 
@@ -181,7 +181,7 @@ fn a_stored_key_is_used_at_once() {
     vaults[1].put(NodeId(1), key());
     let mut two = Agreeing::with(BOTH, vaults);
     two.net.send(1, 0, 2, 1);
-    assert_eq!(two.settle(), (0, 1));
+    assert_eq!(two.run_to_rest(), (0, 1));
     assert_eq!(two.net.got(2), [1]);
 }
 
@@ -203,13 +203,13 @@ fn with_another_key_on_one_side_nothing_is_accepted_and_a_new_one_heals_it() {
         assert!(two.agree() || two.net.got(2).is_empty());
         assert!(two.agree() || flying == 0, "nothing is sealed before the two agree");
     }
-    two.settle();
+    two.run_to_rest();
     assert!(talks > 0 && two.agree());
     assert_eq!(two.net.nodes[&1].dropped, [Drop::Unauthenticated], "the response that did not open");
 
     two.net.send(1, 0, 2, 2);
     two.net.send(2, 1, 1, 3);
-    two.settle();
+    two.run_to_rest();
     assert!(two.net.got(2).contains(&2));
     two.all_sealed();
 }
@@ -219,12 +219,12 @@ fn a_node_that_lost_its_keys_gets_new_ones_whoever_speaks_first() {
     for first in [1, 2] {
         let mut two = Agreeing::new(BOTH);
         two.net.send(1, 0, 2, 0);
-        two.settle();
+        two.run_to_rest();
         let old = two.keys();
 
         two.start_anew(2);
         two.net.send(first, 0, 3 - first, 1);
-        two.settle();
+        two.run_to_rest();
         for _ in 0..8 {
             two.pass(Duration::from_millis(500));
         }
@@ -232,7 +232,7 @@ fn a_node_that_lost_its_keys_gets_new_ones_whoever_speaks_first() {
         assert_ne!(two.keys(), old);
         for (from, to) in [(1, 2), (2, 1)] {
             assert_eq!(two.net.send(from, 0, to, 2), Sealed::Done);
-            two.settle();
+            two.run_to_rest();
             assert!(two.net.got(to).contains(&2), "first {first}, {from} to {to}");
         }
         two.all_sealed();
@@ -243,11 +243,11 @@ fn a_node_that_lost_its_keys_gets_new_ones_whoever_speaks_first() {
 fn data_on_another_lane_tells_a_node_that_it_lost_its_key() {
     let mut two = Agreeing::new(BOTH);
     two.net.send(1, 0, 2, 0);
-    two.settle();
+    two.run_to_rest();
     let old = two.keys();
     two.start_anew(2);
     assert_eq!(two.net.send(1, 1, 2, 1), Sealed::Done, "by the session that node 2 does not have any more");
-    two.settle();
+    two.run_to_rest();
     for _ in 0..4 {
         two.pass(Duration::from_millis(250));
     }
@@ -290,9 +290,9 @@ fn a_peer_without_an_agreement_key_is_spoken_to_in_plain_wireguard() {
         let mut two = Agreeing::new(uses);
         two.net.send(1, 0, 2, 1);
         two.net.send(2, 1, 1, 2);
-        assert_eq!(two.settle().0, 0);
+        assert_eq!(two.run_to_rest().0, 0);
         two.net.send(2, 0, 1, 3);
-        two.settle();
+        two.run_to_rest();
         assert_eq!((two.net.got(2), two.net.got(1).contains(&3)), (vec![1], true), "{uses:?}");
         assert_eq!(two.keys(), [None, None]);
     }
@@ -302,7 +302,7 @@ fn a_peer_without_an_agreement_key_is_spoken_to_in_plain_wireguard() {
 fn a_peer_that_begins_or_ceases_to_use_preshared_keys_gets_other_tunnels() {
     let mut two = Agreeing::new([true, false]);
     two.net.send(1, 0, 2, 1);
-    two.settle();
+    two.run_to_rest();
     assert_eq!(two.net.got(2), [1]);
 
     let vault = Arc::clone(&two.vaults[0]);
@@ -310,10 +310,10 @@ fn a_peer_that_begins_or_ceases_to_use_preshared_keys_gets_other_tunnels() {
     (0..2).for_each(|lane| two.net.lane(1, lane).set_peers(Arc::clone(&told)));
     two.start(2, BOTH);
     assert_eq!(two.net.send(1, 0, 2, 9), Sealed::Done, "by the tunnel that node 2 lost");
-    two.settle();
+    two.run_to_rest();
     two.pass(Duration::from_millis(250));
     two.net.send(1, 0, 2, 2);
-    two.settle();
+    two.run_to_rest();
     assert!(two.agree());
     assert_eq!(two.net.got(2), [1, 2]);
     (0..24).for_each(|_| two.pass(Duration::from_millis(250)));
@@ -323,10 +323,10 @@ fn a_peer_that_begins_or_ceases_to_use_preshared_keys_gets_other_tunnels() {
     (0..2).for_each(|lane| two.net.lane(1, lane).set_peers(Arc::clone(&told)));
     two.start(2, [true, false]);
     assert_eq!(two.net.send(1, 0, 2, 9), Sealed::Done, "by the tunnel that node 2 lost");
-    two.settle();
+    two.run_to_rest();
     (0..24).for_each(|_| two.pass(Duration::from_millis(250)));
     two.net.send(1, 0, 2, 3);
-    two.settle();
+    two.run_to_rest();
     assert_eq!(two.net.got(2), [1, 2, 3]);
     assert!(two.net.lane(1, 0).slab.iter().flatten().all(|s| s.preshared == 0));
 }
@@ -338,7 +338,7 @@ fn a_caller_without_the_key_is_never_answered_on_a_lane() {
     let vault = Arc::clone(&two.vaults[1]);
     (0..2).for_each(|lane| two.net.lane(2, lane).set_peers(peers(2, BOTH, Some(Arc::clone(&vault)))));
     two.net.send(1, 0, 2, 1);
-    two.settle();
+    two.run_to_rest();
     assert_eq!(two.net.got(2), Vec::<u8>::new());
     assert_eq!(two.net.nodes[&2].counters[0].handshakes.get(), 0);
     assert_eq!(two.net.nodes[&2].dropped, [Drop::NoTunnel]);
@@ -348,7 +348,7 @@ fn a_caller_without_the_key_is_never_answered_on_a_lane() {
 fn a_change_of_tunnel_keys_keeps_the_preshared_key() {
     let mut two = Agreeing::new(BOTH);
     two.net.send(1, 0, 2, 1);
-    two.settle();
+    two.run_to_rest();
     let before = two.keys();
     let secret = |byte| StaticSecret::from([byte; 32]);
     let new = LaneKeys::derive(&secret(101), 2).with_former(Some(&secret(1)), false);
@@ -361,7 +361,7 @@ fn a_change_of_tunnel_keys_keeps_the_preshared_key() {
     two.pass(Duration::from_millis(250));
     for (from, to) in [(1, 2), (2, 1)] {
         two.net.send(from, 0, to, 2);
-        two.settle();
+        two.run_to_rest();
         assert!(two.net.got(to).contains(&2));
     }
     assert_eq!(two.keys(), before);
@@ -378,7 +378,7 @@ fn a_change_of_tunnel_keys_keeps_the_preshared_key() {
         let calling = new.clone().calling_by_former(by_former);
         (0..2).for_each(|lane| two.net.lane(1, lane).set_keys(&calling.of(lane)));
         two.net.send(2, 0, 1, 4);
-        two.settle();
+        two.run_to_rest();
         assert!(two.agree(), "by the former {by_former}");
     }
 }
@@ -401,7 +401,7 @@ fn who_repeats_calls_for_a_key_does_not_shut_the_caller_out() {
 
     two.start(2, BOTH);
     two.net.send(2, 0, 1, 2);
-    two.settle();
+    two.run_to_rest();
     assert_eq!(two.net.got(1), [2], "{:?}", two.net.nodes[&1].dropped);
     assert!(two.agree());
 }

@@ -37,7 +37,7 @@ fn talk(net: &mut Net, tag: u8) {
     for (from, to) in [(1, 2), (2, 1)] {
         for lane in 0..2 {
             assert_eq!(net.send(from, lane, to, tag), Sealed::Done, "{from} lane {lane}");
-            net.settle();
+            net.run_to_rest();
         }
     }
     assert_eq!((net.got(1).len(), net.got(2).len()), (before.0 + 2, before.1 + 2));
@@ -65,7 +65,7 @@ fn keys_change_one_side_after_the_other_and_nothing_is_lost() {
     let mut net = Net::new(&[2, 2], Net::known);
     for lane in 0..2 {
         net.send(1, lane, 2, 0);
-        net.settle();
+        net.run_to_rest();
     }
     talk(&mut net, 1);
 
@@ -107,7 +107,7 @@ fn a_first_call_during_a_change_gets_through_whoever_knows_what() {
                 tell(&mut net, &both);
             }
             net.send(caller, 0, 3 - caller, 9);
-            net.settle();
+            net.run_to_rest();
             assert_eq!(net.got(3 - caller), [9], "told {is_told}, caller {caller}");
         }
     }
@@ -118,7 +118,7 @@ fn a_forgotten_key_is_answered_no_longer() {
     let mut net = Net::new(&[2, 2], Net::known);
     take(&mut net, &of(NEW));
     net.send(2, 0, 1, 9);
-    net.settle();
+    net.run_to_rest();
     assert_eq!(net.got(1), Vec::<u8>::new());
     assert_eq!(net.nodes[&1].dropped, [Drop::Unauthenticated]);
 }

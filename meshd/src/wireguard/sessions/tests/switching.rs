@@ -43,11 +43,11 @@ fn talk(two: &mut Agreeing, tag: u8, within: Duration) {
             }
             sent += 1;
             if within.is_zero() {
-                two.settle();
+                two.run_to_rest();
             }
         }
     }
-    two.settle();
+    two.run_to_rest();
     let step = Duration::from_millis(50);
     for _ in 0..within.as_millis() / step.as_millis() {
         two.pass(step);
@@ -126,7 +126,7 @@ fn the_first_call_of_all_loses_nothing_while_one_of_the_two_waits() {
             for tag in 0..3 {
                 assert_eq!(two.net.send(caller, 0, 3 - caller, tag), Sealed::Done);
             }
-            two.settle();
+            two.run_to_rest();
             (0..8).for_each(|_| two.pass(Duration::from_millis(250)));
             assert_eq!(two.net.got(3 - caller), [0, 1, 2], "{mode:?} {caller}");
             assert!(two.agree() && lost(&two) == 0, "{mode:?} {caller}");
@@ -155,7 +155,7 @@ fn switched_off_under_traffic_nothing_is_lost_whoever_hears_of_it_first() {
     for order in [[0, 1], [1, 0]] {
         let mut two = Agreeing::new(BOTH);
         two.net.send(1, 0, 2, 1);
-        two.settle();
+        two.run_to_rest();
         // It starts with the switch off, and the coordinator does not know.
         two.vaults[0].set_mode(PskMode::Accept);
         two.start(1, BOTH);
@@ -194,7 +194,7 @@ fn a_peer_with_a_key_that_a_waiting_node_lost_gets_another() {
         vaults[0].set_mode(PskMode::Accept);
         let mut two = Agreeing::with(BOTH, vaults);
         two.net.send(caller, 0, 3 - caller, 1);
-        two.settle();
+        two.run_to_rest();
         (0..8).for_each(|_| two.pass(Duration::from_millis(250)));
         assert!(two.agree(), "caller {caller}");
         talk(&mut two, 2, Duration::from_secs(1));

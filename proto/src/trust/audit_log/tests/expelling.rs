@@ -21,20 +21,20 @@ fn an_expelled_identity_is_not_admitted_again_by_a_later_entry() {
     let mut log = Log::of(3);
     let mut witness = LogWitness::new(Some(log.roll(&[key(1), key(2)])));
     log.expel(&[key(1)]);
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     assert!(is_out(&witness, key(1)) && !is_out(&witness, key(2)));
     assert_eq!(witness.alarms(), NONE, "a revocation is nothing to warn of");
 
     // The machine comes back as somebody new, as it should.
     log.add(Some(key(3)));
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     explain(&mut witness, key(3), 5, 0);
     explain(&mut witness, key(3), 5, 60);
     assert_eq!(witness.alarms(), NONE);
     assert!(witness.roll().unwrap().members.contains(&key(3)));
 
     log.add(Some(key(1)));
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     assert!(is_out(&witness, key(1)), "by an entry");
     let alarms = witness.alarms();
     assert!(
@@ -45,7 +45,7 @@ fn an_expelled_identity_is_not_admitted_again_by_a_later_entry() {
     // After a restart it is known still.
     let mut witness = LogWitness::new(witness.roll().cloned());
     log.add(None);
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     explain(&mut witness, key(1), 7, 100);
     explain(&mut witness, key(1), 7, 110);
     let alarms = witness.alarms();
@@ -57,11 +57,11 @@ fn an_epoch_and_a_roll_bring_nobody_back() {
     let mut log = Log::of(3);
     let mut witness = LogWitness::new(Some(log.roll(&[key(1), key(2)])));
     log.expel(&[key(1)]);
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
 
     // Back to a backup from before the revocation, by somebody who lost it.
     let restored = |expelled: &[IdentityKey]| Roster {
-        told: LogPosition { epoch: 2, ..log.told() },
+        told: LogPosition { epoch: 2, ..log.log_position() },
         expelled: expelled.iter().copied().collect(),
         ..log.roll(&[key(1), key(2)])
     };
@@ -76,7 +76,7 @@ fn an_epoch_and_a_roll_bring_nobody_back() {
     witness.begin(Roster { members: [key(2)].into(), ..restored(&[key(1)]) });
     assert!(is_out(&witness, key(1)));
     witness.begin(Roster {
-        told: LogPosition { epoch: 3, ..log.told() },
+        told: LogPosition { epoch: 3, ..log.log_position() },
         members: [key(2)].into(),
         ..restored(&[key(4)])
     });
@@ -99,11 +99,11 @@ fn who_is_expelled_beyond_the_bound_pushes_nobody_out_and_is_told_of() {
     log.expel(&[key(1)]);
     let flood: Vec<_> = (0..MAX_EXPELLED - 1).map(numbered).collect();
     log.expel(&flood);
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     assert_eq!((witness.roll().unwrap().expelled.len(), witness.alarms()), (MAX_EXPELLED, &NONE[..]));
 
     log.expel(&[key(1), numbered(0), key(2)]);
-    follow(&mut witness, &log);
+    read_all(&mut witness, &log);
     let roll = witness.roll().unwrap();
     assert_eq!(roll.expelled.len(), MAX_EXPELLED);
     assert!(is_out(&witness, key(1)), "who is known stays");
@@ -113,7 +113,7 @@ fn who_is_expelled_beyond_the_bound_pushes_nobody_out_and_is_told_of() {
 
     // A roll pushes nobody out either.
     witness.begin(Roster {
-        told: LogPosition { epoch: 2, ..log.told() },
+        told: LogPosition { epoch: 2, ..log.log_position() },
         expelled: (MAX_EXPELLED..2 * MAX_EXPELLED).map(numbered).collect(),
         ..log.roll(&[])
     });
