@@ -5,6 +5,8 @@ PACKAGES := $(TARGET)/package
 BENCH ?=
 # `lab` builds faster and runs slower; CI packages what it built for the lab.
 PROFILE ?= release
+# What is built for packages. CI builds all that it needs in the lab profile with one set of features, once.
+BUILD ?= --package meshd --package coordinator
 # What `make test` could not run, one line each, with the number of tests before it.
 SKIPS := $(TARGET)/skips.txt
 MESH_STRICT ?= 1
@@ -47,7 +49,7 @@ profile: ## A flame graph and an account of both ends of a TCP stream, in target
 package: ## A deb and an rpm of each daemon, in target/package
 	@command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
 	@command -v cargo-generate-rpm >/dev/null || cargo install --locked cargo-generate-rpm
-	cargo build --profile $(PROFILE) --locked --package meshd --package coordinator --package mesh-tests
+	cargo build --profile $(PROFILE) --locked $(BUILD)
 	rm -rf $(PACKAGES)
 	mkdir -p $(PACKAGES)
 	for crate in meshd coordinator; do \

@@ -18,7 +18,7 @@ const MUTATIONS: [Mutation; 10] = [
     Mutation(
         "a peer may use any source",
         "engine.rs",
-        "if self.view.owner(Flat(header.tuple.source)) != Some(Owner::Peer(from)) {",
+        "if self.view.owner(Flat(header.tuple.source)) != Some(AddressOwner::Peer(from)) {",
         "if from == NodeId(0) {",
     ),
     Mutation(
@@ -53,7 +53,7 @@ const MUTATIONS: [Mutation; 10] = [
     ),
     Mutation(
         "real and flat are exchanged",
-        "translate.rs",
+        "../base/block_map.rs",
         "translate(self.flat, self.real, flat.0).map(Real)",
         "translate(self.real, self.flat, flat.0).map(Real)",
     ),

@@ -50,7 +50,8 @@ impl Binaries {
         command
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .args(["build", "--quiet", "--profile", profile])
-            .args(["-p", "meshd", "-p", "coordinator", "-p", "mesh-tests"])
+            // With one target of tests, dependencies have the features that `cargo test --workspace` built them with.
+            .args(["--workspace", "--test", "packages"])
             .args(["--bin", "meshd", "--bin", "mesh-coordinator", "--bin", "boutique"]);
         // What `cargo run` says of its own package would make build scripts that watch it run again, each time.
         for (name, _) in std::env::vars_os() {
