@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::path::Path;
 
-use mesh_proto::trust::audit_log::{LogPage, Roster};
+use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::wire::{
     About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, Renewal, Report, ReportResponse, WatchEvent,
 };
@@ -40,7 +40,7 @@ pub(crate) fn stays() {
     same::<Renewal>("renewal");
     same::<About>("about");
     same::<LogPage>("log-page");
-    same::<Roster>("roll");
+    same::<Roll>("roll");
     same::<LockStanding>("lock-standing");
     same::<Countersign>("countersign");
     for word in ERRORS {

@@ -4,7 +4,7 @@
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use mesh_proto::trust::audit_log::{LogPage, Roster};
+use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::wire::{ErrorCode, MAX_LOG};
 use serde::Deserialize;
 
@@ -51,7 +51,7 @@ pub(crate) async fn log(
 pub(crate) async fn roll(
     State(context): State<Context>,
     Extension(peer): Extension<Requester>,
-) -> Result<Json<Roster>, Rejection> {
+) -> Result<Json<Roll>, Rejection> {
     context.asking_member(&peer).await?;
     let expelled = context.core.with(|registry| registry.expelled()).await;
     Ok(Json(expelled.roll()))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeName};
-use mesh_proto::trust::audit_log::{MAX_EXPELLED, Roster};
+use mesh_proto::trust::audit_log::{MAX_EXPELLED, Roll};
 use mesh_proto::trust::identity_rotation::MAX_LINEAGE;
 use mesh_proto::wire::ErrorCode;
 use mesh_proto::world::World;
@@ -28,8 +28,8 @@ pub struct Expelled {
 
 impl Expelled {
     /// Returns what a node is told that begins to follow the log; of those expelled the newest `MAX_EXPELLED`.
-    pub fn roll(&self) -> Roster {
-        Roster { expelled: newest(&self.revoked, MAX_EXPELLED), ..self.world.roll() }
+    pub fn roll(&self) -> Roll {
+        Roll { expelled: newest(&self.revoked, MAX_EXPELLED), ..self.world.roll() }
     }
 }
 
@@ -109,7 +109,7 @@ mod tests {
             IdentityKey(key)
         };
         let members = (0..20_000).map(key).collect();
-        let roll = Roster { members, expelled: (0..MAX_EXPELLED).map(key).collect(), ..Roster::default() };
+        let roll = Roll { members, expelled: (0..MAX_EXPELLED).map(key).collect(), ..Roll::default() };
         let length = serde_json::to_vec(&roll).unwrap().len();
         assert!(length < MAX_LOG / 2, "{length} bytes");
         let expels: Vec<_> = (0..MAX_EXPELS).map(key).collect();

@@ -6,7 +6,7 @@ use http_body_util::BodyExt as _;
 use hyper::Method;
 use mesh_host::client::Client;
 use mesh_proto::base::clock::Timestamp;
-use mesh_proto::trust::audit_log::{LogHash, LogPage, LogPosition, LogWitness, Next, Roster};
+use mesh_proto::trust::audit_log::{LogHash, LogPage, LogPosition, LogWitness, Next, Roll};
 use mesh_proto::wire::WatchEvent;
 use serde::de::DeserializeOwned;
 
@@ -41,7 +41,7 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
     let coordinator = TestCoordinator::start().await;
     let (node, _) = coordinator.join("n1").await;
     let mut channel = node.connect().await;
-    let roll: Roster = get(&mut channel, "/v1/roll").await;
+    let roll: Roll = get(&mut channel, "/v1/roll").await;
     assert!(roll.members.contains(&node.identity.public()) && roll.told.head.seq > 0);
     let mut watch = node.connect().await.watch(Some(roll.revision.0)).await.unwrap();
     let (later, _) = coordinator.join("n2").await;
@@ -64,7 +64,7 @@ async fn each_admission_is_explained_by_an_entry_that_follows_from_what_a_node_h
     let read = witness.roll().unwrap();
     assert_eq!(read.told.head, told.head);
     assert!(read.members.contains(&later.identity.public()));
-    let world: Roster = get(&mut channel, "/v1/roll").await;
+    let world: Roll = get(&mut channel, "/v1/roll").await;
     assert_eq!((&read.members, read.revision), (&world.members, world.revision));
 
     let mut witness = LogWitness::new(Some(roll));
@@ -85,7 +85,7 @@ async fn a_revocation_is_in_the_log_and_in_the_roll_of_who_joins_later() {
     let (node, _) = coordinator.join("n1").await;
     let (gone, _) = coordinator.join("n2").await;
     let mut channel = node.connect().await;
-    let roll: Roster = get(&mut channel, "/v1/roll").await;
+    let roll: Roll = get(&mut channel, "/v1/roll").await;
     assert!(roll.expelled.is_empty() && roll.members.contains(&gone.identity.public()));
     let path = "/v1/nodes/n2";
     let _: coordinator::core::documents::DoneDocument =
@@ -97,7 +97,7 @@ async fn a_revocation_is_in_the_log_and_in_the_roll_of_who_joins_later() {
     let expelled = [gone.identity.public()].into();
     assert_eq!(witness.roll().unwrap().expelled, expelled);
     let (later, _) = coordinator.join("n3").await;
-    let roll: Roster = get(&mut later.connect().await, "/v1/roll").await;
+    let roll: Roll = get(&mut later.connect().await, "/v1/roll").await;
     assert_eq!(roll.expelled, expelled);
     assert!(!roll.members.contains(&gone.identity.public()));
     assert_eq!(witness.alarms(), <[String; 0]>::default());

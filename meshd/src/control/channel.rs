@@ -14,7 +14,7 @@ use mesh_host::identity::verify;
 use mesh_host::tls;
 use mesh_proto::base::id::{IdentityKey, Revision};
 use mesh_proto::model::netmap::Mesh;
-use mesh_proto::trust::audit_log::{LogPage, Roster};
+use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::trust::high_water_mark::WentBack;
 use mesh_proto::wire::query::with_query;
 use mesh_proto::wire::{
@@ -285,7 +285,7 @@ impl Channel {
     ///
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
-    pub async fn roll(&mut self) -> Result<Roster, ChannelError> {
+    pub async fn roll(&mut self) -> Result<Roll, ChannelError> {
         self.get_within("/v1/roll", MAX_LOG).await
     }
 

@@ -1,13 +1,13 @@
 //! How far the log of operations was followed, and who was admitted and expelled, kept over restarts.
 
 use mesh_host::sums::{seal, unseal};
-use mesh_proto::trust::audit_log::Roster;
+use mesh_proto::trust::audit_log::Roll;
 
 use crate::base::files::ROLL;
 use crate::base::state_dir::{State, StateError};
 
 /// Returns how far the log was followed; none if it was not, or that is damaged.
-pub(crate) fn read(state: &State) -> Option<Roster> {
+pub(crate) fn read(state: &State) -> Option<Roll> {
     let bytes = state.secret(ROLL).unwrap_or_else(|error| {
         tracing::warn!(%error, "what is known of the log is not read; it begins anew with what the coordinator says");
         None

@@ -126,7 +126,7 @@ pub struct LogPage {
 
 /// Who belongs to the mesh at a place in the log, from which a node begins to follow it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Roster {
+pub struct Roll {
     /// The place.
     pub told: LogPosition,
     /// The revision that it led to.
@@ -141,7 +141,7 @@ pub struct Roster {
     pub expelled: BTreeSet<IdentityKey>,
 }
 
-impl Roster {
+impl Roll {
     /// Says whether somebody with this key was admitted.
     pub fn admits(&self, subject: &Subject) -> bool {
         match subject {
@@ -202,7 +202,7 @@ struct Body {
 #[derive(Debug, Default)]
 pub struct LogWitness {
     /// How far the log was followed, and who was admitted; none before the first roll.
-    roll: Option<Roster>,
+    roll: Option<Roll>,
     /// Hashes of entries that we read, or were told of by the coordinator.
     hashes: BTreeMap<u64, LogHash>,
     /// What peers told that lies ahead of us, and since when the coordinator knows less.
@@ -216,13 +216,13 @@ pub struct LogWitness {
 
 impl LogWitness {
     /// Goes on from where it was followed to.
-    pub fn new(roll: Option<Roster>) -> Self {
+    pub fn new(roll: Option<Roll>) -> Self {
         let hashes = roll.iter().map(|roll| (roll.told.head.seq, roll.told.head.hash)).collect();
         Self { roll, hashes, ..Self::default() }
     }
 
     /// Returns how far the log was followed.
-    pub fn roll(&self) -> Option<&Roster> {
+    pub fn roll(&self) -> Option<&Roll> {
         self.roll.as_ref()
     }
 
@@ -273,7 +273,7 @@ impl LogWitness {
     }
 
     /// Begins at a roll: the first one, one after a restore, or one beyond what the log still holds.
-    pub fn begin(&mut self, mut roll: Roster) {
+    pub fn begin(&mut self, mut roll: Roll) {
         let told = std::mem::take(&mut roll.expelled);
         let before = self.roll.take();
         if let Some(before) = &before {
@@ -379,7 +379,7 @@ impl LogWitness {
     }
 
     /// Takes keys out of a roll for good, as many as there is room for.
-    fn expel(&mut self, roll: &mut Roster, keys: impl IntoIterator<Item = IdentityKey>) {
+    fn expel(&mut self, roll: &mut Roll, keys: impl IntoIterator<Item = IdentityKey>) {
         if !roll.expel(keys) {
             self.alarm("full".into(), format!(
                 "more than {MAX_EXPELLED} identities were revoked: this node remembers that many and takes the coordinator's word for the rest; `meshd leave` and joining again begins with the newest"

@@ -24,7 +24,7 @@ use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, ServiceId, ServiceKey, SiteName, TunnelKey};
 use crate::model::netmap::Mesh;
 use crate::services::{Services, Site};
-use crate::trust::audit_log::{LogHead, LogPosition, Roster};
+use crate::trust::audit_log::{LogHead, LogPosition, Roll};
 use crate::trust::identity_rotation::Succession;
 use crate::trust::network_lock::{LockedMember, Subject};
 use crate::trust::signed_record::{Epoch, Signature};
@@ -143,10 +143,10 @@ impl World {
     }
 
     /// Returns who belongs to the mesh at this place in the log; not who was expelled.
-    pub fn roll(&self) -> Roster {
+    pub fn roll(&self) -> Roll {
         let members = self.members.keys().copied().collect();
         let statics = Some(self.statics().collect());
-        Roster { told: self.log_position(), revision: self.revision, members, statics, ..Roster::default() }
+        Roll { told: self.log_position(), revision: self.revision, members, statics, ..Roll::default() }
     }
 
     /// Returns the tunnel keys of the nodes that have no other key.

@@ -5,18 +5,18 @@ use std::collections::BTreeSet;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::audit_log::{
-    LogHash, LogHead, LogPage, LogPosition, LogWitness, MAX_EXPELLED, Next, RawEntry, Roster,
+    LogHash, LogHead, LogPage, LogPosition, LogWitness, MAX_EXPELLED, Next, RawEntry, Roll,
 };
 
 use super::laws::{again, sum};
 
 /// A roll in the first line and an entry in each other: the chain always fits, and nobody who was expelled comes back.
 pub(crate) fn log(data: &[u8]) {
-    again::<Roster>(data);
+    again::<Roll>(data);
     again::<LogPage>(data);
     let text = String::from_utf8_lossy(data);
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-    let Ok(roll) = serde_json::from_str::<Roster>(first) else { return };
+    let Ok(roll) = serde_json::from_str::<Roll>(first) else { return };
     let mut witness = LogWitness::default();
     witness.begin(roll.clone());
     let mut out = BTreeSet::new();
@@ -40,7 +40,7 @@ pub(crate) fn log(data: &[u8]) {
     // Another epoch, in which everybody is a member, whoever was expelled.
     let everybody = out.iter().chain(&roll.members).copied().collect();
     let again = LogPosition { epoch: told.epoch.saturating_add(1), ..told };
-    witness.begin(Roster { told: again, members: everybody, expelled: BTreeSet::new(), ..roll });
+    witness.begin(Roll { told: again, members: everybody, expelled: BTreeSet::new(), ..roll });
     holds(&witness, &mut out);
     assert!(witness.alarms().len() <= 32 && (out.is_empty() || !witness.alarms().is_empty()), "nothing is said of it");
 }

@@ -121,7 +121,7 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
 
     use crate::keys::node::NodeKeys;
     use crate::node::self_record::Author;
-    use mesh_proto::trust::audit_log::Roster;
+    use mesh_proto::trust::audit_log::Roll;
     use mesh_proto::trust::high_water_mark::WentBack;
     use mesh_proto::wire::NodeFacts;
 
@@ -138,8 +138,7 @@ fn a_flipped_bit_in_a_cache_or_key_file_is_noticed_or_harmless() {
     let record = Author::new(&state).sealed(&keys, facts.clone(), 0);
     let active = Active { peer: "n2".parse().unwrap(), endpoint: "192.0.2.2:51820".parse().unwrap() };
     state.save_activity(&[active]).unwrap();
-    let roll =
-        Roster { members: [keys.identity()].into(), expelled: [IdentityKey([3; 32])].into(), ..Roster::default() };
+    let roll = Roll { members: [keys.identity()].into(), expelled: [IdentityKey([3; 32])].into(), ..Roll::default() };
     roll_file::write(&state, &json(&roll)).unwrap();
     let told = |keys: &NodeKeys| (keys.tunnel().to_bytes(), keys.lanes(2).former_publics(), keys.identity());
     let known = told(&keys);

@@ -3,7 +3,7 @@
 use mesh_host::sums::link;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{Peer, Proof};
-use mesh_proto::trust::audit_log::{LogHead, LogPage, LogPosition, RawEntry, Roster};
+use mesh_proto::trust::audit_log::{LogHead, LogPage, LogPosition, RawEntry, Roll};
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 use mesh_proto::verifier::VerifiedMap;
 
@@ -62,7 +62,7 @@ struct Node {
 }
 
 impl Node {
-    async fn of(roll: Roster, page: LogPage) -> Self {
+    async fn of(roll: Roll, page: LogPage) -> Self {
         let server = Server::start(move |request| match request.path.as_str() {
             "/v1/roll" => ok(&roll),
             "/v1/log" => ok(&page),
@@ -105,7 +105,7 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
     let mut head = LogHead::default();
     let first = entry(1, &mut head, Some(MEMBER));
     let roll_at = LogPosition { epoch: 0, head };
-    let roll = Roster { told: roll_at, revision: Revision(1), members: [MEMBER].into(), ..Roster::default() };
+    let roll = Roll { told: roll_at, revision: Revision(1), members: [MEMBER].into(), ..Roll::default() };
     let second = entry(2, &mut head, Some(NEWCOMER));
     let told = LogPosition { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second] };
@@ -141,7 +141,7 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     let mut head = LogHead::default();
     let first = entry(1, &mut head, Some(MEMBER));
     let at_first = LogPosition { epoch: 0, head };
-    let roll = Roster { told: at_first, members: [MEMBER, NEWCOMER].into(), ..Roster::default() };
+    let roll = Roll { told: at_first, members: [MEMBER, NEWCOMER].into(), ..Roll::default() };
     let second = entry_of(2, &mut head, "");
     let at_second = LogPosition { epoch: 0, head };
     let third = entry_of(3, &mut head, &format!(r#","expels":["{NEWCOMER}"]"#));
@@ -177,7 +177,7 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
 async fn what_an_older_version_knew_of_the_log_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
-    let roll = Roster { members: [MEMBER].into(), ..Roster::default() };
+    let roll = Roll { members: [MEMBER].into(), ..Roll::default() };
     state.replace(ROLL, &serde_json::to_vec(&roll).unwrap()).unwrap();
     assert_eq!(roll_file::read(&state), Some(roll));
 }
@@ -256,7 +256,7 @@ async fn a_guard_takes_up_who_was_expelled_with_the_cache() {
     let state = State::open(&dir.path().join("s")).unwrap();
     let resumed = || MapGuard::new(Some(state.clone())).resume(Arc::new(shown(&keys))).0.map.peers.len();
     assert_eq!(resumed(), 1);
-    let roll = Roster { expelled: [keys.identity()].into(), ..Roster::default() };
+    let roll = Roll { expelled: [keys.identity()].into(), ..Roll::default() };
     roll_file::write(&state, &serde_json::to_vec(&roll).unwrap()).unwrap();
     assert_eq!(resumed(), 0);
 }

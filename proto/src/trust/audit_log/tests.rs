@@ -60,10 +60,10 @@ impl Log {
         LogPage { told: self.log_position(), entries: self.0[seq as usize..].to_vec() }
     }
 
-    fn roll(&self, members: &[IdentityKey]) -> Roster {
+    fn roll(&self, members: &[IdentityKey]) -> Roll {
         let told = self.log_position();
         let members = members.iter().copied().collect();
-        Roster { told, revision: Revision(told.head.seq), members, ..Roster::default() }
+        Roll { told, revision: Revision(told.head.seq), members, ..Roll::default() }
     }
 }
 
@@ -134,7 +134,7 @@ fn another_epoch_hides_no_fork() {
     witness.peer_says(&name("c"), elsewhere(2));
     witness.coordinator_says(log.log_position(), at(0));
     assert_eq!(witness.coordinator_says(elsewhere(2), at(50)), Next::Begin);
-    witness.begin(Roster { told: elsewhere(2), ..log.roll(&[]) });
+    witness.begin(Roll { told: elsewhere(2), ..log.roll(&[]) });
     witness.coordinator_says(elsewhere(2), at(100));
     assert_eq!(witness.alarms(), <[String; 0]>::default());
 }
@@ -251,7 +251,7 @@ fn a_member_that_lies_without_end_is_named_and_drowns_no_other_warning() {
 fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     let tunnel = |n| TunnelKey([n; 32]);
     let mut log = Log::of(3);
-    let before = Roster { statics: Some([tunnel(1)].into()), ..log.roll(&[]) };
+    let before = Roll { statics: Some([tunnel(1)].into()), ..log.roll(&[]) };
     let mut witness = LogWitness::new(Some(before.clone()));
     log.push(&format!(r#","statics":["{}"]"#, tunnel(2)));
     read_all(&mut witness, &log);
@@ -266,7 +266,7 @@ fn a_static_node_is_admitted_by_an_entry_too_or_warned_of() {
     explain(&mut witness, key(1), 4, 70);
     explain(&mut witness, key(1), 4, 130);
     assert_eq!(witness.alarms().len(), 2);
-    let epoch = |epoch, statics| Roster { told: LogPosition { epoch, ..log.log_position() }, statics, ..log.roll(&[]) };
+    let epoch = |epoch, statics| Roll { told: LogPosition { epoch, ..log.log_position() }, statics, ..log.roll(&[]) };
     witness.begin(epoch(2, None));
     assert_eq!(witness.roll().unwrap().statics, Some([tunnel(1), tunnel(2)].into()), "nothing is forgotten");
     witness.begin(epoch(3, Some([tunnel(9)].into())));

@@ -60,7 +60,7 @@ fn an_epoch_and_a_roll_bring_nobody_back() {
     read_all(&mut witness, &log);
 
     // Back to a backup from before the revocation, by somebody who lost it.
-    let restored = |expelled: &[IdentityKey]| Roster {
+    let restored = |expelled: &[IdentityKey]| Roll {
         told: LogPosition { epoch: 2, ..log.log_position() },
         expelled: expelled.iter().copied().collect(),
         ..log.roll(&[key(1), key(2)])
@@ -73,9 +73,9 @@ fn an_epoch_and_a_roll_bring_nobody_back() {
 
     // What a roll adds counts as what entries add; an honest one names who is expelled and no member.
     let mut witness = LogWitness::default();
-    witness.begin(Roster { members: [key(2)].into(), ..restored(&[key(1)]) });
+    witness.begin(Roll { members: [key(2)].into(), ..restored(&[key(1)]) });
     assert!(is_out(&witness, key(1)));
-    witness.begin(Roster {
+    witness.begin(Roll {
         told: LogPosition { epoch: 3, ..log.log_position() },
         members: [key(2)].into(),
         ..restored(&[key(4)])
@@ -89,7 +89,7 @@ fn a_roll_of_an_older_version_expels_nobody_and_reads() {
     let mut text = serde_json::to_value(Log::of(3).roll(&[key(1)])).unwrap();
     assert!(text.get("expelled").is_none());
     text["invented"] = 1.into();
-    assert_eq!(serde_json::from_value::<Roster>(text).unwrap(), Log::of(3).roll(&[key(1)]));
+    assert_eq!(serde_json::from_value::<Roll>(text).unwrap(), Log::of(3).roll(&[key(1)]));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn who_is_expelled_beyond_the_bound_pushes_nobody_out_and_is_told_of() {
     assert!(alarms.len() == 1 && alarms[0].contains("more than 16384 identities"), "{alarms:?}");
 
     // A roll pushes nobody out either.
-    witness.begin(Roster {
+    witness.begin(Roll {
         told: LogPosition { epoch: 2, ..log.log_position() },
         expelled: (MAX_EXPELLED..2 * MAX_EXPELLED).map(numbered).collect(),
         ..log.roll(&[])
