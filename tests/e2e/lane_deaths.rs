@@ -21,7 +21,11 @@ const SEEN: Duration = Duration::from_secs(40);
 /// An address of the mesh that nobody has.
 const NOBODY: Ipv4Addr = Ipv4Addr::new(241, 77, 77, 77);
 
-const FACTS: &[Fact<Mesh>] = &[("a_lane_that_ends", a_lane_that_ends), ("a_lane_that_hangs", a_lane_that_hangs)];
+const FACTS: &[Fact<Mesh>] = &[
+    ("a_lane_that_ends", a_lane_that_ends),
+    ("a_lane_that_panics", a_lane_that_panics),
+    ("a_lane_that_hangs", a_lane_that_hangs),
+];
 
 /// One node of two lanes.
 struct Mesh {
@@ -58,17 +62,24 @@ fn set_up(binaries: &Binaries) -> io::Result<Mesh> {
 }
 
 fn a_lane_that_ends(mesh: &Mesh) {
-    dies(mesh, &["-e", "inject=/epoll_.*wait:error=EBADF"], "lane 1 ended: Bad file descriptor");
+    let cause = "lane 1 ended: Bad file descriptor";
+    dies(mesh, &["-e", "inject=/epoll_.*wait:error=EBADF"], cause, cause);
+}
+
+/// The device says that it gave more bytes than there was room for.
+fn a_lane_that_panics(mesh: &Mesh) {
+    dies(mesh, &["-e", "inject=readv:retval=200000"], "thread 'lane-1'", "lane 1 panicked at");
 }
 
 fn a_lane_that_hangs(mesh: &Mesh) {
     let began = Instant::now();
-    dies(mesh, &["-e", "inject=/epoll_.*wait:delay_exit=100000000"], "lane 1 took no mail for 10 s");
+    let cause = "lane 1 took no mail for 10 s";
+    dies(mesh, &["-e", "inject=/epoll_.*wait:delay_exit=100000000"], cause, cause);
     assert!(began.elapsed() >= Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
-/// Falsifies the kernel's answers to lane 1, and sees the daemon end for that cause and the next one tell of it.
-fn dies(mesh: &Mesh, how: &[&str], cause: &str) {
+/// Falsifies the kernel's answers to lane 1, and sees the daemon end and log why, and the next one tell the cause.
+fn dies(mesh: &Mesh, how: &[&str], logged: &str, cause: &str) {
     let node = &mesh.node;
     let deaths = || metric(node, "meshd_lane_deaths_total");
     node.start().unwrap();
@@ -86,14 +97,14 @@ fn dies(mesh: &Mesh, how: &[&str], cause: &str) {
     // A thread that is traced outlives its process until the tracer lets it go.
     let seen = || {
         stir(node);
-        !node.running() || tail(&node.log(), 20).contains(cause)
+        !node.running() || tail(&node.log(), 20).contains(logged)
     };
     assert!(wait_until(SEEN, seen), "it does not see it: {}", tail(&node.log(), 20));
     strace.end();
     assert!(wait_until(STARTING, || !node.running()), "it goes on: {}", tail(&node.log(), 20));
     assert_eq!(node.exit_code(), Some(1), "{}", tail(&node.log(), 20));
     let log = tail(&node.log(), 20);
-    assert!(log.contains(cause), "{log}");
+    assert!(log.contains(logged), "{log}");
 
     node.start().unwrap();
     assert!(wait_until(STARTING, || deaths().is_some()), "{}", tail(&node.log(), 20));
