@@ -76,9 +76,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         if !matches!(state.enrolment(), Ok(Some(_))) {
             socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
         }
-        let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else {
-            continue;
-        };
+        let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else { continue };
         let started =
             Membership::start(&config, &state, &publisher, &requests, offers.subscribe(), enrolment, bytes.handle());
         let mut member = match started.await {

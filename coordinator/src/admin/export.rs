@@ -26,9 +26,7 @@ pub(crate) async fn export(State(core): State<Arc<Core>>) -> Result<Json<Value>,
         tables.insert(table.name().to_owned(), json!({}));
     }
     for write in writes {
-        let (Some(table), Some(value)) = (tables.get_mut(write.table.name()), write.value) else {
-            continue;
-        };
+        let (Some(table), Some(value)) = (tables.get_mut(write.table.name()), write.value) else { continue };
         let mut value: Value = serde_json::from_slice(&value).map_err(|error| internal(error.to_string()))?;
         if write.table == StoreTable::Tokens
             && let Some(token) = value.as_object_mut()

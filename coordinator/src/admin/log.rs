@@ -44,9 +44,7 @@ pub(crate) async fn log(
         let page = page.map_err(|error| {
             Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error.to_string())
         })?;
-        let Some(last) = page.last() else {
-            return Ok(Json(answer));
-        };
+        let Some(last) = page.last() else { return Ok(Json(answer)) };
         from = last.entry.seq + 1;
         let concerns = |wanted: &NodeName, entry: &Entry| {
             entry.node.as_ref() == Some(wanted) || entry.who.strip_prefix("node:") == Some(wanted.as_str())

@@ -103,9 +103,7 @@ async fn token_create(
 fn unbound(world: &World) -> Vec<String> {
     let awaited = free_names::awaited(world);
     let shown: Vec<_> = awaited.iter().take(SHOWN).map(NodeName::as_str).collect();
-    let Some(first) = shown.first() else {
-        return Vec::new();
-    };
+    let Some(first) = shown.first() else { return Vec::new() };
     let more = if awaited.len() > SHOWN { " and others" } else { "" };
     vec![format!(
         "whoever holds this token chooses the node's name, also one that {} refers to ({}{more}); --name {first} makes a token for that node alone",

@@ -184,9 +184,7 @@ fn backends(world: &World, spec: &ServiceSpec, told: &[documents::BackendDocumen
 
 fn address(world: &World, backend: &BackendSpec) -> Option<Flat> {
     let record = world.nodes.get(backend.at.node())?;
-    let BackendAt::Pod { addr, .. } = &backend.at else {
-        return Some(record.address);
-    };
+    let BackendAt::Pod { addr, .. } = &backend.at else { return Some(record.address) };
     let block = record.blocks.iter().find(|block| block.real.contains(addr))?;
     let host = u32::from(*addr) & u32::from(block.real.hostmask());
     Some(Flat((u32::from(block.flat.network()) | host).into()))

@@ -221,9 +221,7 @@ impl WatchStream {
         }
         let way = self.core.maps().way(held.settled);
         let told = way.as_ref().and_then(|way| way.get()).and_then(|way| Some((way.to(), way.rest(&self.node)?)));
-        let Some((to, rest)) = told else {
-            return self.snapshot(&newest).map(Some);
-        };
+        let Some((to, rest)) = told else { return self.snapshot(&newest).map(Some) };
         if rest.is_empty() {
             self.holds(Held { settled: to, ..held });
             return Some(None);

@@ -243,9 +243,7 @@ fn read(file: &Path, state: &Path) -> Result<(Revision, Stored), RestoreError> {
 /// Returns the newest backup that is good, with the commits that the journal tells of since.
 fn newest(config: &Config) -> Result<(String, Revision, Stored), RestoreError> {
     for backup in backup_files::list(&config.backups).into_iter().rev() {
-        let Ok((from, mut stored)) = read(&backup.path, &config.state_dir) else {
-            continue;
-        };
+        let Ok((from, mut stored)) = read(&backup.path, &config.state_dir) else { continue };
         let to = journal::replay(&config.state_dir.join(JOURNAL), from, &mut stored)?;
         let commits = to.0 - from.0;
         let source = format!("{} and {commits} commits of the journal", backup.path.display());

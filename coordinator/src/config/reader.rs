@@ -50,9 +50,7 @@ impl Reader<'_> {
         }
         let mut list = Vec::new();
         for value in values {
-            let Some(word) = self.string(value) else {
-                continue;
-            };
+            let Some(word) = self.string(value) else { continue };
             match parse(word) {
                 Ok(item) => list.push(item),
                 Err(message) => self.error(value.span().start, &message),

@@ -67,9 +67,7 @@ pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec
             reader.error(table.span().start, "write [[trust]] as a table");
             continue;
         };
-        let Some(trust) = one(table.span().start, keys, reader) else {
-            continue;
-        };
+        let Some(trust) = one(table.span().start, keys, reader) else { continue };
         if trusts.iter().any(|known| known.name == trust.name) {
             reader.error(table.span().start, &format!("there are two [[trust]] of the name `{}`", trust.name));
         }
@@ -146,9 +144,7 @@ impl Table<'_, '_> {
 
     /// Reads a word or a list of words; an empty list if there is none.
     fn words<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
-        let Some(value) = self.keys.get(key) else {
-            return Vec::new();
-        };
+        let Some(value) = self.keys.get(key) else { return Vec::new() };
         let one = std::slice::from_ref(value);
         let values = if let DeValue::Array(values) = value.get_ref() { values.as_ref() } else { one };
         if values.len() > MAX_WORDS {
@@ -169,9 +165,7 @@ impl Table<'_, '_> {
 
     /// `node`: `"kubernetes"`, `"sub"`, or the keys that lead to a claim.
     fn node(&mut self) -> Option<NodeClaim> {
-        let Some(value) = self.keys.get("node") else {
-            return Some(NodeClaim::Kubernetes);
-        };
+        let Some(value) = self.keys.get("node") else { return Some(NodeClaim::Kubernetes) };
         if let DeValue::Array(_) = value.get_ref() {
             let path = self.words("node", filled);
             return (!path.is_empty()).then_some(NodeClaim::Path(path));

@@ -63,9 +63,7 @@ impl Failures {
             self.make_room(now);
             self.0.insert(address, Record { since: now, count: 0, blocked: None });
         }
-        let Some(record) = self.0.get_mut(&address) else {
-            return false;
-        };
+        let Some(record) = self.0.get_mut(&address) else { return false };
         record.count += 1;
         let begins = record.count >= FAILURES && record.blocked.is_none();
         if begins {

@@ -82,9 +82,7 @@ impl SharedStore {
         if !self.is_shared() {
             return false;
         }
-        let Ok(taken) = std::fs::read_to_string(&self.taken) else {
-            return false;
-        };
+        let Ok(taken) = std::fs::read_to_string(&self.taken) else { return false };
         core.with(move |registry| registry.accepted().is_some_and(|accepted| mark(&accepted.text) != taken.trim()))
             .await
     }

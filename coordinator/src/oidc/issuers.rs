@@ -103,9 +103,7 @@ impl Issuers {
 
     /// Takes up keys that the operator pushed, here or at another coordinator.
     pub(crate) fn push(&self, name: &str, pushed: &Pushed) {
-        let Some(entry) = self.0.iter().find(|entry| entry.trust.name == name) else {
-            return;
-        };
+        let Some(entry) = self.0.iter().find(|entry| entry.trust.name == name) else { return };
         let mut keys = lock(&entry.keys);
         if keys.pushed.as_ref() == Some(&pushed.jwks) {
             return;

@@ -20,9 +20,7 @@ pub(super) fn snapshot(store: &dyn Store) -> Result<(Revision, Vec<Write>), Stor
     let mut from = String::new();
     loop {
         let page = store.scan(StoreTable::Log, &from, PAGE)?;
-        let Some((last, _)) = page.last() else {
-            return Ok((stored.revision, writes));
-        };
+        let Some((last, _)) = page.last() else { return Ok((stored.revision, writes)) };
         // The least key above the last one.
         from = format!("{last}\0");
         let page = page.into_iter().filter(|(key, _)| key.parse().is_ok_and(|seq: u64| seq <= newest));

@@ -167,9 +167,7 @@ impl Registry {
     }
 
     pub(super) fn note(&mut self, deed: AuditEntry, by: &Actor, why: &str, now: UnixTime) {
-        let Some(more) = self.told.refusal(now) else {
-            return;
-        };
+        let Some(more) = self.told.refusal(now) else { return };
         let entry = deed.refused(by, why, more, now);
         let noted = self.persist(|registry| {
             let mut draft = registry.draft();

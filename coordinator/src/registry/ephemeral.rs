@@ -78,9 +78,7 @@ impl State {
 
     /// Notes that an ephemeral node was heard of, in place of what another clock said.
     fn touch(&mut self, name: &NodeName, now: UnixTime) {
-        let Some(known) = self.world.nodes.get(name) else {
-            return;
-        };
+        let Some(known) = self.world.nodes.get(name) else { return };
         let record = NodeRecord { contact: Some(now), ..NodeRecord::clone(known) };
         Arc::make_mut(&mut self.world).insert_node(name.clone(), record);
     }

@@ -151,9 +151,7 @@ impl State {
 
     /// Checks the token that a member presents: its own again, or another that adds grants.
     fn rejoin(&mut self, name: &NodeName, request: &JoinRequest, now: UnixTime) -> Result<(), Refused> {
-        let Some(known) = self.world.nodes.get(name).cloned() else {
-            return Ok(());
-        };
+        let Some(known) = self.world.nodes.get(name).cloned() else { return Ok(()) };
         if known.token.as_ref() == Some(&request.token) {
             return match self.contradicts(&request.token, &request.secret) {
                 true => Err(tokens::unusable()),
@@ -179,9 +177,7 @@ impl State {
     }
 
     pub(super) fn check_revoked(&self, identity: &IdentityKey) -> Result<(), Refused> {
-        let Some(revoked) = self.revoked.get(identity) else {
-            return Ok(());
-        };
+        let Some(revoked) = self.revoked.get(identity) else { return Ok(()) };
         self.check_superseded(identity)?;
         let text = format!(
             "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave there and join with a new token",
@@ -214,9 +210,7 @@ impl State {
     ) -> Vec<String> {
         let mut problems = Vec::new();
         let observed = observed.to_canonical();
-        let Some(known) = self.world.nodes.get(name).cloned() else {
-            return problems;
-        };
+        let Some(known) = self.world.nodes.get(name).cloned() else { return problems };
         let mut record = NodeRecord::clone(&known);
         if let Err(problem) = claims::lanes(&self.world, name, &facts).and_then(|()| self.check_keys(&facts)) {
             problems.push(problem);

@@ -145,9 +145,7 @@ impl Ends {
                 if *found != key(seq) {
                     return broken(seq, "it is missing");
                 }
-                let Some((hash, body)) = split(value) else {
-                    return broken(seq, "it is no entry");
-                };
+                let Some((hash, body)) = split(value) else { return broken(seq, "it is no entry") };
                 if link(&last.hash, body) != hash {
                     return broken(seq, "its hash is not that of its text and the entries before it");
                 }

@@ -10,12 +10,8 @@ use super::state::keys::tunnel_keys;
 impl State {
     /// Refuses a record that is older than the one that is stored, or another of the same number.
     pub(super) fn check_renewal(&self, name: &NodeName, facts: &NodeFacts) -> Result<(), Refused> {
-        let Some(known) = self.world.nodes.get(name).map(|node| &node.facts) else {
-            return Ok(());
-        };
-        let (Some(old), new) = (&known.signed, &facts.signed) else {
-            return Ok(());
-        };
+        let Some(known) = self.world.nodes.get(name).map(|node| &node.facts) else { return Ok(()) };
+        let (Some(old), new) = (&known.signed, &facts.signed) else { return Ok(()) };
         let is_forward =
             facts.sequence > known.sequence || (facts.sequence == known.sequence && new.as_ref() == Some(old));
         if new.is_some() && is_forward {

@@ -243,9 +243,7 @@ fn read(bytes: &[u8]) -> (Vec<Line>, u64) {
         let body = text.strip_suffix(b"\n").and_then(|text| text.split_at_checked(64));
         let body = body.and_then(|(sum, body)| Some((sum, body.strip_prefix(b" ")?)));
         let line = body.filter(|(told, body)| sum(body).as_bytes() == *told);
-        let Some(line) = line.and_then(|(_, body)| serde_json::from_slice(body).ok()) else {
-            break;
-        };
+        let Some(line) = line.and_then(|(_, body)| serde_json::from_slice(body).ok()) else { break };
         lines.push(line);
         length += text.len() as u64;
     }

@@ -194,9 +194,7 @@ fn node(map: &NetMap, word: &str) -> Option<Ipv4Addr> {
 }
 
 fn split_port(word: &str) -> Result<(&str, Option<u16>), NameError> {
-    let Some((name, port)) = word.split_once(':') else {
-        return Ok((word, None));
-    };
+    let Some((name, port)) = word.split_once(':') else { return Ok((word, None)) };
     let number = port.parse().ok().filter(|&n: &u16| n > 0);
     let number = number.ok_or_else(|| NameError::Port(port.into()))?;
     Ok((name, Some(number)))

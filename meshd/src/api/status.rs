@@ -61,9 +61,7 @@ pub fn peer_list(snapshot: &Snapshot) -> Vec<doc::PeerStatus> {
 
 /// Reads the services with the connections of this node.
 pub fn services(snapshot: &Snapshot) -> Vec<doc::ServiceStatus> {
-    let Some(view) = &snapshot.view else {
-        return Vec::new();
-    };
+    let Some(view) = &snapshot.view else { return Vec::new() };
     let connections = connections(snapshot, view);
     let services = view.netmap().services.iter();
     services.map(|(key, s)| service(key, s, &connections)).collect()
@@ -71,9 +69,7 @@ pub fn services(snapshot: &Snapshot) -> Vec<doc::ServiceStatus> {
 
 /// Reads the live flows, opener's direction only; at most 10,000.
 pub fn flows(snapshot: &Snapshot) -> Vec<doc::FlowStatus> {
-    let Some(view) = &snapshot.view else {
-        return Vec::new();
-    };
+    let Some(view) = &snapshot.view else { return Vec::new() };
     let shown = |(tuple, flow): &(FiveTuple, Flow)| doc::FlowStatus {
         transport: transport(tuple.protocol),
         source: format!("{}:{}", tuple.source, tuple.source_port),

@@ -183,9 +183,7 @@ impl State {
     /// # Errors
     /// `StateError` if there is one that cannot be read.
     pub fn enrolment(&self) -> Result<Option<Enrolment>, StateError> {
-        let Some(bytes) = self.read(ENROLMENT)? else {
-            return Ok(None);
-        };
+        let Some(bytes) = self.read(ENROLMENT)? else { return Ok(None) };
         let damaged = |why: String| StateError::Damaged { path: self.path(ENROLMENT), why };
         // One of an older version is not sealed.
         let body = match bytes.starts_with(b"{") {

@@ -147,9 +147,7 @@ impl<'s> Reader<'s> {
     pub(super) fn sockets(&mut self, value: &Value<'_>, port: u16, most: usize) -> Vec<SocketAddr> {
         let mut sockets = Vec::new();
         for item in self.strings(value, most) {
-            let Some(text) = self.text(item) else {
-                continue;
-            };
+            let Some(text) = self.text(item) else { continue };
             let bare = |text: &str| text.parse::<IpAddr>().ok().map(|ip| (ip, port).into());
             match text.parse().ok().or_else(|| bare(text)) {
                 Some(socket) => sockets.push(socket),
@@ -165,9 +163,7 @@ impl<'s> Reader<'s> {
     pub(super) fn pods(&mut self, value: &Value<'_>) -> Vec<Ipv4Net> {
         let mut pods: Vec<Ipv4Net> = Vec::new();
         for item in self.strings(value, MAX_BLOCKS) {
-            let Some(text) = self.text(item) else {
-                continue;
-            };
+            let Some(text) = self.text(item) else { continue };
             let Ok(net) = text.parse::<Ipv4Net>() else {
                 let hint = "write it as \"10.8.1.0/24\"";
                 self.mistake(item.span(), format!("`{text}` is no IPv4 prefix; {hint}"));

@@ -162,16 +162,12 @@ impl Handler {
         if request.metadata.op_code != OpCode::Query {
             return Response::code(ResponseCode::NotImp);
         }
-        let Ok(info) = request.request_info() else {
-            return Response::code(ResponseCode::FormErr);
-        };
+        let Ok(info) = request.request_info() else { return Response::code(ResponseCode::FormErr) };
         let query = info.query;
         if query.query_class() != DNSClass::IN {
             return Response::code(ResponseCode::Refused);
         }
-        let Some(kind) = query_type(query.query_type()) else {
-            return Response::code(ResponseCode::Refused);
-        };
+        let Some(kind) = query_type(query.query_type()) else { return Response::code(ResponseCode::Refused) };
         let name = query.name().to_string();
         let name = name.strip_suffix('.').unwrap_or(&name);
         let view = Arc::clone(&self.view.borrow());
@@ -191,9 +187,7 @@ impl Handler {
         if self.upstreams.is_empty() || !request.metadata.recursion_desired {
             return Response::code(ResponseCode::Refused);
         }
-        let Ok(_permit) = self.forwards.try_acquire() else {
-            return Response::code(ResponseCode::ServFail);
-        };
+        let Ok(_permit) = self.forwards.try_acquire() else { return Response::code(ResponseCode::ServFail) };
         for &upstream in self.upstreams.iter() {
             let asked = ask(upstream, request.as_slice(), request.protocol());
             match timeout(UPSTREAM_TIMEOUT, asked).await {

@@ -147,9 +147,7 @@ impl Packets {
 
     /// Appends a packet. Says whether there was room.
     pub fn push(&mut self, packet: &[u8], vnet: VnetHeader) -> bool {
-        let Some(space) = self.space().get_mut(..packet.len()) else {
-            return false;
-        };
+        let Some(space) = self.space().get_mut(..packet.len()) else { return false };
         space.copy_from_slice(packet);
         self.commit(packet.len(), vnet);
         true

@@ -108,9 +108,7 @@ impl Outbox {
 
     /// Appends a datagram. Says whether there was room.
     pub fn push(&mut self, datagram: &[u8], endpoint: Endpoint) -> bool {
-        let Some(space) = self.space().get_mut(..datagram.len()) else {
-            return false;
-        };
+        let Some(space) = self.space().get_mut(..datagram.len()) else { return false };
         space.copy_from_slice(datagram);
         self.commit(datagram.len(), endpoint);
         true

@@ -223,9 +223,7 @@ fn generate() -> Identity {
 }
 
 fn read(state: &State, file: StateFile) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
-    let Some(text) = state.secret(file)?.map(Zeroizing::new) else {
-        return Ok(None);
-    };
+    let Some(text) = state.secret(file)?.map(Zeroizing::new) else { return Ok(None) };
     // A key of an older version has no sum.
     let mut words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let (key, told) = (words.next().unwrap_or_default(), words.next());

@@ -71,9 +71,7 @@ async fn catches(routes: &Routes, rule: &RuleMessage, shape: &Shape) -> Result<b
         // `goto` leads past our rule; `unreachable` and its like end here.
         return Ok(!matches!(action, RuleAction::Nop | RuleAction::Unspec));
     }
-    let Some(table) = table(rule).filter(|&table| table != LOCAL) else {
-        return Ok(false);
-    };
+    let Some(table) = table(rule).filter(|&table| table != LOCAL) else { return Ok(false) };
     let suppressed = suppressed(rule);
     let routes = routes.table(table).await?;
     Ok(routes.iter().any(|route| takes(route, shape, suppressed)))
@@ -109,9 +107,7 @@ fn caught_by(rule: &RuleMessage, shape: &Shape) -> Obstacle {
 /// Asks the kernel itself which way a VIP goes: what arrives from the mesh is dropped by a strict reverse
 /// path filter if the way back is another.
 async fn reverse_path(routes: &Routes, shape: &Shape) -> Result<Option<Obstacle>, KernelError> {
-    let Some(link) = routes.link(&shape.interface).await?.filter(|link| link.up) else {
-        return Ok(None);
-    };
+    let Some(link) = routes.link(&shape.interface).await?.filter(|link| link.up) else { return Ok(None) };
     let vip = Ipv4Addr::from(u32::from(shape.range.vips().network()) | 1);
     let way = routes.lookup(vip.into()).await;
     if way.as_ref().and_then(route::output) == Some(link.index) {

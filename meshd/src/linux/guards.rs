@@ -123,9 +123,7 @@ pub(super) fn inspect(shape: &Shape) -> Guards {
 /// Removes the table; says whether it was there.
 pub(super) fn remove() -> Result<bool, KernelError> {
     // Without nftables there is no table of ours.
-    let Ok(tables) = nft::tables() else {
-        return Ok(false);
-    };
+    let Ok(tables) = nft::tables() else { return Ok(false) };
     if !tables.contains(&(Family::Ip, NAME.to_owned())) {
         return Ok(false);
     }

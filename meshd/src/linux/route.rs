@@ -156,9 +156,7 @@ impl Routes {
         let mut changes = Vec::new();
         let mut found = [false; 2];
         for message in self.addresses(Some(index)).await? {
-            let Some(address) = local_v4(&message) else {
-                continue;
-            };
+            let Some(address) = local_v4(&message) else { continue };
             let is = |&(a, scope): &(Ipv4Addr, AddressScope)| {
                 a == address && message.header.scope == scope && message.header.prefix_len == 32
             };
@@ -242,9 +240,7 @@ impl Routes {
     async fn remove_addresses(&self, index: u32, ranges: &[Ipv4Net]) -> Result<Vec<String>, KernelError> {
         let mut removed = Vec::new();
         for message in self.addresses(Some(index)).await? {
-            let Some(address) = local_v4(&message) else {
-                continue;
-            };
+            let Some(address) = local_v4(&message) else { continue };
             if ranges.iter().any(|range| range.contains(&address)) {
                 self.delete_address(message).await?;
                 removed.push(format!("address {address}"));

@@ -501,9 +501,7 @@ fn storing(state: State) -> (watch::Sender<Option<Arc<NetMap>>>, JoinHandle<()>)
     let (store, mut maps) = watch::channel(None::<Arc<NetMap>>);
     let task = tokio::spawn(async move {
         while maps.changed().await.is_ok() {
-            let Some(map) = maps.borrow_and_update().clone() else {
-                continue;
-            };
+            let Some(map) = maps.borrow_and_update().clone() else { continue };
             let state = state.clone();
             let saved = tokio::task::spawn_blocking(move || state.save_netmap(&map)).await;
             if let Ok(Err(error)) = saved {

@@ -95,9 +95,7 @@ async fn run(listen: SocketAddr, to: SocketAddr, notes: Notes) {
     tracing::info!(%listen, %to, "serving a loopback server");
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
-        };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok((mut caller, _)) = listener.accept().await else {
             sleep(Duration::from_millis(10)).await;
             continue;

@@ -104,9 +104,7 @@ impl HandshakeResponder {
 
     /// Reads whose initiation it is; `None` if it does not decrypt. Costs a Diffie-Hellman.
     pub(crate) fn initiator(&self, datagram: &[u8]) -> Option<TunnelKey> {
-        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else {
-            return None;
-        };
+        let Ok(Packet::HandshakeInit(initiation)) = Tunn::parse_incoming_packet(datagram) else { return None };
         let half = parse_handshake_anon(&self.secret, &self.public, &initiation).ok()?;
         Some(TunnelKey(half.peer_static_public))
     }

@@ -63,9 +63,7 @@ impl Balancer {
 /// place goes to the backend with the largest deficit.
 fn cycle(backends: &[Backend]) -> Vec<u16> {
     let live = |b: &&Backend| b.weight > 0;
-    let Some(tier) = backends.iter().filter(live).map(|b| b.tier).min() else {
-        return Vec::new();
-    };
+    let Some(tier) = backends.iter().filter(live).map(|b| b.tier).min() else { return Vec::new() };
     let weight = |b: &Backend| {
         if b.tier == tier { u64::from(b.weight) } else { 0 }
     };

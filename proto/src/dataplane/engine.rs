@@ -224,9 +224,7 @@ impl Engine {
     pub fn probe(&mut self, to: NodeId, now: Timestamp) -> bool {
         self.replies.clear();
         let own = self.view.address();
-        let Some(peer) = self.view.peer(to).map(|peer| peer.address) else {
-            return false;
-        };
+        let Some(peer) = self.view.peer(to).map(|peer| peer.address) else { return false };
         self.replies.make(now, |out| self.probes.ask(out, own, peer, now))
     }
 

@@ -359,9 +359,7 @@ impl FlowTable {
     pub fn for_each(&self, now: Timestamp, mut f: impl FnMut(Key, Flow)) {
         for slot in 0..self.slots() {
             let words = self.buckets[slot / WAYS].read(slot % WAYS);
-            let Some(key) = Key::from_words(&words) else {
-                continue;
-            };
+            let Some(key) = Key::from_words(&words) else { continue };
             let flow = Flow::from_words(&words, key.tuple.protocol);
             if flow.alive(now) {
                 f(key, flow);
@@ -389,12 +387,8 @@ impl FlowTable {
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
         }
-        let Some((words, [sum])) = words.split_first_chunk::<WORDS>() else {
-            return false;
-        };
-        let Some(key) = Key::from_words(words).filter(|_| *sum == checksum(words)) else {
-            return false;
-        };
+        let Some((words, [sum])) = words.split_first_chunk::<WORDS>() else { return false };
+        let Some(key) = Key::from_words(words).filter(|_| *sum == checksum(words)) else { return false };
         let flow = Flow { last_seen: now, revision: UNJUDGED, ..Flow::from_words(words, key.tuple.protocol) };
         if flow.state <= FlowState::Closing || self.bucket(key) != slot / WAYS {
             return false;
@@ -497,9 +491,7 @@ impl Bucket {
     fn cheapest(&self, now: Timestamp) -> Option<usize> {
         let worth = |way: usize| {
             let words = self.read(way);
-            let Some(key) = Key::from_words(&words) else {
-                return Some(None);
-            };
+            let Some(key) = Key::from_words(&words) else { return Some(None) };
             let flow = Flow::from_words(&words, key.tuple.protocol);
             if flow.alive(now) { flow.worth(now).map(Some) } else { Some(None) }
         };

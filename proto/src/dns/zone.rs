@@ -135,9 +135,7 @@ fn has_names_below(netmap: &NetMap, below: &str) -> bool {
 }
 
 fn reverse(netmap: &NetMap, labels: &str, query: QueryType) -> Answer {
-    let Some(zone) = reverse_zone(netmap, labels) else {
-        return Answer::NotOurs;
-    };
+    let Some(zone) = reverse_zone(netmap, labels) else { return Answer::NotOurs };
     let apex_labels = zone.trim_end_matches(REVERSE).split('.').count();
     let count = labels.split('.').count();
     if count == apex_labels {

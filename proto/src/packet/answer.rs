@@ -41,16 +41,12 @@ pub enum Unreachable {
 /// Writes the reset that refuses a TCP segment (RFC 9293 section 3.10.7.1). Needs 40 bytes; 0 for a reset.
 pub fn tcp_reset(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
     const LENGTH: usize = IP_HEADER + TCP_HEADER;
-    let Kind::Tcp(flags) = header.kind else {
-        return 0;
-    };
+    let Kind::Tcp(flags) = header.kind else { return 0 };
     if flags & RST != 0 || !answerable(header) || out.len() < LENGTH {
         return 0;
     }
     let at = header.header_len;
-    let (Some(sequence), Some(acknowledged)) = (long(packet, at + 4), long(packet, at + 8)) else {
-        return 0;
-    };
+    let (Some(sequence), Some(acknowledged)) = (long(packet, at + 4), long(packet, at + 8)) else { return 0 };
 
     let (sequence, acknowledgment, answer) = if flags & ACK != 0 {
         (acknowledged, 0, RST)
@@ -115,9 +111,7 @@ pub fn unreachable(packet: &[u8], header: &Header, from: Ipv4Addr, why: Unreacha
 /// Writes the reply to an echo request, from the address that was asked, without the request's IP options; 0 for
 /// anything else, for a fragment, or if `out` is shorter than the reply, which is at most as long as the request.
 pub fn echo_reply(packet: &[u8], header: &Header, out: &mut [u8]) -> usize {
-    let Some(request) = packet.get(header.header_len..header.total_len) else {
-        return 0;
-    };
+    let Some(request) = packet.get(header.header_len..header.total_len) else { return 0 };
     let length = IP_HEADER + request.len();
     if header.kind != Kind::EchoRequest || header.first_fragment || !answerable(header) || out.len() < length {
         return 0;

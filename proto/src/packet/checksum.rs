@@ -20,9 +20,7 @@ pub(crate) const IP_CHECKSUM: usize = 10;
 /// Says whether all checksums of a whole packet are right, by full recomputation: the IPv4 header's, and that of
 /// TCP, UDP (0 means none) or ICMP. A fragment's transport checksum cannot be known and counts as right.
 pub fn verify(packet: &[u8]) -> bool {
-    let Ok(header) = Header::parse(packet) else {
-        return false;
-    };
+    let Ok(header) = Header::parse(packet) else { return false };
     if sum(&packet[..header.header_len]) != 0xffff {
         return false;
     }
@@ -58,9 +56,7 @@ pub fn complete(packet: &mut [u8], header: &Header) {
         | Kind::Other
         | Kind::LaterFragment => return,
     };
-    let Some(transport) = packet.get_mut(header.header_len..header.header_len + length) else {
-        return;
-    };
+    let Some(transport) = packet.get_mut(header.header_len..header.header_len + length) else { return };
     if header.first_fragment {
         return;
     }

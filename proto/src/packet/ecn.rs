@@ -76,9 +76,7 @@ pub fn bring_ecn(packet: &mut [u8], outer: Ecn) -> bool {
         return true;
     }
     let inner = Ecn::of_packet(packet);
-    let Some(result) = inner.under(outer) else {
-        return false;
-    };
+    let Some(result) = inner.under(outer) else { return false };
     if result != inner {
         let before = word(packet, 0);
         let after = before & !3 | u16::from(result.bits());

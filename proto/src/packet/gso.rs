@@ -289,9 +289,7 @@ fn stamp(
 fn finish(segment: &mut [u8], header: &Header, base: u32) {
     let ip = sum(&segment[..header.header_len]);
     put_word(segment, 10, !ip);
-    let Some(at) = checksum_place(header.kind) else {
-        return;
-    };
+    let Some(at) = checksum_place(header.kind) else { return };
     let transport = &mut segment[header.header_len..];
     let total = fold(base + transport.len() as u32 + u32::from(sum(transport)));
     put_word(transport, at, nonzero_if_udp(header.kind, !total));
@@ -358,9 +356,7 @@ impl SegmentRun {
 
     /// Takes a packet in if it continues the run; its payload is then `packet[headers_len..total_len]`.
     pub fn append(&mut self, packet: &[u8], header: &Header) -> bool {
-        let Some(payload) = self.continued_by(packet, header) else {
-            return false;
-        };
+        let Some(payload) = self.continued_by(packet, header) else { return false };
         self.payload += payload;
         self.segments += 1;
         self.next_identification = header.identification.wrapping_add(1);

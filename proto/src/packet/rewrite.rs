@@ -31,17 +31,11 @@ pub fn rewrite(packet: &mut [u8], header: &Header, to: &Rewrite, checksum: Check
 /// and ports (`quoted`), with the quoted checksums, as far as they lie in the quote, and the ICMP checksum to match.
 /// Does nothing if the packet is no ICMP error.
 pub fn rewrite_icmp_error(packet: &mut [u8], header: &Header, outer: &Rewrite, quoted: &Rewrite) {
-    let Kind::IcmpError(tuple) = header.kind else {
-        return;
-    };
+    let Kind::IcmpError(tuple) = header.kind else { return };
     translate(packet, header.header_len, Transport::Opaque, outer, Checksum::Complete);
 
-    let Some(message) = packet.get_mut(header.header_len..header.total_len) else {
-        return;
-    };
-    let Some(quote) = message.get_mut(QUOTE..) else {
-        return;
-    };
+    let Some(message) = packet.get_mut(header.header_len..header.total_len) else { return };
+    let Some(quote) = message.get_mut(QUOTE..) else { return };
     let quote_header_len = quote.first().map_or(0, |b| usize::from(b & 0x0f) * 4);
     let transport = match (tuple.protocol, quote.get(quote_header_len)) {
         (TCP, _) => Transport::Tcp,
@@ -62,16 +56,12 @@ pub fn clamp_mss(packet: &mut [u8], header: &Header, max: u16, checksum: Checksu
     const MSS: u8 = 2;
     const TCP_HEADER: usize = 20;
 
-    let Kind::Tcp(flags) = header.kind else {
-        return false;
-    };
+    let Kind::Tcp(flags) = header.kind else { return false };
     if flags & SYN == 0 {
         return false;
     }
     let end = header.headers_len(packet);
-    let Some(tcp) = packet.get_mut(header.header_len..end) else {
-        return false;
-    };
+    let Some(tcp) = packet.get_mut(header.header_len..end) else { return false };
     let mut at = TCP_HEADER;
     while let Some(&kind) = tcp.get(at) {
         let length = match kind {
@@ -139,9 +129,7 @@ fn translate(
     let mut all = addresses;
     all.add(addresses.apply(ip, IP_CHECKSUM, Checksum::Complete));
 
-    let Some(inner) = ip.get_mut(header_len..) else {
-        return all;
-    };
+    let Some(inner) = ip.get_mut(header_len..) else { return all };
     let source = to.source.map(|(_, port)| port);
     let destination = to.destination.map(|(_, port)| port);
     let (places, at, pseudo) = match transport {

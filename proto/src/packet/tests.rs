@@ -220,9 +220,7 @@ fn no_bytes_make_anything_panic() {
         bytes.truncate(dice.below(bytes.len() * 3 + 1));
 
         verify(&bytes);
-        let Ok(header) = Header::parse(&bytes) else {
-            continue;
-        };
+        let Ok(header) = Header::parse(&bytes) else { continue };
         read += 1;
         let to = Rewrite { source: Some((ROUTER, 1)), destination: Some((CALLER, 2)) };
         let checksum = if dice.below(2) == 0 { Checksum::Complete } else { Checksum::Partial };

@@ -25,9 +25,7 @@ pub fn warnings(world: &World) -> Vec<String> {
 
 /// Says in sentences which serve offers of a node, or ports of such, are not taken.
 pub fn refused_offers(world: &World, node: &NodeName) -> Vec<String> {
-    let Some(record) = world.nodes.get(node) else {
-        return Vec::new();
-    };
+    let Some(record) = world.nodes.get(node) else { return Vec::new() };
     let offers = record.facts.serve.iter();
     offers.filter_map(|offer| refusal(world, node, record, offer)).collect()
 }

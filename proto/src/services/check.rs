@@ -178,9 +178,7 @@ impl<'s> Names<'s> {
 
     /// Returns the nodes and sites whose plain addresses lead to a service too.
     fn side_doors(&self, target: &RuleTarget) -> Vec<RuleTarget> {
-        let (RuleTarget::Service(key) | RuleTarget::Port(key, _)) = target else {
-            return Vec::new();
-        };
+        let (RuleTarget::Service(key) | RuleTarget::Port(key, _)) = target else { return Vec::new() };
         let backends = self.services.get(key).map_or(&[][..], |s| &s.backends);
         let doors = backends.iter().flat_map(|backend| {
             let node = backend.at.node();

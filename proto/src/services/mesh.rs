@@ -26,9 +26,7 @@ const MAX_LOCALITY: usize = 2;
 /// Reads `[mesh]`.
 pub(super) fn mesh(sink: &mut Sink, value: &Value<'_>) -> MeshSection {
     let mut section = MeshSection::default();
-    let Some(table) = TomlTable::open(sink, "[mesh]", value, &KEYS) else {
-        return section;
-    };
+    let Some(table) = TomlTable::open(sink, "[mesh]", value, &KEYS) else { return section };
     section.name = table.name(sink, "name");
     if let Some(word) = table.word(sink, "default").filter(|w| w.text != "deny") {
         let message = format!("`default` cannot be `{}`", word.text);
@@ -84,9 +82,7 @@ pub(super) fn sites(sink: &mut Sink, values: &[&Value<'_>], range: MeshRange, na
     let mut first: BTreeMap<SiteName, Span> = BTreeMap::new();
     for value in values {
         let keys = ["name", "kind", "pods", "locality"];
-        let Some(table) = TomlTable::open(sink, "[[site]]", value, &keys) else {
-            continue;
-        };
+        let Some(table) = TomlTable::open(sink, "[[site]]", value, &keys) else { continue };
         let named = table.named(sink, "name = \"c1\"");
         let kind = table.word(sink, "kind");
         let kind = kind.and_then(|w| sink.choice("kind", w, &["hosts", "kubernetes"]));
@@ -126,9 +122,7 @@ fn pods(sink: &mut Sink, table: TomlTable<'_>, range: MeshRange) -> (Vec<Ipv4Net
     let mut pods = Vec::new();
     let words = table.words(sink, "pods");
     for word in &words {
-        let Some(net) = sink.prefix(*word) else {
-            continue;
-        };
+        let Some(net) = sink.prefix(*word) else { continue };
         let refused = |message: String| Diagnostic::error(codes::FORBIDDEN, word.span, message);
         if net.prefix_len() == 0 {
             let one = refused(format!("pods cannot be {net}: it is every address"));
@@ -155,9 +149,7 @@ fn forbidden(net: Ipv4Net) -> Option<(Ipv4Net, &'static str)> {
 }
 
 fn locality(sink: &mut Sink, table: TomlTable<'_>) -> Vec<String> {
-    let Some(word) = table.word(sink, "locality") else {
-        return Vec::new();
-    };
+    let Some(word) = table.word(sink, "locality") else { return Vec::new() };
     let parts: Vec<String> = word.text.split('/').map(str::to_owned).collect();
     let plain = |p: &String| !p.is_empty() && !p.contains(|c: char| c.is_whitespace() || c.is_control());
     if parts.len() > MAX_LOCALITY || !parts.iter().all(plain) {
@@ -175,9 +167,7 @@ pub(super) fn nodes(sink: &mut Sink, values: &[&Value<'_>], names: &mut Names) -
     let mut first: BTreeMap<NodeName, Span> = BTreeMap::new();
     for value in values {
         let keys = ["name", "key", "endpoint", "site"];
-        let Some(table) = TomlTable::open(sink, "[[node]]", value, &keys) else {
-            continue;
-        };
+        let Some(table) = TomlTable::open(sink, "[[node]]", value, &keys) else { continue };
         let named = table.named(sink, "name = \"router\"");
         let key = table.require(sink, "key", "key = \"PUBLIC KEY\"");
         let key = key.and_then(|value| tunnel_key(sink, value));

@@ -234,9 +234,7 @@ fn places(key: &Spanned<std::borrow::Cow<'_, str>>, value: &Value<'_>) -> Vec<Sp
 /// Finds the one table of a name.
 fn single<'a>(sink: &mut Sink, root: &'a DeTable<'a>, name: &str) -> Option<&'a Value<'a>> {
     let value = root.get(name)?;
-    let Some(list) = value.get_ref().as_array() else {
-        return Some(value);
-    };
+    let Some(list) = value.get_ref().as_array() else { return Some(value) };
     for (at, one) in list.iter().enumerate() {
         let message = match at {
             0 => format!("[[{name}]] takes single brackets"),
@@ -253,9 +251,7 @@ fn single<'a>(sink: &mut Sink, root: &'a DeTable<'a>, name: &str) -> Option<&'a 
 
 /// Finds all tables of a name.
 fn repeated<'a>(sink: &mut Sink, root: &'a DeTable<'a>, name: &str) -> Vec<&'a Value<'a>> {
-    let Some(value) = root.get(name) else {
-        return Vec::new();
-    };
+    let Some(value) = root.get(name) else { return Vec::new() };
     if let Some(list) = value.get_ref().as_array() {
         return list.iter().collect();
     }

@@ -13,9 +13,7 @@ pub(super) fn allows(sink: &mut Sink, values: &[&Value<'_>], names: &Names, text
     let mut allows = Vec::with_capacity(values.len());
     let mut lines = Lines::new(text);
     for value in values {
-        let Some(table) = TomlTable::open(sink, "[[allow]]", value, &["from", "to"]) else {
-            continue;
-        };
+        let Some(table) = TomlTable::open(sink, "[[allow]]", value, &["from", "to"]) else { continue };
         let from = several(sink, table, "from", "from = [\"frontend\"]");
         let from = from.into_iter().filter_map(|w| names.source(sink, w));
         let from: Vec<Source> = from.collect();
@@ -38,9 +36,7 @@ pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Ve
     let mut tests = Vec::with_capacity(values.len());
     for value in values {
         let keys = ["from", "accept", "deny"];
-        let Some(table) = TomlTable::open(sink, "[[test]]", value, &keys) else {
-            continue;
-        };
+        let Some(table) = TomlTable::open(sink, "[[test]]", value, &keys) else { continue };
         let from = table.require(sink, "from", "from = \"frontend\"");
         if let Some(list) = from.filter(|v| v.get_ref().is_array()) {
             sink.wrong_type("from", list, "one caller; write a [[test]] for each");
@@ -70,9 +66,7 @@ pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Ve
 
 /// Reads a list that must be there and not be empty.
 fn several<'a>(sink: &mut Sink, table: TomlTable<'a>, key: &str, example: &str) -> Vec<Word<'a>> {
-    let Some(value) = table.require(sink, key, example) else {
-        return Vec::new();
-    };
+    let Some(value) = table.require(sink, key, example) else { return Vec::new() };
     if value.get_ref().as_array().is_some_and(|a| a.is_empty()) {
         let message = format!("`{key}` is empty");
         let one = Diagnostic::error(codes::MISSING, span_of(value), message);

@@ -20,9 +20,7 @@ pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {
     let mut first: BTreeMap<ServiceKey, Span> = BTreeMap::new();
     for value in values {
         let keys = ["service", "port", "bind", "health"];
-        let Some(table) = TomlTable::open(sink, "[[serve]]", value, &keys) else {
-            continue;
-        };
+        let Some(table) = TomlTable::open(sink, "[[serve]]", value, &keys) else { continue };
         let service = table.require(sink, "service", "service = \"cartservice\"");
         let word = service.and_then(|value| sink.word("service", value));
         let service = word.and_then(|word| service_key(sink, word));
@@ -31,9 +29,7 @@ pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {
         let bind = table.word(sink, "bind");
         let bind = bind.and_then(|word| loopback(sink, word));
         let health = table.get("health").and_then(|v| health::read(sink, v));
-        let Some((service, word)) = service.zip(word) else {
-            continue;
-        };
+        let Some((service, word)) = service.zip(word) else { continue };
         if let Some(first) = first.get(&service) {
             twice(sink, "[[serve]] of", word.text, word.span, *first);
             continue;

@@ -75,9 +75,7 @@ fn backends(
     ports: Option<&[ServicePort]>,
     names: &mut Names,
 ) -> Vec<BackendSpec> {
-    let Some(value) = table.get("backends") else {
-        return Vec::new();
-    };
+    let Some(value) = table.get("backends") else { return Vec::new() };
     let Some(values) = value.get_ref().as_array() else {
         sink.wrong_type(
             "backends",
@@ -252,9 +250,7 @@ fn prefer(sink: &mut Sink, value: &Value<'_>, names: &Names) -> Option<Prefer> {
     }
     let mut sites: Vec<SiteName> = Vec::new();
     for word in sink.words("prefer", value) {
-        let Some(site) = sink.name::<SiteName>(word) else {
-            continue;
-        };
+        let Some(site) = sink.name::<SiteName>(word) else { continue };
         names.check_site(sink, &site, word, 0);
         if sites.contains(&site) {
             let message = format!("site `{site}` stands twice in `prefer`");

@@ -306,9 +306,7 @@ impl LogWitness {
 
     /// Follows to the entries of a page. Says what is to be asked for next.
     pub fn read(&mut self, page: &LogPage, link: ChainHash) -> Next {
-        let Some(mut roll) = self.roll.take_if(|roll| roll.told.epoch == page.told.epoch) else {
-            return Next::Begin;
-        };
+        let Some(mut roll) = self.roll.take_if(|roll| roll.told.epoch == page.told.epoch) else { return Next::Begin };
         let mut next = Next::Nothing;
         for RawEntry { hash, body } in &page.entries {
             let at = roll.told.head;

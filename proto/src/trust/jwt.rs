@@ -150,9 +150,7 @@ impl<'a> Jwt<'a> {
 
     /// Seconds since 1970, rounded down.
     fn time(&self, name: &str) -> Result<Option<UnixTime>, JwtError> {
-        let Some(value) = self.claims.get(name) else {
-            return Ok(None);
-        };
+        let Some(value) = self.claims.get(name) else { return Ok(None) };
         let fraction = || value.as_f64().filter(|&n| (0.0..=1e15).contains(&n)).map(|n| n as u64);
         let seconds = value.as_u64().or_else(fraction).ok_or_else(|| JwtError::Claim(name.into()))?;
         Ok(Some(UnixTime(seconds)))
@@ -267,16 +265,10 @@ fn algorithm(word: &str) -> Result<Algorithm, JwtError> {
 /// Says whether a text fits a pattern in which `*` stands for any text. Takes time in proportion to both lengths.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
-        return false;
-    };
-    let Some(last) = parts.next_back() else {
-        return rest.is_empty();
-    };
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    let Some(last) = parts.next_back() else { return rest.is_empty() };
     for part in parts {
-        let Some(at) = rest.find(part) else {
-            return false;
-        };
+        let Some(at) = rest.find(part) else { return false };
         rest = &rest[at + part.len()..];
     }
     rest.ends_with(last)

@@ -123,9 +123,7 @@ pub fn lock_after(
     verify: Verify,
 ) -> Result<Option<IdentityKey>, LockMismatch> {
     let key = told.and_then(|lock| lock.key);
-    let Some(mut at) = held.filter(|held| Some(*held) != key) else {
-        return Ok(key);
-    };
+    let Some(mut at) = held.filter(|held| Some(*held) != key) else { return Ok(key) };
     for change in told.into_iter().flat_map(|lock| lock.changes.iter().take(MAX_CHANGES)) {
         if change.from != at || !change.is_good(mesh, verify) {
             continue;

@@ -61,9 +61,7 @@ impl State {
     /// Takes a node out and puts what it held into quarantine.
     pub(super) fn remove(&mut self, name: &NodeName, now: UnixTime) {
         let world = Arc::make_mut(&mut self.world);
-        let Some(record) = world.remove_node(name) else {
-            return;
-        };
+        let Some(record) = world.remove_node(name) else { return };
         let NodeRecord { id, address, .. } = *record;
         let pool = Arc::make_mut(&mut world.pool);
         pool.free(Ipv4Net::from(address.0), BlockOwner::Node(id), now);

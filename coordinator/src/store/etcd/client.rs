@@ -235,9 +235,7 @@ impl Client {
 
     /// Returns the token to present, after asking for one if there is none.
     async fn token(&self, place: usize) -> Result<Option<Arc<str>>, CallError> {
-        let Some(user) = &self.user else {
-            return Ok(None);
-        };
+        let Some(user) = &self.user else { return Ok(None) };
         let known = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if known.is_some() {
             return Ok(known);

@@ -113,9 +113,7 @@ impl EtcdOptions {
 
     /// Reads the user's password.
     pub(super) fn user(&self) -> Result<Option<User>, StoreError> {
-        let (Some(name), Some(file)) = (&self.user, &self.password_file) else {
-            return Ok(None);
-        };
+        let (Some(name), Some(file)) = (&self.user, &self.password_file) else { return Ok(None) };
         let bytes = secret(file)?;
         let Ok(text) = std::str::from_utf8(&bytes) else {
             return Err(unusable(

@@ -240,9 +240,7 @@ impl Session {
             let total = *total.get_or_insert_with(|| usize::try_from(page.count).unwrap_or(0));
             let last = page.kvs.last().map(|kv| kv.key.clone());
             all.extend(page.kvs);
-            let Some(mut next) = last.filter(|_| page.more) else {
-                return Ok((all, request.revision, total));
-            };
+            let Some(mut next) = last.filter(|_| page.more) else { return Ok((all, request.revision, total)) };
             next.push(0);
             request.key = next;
         }

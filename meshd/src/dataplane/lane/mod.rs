@@ -145,9 +145,7 @@ impl Lane {
             return self.counters.count_dropped(Drop::NotIpv4);
         }
         let settled = vnet.and_then(|vnet| Some((vnet, finish_checksum(packet, vnet)?)));
-        let Some((vnet, checksum)) = settled else {
-            return self.counters.count_dropped(Drop::Malformed);
-        };
+        let Some((vnet, checksum)) = settled else { return self.counters.count_dropped(Drop::Malformed) };
         match self.engine.outbound(packet, checksum, now) {
             Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, &mut out.udp, now),
             Verdict::Forward(peer) => self.split(peer, packet, vnet, checksum, out, now),
@@ -326,9 +324,7 @@ impl Lane {
         let way = self.sessions.way(peer, packet, Traffic::Payload, &mut out.udp, now);
         let segments =
             Header::parse(packet).ok().map(|header| Segments::new(packet, &header, vnet.gso, vnet.gso_size, checksum));
-        let Some(Ok(mut segments)) = segments else {
-            return self.counters.count_dropped(Drop::Malformed);
-        };
+        let Some(Ok(mut segments)) = segments else { return self.counters.count_dropped(Drop::Malformed) };
         self.counters.split(segments.remaining());
         while let Some(segment) = segments.next_segment() {
             self.seal(way, peer, segment, &mut out.udp, now);

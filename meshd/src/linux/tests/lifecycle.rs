@@ -82,9 +82,7 @@ fn another_range_address_and_pods_replace_the_old_ones() {
         close_range(&moved).await.unwrap();
         attach(&moved).await.unwrap();
 
-        let Some(rules) = printed("ip rule") else {
-            return;
-        };
+        let Some(rules) = printed("ip rule") else { return };
         assert!(rules.contains("to 100.96.0.0/12") && !rules.contains("to 241."), "{rules}");
         let routes = printed("ip route show table 24105").unwrap();
         assert!(!routes.contains("241."), "{routes}");

@@ -181,18 +181,14 @@ impl Sessions {
             TunnelChoice::Keyless(peer) => return self.hold_for_key(peer, packet, outbox, now),
             TunnelChoice::None => return Sealed::Dropped(Drop::NoTunnel),
         };
-        let Some(session) = self.slab[index as usize].as_mut() else {
-            return Sealed::Dropped(Drop::NoTunnel);
-        };
+        let Some(session) = self.slab[index as usize].as_mut() else { return Sealed::Dropped(Drop::NoTunnel) };
         if !session.ready && session.peer.is_plain_meanwhile() {
             return self.hold_in_doubt(index, packet, outbox, now);
         }
         if !session.ready {
             return self.hold(index, packet, outbox, now);
         }
-        let Some(endpoint) = session.path.endpoint() else {
-            return Sealed::Dropped(Drop::NoEndpoint);
-        };
+        let Some(endpoint) = session.path.endpoint() else { return Sealed::Dropped(Drop::NoEndpoint) };
         match session.tunnel.seal(packet, outbox.space()) {
             Some(Made::Message(len)) => outbox.commit_with(len, endpoint, Ecn::of_packet(packet)),
             Some(Made::Initiation | Made::Nothing | Made::Expired) => return self.lost_session(index, outbox, now),
@@ -496,9 +492,7 @@ impl Sessions {
     /// Lets a packet wait in its tunnel for the handshake.
     fn hold(&mut self, number: u32, packet: &[u8], outbox: &mut Outbox, now: Timestamp) -> Sealed {
         self.wake(number, outbox, now);
-        let Some(session) = self.slab[number as usize].as_mut() else {
-            return Sealed::Dropped(Drop::NoTunnel);
-        };
+        let Some(session) = self.slab[number as usize].as_mut() else { return Sealed::Dropped(Drop::NoTunnel) };
         if session.waiting >= MAX_WAITING {
             session.peer.cell.set_full(now);
             return Sealed::Dropped(Drop::NoTunnel);

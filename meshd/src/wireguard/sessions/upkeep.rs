@@ -75,17 +75,13 @@ impl Sessions {
         }
         self.handshakes_left -= 1;
         let (own, initiator) = (door.key(), door.initiator(datagram));
-        let Some(key) = initiator else {
-            return Decrypted::Dropped(Drop::Unauthenticated);
-        };
+        let Some(key) = initiator else { return Decrypted::Dropped(Drop::Unauthenticated) };
         let agrees = self.talks.doors().any(|door| door.key() == own);
         let known = match agrees {
             true => self.peers.by_agreement(key).map(|peer| (peer.id, 0)),
             false => self.peers.by_key(key).map(|(peer, lane)| (peer.id, lane)),
         };
-        let Some((id, lane)) = known else {
-            return Decrypted::Dropped(Drop::UnknownPeer);
-        };
+        let Some((id, lane)) = known else { return Decrypted::Dropped(Drop::UnknownPeer) };
         if !self.limiter.admit_peer(id, now) {
             return Decrypted::Dropped(Drop::HandshakeLimited);
         }
@@ -99,9 +95,7 @@ impl Sessions {
             return Decrypted::Dropped(Drop::NoTunnel);
         };
         self.wake(number, outbox, now);
-        let Some(session) = self.slab[number as usize].as_mut() else {
-            return Decrypted::Dropped(Drop::UnknownPeer);
-        };
+        let Some(session) = self.slab[number as usize].as_mut() else { return Decrypted::Dropped(Drop::UnknownPeer) };
         // The answer goes to where the question came from, but that is not yet the peer's endpoint: a captured
         // initiation can be sent from anywhere. What the peer then sends under the new session proves it.
         let Ok(Made::Message(len)) = session.tunnel.handshake(source, datagram, outbox.space()) else {
@@ -455,9 +449,7 @@ impl Sessions {
 
     /// Says what is the way to a peer that has no tunnel: none but for one whose key is still to be made.
     pub(super) fn keyless(&self, id: NodeId, now: Timestamp) -> TunnelChoice {
-        let Some(peer) = self.peers.get(id).filter(|peer| peer.lacks_key()) else {
-            return TunnelChoice::None;
-        };
+        let Some(peer) = self.peers.get(id).filter(|peer| peer.lacks_key()) else { return TunnelChoice::None };
         match self.lane {
             0 => TunnelChoice::Keyless(id),
             _ if peer.cell.is_full(now) => TunnelChoice::None,

@@ -113,9 +113,7 @@ impl Engine {
 
     /// An echo request to a VIP is answered here if the caller may call any port of the service.
     fn echo_to_vip(&self, source: Flat, index: usize) -> Fate {
-        let Some(service) = self.view.service(index) else {
-            return Fate::Refuse(Refuse::UnknownService);
-        };
+        let Some(service) = self.view.service(index) else { return Fate::Refuse(Refuse::UnknownService) };
         let allowed = |port: u16| self.view.access().judge_service(source, index as u32, port).is_some();
         if service.ports.iter().any(|port| allowed(port.port)) { Fate::Echo } else { Fate::Refuse(Refuse::Denied) }
     }
@@ -169,9 +167,7 @@ impl Engine {
         if may_open(header) {
             return Err(denied);
         }
-        let (Some(peer), Some(own)) = (remote, self.view.flat(Real(header.tuple.source))) else {
-            return Err(denied);
-        };
+        let (Some(peer), Some(own)) = (remote, self.view.flat(Real(header.tuple.source))) else { return Err(denied) };
         let opening = FiveTuple { source: own.0, ..header.tuple }.reverse();
         let key = Key { side: Direction::Inbound, tuple: opening };
         let to = header.tuple.reverse();

@@ -76,9 +76,7 @@ impl Fragments {
         now: Timestamp,
     ) -> Verdict {
         let first = self.find(side, header, now).filter(|first| from.is_none() || first.remote == from);
-        let Some(first) = first else {
-            return Verdict::Drop(Drop::FragmentUnmatched);
-        };
+        let Some(first) = first else { return Verdict::Drop(Drop::FragmentUnmatched) };
         if side == Direction::Outbound && way(first.remote).is_some_and(|mtu| header.total_len > mtu) {
             return Verdict::Drop(Drop::Oversized);
         }

@@ -68,9 +68,7 @@ impl Probes {
             && header.tuple.source_port == PROBE_PORT;
         let whole = bytes.get(header.header_len + 8..header.total_len).filter(|_| between_nodes);
         let body = whole.and_then(|body| body.first_chunk::<16>());
-        let Some(body) = body.filter(|b| b[..4] == MAGIC && b[4] == VERSION) else {
-            return bad;
-        };
+        let Some(body) = body.filter(|b| b[..4] == MAGIC && b[4] == VERSION) else { return bad };
         let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
         // A node of an older version says nothing of the log.
         let said = whole.and_then(|body| LogPosition::read(body[16..].first_chunk()?));
@@ -94,9 +92,7 @@ impl Probes {
 }
 
 fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<LogPosition>) -> usize {
-    let Some(out) = out.get_mut(..PROBE) else {
-        return 0;
-    };
+    let Some(out) = out.get_mut(..PROBE) else { return 0 };
     out.fill(0);
     headers(out, source, destination);
     out[28..32].copy_from_slice(&MAGIC);

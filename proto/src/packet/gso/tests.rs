@@ -420,9 +420,7 @@ fn no_bytes_make_splitting_or_gathering_panic() {
             let at = dice.below(44);
             bytes[at] = dice.roll() as u8;
         }
-        let Ok(header) = Header::parse(&bytes) else {
-            continue;
-        };
+        let Ok(header) = Header::parse(&bytes) else { continue };
         match last.as_mut().map(|run| run.append(&bytes, &header)) {
             Some(true) => {}
             Some(false) | None => {
@@ -432,12 +430,8 @@ fn no_bytes_make_splitting_or_gathering_panic() {
         }
         let mut raw = [0; VnetHeader::LEN];
         raw.fill_with(|| dice.roll() as u8 % 24);
-        let Some(vnet) = VnetHeader::parse(&raw) else {
-            continue;
-        };
-        let Some(checksum) = vnet.finish_checksum(&mut bytes, &header) else {
-            continue;
-        };
+        let Some(vnet) = VnetHeader::parse(&raw) else { continue };
+        let Some(checksum) = vnet.finish_checksum(&mut bytes, &header) else { continue };
         let size = u16::from(raw[4]);
         if let Ok(mut split) = Segments::new(&mut bytes, &header, vnet.gso, size, checksum) {
             while split.next_segment().is_some() {
