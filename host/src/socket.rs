@@ -3,11 +3,10 @@
 //! Who may speak is decided by the kernel's word on the peer (`SO_PEERCRED`): root, and the daemon's own
 //! user. The file's mode says the same.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use axum::http::StatusCode;
 use axum::{Json, Router};

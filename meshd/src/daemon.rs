@@ -25,13 +25,12 @@ use crate::base::text::{JOIN_HINT, SOCKET};
 use crate::config::Config;
 use crate::dataplane::supervisor::THREAD;
 use crate::linux;
-use crate::node::Membership;
 use crate::node::error::DaemonError;
 use crate::node::lane_deaths::{LaneDeaths, end_with_a_lane};
 use crate::node::publisher::Publisher;
 use crate::node::requests::{Order, Requests};
 use crate::node::services_file::Offers;
-use crate::node::{cached_map, services_file};
+use crate::node::{Membership, cached_map, services_file};
 use crate::telemetry::prometheus;
 
 /// How often an idle daemon looks for an enrolment.

@@ -12,10 +12,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::admin::context::AdminState;
-use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
-use crate::core::documents;
 use crate::core::failure::{Rejection, Segment};
+use crate::core::{Core, documents};
 use crate::registry::{Actor, Change, CoordinatorRecord};
 
 /// How long another coordinator may take to be reached.

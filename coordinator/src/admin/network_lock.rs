@@ -6,10 +6,9 @@ use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use mesh_proto::trust::network_lock::LockChange;
 
-use crate::core::Core;
-use crate::core::documents;
 use crate::core::failure::{Rejection, read};
 use crate::core::lock_members::members;
+use crate::core::{Core, documents};
 use crate::registry::{Actor, Change, LockStep};
 
 /// The largest step that is read, in bytes: signatures for 10,000 nodes and more.

@@ -12,18 +12,16 @@ use mesh_host::clock::unix as now;
 use mesh_host::http::Stop;
 use mesh_host::socket::Socket;
 use mesh_proto::base::id::NodeName;
-use mesh_proto::plan;
-use mesh_proto::services;
 use mesh_proto::trust::join_token::{JoinToken, MAX_LIST, TokenSecret};
 use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 use mesh_proto::world::World;
+use mesh_proto::{plan, services};
 
 use crate::admin::context::AdminState;
 use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key, status};
-use crate::core::Core;
 use crate::core::coordinator_list::CoordinatorList;
-use crate::core::documents;
 use crate::core::failure::{Rejection, Segment, no_such_path, not_written, read, wrong_method};
+use crate::core::{Core, documents};
 use crate::registry::{Actor, Change, TokenSpec, free_names};
 
 /// Most names in a warning.

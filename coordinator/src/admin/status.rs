@@ -13,8 +13,7 @@ use mesh_proto::world::{NodeRecord, World};
 
 use crate::admin::context::AdminState;
 use crate::admin::coordinators::replicas;
-use crate::core::Core;
-use crate::core::documents;
+use crate::core::{Core, documents};
 use crate::registry::{LiveNode, TokenRecord};
 
 /// Most nodes that are told to be behind.

@@ -1,8 +1,7 @@
 //! The epoch, noted beside the store, so that none is begun twice whatever the store goes back to.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::base::state_files::EPOCH;
 

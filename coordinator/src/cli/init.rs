@@ -1,9 +1,8 @@
 //! `init`: keys, state and the two files, each only if it does not exist.
 
-use std::fs;
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use mesh_host::files::create;
 

@@ -11,10 +11,9 @@
 //! another name.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use mesh_host::clock::unix as now;
 use mesh_host::files;

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use mesh_proto::ops::status as doc;
 
-use crate::api::names;
-use crate::api::names::NameError;
+use crate::api::names::{self, NameError};
 use crate::base::text::JOIN_HINT;
 use crate::dataplane::bench::{BenchError, SECONDS};
 use crate::node::publisher::Subscriber;

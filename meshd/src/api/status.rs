@@ -15,8 +15,7 @@ use mesh_proto::ops::status as doc;
 use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
 use mesh_proto::wire::About;
 
-use crate::api::names;
-use crate::api::names::NameError;
+use crate::api::names::{self, NameError};
 use crate::base::text::JOIN_HINT;
 use crate::dataplane::{DataPlaneStats, LaneStats};
 use crate::keys::psk_policy::PskMode;

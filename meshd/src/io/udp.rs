@@ -8,10 +8,9 @@
 #![expect(unsafe_code, reason = "recvmmsg, sendmmsg and some socket options have no safe wrapper")]
 
 use std::cell::Cell;
-use std::io;
-use std::mem;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::{io, mem};
 
 use mesh_proto::packet::Ecn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -1,8 +1,7 @@
 //! The node's own keys: made once with the operating system's entropy, kept for ever, never sent.
 
-use std::fmt;
-use std::fs;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use data_encoding::BASE64URL_NOPAD;
 use mesh_host::identity::Identity;

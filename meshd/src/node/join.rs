@@ -15,15 +15,11 @@ use tokio::time::sleep;
 
 use crate::base::state_dir::{Enrolment, State, StateError};
 use crate::config::Config;
-use crate::control;
-use crate::control::{ChannelError, Dial};
+use crate::control::{self, ChannelError, Dial};
 use crate::keys::node::NodeKeys;
-use crate::linux;
-use crate::linux::{HostFacts, KernelError, Shape};
-use crate::node::facts;
-use crate::node::psk_rollout;
+use crate::linux::{self, HostFacts, KernelError, Shape};
 use crate::node::self_record::Author;
-use crate::node::services_file;
+use crate::node::{facts, psk_rollout, services_file};
 
 /// Longest token file that is read, in bytes.
 const MAX_TOKEN: u64 = 64 * 1024;

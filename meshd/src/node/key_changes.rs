@@ -10,8 +10,7 @@ use crate::base::state_dir::StateError;
 use crate::control::Dial;
 use crate::keys::node::NodeKeys;
 use crate::node::identity_rotation::IdentityAnswer;
-use crate::node::tunnel_key_rotation;
-use crate::node::tunnel_key_rotation::{Rotation, RotationStep};
+use crate::node::tunnel_key_rotation::{self, Rotation, RotationStep};
 
 impl Membership<'_> {
     /// Makes another tunnel key, unless a change is under way.

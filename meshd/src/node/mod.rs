@@ -38,16 +38,14 @@ use crate::base::retry::patient;
 use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
 use crate::config::Config;
-use crate::control;
 use crate::control::log_auditor::LogAuditor;
-use crate::control::{ChannelKeeper, ChannelState, Dial, MapGuard};
+use crate::control::{self, ChannelKeeper, ChannelState, Dial, MapGuard};
 use crate::dataplane::{Activity, DataPlane, DataPlaneSetup, LaneDeath};
 use crate::dns::server;
 use crate::keys::lanes::LaneKeys;
 use crate::keys::node::NodeKeys;
 use crate::keys::psk_store::PskStore;
-use crate::linux;
-use crate::linux::{HostFacts, Keeper, MARK, Shape};
+use crate::linux::{self, HostFacts, Keeper, MARK, Shape};
 use crate::node::error::DaemonError;
 use crate::node::identity_rotation::Renewer;
 use crate::node::offline_lease::LastHeard;
@@ -57,8 +55,7 @@ use crate::node::requests::{Order, Requests};
 use crate::node::self_record::Author;
 use crate::node::services_file::Offers;
 use crate::node::tunnel_key_rotation::Rotation;
-use crate::proxy::loopback;
-use crate::proxy::loopback::Splices;
+use crate::proxy::loopback::{self, Splices};
 
 /// How often the active peers are stored, if they changed.
 const ACTIVITY: Duration = Duration::from_secs(10);

@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 use data_encoding::BASE64;
 use ipnet::Ipv4Net;
 
-use crate::base::addr;
-use crate::base::addr::MeshRange;
+use crate::base::addr::{self, MeshRange};
 use crate::base::id::{Domain, NodeName, SiteName, TunnelKey};
 
 use super::codes;

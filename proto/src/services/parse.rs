@@ -4,13 +4,12 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::check::evaluate;
-use super::codes;
 use super::diagnostic::{Diagnostic, Diagnostics, position};
 use super::model::{ServeSpec, Services, Span};
 use super::names::Names;
 use super::suggest::{nearest, suggestion};
 use super::walk::{Sink, Value, span_of};
-use super::{mesh, policy, serve, service, syntax};
+use super::{codes, mesh, policy, serve, service, syntax};
 
 /// A services.toml larger than this, in bytes, is refused unread.
 pub const MAX_TEXT: usize = 1 << 20;

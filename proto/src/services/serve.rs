@@ -5,14 +5,12 @@ use std::net::SocketAddr;
 
 use crate::base::id::ServiceKey;
 
-use super::codes;
 use super::diagnostic::Diagnostic;
-use super::health;
 use super::mesh::twice;
 use super::model::{ServeSpec, Span};
-use super::ports;
 use super::suggest::suggestion;
 use super::walk::{Sink, TomlTable, Value, Word};
+use super::{codes, health, ports};
 
 /// Reads all `[[serve]]`.
 pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {

@@ -5,16 +5,14 @@ use std::time::Duration;
 use crate::base::id::{BackendName, Namespace, NodeName, ServiceKey, ServiceName, SiteName};
 use crate::model::netmap::ServicePort;
 
-use super::codes;
 use super::diagnostic::Diagnostic;
-use super::health;
 use super::mesh::twice;
 use super::model::{BackendAt, BackendSpec, Prefer, Route, ServiceSpec, Span};
 use super::names::{Defined, Names};
-use super::ports;
 use super::suggest::suggestion;
 use super::walk::{Sink, TomlTable, Value, Word, span_of};
 use super::words::RESERVED_NAMES;
+use super::{codes, health, ports};
 
 /// Far above any sensible ratio, and small enough that sums of weights never overflow.
 const MAX_WEIGHT: u32 = 10_000;

@@ -23,8 +23,7 @@ use crate::base::block_map::BlockMap;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, ServiceKey};
 use crate::model::netmap::{Backend, Grant, NetMap, Peer, Service};
 use crate::trust::identity_rotation::{ancestors, leads};
-use crate::trust::network_lock;
-use crate::trust::network_lock::{LockedMember, NetworkLock, Subject};
+use crate::trust::network_lock::{self, LockedMember, NetworkLock, Subject};
 use crate::trust::signed_record::{Signature, SignedRecord, Verify};
 use crate::wire::NodeFacts;
 

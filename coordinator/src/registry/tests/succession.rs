@@ -1,7 +1,6 @@
 //! A member goes on with another identity, and its former ones are worth nothing.
 
-use mesh_host::identity::Identity;
-use mesh_host::identity::verify;
+use mesh_host::identity::{Identity, verify};
 use mesh_proto::base::id::NodeId;
 use mesh_proto::plan::plan;
 use mesh_proto::trust::identity_rotation::{MAX_LINEAGE, Succession, leads};

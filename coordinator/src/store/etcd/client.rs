@@ -17,8 +17,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::message::{AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse};
-use super::message::{WatchRequest, WatchResponse};
+use super::message::{
+    AuthenticateRequest, AuthenticateResponse, StatusRequest, StatusResponse, WatchRequest, WatchResponse,
+};
 use super::options::{EtcdOptions, User};
 use crate::store::StoreError;
 

@@ -9,8 +9,7 @@ use mesh_proto::verifier::VerifiedMap;
 
 use super::*;
 use crate::base::files::ROLL;
-use crate::control::log_auditor;
-use crate::control::log_auditor::LogAuditor;
+use crate::control::log_auditor::{self, LogAuditor};
 use crate::control::roll_file;
 
 const MEMBER: IdentityKey = IdentityKey([1; 32]);
