@@ -47,8 +47,7 @@ fn check(sink: &mut Sink, table: TomlTable<'_>) -> Option<HealthCheck> {
             0 => "`health` does not say what to ask",
             _ => "`health` says more than one thing to ask",
         };
-        let one = Diagnostic::error(codes::ONE_OF, table.span, message);
-        sink.push(one.label("use one of `tcp = true`, `http = \"/path\"` and `grpc = true`"));
+        sink.error(codes::ONE_OF, table.span, message, "use one of `tcp = true`, `http = \"/path\"` and `grpc = true`");
         return None;
     };
     if key == "http" {
@@ -58,14 +57,12 @@ fn check(sink: &mut Sink, table: TomlTable<'_>) -> Option<HealthCheck> {
             return Some(HealthCheck::Http(word.text.into()));
         }
         let message = format!("`{}` is not a path", word.text);
-        let one = Diagnostic::error(codes::TEXT, word.span, message);
-        sink.push(one.label("use a path that begins with a slash, such as \"/healthz\""));
+        sink.error(codes::TEXT, word.span, message, "use a path that begins with a slash, such as \"/healthz\"");
         return None;
     }
     if !sink.boolean(key, value)? {
         let span = table.key_span(key).unwrap_or(table.span);
-        let one = Diagnostic::error(codes::CHOICE, span, format!("`{key}` can only be true"));
-        sink.push(one.label("without health checks, remove `health`"));
+        sink.error(codes::CHOICE, span, format!("`{key}` can only be true"), "without health checks, remove `health`");
         return None;
     }
     Some(match key {

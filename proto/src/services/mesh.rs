@@ -59,8 +59,7 @@ fn domains(sink: &mut Sink, words: &[Word<'_>]) -> Vec<Domain> {
     for word in words {
         let Ok(domain) = word.text.parse::<Domain>() else {
             let message = format!("`{}` is not a domain", word.text);
-            let one = Diagnostic::error(codes::NAME, word.span, message);
-            sink.push(one.label("use names of a-z, 0-9 and hyphens, separated by dots"));
+            sink.error(codes::NAME, word.span, message, "use names of a-z, 0-9 and hyphens, separated by dots");
             continue;
         };
         match list.iter().find(|(other, _)| *other == domain) {

@@ -115,8 +115,7 @@ impl Names {
         let near = nearest(service, kinds.into_iter()).filter(|_| !is_number);
         if let Some(near) = near.filter(|_| !self.is_service(service)) {
             let message = format!("`{service}:` is no kind of target");
-            let one = Diagnostic::error(codes::TARGET, word.span, message);
-            sink.push(one.label(suggestion(format!("{near}:{port}"))));
+            sink.error(codes::TARGET, word.span, message, suggestion(format!("{near}:{port}")));
             return None;
         }
         let head = Word { text: service, span: word.part(0, service.len()) };
@@ -234,8 +233,7 @@ impl Names {
             let (kind, rest) = word.text.split_once(':').unwrap_or(("", word.text));
             if kind == "sa" && !rest.contains('/') {
                 let message = format!("`{}` is not an account", word.text);
-                let one = Diagnostic::error(code, word.span, message);
-                sink.push(one.label(suggestion(format!("sa:default/{rest}"))));
+                sink.error(code, word.span, message, suggestion(format!("sa:default/{rest}")));
             } else {
                 let bad = rest.split('/').find(|part| part.parse::<NodeName>().is_err());
                 let bad = bad.unwrap_or(rest);

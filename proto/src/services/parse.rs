@@ -77,8 +77,7 @@ fn read<T>(text: &str, walk: impl FnOnce(&mut Sink, &DeTable<'_>) -> T) -> (Opti
     let mut sink = Sink::default();
     if text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, more than {MAX_TEXT}", text.len());
-        let one = Diagnostic::error(codes::TOO_LARGE, Span::default(), message);
-        sink.push(one.label("is this the right file?"));
+        sink.error(codes::TOO_LARGE, Span::default(), message, "is this the right file?");
         return (None, sink.finish());
     }
     let mended = syntax::mend(&mut sink, text);
@@ -111,8 +110,7 @@ fn version(sink: &mut Sink, root: &DeTable<'_>, text: &str) {
     };
     if u32::from_str_radix(integer.as_str(), integer.radix()) != Ok(VERSION) {
         let message = format!("version {integer} of the grammar is not known");
-        let one = Diagnostic::error(codes::VERSION, span_of(value), message);
-        sink.push(one.label(format!("this program reads version {VERSION}")));
+        sink.error(codes::VERSION, span_of(value), message, format!("this program reads version {VERSION}"));
     }
 }
 
@@ -152,8 +150,7 @@ fn known_tables(
         if let Some((_, title, instead)) = RESERVED.iter().find(|(table, ..)| *table == name) {
             let message = format!("{title} is reserved and not built yet");
             for span in places(key, value) {
-                let one = Diagnostic::error(codes::RESERVED, span, message.clone());
-                sink.push(one.label(*instead));
+                sink.error(codes::RESERVED, span, message.clone(), *instead);
             }
         } else if other.iter().any(|(table, _)| *table == name) {
             let message = format!("{header} belongs in {owner} services.toml, not here");
@@ -259,7 +256,6 @@ fn repeated<'a>(sink: &mut Sink, root: &'a DeTable<'a>, name: &str) -> Vec<&'a V
         return Vec::new();
     }
     let message = format!("[{name}] takes double brackets");
-    let one = Diagnostic::error(codes::TABLE_FORM, span_of(value), message);
-    sink.push(one.label(suggestion(format!("[[{name}]]"))));
+    sink.error(codes::TABLE_FORM, span_of(value), message, suggestion(format!("[[{name}]]")));
     vec![value]
 }

@@ -55,8 +55,7 @@ pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Ve
         let (accept, deny) = (targets("accept"), targets("deny"));
         if table.get("accept").or_else(|| table.get("deny")).is_none() {
             let message = "[[test]] tests nothing";
-            let one = Diagnostic::error(codes::MISSING, table.span, message);
-            sink.push(one.label("add `accept = [\"cartservice:7070\"]` or `deny = […]`"));
+            sink.error(codes::MISSING, table.span, message, "add `accept = [\"cartservice:7070\"]` or `deny = […]`");
         }
         let Some(from) = from else { continue };
         tests.push(Test { from, accept, deny, span: table.span });
@@ -69,8 +68,7 @@ fn several<'a>(sink: &mut Sink, table: TomlTable<'a>, key: &str, example: &str) 
     let Some(value) = table.require(sink, key, example) else { return Vec::new() };
     if value.get_ref().as_array().is_some_and(|a| a.is_empty()) {
         let message = format!("`{key}` is empty");
-        let one = Diagnostic::error(codes::MISSING, span_of(value), message);
-        sink.push(one.label("name at least one"));
+        sink.error(codes::MISSING, span_of(value), message, "name at least one");
     }
     sink.words(key, value)
 }

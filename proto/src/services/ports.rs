@@ -37,8 +37,7 @@ fn several(sink: &mut Sink, value: &Value<'_>) -> Option<Vec<ServicePort>> {
         return None;
     };
     if entries.is_empty() {
-        let one = Diagnostic::error(codes::MISSING, span_of(value), "`ports` is empty");
-        sink.push(one.label("name at least one, such as { grpc = 3550 }"));
+        sink.error(codes::MISSING, span_of(value), "`ports` is empty", "name at least one, such as { grpc = 3550 }");
         return None;
     }
     let mut ports: Vec<(Span, Option<ServicePort>)> = Vec::with_capacity(entries.len());
@@ -67,8 +66,7 @@ fn several(sink: &mut Sink, value: &Value<'_>) -> Option<Vec<ServicePort>> {
 fn port_name(sink: &mut Sink, text: &str, span: Span) -> Option<PortName> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         let message = format!("`{text}` cannot name a port");
-        let one = Diagnostic::error(codes::NAME, span, message);
-        sink.push(one.label("use a name with a letter, such as `http`"));
+        sink.error(codes::NAME, span, message, "use a name with a letter, such as `http`");
         return None;
     }
     sink.name(Word { text, span })
@@ -105,8 +103,7 @@ pub(super) fn number(sink: &mut Sink, key: &str, value: &Value<'_>) -> Option<u1
     let number = u16::from_str_radix(integer.as_str(), integer.radix()).ok();
     let number = number.filter(|&n| n > 0);
     if number.is_none() {
-        let one = Diagnostic::error(codes::PORT, span_of(value), format!("`{integer}` is not a port"));
-        sink.push(one.label("use 1 to 65535"));
+        sink.error(codes::PORT, span_of(value), format!("`{integer}` is not a port"), "use 1 to 65535");
     }
     number
 }

@@ -235,8 +235,7 @@ fn prefer(sink: &mut Sink, value: &Value<'_>, names: &Names) -> Option<Prefer> {
         let is_site = text.parse().is_ok_and(|site| names.sites.contains_key(&site));
         if is_site && !["locality", "spread"].contains(&text) {
             let message = format!("`prefer` cannot be `{text}`");
-            let one = Diagnostic::error(codes::CHOICE, span, message);
-            sink.push(one.label(format!("did you mean [\"{text}\"]?")));
+            sink.error(codes::CHOICE, span, message, format!("did you mean [\"{text}\"]?"));
             return None;
         }
         let chosen = sink.choice("prefer", Word { text, span }, &["locality", "spread"])?;
@@ -252,15 +251,13 @@ fn prefer(sink: &mut Sink, value: &Value<'_>, names: &Names) -> Option<Prefer> {
         names.check_site(sink, &site, word, 0);
         if sites.contains(&site) {
             let message = format!("site `{site}` stands twice in `prefer`");
-            let one = Diagnostic::error(codes::DUPLICATE, word.span, message);
-            sink.push(one.label("remove it"));
+            sink.error(codes::DUPLICATE, word.span, message, "remove it");
         } else {
             sites.push(site);
         }
     }
     if value.get_ref().as_array().is_some_and(|a| a.is_empty()) {
-        let one = Diagnostic::error(codes::MISSING, span_of(value), "`prefer` is empty");
-        sink.push(one.label("name at least one site, or remove the key"));
+        sink.error(codes::MISSING, span_of(value), "`prefer` is empty", "name at least one site, or remove the key");
     }
     Some(Prefer::Sites(sites))
 }

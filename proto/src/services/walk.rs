@@ -58,6 +58,11 @@ impl Sink {
         }
     }
 
+    /// Takes an error that is said in one sentence and one label.
+    pub(super) fn error(&mut self, code: &'static str, span: Span, what: impl Into<String>, label: impl Into<String>) {
+        self.push(Diagnostic::error(code, span, what).label(label));
+    }
+
     /// Notes a mistake unless its place has one already.
     pub(super) fn push_once(&mut self, diagnostic: Diagnostic) {
         if self.places().all(|span| span != diagnostic.span) {
@@ -158,8 +163,7 @@ impl Sink {
         let share = text.parse::<f64>().ok().filter(|s| (0.0..=1.0).contains(s));
         if share.is_none() {
             let message = format!("`{key}` is out of range: {text}");
-            let one = Diagnostic::error(codes::LIMITS, span_of(value), message);
-            self.push(one.label("use 0 to 1, such as 0.5 for one half"));
+            self.error(codes::LIMITS, span_of(value), message, "use 0 to 1, such as 0.5 for one half");
         }
         share
     }
@@ -210,8 +214,7 @@ impl Sink {
             DeValue::Table(_) => "a table",
         };
         let message = format!("`{key}` is {found}");
-        let one = Diagnostic::error(codes::TYPE, span_of(value), message);
-        self.push(one.label(format!("expected {wanted}")));
+        self.error(codes::TYPE, span_of(value), message, format!("expected {wanted}"));
     }
 }
 
@@ -267,8 +270,7 @@ impl<'a> TomlTable<'a> {
         let found = self.get(key);
         if found.is_none() {
             let message = format!("{} has no `{key}`", self.title);
-            let one = Diagnostic::error(codes::MISSING, self.span, message);
-            sink.push(one.label(format!("add `{example}`")));
+            sink.error(codes::MISSING, self.span, message, format!("add `{example}`"));
         }
         found
     }

@@ -60,8 +60,7 @@ impl Sink {
         };
         if net.addr() != net.network() {
             let message = format!("`{net}` has host bits");
-            let one = Diagnostic::error(codes::PREFIX, word.span, message);
-            self.push(one.label(suggestion(net.trunc())));
+            self.error(codes::PREFIX, word.span, message, suggestion(net.trunc()));
             return None;
         }
         Some(net)
