@@ -1,6 +1,5 @@
 //! The control socket: what is asked of a running meshd.
 
-pub(crate) mod bench;
 pub mod names;
 pub mod openmetrics;
 pub mod server;

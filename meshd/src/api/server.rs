@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -22,7 +23,6 @@ use mesh_proto::ops::status as doc;
 use mesh_proto::wire::{Countersign, ErrorCode};
 use tokio::time::timeout;
 
-use crate::api::bench::{MeasureError, measure};
 use crate::api::names::{self, NameError};
 use crate::api::openmetrics::text_of;
 use crate::api::status;
@@ -61,17 +61,12 @@ impl From<NameError> for No {
     }
 }
 
-impl From<MeasureError> for No {
-    fn from(error: MeasureError) -> Self {
+impl From<BenchError> for No {
+    fn from(error: BenchError) -> Self {
         let (status, word) = match &error {
-            MeasureError::Name(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
-            MeasureError::NotJoined => (StatusCode::CONFLICT, ErrorCode::NotJoined),
-            MeasureError::Busy => (StatusCode::CONFLICT, ErrorCode::Busy),
-            MeasureError::Bench(BenchError::NoAnswer(_) | BenchError::Silent(_)) => {
-                (StatusCode::GATEWAY_TIMEOUT, ErrorCode::NoAnswer)
-            }
-            MeasureError::Bench(BenchError::Old(_)) => (StatusCode::BAD_GATEWAY, ErrorCode::OldPeer),
-            MeasureError::Bench(BenchError::Narrow { .. }) => (StatusCode::BAD_GATEWAY, ErrorCode::Narrow),
+            BenchError::NoAnswer(_) | BenchError::Silent(_) => (StatusCode::GATEWAY_TIMEOUT, ErrorCode::NoAnswer),
+            BenchError::Old(_) => (StatusCode::BAD_GATEWAY, ErrorCode::OldPeer),
+            BenchError::Narrow { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::Narrow),
         };
         Self(status, word, error.to_string())
     }
@@ -101,10 +96,7 @@ pub fn routes(subscriber: Subscriber, requests: Requests) -> Router {
 
 impl Daemon {
     fn view(&self) -> Result<Arc<View>, No> {
-        let view = self.subscriber.view.borrow().clone();
-        view.ok_or_else(|| {
-            No(StatusCode::CONFLICT, ErrorCode::NotJoined, format!("this node has no map of a mesh yet; {JOIN_HINT}"))
-        })
+        self.subscriber.view.borrow().clone().ok_or_else(no_map)
     }
 }
 
@@ -163,7 +155,15 @@ async fn bench(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc:
     let node = words.get("node").ok_or_else(|| malformed("node"))?;
     let seconds = words.get("seconds").map_or(Ok(DEFAULT_SECONDS), |seconds| seconds.parse());
     let seconds = seconds.ok().filter(|seconds| SECONDS.contains(seconds));
-    Ok(Json(measure(&daemon.subscriber, node, seconds.ok_or_else(|| malformed("seconds from 1 to 10"))?).await?))
+    let seconds = seconds.ok_or_else(|| malformed("seconds from 1 to 10"))?;
+    let view = daemon.view()?;
+    let (name, peer) = names::peer(view.netmap(), node)?;
+    let plane = daemon.subscriber.plane.borrow().clone().ok_or_else(no_map)?;
+    let bench = plane.bench(peer).ok_or_else(|| {
+        let message = "this node measures already: wait for the other `meshd bench` (at most 30 s), or end it";
+        No(StatusCode::CONFLICT, ErrorCode::Busy, message.into())
+    })?;
+    Ok(Json(bench.run(name, Duration::from_secs(seconds.into())).await?))
 }
 
 async fn probe(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::Done> {
@@ -268,6 +268,10 @@ async fn nothing() -> No {
 
 fn not_joined() -> No {
     No(StatusCode::CONFLICT, ErrorCode::NotJoined, format!("this node has not joined a mesh; {JOIN_HINT}"))
+}
+
+fn no_map() -> No {
+    No(StatusCode::CONFLICT, ErrorCode::NotJoined, format!("this node has no map of a mesh yet; {JOIN_HINT}"))
 }
 
 fn malformed(what: &str) -> No {
