@@ -76,7 +76,6 @@ pub struct StatusDocument {
     /// The store's file, or where its etcd is.
     pub store: PathBuf,
     /// Why the store does not answer; none if it does.
-    #[serde(default)]
     pub store_error: Option<String>,
     /// Whether other coordinators may use the same store.
     #[serde(default)]
@@ -84,7 +83,6 @@ pub struct StatusDocument {
     /// The services.toml.
     pub services: FileStatus,
     /// The key that has to sign for every node, if the mesh is locked.
-    #[serde(default)]
     pub lock: Option<IdentityKey>,
     /// Nodes that wait for its signature, at most 100.
     #[serde(default)]
@@ -209,7 +207,6 @@ pub struct NodeDocument {
     #[serde(default)]
     pub waits: bool,
     /// Its identity key; none for a static one.
-    #[serde(default)]
     pub identity: Option<IdentityKey>,
     /// How often it changed that; the last 16 are counted.
     #[serde(default)]

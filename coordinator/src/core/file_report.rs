@@ -12,31 +12,18 @@ pub(crate) struct FileReport {
     state: FileState,
     since: Instant,
     accepted: Option<Instant>,
-    errors: Vec<String>,
-    rendered: String,
-    warnings: Vec<String>,
-    /// Whether a good file was not taken because the store did not answer.
-    again: bool,
+    reading: Reading,
 }
 
 impl FileReport {
     /// Begins before the file was looked at.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            state: FileState::Unread,
-            since: Instant::now(),
-            accepted: None,
-            errors: Vec::new(),
-            rendered: String::new(),
-            warnings: Vec::new(),
-            again: false,
-        }
+        Self { path, state: FileState::Unread, since: Instant::now(), accepted: None, reading: Reading::default() }
     }
 
     /// Says whether a good file was not taken because the store did not answer.
     pub(crate) fn is_put_off(&self) -> bool {
-        self.again
+        self.reading.again
     }
 
     /// Returns it as the admin socket tells it.
@@ -46,17 +33,15 @@ impl FileReport {
             state: self.state,
             age_s: self.since.elapsed().as_secs(),
             accepted_age_s: self.accepted.map(|at| at.elapsed().as_secs()),
-            errors: self.errors.clone(),
-            rendered: self.rendered.clone(),
-            warnings: self.warnings.clone(),
+            errors: self.reading.errors.clone(),
+            rendered: self.reading.rendered.clone(),
+            warnings: self.reading.warnings.clone(),
         }
     }
 
     /// Notes what became of the file.
     pub(crate) fn enter(&mut self, state: FileState, reading: Reading) {
-        let Reading { errors, rendered, warnings, again } = reading;
-        self.again = again;
-        if self.state != state || self.errors != errors {
+        if self.state != state || self.reading.errors != reading.errors {
             self.since = Instant::now();
         }
         if state == FileState::Accepted {
@@ -64,14 +49,12 @@ impl FileReport {
             self.accepted = Some(self.since);
         }
         self.state = state;
-        self.errors = errors;
-        self.rendered = rendered;
-        self.warnings = warnings;
+        self.reading = reading;
     }
 }
 
 /// What a reading of the file found.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Reading {
     /// What is wrong with it, one line each.
     pub(crate) errors: Vec<String>,

@@ -16,6 +16,7 @@ use super::log::Entry;
 const MAX_STATICS: usize = 4096;
 
 /// What a change is, told before it is decided.
+#[derive(Default)]
 pub(super) struct AuditEntry {
     kind: &'static str,
     text: String,
@@ -29,15 +30,7 @@ pub(super) struct AuditEntry {
 impl AuditEntry {
     /// Tells of a change.
     pub(super) fn of(change: &Change) -> Self {
-        let mut deed = Self {
-            kind: "",
-            text: String::new(),
-            node: None,
-            token: None,
-            identity: None,
-            replaces: None,
-            secret: None,
-        };
+        let mut deed = Self::default();
         match change {
             Change::Services { file, text, services: _ } => {
                 let hash = HEXLOWER.encode(&sha256(&[text.as_bytes()]));
@@ -117,15 +110,7 @@ impl AuditEntry {
 
     /// Tells of a machine that wanted to join under a name.
     pub(super) fn attempt(name: &NodeName) -> Self {
-        Self {
-            kind: "join",
-            text: String::new(),
-            node: Some(name.clone()),
-            token: None,
-            identity: None,
-            replaces: None,
-            secret: None,
-        }
+        Self { kind: "join", node: Some(name.clone()), ..Self::default() }
     }
 
     /// Says whether a refusal of this is worth a line.

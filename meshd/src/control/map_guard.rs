@@ -36,7 +36,6 @@ struct Stored {
     #[serde(default)]
     partial: bool,
     /// The lock that this node holds to.
-    #[serde(default)]
     lock: Option<IdentityKey>,
 }
 

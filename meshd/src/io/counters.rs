@@ -69,8 +69,8 @@ macro_rules! counters {
             $($(#[$doc])* pub $field: Counter,)+
             overflows_seen: [Counter; 2],
             offloads: AtomicU8,
-            refused: Reasons,
-            dropped: Reasons,
+            refused: [Counter; MAX_REASONS],
+            dropped: [Counter; MAX_REASONS],
         }
 
         impl Counters {
@@ -142,7 +142,7 @@ impl Counters {
 
     /// Counts several packets refused for one reason.
     pub fn count_refused_many(&self, reason: Refuse, count: u64) {
-        self.refused.add(reason as usize, count);
+        self.refused[reason as usize].add(count);
     }
 
     /// Counts a dropped packet.
@@ -152,7 +152,7 @@ impl Counters {
 
     /// Counts several packets dropped for one reason.
     pub fn count_dropped_many(&self, reason: Drop, count: u64) {
-        self.dropped.add(reason as usize, count);
+        self.dropped[reason as usize].add(count);
     }
 
     /// Takes note of what the kernel does for this lane.
@@ -225,10 +225,10 @@ impl Counters {
     /// Adds this lane's refused and dropped packets to a sum by label.
     pub fn add_drops(&self, sum: &mut BTreeMap<&'static str, u64>) {
         for &reason in Refuse::ALL {
-            *sum.entry(reason.label()).or_default() += self.refused.get(reason as usize);
+            *sum.entry(reason.label()).or_default() += self.refused[reason as usize].get();
         }
         for &reason in Drop::ALL {
-            *sum.entry(reason.label()).or_default() += self.dropped.get(reason as usize);
+            *sum.entry(reason.label()).or_default() += self.dropped[reason as usize].get();
         }
     }
 }
@@ -250,21 +250,8 @@ impl Counter {
     }
 }
 
-#[derive(Debug, Default)]
-struct Reasons([Counter; MAX_REASONS]);
-
 const MAX_REASONS: usize = 32;
 const _: () = assert!(Refuse::ALL.len() <= MAX_REASONS && Drop::ALL.len() <= MAX_REASONS);
-
-impl Reasons {
-    fn add(&self, index: usize, count: u64) {
-        self.0[index].add(count);
-    }
-
-    fn get(&self, index: usize) -> u64 {
-        self.0[index].get()
-    }
-}
 
 #[cfg(test)]
 mod tests {

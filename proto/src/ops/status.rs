@@ -146,10 +146,8 @@ pub struct CoordinatorStatus {
     #[serde(default)]
     pub records_refused: u64,
     /// The key that has to have signed for every peer, if this node ever saw the mesh locked.
-    #[serde(default)]
     pub lock: Option<IdentityKey>,
     /// The last entry of the coordinator's log of operations that this node was told of.
-    #[serde(default)]
     pub log: Option<LogPosition>,
     /// How often the log was not what it should be, since the start: see `warnings`.
     #[serde(default)]
@@ -248,76 +246,58 @@ pub struct BackendStatus {
 
 /// A worker thread. Its counts begin at the start of the daemon.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LaneStatus {
     /// Its number.
     pub lane: usize,
     /// Packets read from the interface; a super-packet counts as the packets that it was split into.
     pub tun_rx_packets: u64,
     /// Their bytes, a super-packet's headers once.
-    #[serde(default)]
     pub tun_rx_bytes: u64,
     /// Super-packets among them.
-    #[serde(default)]
     pub tun_rx_super_packets: u64,
     /// Packets that these were split into.
-    #[serde(default)]
     pub tun_rx_super_segments: u64,
     /// Packets written to the interface; a super-packet counts as the packets that it was gathered from.
     pub tun_tx_packets: u64,
     /// Their bytes, a super-packet's headers once.
-    #[serde(default)]
     pub tun_tx_bytes: u64,
     /// Super-packets among them.
-    #[serde(default)]
     pub tun_tx_super_packets: u64,
     /// Packets that these were gathered from.
-    #[serde(default)]
     pub tun_tx_super_segments: u64,
     /// Super-packets that the kernel refused, so that their packets went singly.
-    #[serde(default)]
     pub tun_fallbacks: u64,
     /// Datagrams received.
     pub udp_rx_packets: u64,
     /// Their bytes.
-    #[serde(default)]
     pub udp_rx_bytes: u64,
     /// Messages in which the kernel had joined several datagrams.
-    #[serde(default)]
     pub udp_rx_super_packets: u64,
     /// Datagrams in these.
-    #[serde(default)]
     pub udp_rx_super_segments: u64,
     /// Datagrams that the kernel dropped because the receive buffer was full.
-    #[serde(default)]
     pub udp_rx_overflows: u64,
     /// Datagrams sent.
     pub udp_tx_packets: u64,
     /// Their bytes.
-    #[serde(default)]
     pub udp_tx_bytes: u64,
     /// Messages that the kernel divided into several datagrams.
-    #[serde(default)]
     pub udp_tx_super_packets: u64,
     /// Datagrams in these.
-    #[serde(default)]
     pub udp_tx_super_segments: u64,
     /// Messages of several datagrams that the kernel refused, so that they went singly.
-    #[serde(default)]
     pub udp_fallbacks: u64,
     /// Data messages that did not authenticate, or that were seen before.
-    #[serde(default)]
     pub decrypt_failures: u64,
     /// Handshakes completed.
     pub handshakes: u64,
     /// Packets that lane 0 sent for it, because it had no session.
-    #[serde(default)]
     pub handovers: u64,
     /// What the kernel does for it, and what it was not asked to do or cannot: `tun_tcp`, `tun_udp` (super-packets on the
     /// interface), `udp_segment`, `udp_gro` (several datagrams per message).
-    #[serde(default)]
     pub offloads: BTreeMap<String, bool>,
     /// Packets refused or dropped, by reason; reasons never met are absent.
-    #[serde(default)]
     pub drops: BTreeMap<String, u64>,
 }
 

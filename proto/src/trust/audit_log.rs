@@ -187,10 +187,8 @@ pub enum Next {
 struct Body {
     seq: u64,
     to: Revision,
-    #[serde(default)]
     identity: Option<IdentityKey>,
     /// The former key of a member that goes on with `identity`.
-    #[serde(default)]
     replaces: Option<IdentityKey>,
     #[serde(default)]
     statics: Vec<TunnelKey>,
