@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::base::id::{IdError, IdentityKey};
 use mesh_proto::wire::ErrorCode;
@@ -26,12 +25,11 @@ pub(crate) async fn forget(
     Extension(by): Extension<Actor>,
     Segment(key): Segment,
 ) -> Result<Json<documents::DoneDocument>, Rejection> {
-    let key: IdentityKey = key
-        .parse()
-        .map_err(|error: IdError| Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string()))?;
+    let key: IdentityKey =
+        key.parse().map_err(|error: IdError| Rejection::new(ErrorCode::Malformed, error.to_string()))?;
     if key == own.key {
         let message = "this is the coordinator that you speak to; ask another one to forget it";
-        return Err(Rejection::new(StatusCode::CONFLICT, ErrorCode::Name, message));
+        return Err(Rejection::new(ErrorCode::Name, message));
     }
     let applied = core.apply(Change::CoordinatorForget { key }, by).await?;
     let message = format!(

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::core::Core;
@@ -19,7 +18,7 @@ const EXPORT: &str = "coordinator.export/1";
 pub(crate) async fn export(State(core): State<Arc<Core>>) -> Result<Json<Value>, Rejection> {
     let read = core.with(|registry| (registry.snapshot(), registry.epoch(), registry.log_head())).await;
     let (stored, epoch, head) = read;
-    let internal = |error: String| Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error);
+    let internal = |error: String| Rejection::new(ErrorCode::Internal, error);
     let (revision, writes) = stored.map_err(|error| internal(error.to_string()))?;
     let mut tables: Map<String, Value> = Map::new();
     for table in StoreTable::ALL {

@@ -1,7 +1,6 @@
 //! The operator's side: which issuers are trusted, and keys for those that cannot be asked.
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use mesh_proto::trust::jwt::MAX_JWKS;
@@ -53,7 +52,7 @@ async fn push(
         let message = format!(
             "coordinator.toml has no [[trust]] with name = \"{name}\" and jwks = \"push\"; add one and restart, or see mesh-coordinator trust list"
         );
-        return Err(Rejection::new(StatusCode::NOT_FOUND, ErrorCode::UnknownTrust, message));
+        return Err(Rejection::new(ErrorCode::UnknownTrust, message));
     }
     core.apply(Change::TrustPush { trust: name.clone(), jwks }, by).await?;
     take_pushed(&core, &issuers).await;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use mesh_proto::base::id::NodeName;
 use serde::Deserialize;
 
 use crate::core::Core;
 use crate::core::documents::{LOG, Log};
-use crate::core::failure::Rejection;
+use crate::core::failure::{Rejection, words};
 use crate::registry::Entry;
 use mesh_proto::wire::ErrorCode;
 
@@ -29,21 +29,16 @@ pub(crate) struct Which {
 /// Answers with entries of the log.
 pub(crate) async fn log(
     State(core): State<Arc<Core>>,
-    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+    which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Log>, Rejection> {
-    let Query(Which { since, node }) = which.map_err(|rejection| {
-        let message = format!("{}; write /v1/log?since=N&node=NAME", rejection.body_text());
-        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
-    })?;
+    let Which { since, node } = words(which, "/v1/log?since=N&node=NAME")?;
     let head = core.with(|registry| registry.log_head()).await;
     let mut from = since.unwrap_or_else(|| (head.seq + 1).saturating_sub(RECENT));
     let mut answer = Log { schema: LOG.into(), head, entries: Vec::new(), next: None };
     // One page at a time, so that changes are not held up for long.
     loop {
         let page = core.with(move |registry| registry.log(from)).await;
-        let page = page.map_err(|error| {
-            Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, error.to_string())
-        })?;
+        let page = page.map_err(|error| Rejection::new(ErrorCode::Internal, error.to_string()))?;
         let Some(last) = page.last() else { return Ok(Json(answer)) };
         from = last.entry.seq + 1;
         let concerns = |wanted: &NodeName, entry: &Entry| {

@@ -9,7 +9,6 @@
 //! token, which the coordinator answers as to the member that it is.
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::trust::signed_record::NextKey;
 use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
@@ -83,9 +82,9 @@ async fn go_on(state: &AdminState, force: bool) -> Result<String, Rejection> {
 }
 
 fn refused(message: &str) -> Rejection {
-    Rejection::new(StatusCode::CONFLICT, ErrorCode::Key, message)
+    Rejection::new(ErrorCode::Key, message)
 }
 
 fn failed(message: &str) -> Rejection {
-    Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
+    Rejection::new(ErrorCode::Internal, message)
 }

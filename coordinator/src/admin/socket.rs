@@ -65,13 +65,13 @@ async fn token_create(
     let wanted: documents::NewToken = read(request, MAX_REQUEST).await?;
     if own.addresses.is_empty() {
         let message = "nodes would not know where to go: set `public` in coordinator.toml to HOST:PORT and restart";
-        return Err(Rejection::new(StatusCode::CONFLICT, ErrorCode::Public, message));
+        return Err(Rejection::new(ErrorCode::Public, message));
     }
     let (mut id, mut secret) = ([0; 8], [0; 32]);
     let entropy = rand::fill(&mut id).and_then(|()| rand::fill(&mut secret));
     entropy.map_err(|_| {
         let message = "the machine gives no random numbers; try again when it has booted";
-        Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal, message)
+        Rejection::new(ErrorCode::Internal, message)
     })?;
     let mut told = CoordinatorList::new(&own, &core.world());
     told.addresses.truncate(MAX_LIST);
@@ -125,9 +125,8 @@ async fn revoke(
     Segment(name): Segment,
 ) -> Result<Json<documents::DoneDocument>, Rejection> {
     let node = name.parse();
-    let node = node.map_err(|error: mesh_proto::base::id::IdError| {
-        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, error.to_string())
-    })?;
+    let node =
+        node.map_err(|error: mesh_proto::base::id::IdError| Rejection::new(ErrorCode::Malformed, error.to_string()))?;
     let applied = core.apply(Change::Revoke { node }, by).await?;
     tracing::info!(node = %name, revision = %applied.revision, "revoked");
     let message = format!("node {name} is expelled since revision {}", applied.revision);
@@ -137,7 +136,7 @@ async fn revoke(
 async fn propose(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::PlanDocument>, Rejection> {
     let documents::Proposal { file, text } = read(request, MAX_REQUEST).await?;
     let parsed = services::parse(&text, &file).map_err(|diagnostics| {
-        Rejection::new(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
+        Rejection::with_status(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
     })?;
     let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
     let change = Change::Services { file, text, services: Arc::new(parsed.services) };

@@ -1,5 +1,6 @@
 //! What everything else stands on.
 
+pub(crate) mod blocking;
 pub mod noted_epoch;
 pub mod state_files;
 pub(crate) mod sync;

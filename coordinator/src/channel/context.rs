@@ -54,19 +54,19 @@ impl Context {
             .with(move |registry| (registry.is_revoked(&identity), registry.successor(&identity).cloned()))
             .await;
         let refused = if let (_, Some(node)) = known {
-            Refused { code: ErrorCode::Superseded, message: superseded(&node) }
+            Rejection::new(ErrorCode::Superseded, superseded(&node))
         } else if known.0 {
-            Refused {
-                code: ErrorCode::Revoked,
-                message: "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`".into(),
-            }
+            Rejection::new(
+                ErrorCode::Revoked,
+                "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`",
+            )
         } else {
-            Refused {
-                code: ErrorCode::UnknownNode,
-                message: "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again".into(),
-            }
+            Rejection::new(
+                ErrorCode::UnknownNode,
+                "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again",
+            )
         };
-        Err(refused.into())
+        Err(refused)
     }
 
     /// Returns which member asks, unless it asks too often.
@@ -82,5 +82,5 @@ impl Context {
 /// Answers a member that asks more often than it may.
 pub(crate) fn asks_too_often() -> Refused {
     let message = "this node asks too often; try again in a second";
-    Refused { code: ErrorCode::Busy, message: message.into() }
+    Refused::new(ErrorCode::Busy, message)
 }

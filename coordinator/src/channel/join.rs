@@ -123,7 +123,7 @@ async fn admit(context: &Context, peer: &Requester, request: Request) -> Result<
     let response = applied.node.and_then(|node| welcome(context, &chart, node, applied.refused));
     response.ok_or_else(|| {
         let message = "the node was admitted and is gone already; was it revoked? Join again";
-        Refused { code: ErrorCode::Internal, message: message.into() }.into()
+        Refused::new(ErrorCode::Internal, message).into()
     })
 }
 
@@ -215,5 +215,5 @@ fn welcome(context: &Context, chart: &PlanIndex, node: NodeName, refused: Vec<St
 }
 
 fn busy(message: &str) -> Refused {
-    Refused { code: ErrorCode::Busy, message: message.into() }
+    Refused::new(ErrorCode::Busy, message)
 }

@@ -1,16 +1,16 @@
 //! What nodes ask to follow the log of operations by themselves: its entries as they are hashed, and who belongs to
 //! the mesh at its end.
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::trust::audit_log::{LogPage, Roll};
-use mesh_proto::wire::{ErrorCode, MAX_LOG};
+use mesh_proto::wire::MAX_LOG;
 use serde::Deserialize;
 
 use crate::channel::context::Context;
 use crate::channel::peer::Requester;
-use crate::core::failure::Rejection;
+use crate::core::failure::{Rejection, words};
 use crate::registry::Refused;
 
 /// What an entry may take beside its body in an answer, its escapes included, as a share of the body.
@@ -26,12 +26,9 @@ pub(crate) struct After {
 pub(crate) async fn log(
     State(context): State<Context>,
     Extension(peer): Extension<Requester>,
-    after: Result<Query<After>, axum::extract::rejection::QueryRejection>,
+    after: Result<Query<After>, QueryRejection>,
 ) -> Result<Json<LogPage>, Rejection> {
-    let Query(After { after }) = after.map_err(|rejection| {
-        let message = format!("{}; write /v1/log?after=N", rejection.body_text());
-        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
-    })?;
+    let After { after } = words(after, "/v1/log?after=N")?;
     context.asking_member(&peer).await?;
     let read =
         context.core.with(move |registry| (registry.world().log_position(), registry.raw_log(after.saturating_add(1))));

@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use axum::{Extension, Json};
 use mesh_proto::wire::{About, ErrorCode};
 use mesh_proto::world::World;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::channel::context::Context;
 use crate::channel::peer::Requester;
-use crate::core::failure::Rejection;
+use crate::core::failure::{Rejection, words};
 
 /// Whom is asked about: a node's name, or an address of a node or behind one.
 #[derive(Deserialize)]
@@ -23,17 +23,14 @@ pub(crate) struct Whom {
 pub(crate) async fn about(
     State(context): State<Context>,
     Extension(peer): Extension<Requester>,
-    whom: Result<Query<Whom>, axum::extract::rejection::QueryRejection>,
+    whom: Result<Query<Whom>, QueryRejection>,
 ) -> Result<Json<About>, Rejection> {
-    let Query(Whom { name }) = whom.map_err(|rejection| {
-        let message = format!("{}; write /v1/about?name=NODE", rejection.body_text());
-        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
-    })?;
+    let Whom { name } = words(whom, "/v1/about?name=NODE")?;
     context.asking_member(&peer).await?;
     find(&context.core.world(), &name).map(Json).ok_or_else(|| {
         let message =
             format!("no node of this mesh has the name or address `{name}`; mesh-coordinator nodes lists them");
-        Rejection::new(StatusCode::NOT_FOUND, ErrorCode::UnknownName, message)
+        Rejection::new(ErrorCode::UnknownName, message)
     })
 }
 

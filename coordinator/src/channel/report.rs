@@ -26,14 +26,14 @@ pub(crate) async fn report(
     counters.report();
     if !limits.may_report(&core.world(), peer.identity) {
         let message = "this node reports too often; its newest report is taken when it tries again in a second";
-        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
+        return Err(Refused::new(ErrorCode::Busy, message).into());
     }
     let Report { facts, applied, warnings } = read(request, wire::MAX_REQUEST).await?;
     let facts = signed_facts::facts(&peer.identity, &facts)?;
     if !limits.may_alter(&core.world(), peer.identity, &facts, peer.observed) {
         let message =
             "this node changes too often; its newest report is taken when it tries again, in 10 seconds at the latest";
-        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
+        return Err(Refused::new(ErrorCode::Busy, message).into());
     }
     let change = Change::Facts { identity: peer.identity, facts, observed: peer.observed };
     let outcome = {

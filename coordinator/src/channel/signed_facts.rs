@@ -14,7 +14,7 @@ const MAX_UNKNOWN: usize = 1024;
 /// # Errors
 /// `Refused` if it signed nothing, or something else.
 pub(crate) fn facts(identity: &IdentityKey, facts: &NodeFacts) -> Result<NodeFacts, Refused> {
-    let refuse = |message: &str| Refused { code: ErrorCode::Malformed, message: message.into() };
+    let refuse = |message: &str| Refused::new(ErrorCode::Malformed, message);
     let Some(record) = &facts.signed else {
         return Err(refuse(
             "what the node says of itself is not signed, so that no other node would believe it; upgrade its meshd",

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::channel::context::Context;
 use crate::channel::peer::Requester;
-use crate::core::failure::Rejection;
+use crate::core::failure::{Rejection, words};
 use crate::core::watches::WatchGuard;
 use crate::core::{Core, map_cache};
 use crate::registry::Refused;
@@ -52,19 +52,16 @@ pub(crate) struct Resume {
 pub(crate) async fn watch(
     State(context): State<Context>,
     Extension(peer): Extension<Requester>,
-    resume: Result<Query<Resume>, axum::extract::rejection::QueryRejection>,
+    resume: Result<Query<Resume>, QueryRejection>,
 ) -> Result<Response, Rejection> {
-    let Query(Resume { revision, epoch }) = resume.map_err(|rejection| {
-        let message = format!("{}; write /v1/watch?revision=N&epoch=N", rejection.body_text());
-        Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
-    })?;
+    let Resume { revision, epoch } = words(resume, "/v1/watch?revision=N&epoch=N")?;
     context.shared.catch_up(&context.core).await;
     // Revisions of another epoch are of another history.
     let revision = revision.filter(|_| epoch.is_none_or(|epoch| epoch == context.core.world().epoch.number));
     let node = context.member(&peer).await?;
     if context.shared.is_shared() && revision.is_some_and(|held| held > context.core.world().revision.0) {
         let message = "this coordinator is behind the one that the node was connected to, since its store does not answer; try another, or again in a few seconds";
-        return Err(Refused { code: ErrorCode::Busy, message: message.into() }.into());
+        return Err(Refused::new(ErrorCode::Busy, message).into());
     }
     // Another coordinator may be of another version, so that only a snapshot is sure to fit what the node has.
     let held = revision.map(Revision).filter(|_| !context.shared.is_shared());

@@ -1,6 +1,7 @@
 //! The verbs: what each asks, prints and exits with.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Display;
+use std::path::Path;
 
 use clap::CommandFactory as _;
 use hyper::Method;
@@ -10,6 +11,7 @@ use mesh_host::table::count;
 use mesh_proto::services;
 use mesh_proto::wire::ErrorCode;
 
+use crate::base::blocking::blocking;
 use crate::cli::args::{Cli, Output, TokenVerb, TrustVerb, Verb};
 use crate::cli::outcome::{DEGRADED, FAILED, Outcome, client, done, json, printed, show};
 use crate::cli::{init, log, network_lock, render, restore};
@@ -19,10 +21,7 @@ use crate::core::documents;
 pub async fn perform(cli: &Cli) -> Outcome {
     let done = match &cli.verb {
         Verb::Run { .. } => Ok(Outcome::default()),
-        Verb::Init(words) => Ok(match init::init(words) {
-            Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
-            Err(error) => Outcome::failed(&error.to_string()),
-        }),
+        Verb::Init(words) => Ok(said(init::init(words))),
         Verb::Check { file } => Ok(check(file, cli.output)),
         Verb::Completion { shell } => Ok(completion(*shell)),
         Verb::Status => status(cli).await,
@@ -39,10 +38,11 @@ pub async fn perform(cli: &Cli) -> Outcome {
         },
         Verb::Plan { file } => plan(cli, file).await,
         Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
-        Verb::Restore { file, config } => Ok(match restored(config.clone(), file.clone()).await {
-            Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
-            Err(error) => Outcome::failed(&error.to_string()),
-        }),
+        Verb::Restore { file, config } => {
+            let (config, file) = (config.clone(), file.clone());
+            // On a thread of its own, because etcd is waited for.
+            Ok(said(blocking(move || restore::restore(&config, file.as_deref())).await))
+        }
         Verb::Export => client(cli).get::<serde_json::Value>("/v1/export").await.map(|all| Outcome::ok(json(&all))),
         Verb::Forget { key } => done(cli, Method::DELETE, &format!("/v1/coordinators/{key}"), None::<&()>).await,
         Verb::Log { since, node } => {
@@ -61,11 +61,10 @@ pub async fn perform(cli: &Cli) -> Outcome {
     done.unwrap_or_else(Outcome::from)
 }
 
-/// Restores on a thread of its own, because etcd is waited for.
-async fn restored(config: PathBuf, file: Option<PathBuf>) -> Result<Vec<String>, restore::RestoreError> {
-    match tokio::task::spawn_blocking(move || restore::restore(&config, file.as_deref())).await {
-        Ok(restored) => restored,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+fn said<E: Display>(done: Result<Vec<String>, E>) -> Outcome {
+    match done {
+        Ok(lines) => Outcome::ok(lines.join("\n") + "\n"),
+        Err(error) => Outcome::failed(&error.to_string()),
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::to_bytes;
-use axum::extract::{FromRequestParts, Path, Request};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequestParts, Path, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
@@ -25,7 +26,12 @@ pub(crate) struct Rejection(StatusCode, ErrorBody);
 
 impl Rejection {
     /// Makes a failure.
-    pub(crate) fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Refused::new(code, message).into()
+    }
+
+    /// Refuses with another status than the word alone would have.
+    pub(crate) fn with_status(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
         Self(status, ErrorBody { error: code, message: message.into() })
     }
 
@@ -68,7 +74,7 @@ impl From<Refused> for Rejection {
             | ErrorCode::Narrow
             | ErrorCode::Unknown(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, refused.code, refused.message)
+        Self::with_status(status, refused.code, refused.message)
     }
 }
 
@@ -97,7 +103,7 @@ pub(crate) fn not_written(error: &StoreError) -> Rejection {
         | StoreError::TooLarge { .. }
         | StoreError::Unknown { .. } => ErrorCode::Internal,
     };
-    Refused { code, message: error.to_string() }.into()
+    Rejection::new(code, error.to_string())
 }
 
 /// The word that a route takes from the path, decoded; that is one segment of it.
@@ -109,23 +115,32 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Rejection> {
         let Path(word) = Path::from_request_parts(parts, state).await.map_err(|rejection| {
             let message = format!("{}; write the name in UTF-8", rejection.body_text());
-            Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message)
+            Rejection::new(ErrorCode::Malformed, message)
         })?;
         Ok(Self(word))
     }
 }
 
+/// Returns the words of a query; `example` says how they are written.
+pub(crate) fn words<T>(query: Result<Query<T>, QueryRejection>, example: &str) -> Result<T, Rejection> {
+    let Query(words) = query.map_err(|rejection| {
+        let message = format!("{}; write {example}", rejection.body_text());
+        Rejection::new(ErrorCode::Malformed, message)
+    })?;
+    Ok(words)
+}
+
 /// Reads a JSON body of at most `most` bytes, in time.
 pub(crate) async fn read<T: DeserializeOwned>(request: Request, most: usize) -> Result<T, Rejection> {
-    let malformed = |message| Rejection::new(StatusCode::BAD_REQUEST, ErrorCode::Malformed, message);
+    let malformed = |message| Rejection::new(ErrorCode::Malformed, message);
     let Ok(body) = timeout(BODY, to_bytes(request.into_body(), most)).await else {
         let message = format!("the body did not arrive within {} s; send it again", BODY.as_secs());
-        return Err(Rejection::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Malformed, message));
+        return Err(Rejection::with_status(StatusCode::REQUEST_TIMEOUT, ErrorCode::Malformed, message));
     };
     let body = body.map_err(|error| {
         if is_too_large(&error) {
             let message = format!("the body is larger than {most} bytes; send less");
-            Rejection::new(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Malformed, message)
+            Rejection::with_status(StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::Malformed, message)
         } else {
             malformed(format!("the body did not arrive: {error}; send it again"))
         }
@@ -153,13 +168,13 @@ pub(crate) async fn no_such_path(request: Request) -> Rejection {
         request.uri().path(),
         env!("CARGO_PKG_VERSION")
     );
-    Rejection::new(StatusCode::NOT_FOUND, ErrorCode::Malformed, message)
+    Rejection::with_status(StatusCode::NOT_FOUND, ErrorCode::Malformed, message)
 }
 
 /// Answers for a method that a path does not have.
 pub(crate) async fn wrong_method(request: Request) -> Rejection {
     let message = format!("{} does not take {}; are both ends of one version?", request.uri().path(), request.method());
-    Rejection::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Malformed, message)
+    Rejection::with_status(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Malformed, message)
 }
 
 #[cfg(test)]

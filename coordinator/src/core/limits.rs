@@ -107,5 +107,5 @@ impl Limits {
 
 fn too_busy() -> Refused {
     let message = "the coordinator has too much to do; try again in a few seconds";
-    Refused { code: ErrorCode::Busy, message: message.into() }
+    Refused::new(ErrorCode::Busy, message)
 }

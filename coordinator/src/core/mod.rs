@@ -32,6 +32,7 @@ use mesh_proto::plan::PlanIndex;
 use mesh_proto::world::World;
 use tokio::sync::{oneshot, watch};
 
+use crate::base::blocking::blocking;
 use crate::base::sync::lock;
 use crate::core::map_cache::MapCache;
 use crate::core::watches::Watches;
@@ -105,7 +106,7 @@ impl Core {
         }
         answered.await.unwrap_or_else(|_| {
             let message = "the coordinator failed at this change; see its log, and try again";
-            Err(Refused { code: ErrorCode::Internal, message: message.into() })
+            Err(Refused::new(ErrorCode::Internal, message))
         })
     }
 
@@ -115,16 +116,13 @@ impl Core {
         f: impl FnOnce(&mut Registry) -> T + Send + 'static,
     ) -> T {
         let core = Arc::clone(self);
-        let task = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             let mut registry = lock(&core.registry);
             let result = f(&mut registry);
             core.publish(&registry);
             result
-        });
-        match task.await {
-            Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        })
+        .await
     }
 
     /// Waits for the chart of the newest world that is news to any node.

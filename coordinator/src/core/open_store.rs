@@ -7,6 +7,7 @@ use mesh_proto::base::id::{IdentityKey, MeshName};
 use mesh_proto::services;
 use mesh_proto::trust::signed_record::Epoch;
 
+use crate::base::blocking::blocking;
 use crate::base::state_files::{JOURNAL, NAME, RESERVED, STORE};
 use crate::config::Config;
 use crate::registry::{OpenError, Registry, RegistrySetup};
@@ -29,11 +30,7 @@ pub(crate) async fn open_store(
         return Ok((Registry::open(Box::new(store), setup)?, file));
     }
     let config = config.clone();
-    let opening = tokio::task::spawn_blocking(move || open_etcd(&config, key));
-    match opening.await {
-        Ok(opened) => opened,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    blocking(move || open_etcd(&config, key)).await
 }
 
 /// Opens the registry on the etcd that the configuration names, and says where that is. It is waited for, which only

@@ -343,7 +343,7 @@ pub struct Refused {
 
 impl Refused {
     /// Makes a refusal.
-    pub(super) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let message = message.into();
         Self { code, message }
     }

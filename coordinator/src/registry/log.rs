@@ -39,7 +39,7 @@ pub(super) struct Ends {
 }
 
 /// One entry, as it is hashed. Fields are only ever added.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Its number.
     pub seq: u64,
@@ -95,9 +95,7 @@ impl Entry {
         node: Option<NodeName>,
         token: Option<String>,
     ) -> Self {
-        let (from, to) = (Revision(0), Revision(0));
-        let (identity, replaces, statics, expels) = (None, None, Vec::new(), Vec::new());
-        Self { seq: 0, at, who, kind, text, node, token, identity, replaces, statics, expels, from, to }
+        Self { at, who, kind, text, node, token, ..Self::default() }
     }
 }
 
@@ -164,22 +162,22 @@ impl Ends {
 
 /// Reads entries from a number on, at most `PAGE`.
 pub(super) fn page(store: &dyn Store, from: u64) -> Result<Vec<Logged>, StoreError> {
-    let page = store.scan(StoreTable::Log, &key(from), PAGE)?;
-    let entry = |(_, value): &(String, Vec<u8>)| {
-        let (hash, body) = split(value)?;
-        Some(Logged { entry: serde_json::from_slice(body).ok()?, hash })
-    };
-    Ok(page.iter().filter_map(entry).collect())
+    read_page(store, from, |hash, body| Some(Logged { entry: serde_json::from_slice(body).ok()?, hash }))
 }
 
 /// Reads entries from a number on as they are hashed, at most `PAGE`.
 pub(super) fn raw_page(store: &dyn Store, from: u64) -> Result<Vec<RawEntry>, StoreError> {
+    read_page(store, from, |hash, body| Some(RawEntry { hash, body: String::from_utf8(body.to_vec()).ok()? }))
+}
+
+fn read_page<T>(
+    store: &dyn Store,
+    from: u64,
+    read: impl Fn(LogHash, &[u8]) -> Option<T>,
+) -> Result<Vec<T>, StoreError> {
     let page = store.scan(StoreTable::Log, &key(from), PAGE)?;
-    let entry = |(_, value): &(String, Vec<u8>)| {
-        let (hash, body) = split(value)?;
-        Some(RawEntry { hash, body: String::from_utf8(body.to_vec()).ok()? })
-    };
-    Ok(page.iter().filter_map(entry).collect())
+    let entries = page.iter().filter_map(|(_, value)| split(value));
+    Ok(entries.filter_map(|(hash, body)| read(hash, body)).collect())
 }
 
 /// Returns the key of an entry: keys sort as numbers do.
@@ -189,6 +187,6 @@ fn key(seq: u64) -> String {
 
 fn split(value: &[u8]) -> Option<(LogHash, &[u8])> {
     let (hash, rest) = value.split_at_checked(64)?;
-    let hash = String::from_utf8(hash.to_vec()).ok()?.try_into().ok()?;
+    let hash = std::str::from_utf8(hash).ok()?.parse().ok()?;
     Some((hash, rest.strip_prefix(b" ")?))
 }

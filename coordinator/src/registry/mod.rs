@@ -119,11 +119,6 @@ impl Registry {
         self.history.at(revision)
     }
 
-    /// Returns the name of the member with this identity.
-    pub fn member(&self, identity: &IdentityKey) -> Option<&NodeName> {
-        self.state.world.member(identity)
-    }
-
     /// Says whether a member with this identity was revoked.
     pub fn is_revoked(&self, identity: &IdentityKey) -> bool {
         self.state.revoked.contains_key(identity)

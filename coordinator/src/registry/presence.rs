@@ -39,11 +39,6 @@ impl Presence {
         entry.last_seen = now;
     }
 
-    /// Returns what is known of a node.
-    pub fn node(&self, node: &NodeName) -> Option<&LiveNode> {
-        self.0.get(node)
-    }
-
     /// Returns what is known of all nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &LiveNode)> {
         self.0.iter()

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::base::blocking::blocking;
 use crate::core::Core;
 use crate::core::backup_files::{draft, list, name};
 use crate::core::status_snapshot::StatusSnapshot;
@@ -69,7 +70,7 @@ async fn copy(Backups { core, dir, journal, .. }: &Backups) -> Result<(), StoreE
     if newest == Some(revision) {
         return Ok(());
     }
-    let written = tokio::task::spawn_blocking(move || {
+    let written = blocking(move || {
         let at = |source: io::Error| StoreError::Io {
             doing: "write",
             path: dir.display().to_string(),
@@ -90,8 +91,5 @@ async fn copy(Backups { core, dir, journal, .. }: &Backups) -> Result<(), StoreE
             _ => Ok(()),
         }
     });
-    match written.await {
-        Ok(written) => written.inspect(|()| tracing::info!(%revision, "the store was copied")),
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+    written.await.inspect(|()| tracing::info!(%revision, "the store was copied"))
 }

@@ -44,15 +44,16 @@ fn text(status: &Status, lane_deaths: u64) -> String {
         gauge.set(value);
         registry.register(name, help, gauge);
     }
-    let refused = Counter::<u64>::default();
-    refused.inc_by(status.coordinator.records_refused);
-    registry.register("records_refused", "Records of peers that failed this node's checks", refused);
-    let alarms = Counter::<u64>::default();
-    alarms.inc_by(status.coordinator.log_alarms);
-    registry.register("log_alarms", "Times that the coordinator's log was not what it should be", alarms);
-    let deaths = Counter::<u64>::default();
-    deaths.inc_by(lane_deaths);
-    registry.register("lane_deaths", "Lanes that died since the machine started; meshd ended with each", deaths);
+    let (refused, alarms) = (status.coordinator.records_refused, status.coordinator.log_alarms);
+    for (name, help, value) in [
+        ("records_refused", "Records of peers that failed this node's checks", refused),
+        ("log_alarms", "Times that the coordinator's log was not what it should be", alarms),
+        ("lane_deaths", "Lanes that died since the machine started; meshd ended with each", lane_deaths),
+    ] {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(value);
+        registry.register(name, help, counter);
+    }
     services(&mut registry, status);
     peers(&mut registry, status);
     lanes(&mut registry, status);

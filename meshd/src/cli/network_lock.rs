@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use data_encoding::BASE64URL_NOPAD;
 use mesh_host::client::Client;
 use mesh_host::identity::Identity;
 use mesh_proto::base::id::{IdentityKey, NodeName};
@@ -36,7 +35,7 @@ pub(crate) async fn perform(ask: &Asker, words: LockVerb, socket: Option<PathBuf
             if identity.is_none() && !yes && !confirmed() {
                 return Err(LockError::Unconfirmed.into());
             }
-            let signature = BASE64URL_NOPAD.encode(&key.sign(&member.message(&standing.mesh)).0);
+            let signature = key.sign(&member.message(&standing.mesh)).to_string();
             let words = [("node", node.as_str()), ("signature", &signature)];
             let _: doc::LockStatus = client.post(&with_query("/v1/lock", &words)).await?;
             finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")]);

@@ -171,25 +171,15 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
     reader.known(table, &KEYS, "");
     let mut config = Config::default();
     let get = |key: &str| table.get(key);
-    if let Some(name) = get("name").and_then(|v| reader.parsed(v)) {
-        config.name = name;
-    }
-    if let Some(path) = get("state_dir").and_then(|v| reader.path(v)) {
-        config.state_dir = path;
-    }
-    if let Some(path) = get("services").and_then(|v| reader.path(v)) {
-        config.services = path;
-    }
+    config.name = get("name").and_then(|v| reader.parsed(v)).unwrap_or(config.name);
+    config.state_dir = get("state_dir").and_then(|v| reader.path(v)).unwrap_or(config.state_dir);
+    config.services = get("services").and_then(|v| reader.path(v)).unwrap_or(config.services);
     if let Some(path) = get("socket").and_then(|v| reader.path(v)) {
         config.runtime_dir = path.parent().unwrap_or_else(|| Path::new("/")).into();
         config.socket = path;
     }
-    if let Some(path) = get("runtime_dir").and_then(|v| reader.path(v)) {
-        config.runtime_dir = path;
-    }
-    if let Some(name) = get("interface").and_then(|v| reader.interface(v)) {
-        config.interface = name;
-    }
+    config.runtime_dir = get("runtime_dir").and_then(|v| reader.path(v)).unwrap_or(config.runtime_dir);
+    config.interface = get("interface").and_then(|v| reader.interface(v)).unwrap_or(config.interface);
     if let Some(lanes) = get("lanes").and_then(|v| reader.number(v, 1, MAX_LANES as u16)) {
         config.lanes = usize::from(lanes);
     }

@@ -5,9 +5,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
-use crate::base::id::{IdError, Namespace, NodeName, ServiceKey, ServiceName, SiteName};
+use crate::base::id::{IdError, Namespace, NodeName, ServiceKey, ServiceName, SiteName, text_serde};
 
 /// One `[[allow]]` of services.toml.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,21 +128,6 @@ impl fmt::Display for RuleTarget {
     }
 }
 
-macro_rules! text_serde {
-    ($name:ident) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let s = String::deserialize(d)?;
-                s.parse().map_err(de::Error::custom)
-            }
-        }
-    };
-}
 text_serde!(Source);
 text_serde!(RuleTarget);
 

@@ -220,11 +220,6 @@ impl<'a> Segments<'a> {
         self.count - self.next
     }
 
-    /// Returns the length of the longest segment, headers included.
-    pub fn longest(&self) -> usize {
-        self.headers_len + self.size.min(self.packet.len() - self.headers_len)
-    }
-
     /// Lends the next segment, a whole packet.
     pub fn next_segment(&mut self) -> Option<&mut [u8]> {
         if self.next == self.count {

@@ -69,11 +69,6 @@ impl Transition {
         Self { old, new, nodes, services, general, places }
     }
 
-    /// Returns the chart that it starts from.
-    pub fn from(&self) -> &Arc<PlanIndex> {
-        &self.old
-    }
-
     /// Returns the chart that it leads to.
     pub fn to(&self) -> &Arc<PlanIndex> {
         &self.new

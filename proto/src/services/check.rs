@@ -8,7 +8,6 @@ use crate::model::rules::{RuleTarget, Source};
 use super::codes;
 use super::diagnostic::Diagnostic;
 use super::model::{Allow, BackendAt, ServiceSpec, Services, Span, StaticNode, Test};
-use super::suggest::{nearest, suggestion};
 
 /// Runs the file's own `[[test]]`s against its `[[allow]]` rules.
 ///
@@ -25,30 +24,6 @@ pub fn evaluate(services: &Services) -> Vec<Diagnostic> {
         found.extend(test.accept.iter().filter_map(missing));
         let permitted = |(target, span): &(RuleTarget, Span)| world.allowed(test, &callers, target, *span);
         found.extend(test.deny.iter().filter_map(permitted));
-    }
-    found
-}
-
-/// Warns of backends whose node has not joined. A backend is live once its node has, so a name that is
-/// near a known one is probably mistyped.
-pub fn absent_nodes(services: &Services, joined: &BTreeSet<NodeName>) -> Vec<Diagnostic> {
-    let statics: BTreeSet<&NodeName> = services.nodes.iter().map(|n| &n.name).collect();
-    let mut found = Vec::new();
-    for service in &services.services {
-        for backend in &service.backends {
-            let node = backend.at.node();
-            if joined.contains(node) || statics.contains(node) {
-                continue;
-            }
-            let message = format!("node `{node}` of `{}` has not joined", service.key);
-            let one = Diagnostic::warning(codes::ABSENT_NODE, backend.span, message);
-            let one = one.label("live once it has joined");
-            let near = nearest(node.as_str(), joined.iter().map(NodeName::as_str));
-            found.push(match near {
-                Some(near) => one.help(suggestion(near)),
-                None => one,
-            });
-        }
     }
     found
 }

@@ -67,8 +67,6 @@ pub(super) const UNKNOWN_SERVICE: &str = "MESH0150";
 pub(super) const UNKNOWN_SITE: &str = "MESH0151";
 /// A port that the service does not have.
 pub(super) const UNKNOWN_PORT: &str = "MESH0152";
-/// A node that has not joined.
-pub(super) const ABSENT_NODE: &str = "MESH0153";
 /// A word that is no source.
 pub(super) const SOURCE: &str = "MESH0154";
 /// A word that is no target.

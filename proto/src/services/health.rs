@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::codes;
-use super::diagnostic::Diagnostic;
 use super::model::{HealthCheck, HealthSettings};
 use super::walk::{Sink, TomlTable, Value};
 

@@ -20,7 +20,7 @@ mod syntax;
 mod walk;
 mod words;
 
-pub use check::{absent_nodes, evaluate};
+pub use check::evaluate;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity, position};
 pub use model::{
     Allow, BackendAt, BackendSpec, HealthCheck, HealthSettings, MeshSection, Prefer, Route, ServeSpec, ServiceSpec,

@@ -3,7 +3,7 @@
 use crate::model::rules::{Rule, RuleTarget, Source};
 
 use super::codes;
-use super::diagnostic::{Diagnostic, Lines};
+use super::diagnostic::Lines;
 use super::model::{Allow, Span, Test};
 use super::names::Names;
 use super::walk::{Sink, TomlTable, Value, Word, span_of};

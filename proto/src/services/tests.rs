@@ -1,12 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::base::id::{NodeName, ServiceKey};
+use crate::base::id::ServiceKey;
 use crate::model::netmap::Transport;
 use crate::model::rules::{RuleTarget, Source};
 
@@ -199,18 +198,6 @@ fn a_failing_test_points_at_its_word_and_at_the_rule() {
     assert_eq!(&text[one.span.start..one.span.end], "\"db:5432\"");
     let rule = one.secondary[0].0;
     assert_eq!(&text[rule.start..rule.end], "[[allow]]");
-}
-
-#[test]
-fn a_node_that_has_not_joined_is_a_warning_with_a_suggestion() {
-    let services = taken(&with(""));
-    let joined: BTreeSet<NodeName> = ["n1", "vm1"].iter().map(|n| n.parse().unwrap()).collect();
-
-    let warnings = absent_nodes(&services, &joined);
-
-    let nodes: Vec<_> = warnings.iter().map(|w| (w.severity, w.help.as_deref())).collect();
-    let expected = (Severity::Warning, Some("did you mean `vm1`?"));
-    assert_eq!(nodes, [expected, expected], "a static node needs no joining");
 }
 
 #[test]

@@ -10,13 +10,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
+use std::str::FromStr;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use crate::base::clock::Timestamp;
-use crate::base::id::{IdentityKey, NodeName, Revision, TunnelKey};
+use crate::base::id::{IdentityKey, NodeName, Revision, TunnelKey, text_serde};
 use crate::trust::network_lock::Subject;
 
 /// Entries whose hashes are remembered, for peers that are behind.
@@ -36,8 +37,7 @@ const UNEXPLAINED: Duration = Duration::from_secs(10);
 pub type ChainHash = fn(&LogHash, &[u8]) -> LogHash;
 
 /// The SHA-256 of an entry and all before it.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogHash(pub [u8; 32]);
 
 impl Display for LogHash {
@@ -52,20 +52,15 @@ impl fmt::Debug for LogHash {
     }
 }
 
-impl From<LogHash> for String {
-    fn from(hash: LogHash) -> Self {
-        hash.to_string()
-    }
-}
+impl FromStr for LogHash {
+    type Err = &'static str;
 
-impl TryFrom<String> for LogHash {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let bytes = HEXLOWER.decode(text.as_bytes()).ok();
         bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or("a hash has 64 hexadecimal digits")
     }
 }
+text_serde!(LogHash);
 
 /// A place in the log: an entry's number and its hash. The log begins at number 0 with a hash of zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -9,9 +9,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use data_encoding::BASE64URL_NOPAD;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
-use crate::base::id::IdentityKey;
+use crate::base::id::{IdentityKey, text_serde};
 
 /// The longest signed text, in bytes: the largest facts that a node may report.
 pub const MAX_TEXT: usize = 64 * 1024;
@@ -43,18 +43,12 @@ impl fmt::Debug for Signature {
     }
 }
 
-impl Serialize for Signature {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&BASE64URL_NOPAD.encode(&self.0))
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&BASE64URL_NOPAD.encode(&self.0))
     }
 }
-
-impl<'de> Deserialize<'de> for Signature {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        text.parse().map_err(de::Error::custom)
-    }
-}
+text_serde!(Signature);
 
 /// What a node says of itself (`wire::NodeFacts` as JSON), as it signed it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

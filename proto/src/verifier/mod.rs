@@ -85,7 +85,7 @@ pub struct Verifier {
 }
 
 /// What is known of a peer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Known {
     identity: Option<IdentityKey>,
     /// The newest good record, and its number.
@@ -95,8 +95,8 @@ struct Known {
     said: Option<(NodeName, Peer)>,
     /// What the lock's signature was found good for.
     admitted: Option<(LockedMember, Signature)>,
-    /// What came of it.
-    verdict: Result<(), String>,
+    /// Why that is not believed; none if it is.
+    doubt: Option<String>,
     /// The peer as it was good last, and under which name.
     good: Option<(NodeName, Peer)>,
 }
@@ -246,7 +246,7 @@ impl Verifier {
         if let Some(known) =
             known.filter(|known| known.said.as_ref().is_some_and(|said| (&said.0, &said.1) == (name, peer)))
         {
-            return known.verdict.clone();
+            return known.doubt.clone().map_or(Ok(()), Err);
         }
         let lock = self.lock.as_ref();
         let admitted = match self.revoked(peer) {
@@ -261,7 +261,7 @@ impl Verifier {
                     sequence,
                     said: Some((name.clone(), peer.clone())),
                     admitted,
-                    verdict: Ok(()),
+                    doubt: None,
                     good: Some((name.clone(), peer.clone())),
                 };
                 self.known.insert(peer.id, known);
@@ -269,17 +269,9 @@ impl Verifier {
             }
             Err(why) => {
                 self.refused += 1;
-                let known = self.known.entry(peer.id).or_insert_with(|| Known {
-                    identity: None,
-                    record: None,
-                    sequence: 0,
-                    said: None,
-                    admitted: None,
-                    verdict: Ok(()),
-                    good: None,
-                });
+                let known = self.known.entry(peer.id).or_default();
                 known.said = Some((name.clone(), peer.clone()));
-                known.verdict = Err(why.clone());
+                known.doubt = Some(why.clone());
                 Err(why)
             }
         }

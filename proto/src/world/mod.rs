@@ -15,7 +15,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::base::addr::Flat;
@@ -209,11 +208,5 @@ impl World {
     /// Returns the nodes' own addresses.
     pub fn addresses(&self) -> impl Iterator<Item = Flat> {
         self.nodes.values().map(|node| node.address)
-    }
-
-    /// Returns the flat images of all pod blocks.
-    pub fn blocks(&self) -> impl Iterator<Item = Ipv4Net> {
-        let blocks = self.nodes.values().flat_map(|node| &node.blocks);
-        blocks.map(|block| block.flat)
     }
 }

@@ -15,7 +15,7 @@ fn a_machine_with_a_token_becomes_a_member() {
     let node = node(&registry, "c1-n1");
     assert_eq!((node.site.as_str(), node.address.to_string().as_str()), ("c1", "241.1.0.1"));
     assert_eq!(blocks(&registry, "c1-n1"), ["10.8.0.0/24=241.2.0.0/24"]);
-    assert_eq!(registry.member(&identity(1)).map(|n| n.as_str()), Some("c1-n1"));
+    assert_eq!(registry.world().member(&identity(1)).map(|n| n.as_str()), Some("c1-n1"));
     let (_, token) = registry.tokens().next().unwrap();
     assert_eq!(token.uses_left, 0);
 }
@@ -118,7 +118,7 @@ fn a_revoked_machine_never_returns_and_its_name_needs_a_token_for_it() {
     let mut registry = registry();
     join(&mut registry, 1, "a", "dc", &[]).unwrap();
     revoke(&mut registry, "a").unwrap();
-    assert!(registry.is_revoked(&identity(1)) && registry.member(&identity(1)).is_none());
+    assert!(registry.is_revoked(&identity(1)) && registry.world().member(&identity(1)).is_none());
 
     let parts = ["expelled from the mesh as `a`", "meshd leave"];
     token(&mut registry, 9, "dc");

@@ -253,7 +253,7 @@ fn what_is_known_of_a_connection_ends_with_the_membership() {
     let name = "n1".parse().unwrap();
     registry.live_mut().connected(&name, true, NOW);
     registry.live_mut().reported(&name, Revision(3), vec!["hot".into()], later(5));
-    let known = registry.live().node(&name).unwrap();
+    let known = registry.live().nodes().find(|(node, _)| **node == name).unwrap().1;
     assert_eq!((known.connected, known.applied, known.last_seen), (true, Revision(3), later(5)));
     revoke(&mut registry, "n1").unwrap();
     assert_eq!(registry.live().nodes().count(), 0);

@@ -83,7 +83,7 @@ fn a_member_goes_on_with_another_identity_and_keeps_all_that_it_has() {
     assert_eq!((after.id, after.address, &after.blocks), (before.id, before.address, &before.blocks));
     assert!(leads(&after.lineage, after.id, &a.public(), &b.public(), verify));
     assert!(after.facts.signed.as_ref().unwrap().is_by(&b.public(), verify));
-    assert_eq!((registry.member(&a.public()), registry.member(&b.public())), (None, Some(&name())));
+    assert_eq!((registry.world().member(&a.public()), registry.world().member(&b.public())), (None, Some(&name())));
     assert_eq!(registry.successor(&a.public()), Some(&name()));
     assert_eq!(plan(&registry.world(), &name()).unwrap().node.sequence, 2);
     let entry = registry.log(registry.log_head().seq).unwrap().remove(0).entry;

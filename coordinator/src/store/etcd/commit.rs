@@ -82,11 +82,7 @@ impl Session {
         cache.keys.insert("revision".into(), guard_value(next));
         cache.keys.insert(format!("writer/{}", self.writer), mark.to_vec());
         (cache.at, cache.guard, cache.revision) = (at, at, next);
-        self.seen.send_if_modified(|seen| {
-            let newer = seen.revision < next;
-            seen.revision = seen.revision.max(next);
-            newer
-        });
+        self.tell(next);
     }
 
     /// Makes the transaction of a commit.

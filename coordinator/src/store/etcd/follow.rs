@@ -54,7 +54,7 @@ async fn watch(session: &Session) -> Result<String, StoreError> {
                 let last = message.events.iter().filter_map(|event| event.kv.as_ref()).next_back();
                 if let Some(found) = last {
                     newest = session.revision_of(found)?;
-                    tell(session, newest.0);
+                    session.tell(newest.0);
                 }
             }
             Ok(Ok(None)) => return Ok("it ended".into()),
@@ -78,14 +78,6 @@ async fn watch(session: &Session) -> Result<String, StoreError> {
 async fn look(session: &Session) -> Result<(Revision, i64), StoreError> {
     let found = session.guard(Instant::now() + super::client::CALL).await?;
     let found = found.unwrap_or_default();
-    tell(session, found.0);
+    session.tell(found.0);
     Ok(found)
-}
-
-fn tell(session: &Session, revision: Revision) {
-    session.seen.send_if_modified(|seen| {
-        let newer = seen.revision < revision;
-        seen.revision = seen.revision.max(revision);
-        newer
-    });
 }

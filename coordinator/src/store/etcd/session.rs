@@ -97,6 +97,15 @@ impl Session {
         });
     }
 
+    /// Tells whoever follows the store of a revision.
+    pub(super) fn tell(&self, revision: Revision) {
+        self.seen.send_if_modified(|seen| {
+            let newer = seen.revision < revision;
+            seen.revision = seen.revision.max(revision);
+            newer
+        });
+    }
+
     /// Refuses members that are known to mix up what they acknowledged.
     pub(super) async fn check_members(&self) -> Result<(), StoreError> {
         let deadline = Instant::now() + PATIENCE;
