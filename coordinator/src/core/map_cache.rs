@@ -44,6 +44,10 @@ pub(crate) struct DeltaCache {
 }
 
 impl DeltaCache {
+    fn new(transition: Transition) -> Self {
+        Self { transition, lines: Mutex::default() }
+    }
+
     /// Returns the revision that it leads to.
     pub(crate) fn to(&self) -> Revision {
         self.transition.to().revision()
@@ -154,12 +158,6 @@ impl MapCache {
         drop(kept);
         self.newest.send_replace(chart);
         concerned
-    }
-}
-
-impl DeltaCache {
-    fn new(transition: Transition) -> Self {
-        Self { transition, lines: Mutex::default() }
     }
 }
 

@@ -12,12 +12,12 @@ use mesh_proto::dataplane::verdict::Refuse;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Service};
 use mesh_proto::ops::status as doc;
-use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
+use mesh_proto::packet::{FiveTuple, protocol_name};
 use mesh_proto::wire::About;
 
 use crate::api::names::{self, NameError};
 use crate::base::text::JOIN_HINT;
-use crate::dataplane::{DataPlaneStats, LaneStats};
+use crate::dataplane::DataPlaneStats;
 use crate::keys::psk_policy::PskMode;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
@@ -45,7 +45,7 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
         services: services(snapshot),
         drops: drops.collect(),
         warnings: warnings(snapshot),
-        lanes: lanes(stats),
+        lanes: stats.lanes.iter().enumerate().map(|(lane, stats)| stats.status(lane)).collect(),
         flows: doc::FlowCount { used: stats.flows, slots: stats.slots },
         file: file(&snapshot.offers),
     }
@@ -70,7 +70,7 @@ pub fn services(snapshot: &Snapshot) -> Vec<doc::ServiceStatus> {
 pub fn flows(snapshot: &Snapshot) -> Vec<doc::FlowStatus> {
     let Some(view) = &snapshot.view else { return Vec::new() };
     let shown = |(tuple, flow): &(FiveTuple, Flow)| doc::FlowStatus {
-        transport: transport(tuple.protocol),
+        transport: protocol_name(tuple.protocol),
         source: format!("{}:{}", tuple.source, tuple.source_port),
         destination: format!("{}:{}", tuple.destination, tuple.destination_port),
         backend: format!("{}:{}", flow.to.destination, flow.to.destination_port),
@@ -136,7 +136,7 @@ fn why_document(
         source_address: from,
         destination: destination.into(),
         destination_address: to.address,
-        transport: transport(to.protocol),
+        transport: protocol_name(to.protocol),
         port: to.port,
         allowed: explained.allowed,
         verdict: explained.verdict,
@@ -290,54 +290,11 @@ fn opened(snapshot: &Snapshot) -> &[(FiveTuple, Flow)] {
     snapshot.stats.as_ref().map(|stats| stats.opened.as_slice()).unwrap_or_default()
 }
 
-fn lanes(stats: &DataPlaneStats) -> Vec<doc::LaneStatus> {
-    stats.lanes.iter().enumerate().map(|(number, stats)| lane(number, stats)).collect()
-}
-
-fn lane(lane: usize, s: &LaneStats) -> doc::LaneStatus {
-    doc::LaneStatus {
-        lane,
-        tun_rx_packets: s.tun_rx_packets,
-        tun_rx_bytes: s.tun_rx_bytes,
-        tun_rx_super_packets: s.tun_rx_super_packets,
-        tun_rx_super_segments: s.tun_rx_super_segments,
-        tun_tx_packets: s.tun_tx_packets,
-        tun_tx_bytes: s.tun_tx_bytes,
-        tun_tx_super_packets: s.tun_tx_super_packets,
-        tun_tx_super_segments: s.tun_tx_super_segments,
-        tun_fallbacks: s.tun_fallbacks,
-        udp_rx_packets: s.udp_rx_packets,
-        udp_rx_bytes: s.udp_rx_bytes,
-        udp_rx_super_packets: s.udp_rx_super_packets,
-        udp_rx_super_segments: s.udp_rx_super_segments,
-        udp_rx_overflows: s.udp_rx_overflows,
-        udp_tx_packets: s.udp_tx_packets,
-        udp_tx_bytes: s.udp_tx_bytes,
-        udp_tx_super_packets: s.udp_tx_super_packets,
-        udp_tx_super_segments: s.udp_tx_super_segments,
-        udp_fallbacks: s.udp_fallbacks,
-        decrypt_failures: s.decrypt_failures,
-        handshakes: s.handshakes,
-        handovers: s.handovers,
-        offloads: s.offloads.each().into_iter().map(|(name, on)| (name.into(), on)).collect(),
-        drops: s.drops.iter().map(|(&reason, &n)| (reason.into(), n)).collect(),
-    }
-}
-
 fn file(offers: &Offers) -> doc::File {
     doc::File {
         path: offers.path.display().to_string(),
         in_force: offers.error.is_none(),
         error: offers.error.as_ref().map(|(error, _)| error.clone()),
         error_age_s: offers.error.as_ref().map(|(_, since)| since.elapsed().as_secs()),
-    }
-}
-
-fn transport(protocol: u8) -> String {
-    match protocol {
-        ICMP => "icmp".into(),
-        TCP => "tcp".into(),
-        UDP => "udp".into(),
-        other => other.to_string(),
     }
 }

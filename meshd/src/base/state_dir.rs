@@ -365,7 +365,7 @@ fn failed(verb: &'static str, path: &Path, error: io::Error) -> StateError {
     StateError::Io { verb, path: path.into(), error }
 }
 
-fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("our own types have string keys and no failing parts")
 }
 

@@ -254,7 +254,7 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` if there is none, or why there was no answer.
     pub async fn about(&mut self, word: &str) -> Result<About, ChannelError> {
-        self.get(&with_query("/v1/about", &[("name", word)])).await
+        self.get(&with_query("/v1/about", &[("name", word)]), MAX_ANSWER).await
     }
 
     /// Asks who waits for the lock's signature.
@@ -262,7 +262,7 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn lock(&mut self) -> Result<LockStanding, ChannelError> {
-        self.get("/v1/lock").await
+        self.get("/v1/lock", MAX_ANSWER).await
     }
 
     /// Brings the lock's signature for a node.
@@ -278,7 +278,7 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn log(&mut self, after: u64) -> Result<LogPage, ChannelError> {
-        self.get_within(&with_query("/v1/log", &[("after", &after.to_string())]), MAX_LOG).await
+        self.get(&with_query("/v1/log", &[("after", &after.to_string())]), MAX_LOG).await
     }
 
     /// Asks who belongs to the mesh.
@@ -286,17 +286,12 @@ impl Channel {
     /// # Errors
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn roll(&mut self) -> Result<Roll, ChannelError> {
-        self.get_within("/v1/roll", MAX_LOG).await
+        self.get("/v1/roll", MAX_LOG).await
     }
 
-    async fn get<A: DeserializeOwned>(&mut self, path: &str) -> Result<A, ChannelError> {
-        self.get_within(path, MAX_ANSWER).await
-    }
-
-    async fn get_within<A: DeserializeOwned>(&mut self, path: &str, most: usize) -> Result<A, ChannelError> {
+    async fn get<A: DeserializeOwned>(&mut self, path: &str, most: usize) -> Result<A, ChannelError> {
         let body = self.send(Method::GET, path, Bytes::new()).await?;
-        let bytes = collect(body, most).await?;
-        serde_json::from_slice(&bytes).map_err(|e| ChannelError::Malformed(e.to_string()))
+        read(body, most).await
     }
 
     /// Starts a watch from a revision of an epoch on.
@@ -318,8 +313,7 @@ impl Channel {
     ) -> Result<A, ChannelError> {
         let body = serde_json::to_vec(request).map_err(|e| ChannelError::Malformed(e.to_string()))?;
         let body = self.send(Method::POST, path, body.into()).await?;
-        let bytes = collect(body, most).await?;
-        serde_json::from_slice(&bytes).map_err(|e| ChannelError::Malformed(e.to_string()))
+        read(body, most).await
     }
 
     async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Incoming, ChannelError> {
@@ -406,6 +400,11 @@ fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
 fn is_pin(error: &io::Error) -> bool {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     matches!(inner, Some(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)))
+}
+
+async fn read<A: DeserializeOwned>(body: Incoming, most: usize) -> Result<A, ChannelError> {
+    let bytes = collect(body, most).await?;
+    serde_json::from_slice(&bytes).map_err(|e| ChannelError::Malformed(e.to_string()))
 }
 
 async fn collect(body: Incoming, most: usize) -> Result<Bytes, ChannelError> {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::files::MARK;
 use crate::base::runtime::aside;
-use crate::base::state_dir::{State, StateError};
+use crate::base::state_dir::{State, StateError, json};
 use crate::control::roll_file;
 
 /// Follows one coordinator's history forward, and checks what it brings.
@@ -37,12 +37,6 @@ struct Stored {
     partial: bool,
     /// The lock that this node holds to.
     lock: Option<IdentityKey>,
-}
-
-impl Stored {
-    fn text(self) -> String {
-        serde_json::to_string(&self).expect("our own types have string keys and no failing parts")
-    }
 }
 
 impl MapGuard {
@@ -161,7 +155,7 @@ pub(crate) fn forget_lock(state: &State) -> Result<Option<IdentityKey>, StateErr
 }
 
 fn save(state: &State, stored: Stored) -> Result<(), StateError> {
-    state.replace(MARK, &seal(stored.text().as_bytes()))
+    state.replace(MARK, &seal(&json(&stored)))
 }
 
 fn read(state: &State) -> Option<Stored> {

@@ -1,6 +1,6 @@
 //! What the rest of the daemon, and other lanes, want from a lane.
 //!
-//! It has locks, and is looked into only after its bell rang: never for a packet.
+//! It has a lock, and is looked into only after its bell rang: never for a packet.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,16 +28,11 @@ pub(crate) struct Mailbox {
     stop: AtomicBool,
     /// Whether somebody waits for the mail to be taken.
     asked: AtomicBool,
-    view: Mutex<Option<(Arc<View>, Arc<TunnelPeers>)>>,
-    locals: Mutex<Option<Arc<[Ipv4Addr]>>>,
-    told: Mutex<Option<LogPosition>>,
-    key: Mutex<Option<LaneKey>>,
-    pings: Mutex<Vec<NodeId>>,
-    greets: Mutex<Vec<NodeId>>,
+    mail: Mutex<Mail>,
 }
 
-/// What was in a mailbox.
-#[derive(Debug)]
+/// What lies in a mailbox.
+#[derive(Debug, Default)]
 pub(crate) struct Mail {
     pub(crate) view: Option<(Arc<View>, Arc<TunnelPeers>)>,
     pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
@@ -49,48 +44,39 @@ pub(crate) struct Mail {
 
 impl Mailbox {
     pub(crate) fn new() -> Result<Self, Errno> {
-        Ok(Self {
-            bell: Bell::new()?,
-            stop: AtomicBool::new(false),
-            asked: AtomicBool::new(false),
-            view: Mutex::new(None),
-            locals: Mutex::new(None),
-            told: Mutex::new(None),
-            key: Mutex::new(None),
-            pings: Mutex::new(Vec::new()),
-            greets: Mutex::new(Vec::new()),
-        })
+        let (stop, asked) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { bell: Bell::new()?, stop, asked, mail: Mutex::default() })
+    }
+
+    /// Puts something in, and wakes the lane.
+    fn put(&self, write: impl FnOnce(&mut Mail)) {
+        write(&mut self.mail.lock().unwrap_or_else(PoisonError::into_inner));
+        self.ring();
     }
 
     pub(crate) fn set_view(&self, view: Arc<View>, peers: Arc<TunnelPeers>) {
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = Some((view, peers));
-        self.ring();
+        self.put(|mail| mail.view = Some((view, peers)));
     }
 
     pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
-        *self.locals.lock().unwrap_or_else(PoisonError::into_inner) = Some(locals);
-        self.ring();
+        self.put(|mail| mail.locals = Some(locals));
     }
 
     pub(crate) fn set_log_position(&self, told: LogPosition) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
-        self.ring();
+        self.put(|mail| mail.told = Some(told));
     }
 
     pub(crate) fn set_key(&self, key: LaneKey) {
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
-        self.ring();
+        self.put(|mail| mail.key = Some(key));
     }
 
     pub(crate) fn ping(&self, peer: NodeId) {
-        add(&self.pings, peer, PINGS);
-        self.ring();
+        self.put(|mail| add(&mut mail.pings, peer, PINGS));
     }
 
     /// Another lane has a session with a peer: this one will be wanted, too.
     pub(crate) fn greet(&self, peer: NodeId) {
-        add(&self.greets, peer, GREETS);
-        self.ring();
+        self.put(|mail| add(&mut mail.greets, peer, GREETS));
     }
 
     pub(crate) fn stop(&self) {
@@ -112,14 +98,7 @@ impl Mailbox {
         if self.stop.load(Ordering::Acquire) {
             return None;
         }
-        Some(Mail {
-            view: take(&self.view),
-            locals: take(&self.locals),
-            told: take(&self.told),
-            key: take(&self.key),
-            pings: take(&self.pings),
-            greets: take(&self.greets),
-        })
+        Some(std::mem::take(&mut *self.mail.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Returns what wakes the lane.
@@ -139,12 +118,7 @@ impl AsFd for Mailbox {
     }
 }
 
-fn take<T: Default>(from: &Mutex<T>) -> T {
-    std::mem::take(&mut *from.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn add(peers: &Mutex<Vec<NodeId>>, peer: NodeId, most: usize) {
-    let mut peers = peers.lock().unwrap_or_else(PoisonError::into_inner);
+fn add(peers: &mut Vec<NodeId>, peer: NodeId, most: usize) {
     if peers.len() < most && !peers.contains(&peer) {
         peers.push(peer);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::flow::Flow;
 use mesh_proto::dataplane::verdict::{Drop, Refuse};
+use mesh_proto::ops::status::LaneStatus;
 use mesh_proto::packet::FiveTuple;
 
 use crate::io::offloads::Offloads;
@@ -67,6 +68,8 @@ macro_rules! counters {
         #[repr(align(128))]
         pub struct Counters {
             $($(#[$doc])* pub $field: Counter,)+
+            /// Initiations sent, repetitions to other candidates included.
+            pub initiations: Counter,
             overflows_seen: [Counter; 2],
             offloads: AtomicU8,
             refused: [Counter; MAX_REASONS],
@@ -80,6 +83,18 @@ macro_rules! counters {
                 self.add_drops(&mut drops);
                 drops.retain(|_, count| *count > 0);
                 LaneStats { $($field: self.$field.get(),)+ offloads: self.offloads(), drops }
+            }
+        }
+
+        impl LaneStats {
+            /// Returns it as the status shows it.
+            pub fn status(&self, lane: usize) -> LaneStatus {
+                LaneStatus {
+                    lane,
+                    $($field: self.$field,)+
+                    offloads: self.offloads.each().into_iter().map(|(name, on)| (name.into(), on)).collect(),
+                    drops: self.drops.iter().map(|(&reason, &n)| (reason.into(), n)).collect(),
+                }
             }
         }
     };
@@ -128,8 +143,6 @@ counters!(
     decrypt_failures,
     /// Handshakes completed, in either role.
     handshakes,
-    /// Initiations sent, repetitions to other candidates included.
-    initiations,
     /// Packets handed over to lane 0 because this lane had no session.
     handovers,
 );

@@ -110,9 +110,7 @@ impl Queue {
             }
         }
     }
-}
 
-impl Queue {
     /// Finds out which super-packets the kernel takes; see above.
     fn probe(&self) -> Gathers {
         let takes = |gso| {

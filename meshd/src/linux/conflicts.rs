@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use mesh_proto::base::addr::overlap;
 use netlink_packet_route::route::{RouteMessage, RouteType};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage};
 
 use super::error::KernelError;
 use super::route::{self, Routes};
@@ -36,8 +36,9 @@ impl Obstacle {
 
 async fn rules(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
     let routes = Routes::open()?;
-    for rule in routes.rules().await? {
-        if leads_into_the_mesh(&rule, shape) || priority(&rule) > RULE_PRIORITY {
+    for rule in &routes.rules().await? {
+        let rule = IpRule::read(rule);
+        if leads_into_the_mesh(&rule, shape) || rule.priority > RULE_PRIORITY {
             break;
         }
         if catches(&routes, &rule, shape).await? {
@@ -48,21 +49,21 @@ async fn rules(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
 }
 
 /// Says whether a rule leads the whole range to our table, ours or one that an operator put before others.
-fn leads_into_the_mesh(rule: &RuleMessage, shape: &Shape) -> bool {
-    table(rule) == Some(TABLE)
+fn leads_into_the_mesh(rule: &IpRule<'_>, shape: &Shape) -> bool {
+    rule.table() == Some(TABLE)
         && rule.header.src_len == 0
-        && input(rule).is_none()
-        && mark(rule).is_none()
-        && to(rule).is_none_or(|net| net.contains(&shape.range.net()))
+        && rule.input.is_none()
+        && rule.mark == 0
+        && rule.to.is_none_or(|net| net.contains(&shape.range.net()))
 }
 
-async fn catches(routes: &Routes, rule: &RuleMessage, shape: &Shape) -> Result<bool, KernelError> {
+async fn catches(routes: &Routes, rule: &IpRule<'_>, shape: &Shape) -> Result<bool, KernelError> {
     let inverted = rule.header.flags.contains(RuleFlags::Invert);
-    let elsewhere = to(rule).is_some_and(|net| !overlap(net, shape.range.net()))
-        || from(rule).is_some_and(|net| !sends(shape, net))
-        || input(rule).is_some_and(|name| name == shape.interface);
+    let elsewhere = rule.to.is_some_and(|net| !overlap(net, shape.range.net()))
+        || rule.from.is_some_and(|net| !sends(shape, net))
+        || rule.input.is_some_and(|name| name == shape.interface);
     // Marked packets and those bound to an interface know where they want to go.
-    let special = mark(rule).is_some() || has_output(rule);
+    let special = rule.mark != 0 || rule.has_output;
     if (elsewhere && !inverted) || special {
         return Ok(false);
     }
@@ -71,10 +72,9 @@ async fn catches(routes: &Routes, rule: &RuleMessage, shape: &Shape) -> Result<b
         // `goto` leads past our rule; `unreachable` and its like end here.
         return Ok(!matches!(action, RuleAction::Nop | RuleAction::Unspec));
     }
-    let Some(table) = table(rule).filter(|&table| table != LOCAL) else { return Ok(false) };
-    let suppressed = suppressed(rule);
+    let Some(table) = rule.table().filter(|&table| table != LOCAL) else { return Ok(false) };
     let routes = routes.table(table).await?;
-    Ok(routes.iter().any(|route| takes(route, shape, suppressed)))
+    Ok(routes.iter().any(|route| takes(route, shape, rule.suppressed)))
 }
 
 /// Says whether a route of another table would take mesh packets.
@@ -88,11 +88,10 @@ fn sends(shape: &Shape, from: Ipv4Net) -> bool {
     from.contains(&shape.address.0) || shape.pods.iter().any(|&pods| overlap(pods, from))
 }
 
-fn caught_by(rule: &RuleMessage, shape: &Shape) -> Obstacle {
-    let priority = priority(rule);
-    let range = shape.range;
-    let selector = from(rule).map_or_else(|| "all".to_owned(), |net| net.to_string());
-    let target = table(rule).map_or_else(|| "no table".to_owned(), |table| format!("table {table}"));
+fn caught_by(rule: &IpRule<'_>, shape: &Shape) -> Obstacle {
+    let (priority, range) = (rule.priority, shape.range);
+    let selector = rule.from.map_or_else(|| "all".to_owned(), |net| net.to_string());
+    let target = rule.table().map_or_else(|| "no table".to_owned(), |table| format!("table {table}"));
     Obstacle {
         sentence: format!(
             "the ip rule of priority {priority} (from {selector}, {target}) comes before meshd's ({RULE_PRIORITY}) and takes packets for the mesh range {range}"
@@ -150,67 +149,47 @@ fn sysctl(path: &str) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-fn priority(rule: &RuleMessage) -> u32 {
-    let priority = rule
-        .attributes
-        .iter()
-        .find_map(|attribute| if let RuleAttribute::Priority(priority) = attribute { Some(*priority) } else { None });
-    priority.unwrap_or(0)
+/// A rule of the kernel, as far as it matters here.
+#[derive(Default)]
+struct IpRule<'a> {
+    priority: u32,
+    table: u32,
+    to: Option<Ipv4Net>,
+    from: Option<Ipv4Net>,
+    input: Option<&'a str>,
+    has_output: bool,
+    mark: u32,
+    suppressed: Option<u32>,
+    header: RuleHeader,
 }
 
-fn table(rule: &RuleMessage) -> Option<u32> {
-    if rule.header.action != RuleAction::ToTable {
-        return None;
+impl<'a> IpRule<'a> {
+    fn read(rule: &'a RuleMessage) -> Self {
+        let header = rule.header.clone();
+        let mut read = Self { table: header.table.into(), ..Self::default() };
+        for attribute in &rule.attributes {
+            if let RuleAttribute::Priority(priority) = attribute {
+                read.priority = *priority;
+            } else if let RuleAttribute::Table(table) = attribute {
+                read.table = *table;
+            } else if let RuleAttribute::Destination(IpAddr::V4(net)) = attribute {
+                read.to = Ipv4Net::new(*net, header.dst_len).ok();
+            } else if let RuleAttribute::Source(IpAddr::V4(net)) = attribute {
+                read.from = Ipv4Net::new(*net, header.src_len).ok();
+            } else if let RuleAttribute::Iifname(name) = attribute {
+                read.input = Some(name);
+            } else if let RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true) = attribute {
+                read.has_output = true;
+            } else if let RuleAttribute::FwMark(mark) = attribute {
+                read.mark = *mark;
+            } else if let RuleAttribute::SuppressPrefixLen(length) = attribute {
+                read.suppressed = Some(*length).filter(|&length| length != u32::MAX);
+            }
+        }
+        Self { header, ..read }
     }
-    let table = rule
-        .attributes
-        .iter()
-        .find_map(|attribute| if let RuleAttribute::Table(table) = attribute { Some(*table) } else { None });
-    Some(table.unwrap_or_else(|| u32::from(rule.header.table)))
-}
 
-fn to(rule: &RuleMessage) -> Option<Ipv4Net> {
-    rule.attributes.iter().find_map(|attribute| {
-        if let RuleAttribute::Destination(IpAddr::V4(net)) = attribute {
-            Ipv4Net::new(*net, rule.header.dst_len).ok()
-        } else {
-            None
-        }
-    })
-}
-
-fn from(rule: &RuleMessage) -> Option<Ipv4Net> {
-    rule.attributes.iter().find_map(|attribute| {
-        if let RuleAttribute::Source(IpAddr::V4(net)) = attribute {
-            Ipv4Net::new(*net, rule.header.src_len).ok()
-        } else {
-            None
-        }
-    })
-}
-
-fn input(rule: &RuleMessage) -> Option<&str> {
-    rule.attributes
-        .iter()
-        .find_map(|attribute| if let RuleAttribute::Iifname(name) = attribute { Some(name.as_str()) } else { None })
-}
-
-fn has_output(rule: &RuleMessage) -> bool {
-    rule.attributes.iter().any(|attribute| matches!(attribute, RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true)))
-}
-
-fn mark(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes
-        .iter()
-        .find_map(|attribute| if let RuleAttribute::FwMark(mark) = attribute { Some(*mark) } else { None })
-        .filter(|&mark| mark != 0)
-}
-
-fn suppressed(rule: &RuleMessage) -> Option<u32> {
-    rule.attributes
-        .iter()
-        .find_map(
-            |attribute| if let RuleAttribute::SuppressPrefixLen(length) = attribute { Some(*length) } else { None },
-        )
-        .filter(|&length| length != u32::MAX)
+    fn table(&self) -> Option<u32> {
+        (self.header.action == RuleAction::ToTable).then_some(self.table)
+    }
 }

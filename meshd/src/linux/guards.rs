@@ -41,23 +41,12 @@ pub(super) struct Ensured {
     pub(super) guards: Guards,
     /// Whether the table had to be written.
     pub(super) written: bool,
-    /// What the guards had dropped.
-    pub(super) dropped: Dropped,
-}
-
-/// What the guards dropped since the table was written, in packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Dropped {
-    /// Would have left in clear, or entered the tunnel a second time.
-    pub(super) leaving: u64,
-    /// Came to mesh addresses by another way than the mesh.
-    pub(super) entering: u64,
 }
 
 /// Makes sure that the table is as it should be. Where the kernel takes no translation, `retry` says whether to try again.
 pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
     match read() {
-        Ok(present) => Ensured { dropped: dropped(&present), ..mend(shape, &present, retry) },
+        Ok(present) => mend(shape, &present, retry),
         Err(error) => Ensured::missing(&error),
     }
 }
@@ -86,14 +75,14 @@ fn mend(shape: &Shape, present: &Content, retry: bool) -> Ensured {
 impl Ensured {
     fn all(written: bool) -> Self {
         let guards = Guards { masquerade: true, filter: true, missing: Vec::new() };
-        Self { guards, written, dropped: Dropped::default() }
+        Self { guards, written }
     }
 
     fn filters_only(why: &str, written: bool) -> Self {
         let sentence =
             format!("pods may appear as this node: no rule keeps a CNI's masquerading off mesh packets ({why})");
         let guards = Guards { masquerade: false, filter: true, missing: vec![sentence] };
-        Self { guards, written, dropped: Dropped::default() }
+        Self { guards, written }
     }
 
     fn missing(why: &KernelError) -> Self {
@@ -101,7 +90,7 @@ impl Ensured {
             "no nftables guards: only routes keep mesh packets from leaving in clear, and pods may appear as this node ({why})"
         );
         let guards = Guards { masquerade: false, filter: false, missing: vec![sentence] };
-        Self { guards, written: false, dropped: Dropped::default() }
+        Self { guards, written: false }
     }
 }
 
@@ -129,15 +118,6 @@ pub(super) fn remove() -> Result<bool, KernelError> {
     }
     Batch::new().delete_table(Family::Ip, NAME).commit()?;
     Ok(true)
-}
-
-fn dropped(present: &Content) -> Dropped {
-    let sum = |name: &str| {
-        let chains = present.iter().filter(|(chain, _)| chain.name == name);
-        let exprs = chains.flat_map(|(_, rules)| rules.iter().flatten());
-        exprs.map(|expr| if let Expr::Counter { packets, .. } = expr { *packets } else { 0 }).sum()
-    };
-    Dropped { leaving: sum(LEAVING), entering: sum(ENTERING) }
 }
 
 fn content(shape: &Shape, translation: bool) -> Content {

@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::error::KernelError;
-use super::guards::Dropped;
 use super::route::Routes;
 use super::{conflicts, guards};
 use crate::linux::shape::{Guards, Obstacle, Shape};
@@ -42,10 +41,6 @@ pub struct Upkeep {
     pub last_mended: Vec<String>,
     /// What could not be put back, and why.
     pub failed: Option<KernelError>,
-    /// Packets that the guards kept from leaving in clear, since they were last written.
-    pub kept_in: u64,
-    /// Packets that the guards kept from entering around the mesh interface, since they were last written.
-    pub kept_out: u64,
 }
 
 /// A background task that puts back, within 2 s, what others delete, and reports what stands in the way.
@@ -115,7 +110,6 @@ struct Seen {
     failed: Option<KernelError>,
     guards: Guards,
     obstacles: Option<Vec<Obstacle>>,
-    dropped: Dropped,
 }
 
 impl Seen {
@@ -124,8 +118,6 @@ impl Seen {
         let before = upkeep.clone();
         upkeep.guards = self.guards;
         upkeep.failed = self.failed;
-        upkeep.kept_in = self.dropped.leaving;
-        upkeep.kept_out = self.dropped.entering;
         if let Some(obstacles) = self.obstacles {
             upkeep.obstacles = obstacles;
         }
@@ -153,7 +145,7 @@ async fn look_once(routes: &Routes, shape: &Shape, look: u64) -> Seen {
     }
     let obstacles =
         if look.is_multiple_of(SEARCH) || !changes.is_empty() { Some(conflicts::find(shape).await) } else { None };
-    Seen { changes, failed, guards: ensured.guards, obstacles, dropped: ensured.dropped }
+    Seen { changes, failed, guards: ensured.guards, obstacles }
 }
 
 /// The kernel's announcements. What they say does not matter, only that there was one.

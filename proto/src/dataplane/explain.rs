@@ -12,11 +12,11 @@ use crate::dataplane::view::{AddressOwner, View};
 use crate::model::netmap::Backend;
 use crate::model::rules::Source;
 use crate::ops::status::{RuleAt, WhyBackend, WhyStep};
-use crate::packet::{ICMP, TCP, UDP};
+use crate::packet::protocol_name;
 use crate::wire::About;
 
 /// The way of a packet through the engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Explanation {
     /// The steps taken, the last one decides.
     pub steps: Vec<WhyStep>,
@@ -37,7 +37,7 @@ pub struct Explanation {
 /// Explains what becomes of the first packet from `source`, an address on this node or in the mesh, to
 /// `destination` at a port (0 for protocols without ports).
 pub fn explain(view: &View, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, port: u16) -> Explanation {
-    let mut way = Tracer { view, steps: Vec::new(), out: Explanation::empty() };
+    let mut way = Tracer { view, steps: Vec::new(), out: Explanation::default() };
     let verdict = way.walk(source, destination, protocol, port);
     let (verdict, allowed) = match verdict {
         Ok(word) => (word.to_owned(), true),
@@ -49,7 +49,7 @@ pub fn explain(view: &View, source: Ipv4Addr, destination: Ipv4Addr, protocol: u
 /// Explains what becomes of a packet to a node, or to an address behind it, that the map does not contain because
 /// no rule concerns both.
 pub fn explain_stranger(view: &View, source: Ipv4Addr, destination: Ipv4Addr, stranger: &About) -> Explanation {
-    let mut way = Tracer { view, steps: Vec::new(), out: Explanation::empty() };
+    let mut way = Tracer { view, steps: Vec::new(), out: Explanation::default() };
     let About { node, site, address } = stranger;
     let verdict = way.source(source).and_then(|flat| {
         way.pass("route", format!("{destination} is at node {node} of site {site}, says the coordinator"));
@@ -71,20 +71,6 @@ struct Goal {
     carrier: Flat,
     port: u16,
     service: Option<(u32, u16)>,
-}
-
-impl Explanation {
-    fn empty() -> Self {
-        Self {
-            steps: Vec::new(),
-            verdict: String::new(),
-            allowed: false,
-            rule: None,
-            missing: None,
-            backend: None,
-            peer: None,
-        }
-    }
 }
 
 impl Tracer<'_> {
@@ -254,15 +240,6 @@ fn site(view: &View, flat: Flat) -> Option<crate::base::id::SiteName> {
     match view.owner(flat)? {
         AddressOwner::Own => Some(view.netmap().node.site.clone()),
         AddressOwner::Peer(id) => view.peer(id).map(|peer| peer.site.clone()),
-    }
-}
-
-fn protocol_name(protocol: u8) -> String {
-    match protocol {
-        ICMP => "icmp".into(),
-        TCP => "tcp".into(),
-        UDP => "udp".into(),
-        other => other.to_string(),
     }
 }
 

@@ -33,6 +33,16 @@ pub const TCP: u8 = 6;
 /// UDP.
 pub const UDP: u8 = 17;
 
+/// Returns what people call an IP protocol; its number if they have no word for it here.
+pub fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        ICMP => "icmp".into(),
+        TCP => "tcp".into(),
+        UDP => "udp".into(),
+        other => other.to_string(),
+    }
+}
+
 /// Who talks to whom. For ICMP echo the identifier stands in the asker's port and the other is 0,
 /// so that request and reply are each other's reverse. For protocols without ports both are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

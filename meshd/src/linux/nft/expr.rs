@@ -103,11 +103,7 @@ pub enum Register {
 
 impl Register {
     fn from_number(number: u32) -> Option<Self> {
-        match number {
-            1 => Some(Self::One),
-            2 => Some(Self::Two),
-            _ => None,
-        }
+        [Self::One, Self::Two].into_iter().find(|&register| register as u32 == number)
     }
 }
 
@@ -144,11 +140,7 @@ pub enum PayloadBase {
 
 impl PayloadBase {
     fn from_number(number: u32) -> Option<Self> {
-        match number {
-            1 => Some(Self::Network),
-            2 => Some(Self::Transport),
-            _ => None,
-        }
+        [Self::Network, Self::Transport].into_iter().find(|&header| header as u32 == number)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::base::id::NodeId;
 use crate::dataplane::verdict::{Drop, Verdict};
 use crate::dataplane::view::View;
 use crate::ops::bench::{DATA, REPORT};
-use crate::packet::{Header, Kind, UDP};
+use crate::packet::{self, Header, Kind, UDP};
 use crate::trust::audit_log::LogPosition;
 
 /// The reserved UDP port.
@@ -138,18 +138,10 @@ fn headers(out: &mut [u8], source: Flat, destination: Flat) {
     out[9] = UDP;
     out[12..16].copy_from_slice(&Ipv4Addr::octets(&source.0));
     out[16..20].copy_from_slice(&Ipv4Addr::octets(&destination.0));
-    let sum = header_sum(&out[..20]);
+    let sum = !packet::sum(&out[..20]);
     out[10..12].copy_from_slice(&sum.to_be_bytes());
     out[20..22].copy_from_slice(&PROBE_PORT.to_be_bytes());
     out[22..24].copy_from_slice(&PROBE_PORT.to_be_bytes());
     // The UDP checksum stays 0, "none" (RFC 768): the tunnel authenticates every byte.
     out[24..26].copy_from_slice(&(length - 20).to_be_bytes());
-}
-
-/// RFC 1071 over the 20 bytes of a header whose checksum field is 0.
-fn header_sum(header: &[u8]) -> u16 {
-    let words = header.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !(((folded & 0xffff) + (folded >> 16)) as u16)
 }
