@@ -36,11 +36,7 @@ impl Embedded {
     /// # Errors
     /// If the file is damaged, locked by another process, or cannot be opened.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source: io::Error| StoreError::Io {
-            doing: "open",
-            path: path.display().to_string(),
-            source: source.into(),
-        };
+        let failed = |source| StoreError::io("open", path, source);
         if !path.try_exists().map_err(failed)? {
             create(path).map_err(failed)?;
         }

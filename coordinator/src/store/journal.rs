@@ -255,5 +255,5 @@ fn sum(body: &[u8]) -> String {
 }
 
 fn failed(dir: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { doing: "write", path: dir.display().to_string(), source: source.into() }
+    StoreError::io("write", dir, source)
 }

@@ -14,6 +14,8 @@ mod reserve;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
 
 use mesh_proto::base::id::Revision;
 
@@ -191,6 +193,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Says what the system refused to do with a file.
+    pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { doing, path: path.display().to_string(), source: source.into() }
+    }
+
     /// Says whether the store is not to be trusted after a commit that failed so: what a disk could not sync may
     /// be lost although reading still shows it.
     pub fn is_final(&self) -> bool {

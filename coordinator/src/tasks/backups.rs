@@ -3,7 +3,6 @@
 //! A copy is made of what the registry holds at one moment and written beside it, so that changes do not wait.
 
 use std::fs::{self, DirBuilder};
-use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,11 +70,7 @@ async fn copy(Backups { core, dir, journal, .. }: &Backups) -> Result<(), StoreE
         return Ok(());
     }
     let written = blocking(move || {
-        let at = |source: io::Error| StoreError::Io {
-            doing: "write",
-            path: dir.display().to_string(),
-            source: source.into(),
-        };
+        let at = |source| StoreError::io("write", &dir, source);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at)?;
         let path = dir.join(name(now(), revision));
         let draft = draft(&path);

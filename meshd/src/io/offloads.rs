@@ -38,16 +38,7 @@ impl Gathers {
 
     /// Says whether packets of a kind leave as super-packets.
     pub fn takes(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Tcp(_) => self.tcp,
-            Kind::Udp => self.udp,
-            Kind::EchoRequest
-            | Kind::EchoReply
-            | Kind::IcmpError(_)
-            | Kind::IcmpOther
-            | Kind::Other
-            | Kind::LaterFragment => false,
-        }
+        self.tcp && matches!(kind, Kind::Tcp(_)) || self.udp && kind == Kind::Udp
     }
 
     /// Returns the switch of a kind; none for one that is never gathered.

@@ -413,6 +413,10 @@ fn is_rule_for(rule: &RuleMessage, range: MeshRange) -> bool {
             .any(|a| matches!(a, RuleAttribute::Iifname(_) | RuleAttribute::Oifname(_) | RuleAttribute::FwMark(_)))
 }
 
+fn find<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
+    route.attributes.iter().find_map(read)
+}
+
 /// Returns the prefix that a route leads to; the whole address space for a default route.
 pub(super) fn destination(route: &RouteMessage) -> Ipv4Net {
     let address = route.attributes.iter().find_map(|attribute| {
@@ -424,19 +428,13 @@ pub(super) fn destination(route: &RouteMessage) -> Ipv4Net {
 
 /// Returns the table that a route is in.
 pub(super) fn table_of(route: &RouteMessage) -> u32 {
-    let table = route
-        .attributes
-        .iter()
-        .find_map(|attribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None });
+    let table = find(route, |attribute| if let RouteAttribute::Table(table) = attribute { Some(*table) } else { None });
     table.unwrap_or_else(|| u32::from(route.header.table))
 }
 
 /// Returns the interface that a route uses.
 pub(super) fn output(route: &RouteMessage) -> Option<u32> {
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
+    find(route, |attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
 }
 
 /// Returns the source address that a route prefers.
@@ -454,11 +452,8 @@ pub(super) fn preferred_source(route: &RouteMessage) -> Option<IpAddr> {
 }
 
 fn priority(route: &RouteMessage) -> u32 {
-    let priority = route
-        .attributes
-        .iter()
-        .find_map(|attribute| if let RouteAttribute::Priority(priority) = attribute { Some(*priority) } else { None });
-    priority.unwrap_or(0)
+    find(route, |attribute| if let RouteAttribute::Priority(priority) = attribute { Some(*priority) } else { None })
+        .unwrap_or(0)
 }
 
 /// Returns the IPv4 address of this host that an address message is about.

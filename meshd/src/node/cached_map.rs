@@ -105,13 +105,7 @@ fn empty(enrolment: &Enrolment) -> NetMap {
         epoch: Default::default(),
         sites: Default::default(),
         revision: Default::default(),
-        mesh: Mesh {
-            name: enrolment.mesh.clone(),
-            range: enrolment.range,
-            domains,
-            coordinators: Vec::new(),
-            lock: None,
-        },
+        mesh: Mesh::new(enrolment.mesh.clone(), enrolment.range, domains),
         node: OwnNode {
             sequence: 0,
             id: enrolment.id,

@@ -88,6 +88,13 @@ pub struct Mesh {
     pub lock: Option<NetworkLock>,
 }
 
+impl Mesh {
+    /// Makes one of which no coordinator is told, and that no key locks.
+    pub fn new(name: MeshName, range: MeshRange, domains: Vec<Domain>) -> Self {
+        Self { name, range, domains, coordinators: Vec::new(), lock: None }
+    }
+}
+
 /// A coordinator, as nodes need to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coordinator {

@@ -110,13 +110,7 @@ impl World {
     /// Makes the world before anything happened: revision 0, nobody, no services.
     pub fn new(name: MeshName) -> Self {
         let services = Services::default();
-        let mesh = Mesh {
-            name,
-            range: services.mesh.range,
-            domains: services.mesh.domains.clone(),
-            coordinators: Vec::new(),
-            lock: None,
-        };
+        let mesh = Mesh::new(name, services.mesh.range, services.mesh.domains.clone());
         Self {
             revision: Revision::default(),
             epoch: Epoch::default(),

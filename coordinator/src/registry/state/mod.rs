@@ -74,11 +74,6 @@ impl State {
 /// Returns what a file says of the mesh as a whole.
 pub(super) fn mesh(services: &Services, default_name: &MeshName) -> Mesh {
     let section = &services.mesh;
-    Mesh {
-        name: section.name.clone().unwrap_or_else(|| default_name.clone()),
-        range: section.range,
-        domains: section.domains.clone(),
-        coordinators: Vec::new(),
-        lock: None,
-    }
+    let name = section.name.as_ref().unwrap_or(default_name);
+    Mesh::new(name.clone(), section.range, section.domains.clone())
 }

@@ -63,15 +63,10 @@ impl Replies {
             Refuse::TooBig => Unreachable::TooBig { mtu },
         };
         let from = header.tuple.destination;
-        let made = self.make(now, |out| match header.kind {
-            Kind::Tcp(_) => packet::tcp_reset(bytes, header, out),
-            Kind::Udp
-            | Kind::EchoRequest
-            | Kind::EchoReply
-            | Kind::IcmpError(_)
-            | Kind::IcmpOther
-            | Kind::Other
-            | Kind::LaterFragment => packet::unreachable(bytes, header, from, error, out),
+        let is_tcp = matches!(header.kind, Kind::Tcp(_));
+        let made = self.make(now, |out| match is_tcp {
+            true => packet::tcp_reset(bytes, header, out),
+            false => packet::unreachable(bytes, header, from, error, out),
         });
         if made { Verdict::Refuse(why) } else { Verdict::Drop(Drop::ReplyLimited) }
     }
