@@ -19,23 +19,20 @@ pub(crate) fn routes() -> Router<AdminState> {
 }
 
 async fn list(State(AdminState { issuers, .. }): State<AdminState>) -> Json<documents::IssuersDocument> {
-    let trusts = issuers.standing().map(|standing| {
-        let (trust, keys) = (standing.trust, standing.keys);
-        documents::IssuerDocument {
-            name: trust.name.clone(),
-            issuer: trust.expected.issuer.clone(),
-            audience: trust.expected.audience.clone(),
-            site: trust.site.clone(),
-            subjects: trust.expected.subjects.clone(),
-            jwks: match &trust.jwks {
-                JwksSource::Url { url, .. } => url.clone(),
-                JwksSource::File(path) => path.display().to_string(),
-                JwksSource::Pushed => "push".into(),
-            },
-            keys: keys.count(),
-            keys_age_s: keys.age().map(|age| age.as_secs()),
-            error: keys.error().map(str::to_owned),
-        }
+    let trusts = issuers.standing().map(|(trust, keys)| documents::IssuerDocument {
+        name: trust.name.clone(),
+        issuer: trust.expected.issuer.clone(),
+        audience: trust.expected.audience.clone(),
+        site: trust.site.clone(),
+        subjects: trust.expected.subjects.clone(),
+        jwks: match &trust.jwks {
+            JwksSource::Url { url, .. } => url.clone(),
+            JwksSource::File(path) => path.display().to_string(),
+            JwksSource::Pushed => "push".into(),
+        },
+        keys: keys.count(),
+        keys_age_s: keys.age().map(|age| age.as_secs()),
+        error: keys.error().map(str::to_owned),
     });
     Json(documents::IssuersDocument { schema: documents::TRUSTS.into(), trusts: trusts.collect() })
 }

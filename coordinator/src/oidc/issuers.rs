@@ -52,12 +52,6 @@ pub(crate) struct IssuerKeys {
     pushed: Option<String>,
 }
 
-/// How an issuer stands, for the operator.
-pub(crate) struct Standing<'a> {
-    pub(crate) trust: &'a IssuerConfig,
-    pub(crate) keys: IssuerKeys,
-}
-
 impl IssuerKeys {
     /// Returns how many keys there are.
     pub(crate) fn count(&self) -> usize {
@@ -97,8 +91,8 @@ impl Issuers {
     }
 
     /// Returns how all of them stand.
-    pub(crate) fn standing(&self) -> impl Iterator<Item = Standing<'_>> {
-        self.0.iter().map(|entry| Standing { trust: &entry.trust, keys: lock(&entry.keys).clone() })
+    pub(crate) fn standing(&self) -> impl Iterator<Item = (&IssuerConfig, IssuerKeys)> {
+        self.0.iter().map(|entry| (&entry.trust, lock(&entry.keys).clone()))
     }
 
     /// Takes up keys that the operator pushed, here or at another coordinator.

@@ -221,7 +221,7 @@ async fn a_url_is_asked_when_a_key_is_unknown_and_at_most_once_a_minute() {
     age(FRESH * 2);
     lock(&trusts.0[0].keys).fetched = Instant::now().checked_sub(FRESH * 2);
     verify(&second).await.unwrap();
-    assert!(trusts.standing().next().unwrap().keys.error().unwrap().contains("cannot fetch"));
+    assert!(trusts.standing().next().unwrap().1.error().unwrap().contains("cannot fetch"));
 }
 
 #[tokio::test]
