@@ -220,9 +220,14 @@ fn units_confine_the_daemons() {
     assert!(before.contains("network-pre.target"), "the guard comes after the network");
 
     let coordinator = read("systemd/mesh-coordinator.service");
-    for line in
-        ["User=mesh-coordinator", "ExecReload=", "NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateDevices=yes"]
-    {
+    for line in [
+        "User=mesh-coordinator",
+        "ExecReload=",
+        "RestartPreventExitStatus=78",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "PrivateDevices=yes",
+    ] {
         assert!(coordinator.lines().any(|l| l.starts_with(line)), "mesh-coordinator.service: no {line}");
     }
     assert!(!coordinator.contains("CAP_NET_ADMIN"), "the coordinator never touches the network's set-up");

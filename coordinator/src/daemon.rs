@@ -37,6 +37,7 @@ use crate::core::status_snapshot::StatusSnapshot;
 use crate::keys::identity::{self, KeyError};
 use crate::oidc::issuers::Issuers;
 use crate::registry::OpenError;
+use crate::store::StoreError;
 use crate::tasks::backups::{self, Backups};
 use crate::tasks::ephemeral_nodes::tend;
 use crate::tasks::replicas::{enter, keep_up};
@@ -69,6 +70,16 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl StartError {
+    /// Says whether the store lost the mesh: starting again does not bring it back.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Registry(error) => matches!(error, OpenError::Store(StoreError::Lost { .. })),
+            Self::Key(_) | Self::Admin(_) | Self::Tls(_) | Self::Listen { .. } => false,
+        }
+    }
 }
 
 /// A running coordinator. Dropping it ends it at once; `stop` lets connections finish.

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use coordinator::cli::args::{Cli, Verb};
-use coordinator::cli::outcome::Outcome;
+use coordinator::cli::outcome::{LOST, Outcome};
 use coordinator::cli::verbs::perform;
 use coordinator::config::Config;
-use coordinator::daemon;
+use coordinator::daemon::{self, StartError};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -49,7 +49,11 @@ async fn run(path: &Path) -> Outcome {
         .init();
     match serve(path).await {
         Ok(()) => Outcome::default(),
-        Err(error) => Outcome::failed(&error.to_string()),
+        Err(error) => {
+            let is_lost = error.downcast_ref().is_some_and(StartError::is_lost);
+            let failed = Outcome::failed(&error.to_string());
+            Outcome { code: if is_lost { LOST } else { failed.code }, ..failed }
+        }
     }
 }
 

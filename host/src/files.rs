@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The largest text of an operator that is read, in bytes.
 const MAX_TEXT: u64 = 4 * 1024 * 1024;
+/// Most files of one name that are kept aside; the oldest go.
+const MAX_ASIDE: usize = 8;
 
 /// Reads a text of at most 4 MiB that an operator wrote, such as services.toml.
 ///
@@ -89,6 +91,32 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<bool> {
     }
 }
 
+/// Gives a file that cannot be used, but may be the only one of its kind, another name beside its own, `NAME.aside-7`,
+/// and returns that. Of one name the newest eight are kept.
+///
+/// # Errors
+/// If it cannot be renamed; it is then where it was.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy().into_owned();
+    let aside = |number: u64| dir.join(format!("{name}.aside-{number}"));
+    let mut numbers: Vec<u64> = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?.file_name();
+        let number =
+            entry.to_str().and_then(|entry| entry.strip_prefix(&name)?.strip_prefix(".aside-")?.parse::<u64>().ok());
+        numbers.extend(number);
+    }
+    numbers.sort_unstable();
+    let kept = aside(numbers.last().map_or(1, |last| last.saturating_add(1)));
+    fs::rename(path, &kept)?;
+    for old in numbers.into_iter().rev().skip(MAX_ASIDE - 1) {
+        let _ = fs::remove_file(aside(old));
+    }
+    sync(dir)?;
+    Ok(kept)
+}
+
 /// Makes sure that what was made, renamed or removed in a directory stays so.
 ///
 /// # Errors
@@ -122,5 +150,20 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(&path, vec![b' '; 4 * 1024 * 1024 + 1]).unwrap();
         assert_eq!(read_text(&path).unwrap_err().to_string(), "the file is larger than 4 MiB");
+    }
+
+    #[test]
+    fn what_is_set_aside_is_kept_and_the_oldest_of_many_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        for number in 1..=10_u8 {
+            fs::write(&path, [number]).unwrap();
+            let kept = set_aside(&path).unwrap();
+            assert_eq!(kept, dir.path().join(format!("a.log.aside-{number}")));
+            assert_eq!(fs::read(kept).unwrap(), [number]);
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 8);
+        assert!(!dir.path().join("a.log.aside-2").exists() && dir.path().join("a.log.aside-3").exists());
+        assert_eq!(set_aside(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

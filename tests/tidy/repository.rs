@@ -28,6 +28,18 @@ const LOCKED: [(&str, &str); 1] =
 /// What waits for other threads.
 const LOCKS: [&str; 9] =
     ["Mutex", "RwLock", ".lock(", "Condvar", "Barrier", "mpsc", "OnceLock", "LazyLock", "block_on"];
+/// What empties a file, or writes over it.
+const EMPTIES: [&str; 5] = ["truncate(true)", "File::create(", "fs::write(", "fs::copy(", ".set_len("];
+/// Files that do so, by which word, and why it is never the only copy of something.
+const EMPTIED: [(&str, &str, &str); 7] = [
+    ("coordinator/src/base/noted_epoch.rs", "fs::write(", "a draft, which takes the note's place when it is whole"),
+    ("coordinator/src/cli/restore.rs", "fs::copy(", "a copy of a backup, to be read"),
+    ("coordinator/src/core/shared_store.rs", "fs::write(", "a draft, which takes the note's place when it is whole"),
+    ("coordinator/src/store/disk.rs", ".set_len(", "how long its file is the database's own business"),
+    ("coordinator/src/store/journal.rs", ".set_len(", "a torn last line, which was never acknowledged"),
+    ("coordinator/src/store/reserve.rs", ".set_len(", "space, and nothing in it"),
+    ("meshd/src/dataplane/mod.rs", ".set_len(", "a flow table of another size, which this version cannot read"),
+];
 /// What a crate never depends on, directly.
 const NEVER: [(&str, &[&str]); 4] = [
     ("proto", &["tokio", "boringtun", "tun", "rustix", "nix", "libc", "rand", "getrandom", "x25519-dalek", "tracing"]),
@@ -82,6 +94,24 @@ fn no_lock_stands_in_the_way_of_packets() {
             }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_file_that_may_be_the_only_copy_is_emptied() {
+    let mut found = Vec::new();
+    for file in all_sources().into_iter().filter(|file| !is_test_file(file)) {
+        let code = shipped(&read(&file));
+        found.extend(EMPTIES.iter().filter(|word| code.contains(**word)).map(|word| (file.clone(), *word)));
+    }
+    let is_excused = |(file, word): &(String, &str)| EMPTIED.iter().any(|(known, by, _)| known == file && by == word);
+    let mut wrong: Vec<String> = found
+        .iter()
+        .filter(|place| !is_excused(place))
+        .map(|(file, word)| format!("{file}: {word}: set the file aside, or write a new one and rename it"))
+        .collect();
+    let idle = EMPTIED.iter().filter(|(file, word, _)| !found.contains(&((*file).to_owned(), *word)));
+    wrong.extend(idle.map(|(file, word, _)| format!("{file} has no {word}: it needs no place in EMPTIED")));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

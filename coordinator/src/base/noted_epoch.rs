@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use mesh_host::files;
+
 use crate::base::state_files::EPOCH;
 
 /// Why an epoch was not noted.
@@ -21,7 +23,7 @@ pub(crate) fn note(state: &Path, epoch: u64) -> Result<(), NoteError> {
     let path = state.join(EPOCH);
     let draft = path.with_extension("draft");
     let written = fs::write(&draft, format!("{epoch}\n")).and_then(|()| fs::File::open(&draft)?.sync_all());
-    let written = written.and_then(|()| fs::rename(&draft, &path));
+    let written = written.and_then(|()| fs::rename(&draft, &path)).and_then(|()| files::sync(state));
     written.map_err(|source| NoteError { path, source })
 }
 

@@ -8,6 +8,8 @@ pub const JOURNAL: &str = "journal";
 pub const RESERVED: &str = "reserve";
 /// The file that notes the epoch of the last restore.
 pub const EPOCH: &str = "epoch";
+/// The file that says that a mesh was kept here.
+pub const FOUNDED: &str = "founded";
 /// The file that keeps the name given at `init`.
 pub const NAME: &str = "name";
 /// The file that says which services.toml was last taken from this machine.

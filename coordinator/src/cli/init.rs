@@ -10,6 +10,7 @@ use crate::base::state_files::{NAME, STORE};
 use crate::base::words::PORT;
 use crate::cli::args;
 use crate::config::{self, Config, ConfigError};
+use crate::core::earlier_mesh::refuse_lost;
 use crate::keys::identity::{self, KeyError};
 use crate::store::{self, StoreError};
 
@@ -19,7 +20,7 @@ pub enum InitError {
     /// The key or its directory.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// The store.
+    /// The store, which cannot be made, or lost a mesh.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The coordinator.toml that exists already.
@@ -50,6 +51,9 @@ pub fn init(words: &args::Init) -> Result<Vec<String>, InitError> {
         said.push(format!("kept {} as it is; options that it contradicts have no effect", path.display()));
     }
     let config = Config::load(&path)?;
+    if config.etcd.is_none() {
+        refuse_lost(&config)?;
+    }
 
     let (identity, fresh) = identity::load_or_create(&config.state_dir)?;
     let made = if fresh { "made" } else { "kept" };

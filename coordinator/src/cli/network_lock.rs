@@ -34,7 +34,7 @@ pub(crate) async fn perform(cli: &Cli, words: &LockVerb) -> Result<Outcome, AskE
                 signatures: signatures(&key, &lock.mesh, &lock.members),
             };
             let told = send(cli, step).await;
-            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Closed(_))) {
+            if fresh && is_surely_unused(&told) {
                 let _ = std::fs::remove_file(file);
             }
             told.map(|told| with_advice(told, file))
@@ -50,7 +50,7 @@ pub(crate) async fn perform(cli: &Cli, words: &LockVerb) -> Result<Outcome, AskE
                 signatures: signatures(&next, &lock.mesh, &lock.members),
             };
             let told = send(cli, step).await;
-            if fresh && matches!(told, Err(AskError::Refused(_) | AskError::NotRunning(_) | AskError::Closed(_))) {
+            if fresh && is_surely_unused(&told) {
                 let _ = std::fs::remove_file(new);
             }
             told.map(|told| with_advice(told, new))
@@ -66,6 +66,16 @@ pub(crate) async fn perform(cli: &Cli, words: &LockVerb) -> Result<Outcome, AskE
             }
             Err(error) => Ok(Outcome::failed(&error.to_string())),
         },
+    }
+}
+
+/// Says whether the lock has certainly not become that of the key that was made for it: nobody else has that key. A
+/// refusal as `internal` may be one of which the store never said whether it was written.
+fn is_surely_unused(told: &Result<Outcome, AskError>) -> bool {
+    match told {
+        Err(AskError::Refused(body)) => body.error != ErrorCode::Internal,
+        Err(AskError::NotRunning(_) | AskError::Closed(_)) => true,
+        Ok(_) | Err(AskError::Ended(_) | AskError::Broken(_)) => false,
     }
 }
 

@@ -14,6 +14,8 @@ pub const FAILED: u8 = 1;
 pub const DEGRADED: u8 = 3;
 /// The exit status of a verb that found no coordinator.
 pub const NOT_RUNNING: u8 = 4;
+/// The exit status of `run` when the store lost the mesh that was kept in it. systemd does not start it again.
+pub const LOST: u8 = 78;
 
 /// What a verb leads to.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -27,7 +27,7 @@ use crate::core::backup_files;
 use crate::core::open_store::{open_etcd, setup};
 use crate::keys::identity::{self, KeyError};
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
-use crate::store::{self, StoreError, StoreTable, Write, journal};
+use crate::store::{self, StoreError, StoreFile, StoreTable, Write, journal};
 
 /// Why nothing was restored; the old store is where it was.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +105,11 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
         }
         None => newest(&config)?,
     };
-    if since.is_none() && file.is_some() {
-        since = journalled(&config);
+    // A journal that cannot be read is no reason to restore nothing.
+    let leads_to = journal::leads_to(&state.join(JOURNAL)).ok().flatten();
+    let is_behind = leads_to > since.as_ref().map(Withdrawn::revision);
+    if file.is_some() && (since.is_none() || is_behind) {
+        since = [since, journalled(&config)].into_iter().flatten().reduce(Withdrawn::newer);
     }
 
     let draft = state.join("store.redb.restored");
@@ -127,18 +130,21 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     // Noted first: a restore that is repeated never comes to the same epoch.
     note(state, epoch)?;
     let mut said = Vec::new();
-    for (name, keep_until_replaced) in [(JOURNAL, false), (STORE, true)] {
+    let mut keep = |name: &str, keep: fn(&Path, &Path) -> io::Result<()>| {
         let path = state.join(name);
         let aside = state.join(format!("{name}.before-epoch-{epoch}"));
         if path.exists() {
-            // There is a store under its name at every moment: without one a coordinator would begin anew.
-            let moved = if keep_until_replaced { fs::hard_link(&path, &aside) } else { fs::rename(&path, &aside) };
-            moved.map_err(|source| RestoreError::Io { path: aside.clone(), source })?;
+            keep(&path, &aside).map_err(|source| RestoreError::Io { path: aside.clone(), source })?;
             said.push(format!("kept the old {name} as {}", aside.display()));
         }
-    }
+        Ok::<(), RestoreError>(())
+    };
+    // There is a store under its name at every moment, and the journal goes last: whoever is cut off here can repeat it.
+    keep(STORE, |path, aside| fs::hard_link(path, aside))?;
     let moved = fs::rename(&draft, &place).and_then(|()| files::sync(state));
     moved.map_err(|source| RestoreError::Io { path: place, source })?;
+    keep(JOURNAL, |path, aside| fs::rename(path, aside))?;
+    files::sync(state).map_err(|source| RestoreError::Io { path: state.clone(), source })?;
     said.push(format!("restored {source}: revision {}, epoch {epoch}", applied.revision));
     if is_told {
         said.push(format!("what was revoked or used since stays so; {gone} nodes of the backup are expelled"));
@@ -183,13 +189,15 @@ fn refuse_running(config: &Config) -> Result<(), RestoreError> {
     }
 }
 
-/// Returns the present store, if it can be read.
+/// Returns the present store, if it can be read and holds anything.
 fn present(config: &Config, place: &Path) -> Result<Option<Registry>, RestoreError> {
-    if !place.exists() {
-        return Ok(None);
+    match store::peek(place) {
+        Ok(StoreFile::Missing | StoreFile::Empty) => return Ok(None),
+        // What is wrong with it comes out when it is opened.
+        Ok(StoreFile::At(_)) | Err(_) => {}
     }
     match open(place, config) {
-        Ok(registry) => Ok(Some(registry)),
+        Ok(registry) => Ok(Some(registry).filter(|registry| registry.world().revision > Revision(0))),
         Err(OpenError::Store(StoreError::Locked { path })) => Err(RestoreError::Running(path.into())),
         // That it cannot be read is why it is to be restored.
         Err(_) => Ok(None),
@@ -239,7 +247,8 @@ fn read(file: &Path, state: &Path) -> Result<(Revision, Stored), RestoreError> {
     read
 }
 
-/// Returns the newest backup that is good, with the commits that the journal tells of since.
+/// Returns the newest backup that is good, with the commits that the journal tells of since, or what a whole journal
+/// tells if there is none.
 fn newest(config: &Config) -> Result<(String, Revision, Stored), RestoreError> {
     for backup in backup_files::list(&config.backups).into_iter().rev() {
         let Ok((from, mut stored)) = read(&backup.path, &config.state_dir) else { continue };
@@ -248,7 +257,13 @@ fn newest(config: &Config) -> Result<(String, Revision, Stored), RestoreError> {
         let source = format!("{} and {commits} commits of the journal", backup.path.display());
         return Ok((source, to, stored));
     }
-    Err(RestoreError::None(config.backups.clone()))
+    // A journal that begins with the mesh needs no backup.
+    let mut stored = Stored::new();
+    let to = journal::replay(&config.state_dir.join(JOURNAL), Revision(0), &mut stored)?;
+    if to == Revision(0) {
+        return Err(RestoreError::None(config.backups.clone()));
+    }
+    Ok((format!("{} commits of the journal", to.0), to, stored))
 }
 
 fn remove(path: &Path) -> Result<(), RestoreError> {

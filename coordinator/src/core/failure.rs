@@ -99,6 +99,8 @@ pub(crate) fn not_written(error: &StoreError) -> Rejection {
         | StoreError::Full { .. }
         | StoreError::Locked { .. }
         | StoreError::Damaged { .. }
+        | StoreError::Lost { .. }
+        | StoreError::WentBack { .. }
         | StoreError::Etcd { .. }
         | StoreError::TooLarge { .. }
         | StoreError::Unknown { .. } => ErrorCode::Internal,

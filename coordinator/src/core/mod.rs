@@ -8,6 +8,7 @@ mod commit_queue;
 pub(crate) mod coordinator_list;
 pub(crate) mod counters;
 pub mod documents;
+pub(crate) mod earlier_mesh;
 pub(crate) mod failure;
 pub(crate) mod file_report;
 pub(crate) mod limits;

@@ -3,21 +3,23 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use mesh_proto::base::id::{IdentityKey, MeshName};
+use mesh_proto::base::id::{IdentityKey, MeshName, Revision};
 use mesh_proto::services;
 use mesh_proto::trust::signed_record::Epoch;
 
 use crate::base::blocking::blocking;
+use crate::base::founded::found;
 use crate::base::state_files::{JOURNAL, NAME, RESERVED, STORE};
 use crate::config::Config;
+use crate::core::earlier_mesh::{refuse_lost, refuse_lost_etcd};
 use crate::registry::{OpenError, Registry, RegistrySetup};
 use crate::store::journal::Journaled;
-use crate::store::{Embedded, Etcd, RESERVE, Store};
+use crate::store::{Embedded, Etcd, Marked, RESERVE, Store};
 
 /// Opens the registry on the store that the configuration names, and says where that is.
 ///
 /// # Errors
-/// If the store cannot be opened, or holds what this version does not understand.
+/// If the store cannot be opened, lost the mesh that was kept in it, or holds what this version does not understand.
 pub(crate) async fn open_store(
     config: &Config,
     key: IdentityKey,
@@ -25,9 +27,11 @@ pub(crate) async fn open_store(
 ) -> Result<(Registry, PathBuf), OpenError> {
     let file = config.state_dir.join(STORE);
     if config.etcd.is_none() {
+        refuse_lost(config)?;
         let store = Journaled::open(Embedded::open(&file)?, &config.state_dir.join(JOURNAL))?;
         let store = store.with_reserve(&config.state_dir.join(RESERVED), RESERVE)?;
-        return Ok((Registry::open(Box::new(store), setup)?, file));
+        let store = Marked::new(store, &config.state_dir);
+        return Ok((marked(Registry::open(Box::new(store), setup)?, config), file));
     }
     let config = config.clone();
     blocking(move || open_etcd(&config, key)).await
@@ -42,8 +46,18 @@ pub(crate) fn open_etcd(config: &Config, key: IdentityKey) -> Result<(Registry, 
     let etcd = config.etcd.clone().unwrap_or_default();
     let prefix = etcd.prefix.clone().unwrap_or_else(|| format!("/mesh/{}", name(&config.state_dir)));
     let shown = PathBuf::from(etcd.shown(&prefix));
-    let store: Box<dyn Store> = Box::new(Etcd::open(&etcd, &prefix, &key.to_string())?);
-    Ok((Registry::open(store, setup(config))?, shown))
+    let store = Etcd::open(&etcd, &prefix, &key.to_string())?;
+    refuse_lost_etcd(config, store.newest()?.unwrap_or_default(), &shown)?;
+    let store = Marked::new(store, &config.state_dir);
+    Ok((marked(Registry::open(Box::new(store), setup(config))?, config), shown))
+}
+
+/// Marks the state directory for what is in the store already.
+fn marked(registry: Registry, config: &Config) -> Registry {
+    if registry.world().revision > Revision(0) {
+        found(&config.state_dir);
+    }
+    registry
 }
 
 /// Returns what the registry needs to know apart from what it stores.

@@ -1,6 +1,7 @@
 //! What is to be known of a store that other coordinators may use: does it answer, what did they commit, and whose
 //! services.toml is in force.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -73,7 +74,7 @@ impl SharedStore {
         }
         let own = text.to_owned();
         let other = core.with(move |registry| registry.accepted().is_some_and(|accepted| accepted.text != own)).await;
-        let taken = std::fs::read_to_string(&self.taken);
+        let taken = fs::read_to_string(&self.taken);
         other && taken.map_or(true, |taken| taken.trim() == mark(text))
     }
 
@@ -82,7 +83,7 @@ impl SharedStore {
         if !self.is_shared() {
             return false;
         }
-        let Ok(taken) = std::fs::read_to_string(&self.taken) else { return false };
+        let Ok(taken) = fs::read_to_string(&self.taken) else { return false };
         core.with(move |registry| registry.accepted().is_some_and(|accepted| mark(&accepted.text) != taken.trim()))
             .await
     }
@@ -94,7 +95,8 @@ impl SharedStore {
         }
         let path = &self.taken;
         let draft = path.with_extension("draft");
-        let written = std::fs::write(&draft, mark(text)).and_then(|()| std::fs::rename(&draft, path));
+        let written = fs::write(&draft, mark(text)).and_then(|()| fs::File::open(&draft)?.sync_all());
+        let written = written.and_then(|()| fs::rename(&draft, path));
         if let Err(error) = written {
             tracing::warn!(%error, path = %path.display(), "after a restart the file will not be taken until it is saved again");
         }

@@ -85,6 +85,11 @@ impl Registry {
 
     pub(super) fn reload(&mut self) -> Result<bool, OpenError> {
         let mut state = codec::read(&self.store.load()?, &self.setup)?;
+        let (from, to) = (self.state.world.revision, state.world.revision);
+        // Only a restore goes back, and begins an epoch.
+        if (state.epoch, to) < (self.state.epoch, from) {
+            return Err(StoreError::WentBack { from, to }.into());
+        }
         keep_alike(Arc::make_mut(&mut state.world), &self.state.world);
         if state.world.revision == self.state.world.revision {
             return Ok(false);

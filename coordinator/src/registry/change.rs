@@ -312,6 +312,17 @@ pub struct Withdrawn {
 }
 
 impl Withdrawn {
+    /// Returns the revision that it is of.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Returns the newer one of two.
+    #[must_use]
+    pub fn newer(self, other: Self) -> Self {
+        if other.is_newer(self.epoch, self.revision) { other } else { self }
+    }
+
     /// Says whether it is as new as a state, or newer.
     pub(super) fn is_newer(&self, epoch: u64, revision: Revision) -> bool {
         (self.epoch, self.revision) >= (epoch, revision)

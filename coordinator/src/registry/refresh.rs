@@ -54,6 +54,8 @@ impl From<StoreError> for Refused {
             | StoreError::Locked { .. }
             | StoreError::Exists { .. }
             | StoreError::Damaged { .. }
+            | StoreError::Lost { .. }
+            | StoreError::WentBack { .. }
             | StoreError::Etcd { .. }
             | StoreError::Unknown { .. } => ErrorCode::Internal,
         };

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use mesh_proto::base::id::Revision;
 use redb::backends::FileBackend;
 use redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, TableError,
+    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend,
+    TableDefinition, TableError,
 };
 
 use super::disk::{Disk, DiskHealth};
@@ -40,6 +41,16 @@ impl Embedded {
         if !path.try_exists().map_err(failed)? {
             create(path).map_err(failed)?;
         }
+        Self::open_present(path)
+    }
+
+    /// Opens the file, which has to be there.
+    fn open_present(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source: io::Error| StoreError::Io {
+            doing: "open",
+            path: path.display().to_string(),
+            source: source.into(),
+        };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         let health = Arc::default();
@@ -64,23 +75,28 @@ impl Embedded {
         self.database.as_ref().ok_or(redb::Error::PreviousIo)
     }
 
-    /// Opens the file anew: a database that ran out of room does not go on.
+    /// Opens the file anew: a database that ran out of room does not go on. If it is gone, another one is not it.
     fn reopen(&mut self) -> Result<(), StoreError> {
         self.database = None;
-        *self = Self::open(&self.path)?;
+        *self = Self::open_present(&self.path)?;
         Ok(())
+    }
+
+    /// Returns the revision of the last commit; 0 in a new store.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is damaged.
+    pub(super) fn revision(&self) -> Result<Revision, StoreError> {
+        let read = || Ok(read_revision(&self.database()?.begin_read()?)?.unwrap_or_default());
+        read().map_err(|error| self.failed("read", error))
     }
 
     fn read(&self) -> Result<Records, redb::Error> {
         let transaction = self.database()?.begin_read()?;
         let mut records = Records::default();
-        match transaction.open_table(REVISION) {
-            Ok(table) => {
-                let found = table.get(REVISION_KEY)?;
-                records.revision = Revision(found.map_or(0, |value| value.value()));
-            }
-            Err(TableError::TableDoesNotExist(_)) => return Ok(records),
-            Err(error) => return Err(error.into()),
+        match read_revision(&transaction)? {
+            Some(revision) => records.revision = revision,
+            None => return Ok(records),
         }
         for table in StoreTable::ALL {
             let opened = match transaction.open_table(definition(table)) {
@@ -159,11 +175,20 @@ impl Store for Embedded {
     }
 }
 
+/// Reads the revision; none if nothing was ever committed.
+fn read_revision(transaction: &ReadTransaction) -> Result<Option<Revision>, redb::Error> {
+    match transaction.open_table(REVISION) {
+        Ok(table) => Ok(Some(Revision(table.get(REVISION_KEY)?.map_or(0, |value| value.value())))),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn definition(table: StoreTable) -> TableDefinition<'static, &'static str, &'static [u8]> {
     TableDefinition::new(table.name())
 }
 
-fn open_error(path: &Path, error: DatabaseError) -> StoreError {
+pub(super) fn open_error(path: &Path, error: DatabaseError) -> StoreError {
     if matches!(error, DatabaseError::DatabaseAlreadyOpen) {
         return StoreError::Locked { path: path.display().to_string() };
     }

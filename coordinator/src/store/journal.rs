@@ -63,12 +63,13 @@ impl<S: Store> Journaled<S> {
         let good = last.and_then(|(from, path)| {
             let bytes = fs::read(&path).ok()?;
             let (lines, length) = read(&bytes);
-            (lines.last().map_or(from, |line| line.to) == revision).then_some((path, length))
+            let is_torn = !bytes.get(usize::try_from(length).ok()?..)?.contains(&b'\n');
+            (is_torn && end(from, &lines) == revision).then_some((path, length))
         });
         let (file, length) = match good {
             Some((path, length)) => {
                 let file = OpenOptions::new().append(true).open(path).map_err(failed)?;
-                // What a crash left of a line was never acknowledged.
+                // What a crash left of the last line was never acknowledged.
                 file.set_len(length).map_err(failed)?;
                 (file, length)
             }
@@ -185,7 +186,24 @@ pub fn begins(dir: &Path) -> Option<Revision> {
     segments(dir).ok()?.into_keys().next_back()
 }
 
-/// Removes the files that only tell of commits up to a revision.
+/// Returns the revision that the last good line of the newest file leads to, or that this file begins with; none if
+/// there is no journal, or if nothing was committed.
+///
+/// # Errors
+/// If the directory or the file cannot be read.
+pub fn leads_to(dir: &Path) -> Result<Option<Revision>, StoreError> {
+    let failed =
+        |source: io::Error| StoreError::Io { doing: "read", path: dir.display().to_string(), source: source.into() };
+    let segments = match segments(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        segments => segments.map_err(failed)?,
+    };
+    let Some((from, path)) = segments.into_iter().next_back() else { return Ok(None) };
+    let bytes = fs::read(path).map_err(failed)?;
+    Ok(Some(end(from, &read(&bytes).0)).filter(|end| *end > Revision(0)))
+}
+
+/// Removes the files that only tell of commits up to a revision, and those kept aside from before it.
 ///
 /// # Errors
 /// If the directory cannot be read.
@@ -197,7 +215,20 @@ pub fn prune(dir: &Path, held: Revision) -> io::Result<()> {
             fs::remove_file(path)?;
         }
     }
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.split_once(".log.aside-"));
+        let from = name.and_then(|(from, _)| from.parse().ok()).map(Revision);
+        if from.is_some_and(|from| from < held) {
+            fs::remove_file(path)?;
+        }
+    }
     Ok(())
+}
+
+/// Returns where the good lines of a file lead to that begins with a revision.
+fn end(from: Revision, lines: &[Line]) -> Revision {
+    lines.last().map_or(from, |line| line.to)
 }
 
 /// Lists the files by the revision that each begins with.
@@ -215,10 +246,12 @@ fn segments(dir: &Path) -> io::Result<BTreeMap<Revision, PathBuf>> {
 
 fn begin(dir: &Path, from: Revision) -> io::Result<File> {
     let path = dir.join(format!("{:020}.log", from.0));
-    // A file of that name has no good line: it would be continued otherwise.
-    let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path)?;
-    drop(file);
-    let file = OpenOptions::new().append(true).open(&path)?;
+    // A file of that name has no good line, or it would be continued; what it has may be all that tells of something.
+    if fs::metadata(&path).is_ok_and(|found| found.len() > 0) {
+        let aside = files::set_aside(&path)?;
+        tracing::warn!(path = %aside.display(), "a part of the journal cannot be read; it is kept aside");
+    }
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
     file.sync_all()?;
     files::sync(dir)?;
     Ok(file)

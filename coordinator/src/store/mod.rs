@@ -8,7 +8,9 @@ mod disk;
 mod embedded;
 pub mod etcd;
 pub mod journal;
+mod marked;
 mod memory;
+mod peek;
 mod reserve;
 #[cfg(test)]
 mod tests;
@@ -23,7 +25,9 @@ use tokio::sync::watch;
 
 pub use embedded::{Embedded, copy, open_embedded};
 pub use etcd::Etcd;
+pub(crate) use marked::Marked;
 pub use memory::Memory;
+pub use peek::{StoreFile, peek};
 pub(crate) use reserve::RESERVE;
 
 /// A table of records. Names are part of the stored format.
@@ -162,6 +166,28 @@ pub enum StoreError {
         /// What is wrong with it.
         detail: String,
     },
+    /// It held a mesh once, and holds less of it now, or nothing.
+    #[error(
+        "{what}, but a mesh was kept here: {traces}; nothing was changed: {restore}, or, to begin a new mesh, move these away"
+    )]
+    Lost {
+        /// The store, and what is wrong with it.
+        what: String,
+        /// What tells of the mesh.
+        traces: String,
+        /// How to bring it back.
+        restore: String,
+    },
+    /// It went back while it was used.
+    #[error(
+        "the store went back from revision {from} to {to} while it was used; nothing was changed: restore etcd (etcdctl snapshot restore), then stop the coordinator and run mesh-coordinator restore"
+    )]
+    WentBack {
+        /// The revision that was seen.
+        from: Revision,
+        /// The revision that the store is at.
+        to: Revision,
+    },
     /// Etcd cannot be reached, or refuses.
     #[error("cannot {doing} {at}: {detail}; {advice}")]
     Etcd {
@@ -207,6 +233,8 @@ impl StoreError {
             | Self::Full { .. }
             | Self::Exists { .. }
             | Self::Locked { .. }
+            | Self::Lost { .. }
+            | Self::WentBack { .. }
             | Self::Etcd { .. }
             | Self::TooLarge { .. }
             | Self::Unknown { .. } => false,

@@ -200,3 +200,31 @@ fn a_torn_file_is_an_error_with_advice_and_never_another_state() {
     }
     assert!(errors > 10, "only {errors} were noticed");
 }
+
+#[test]
+fn who_peeks_at_a_store_alters_nothing_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.redb");
+    assert_eq!(peek(&path).unwrap(), StoreFile::Missing);
+    fs::write(&path, "").unwrap();
+    assert_eq!(peek(&path).unwrap(), StoreFile::Empty);
+    fs::remove_file(&path).unwrap();
+    let mut store = Embedded::open(&path).unwrap();
+    assert!(matches!(peek(&path).unwrap_err(), StoreError::Locked { .. }));
+    let crashed = dir.path().join("crashed.redb");
+    for revision in 0..40 {
+        // As a crash leaves it: it has to be repaired.
+        fs::copy(&path, &crashed).unwrap();
+        let before = fs::read(&crashed).unwrap();
+        assert_eq!(peek(&crashed).unwrap(), StoreFile::At(Revision(revision)));
+        assert!(fs::read(&crashed).unwrap() == before, "altered at revision {revision}");
+        commit(&mut store, revision, &[put(StoreTable::Nodes, "n", &"x".repeat(7000 * (revision as usize % 5)))])
+            .unwrap();
+    }
+    drop(store);
+    let before = fs::read(&path).unwrap();
+    assert_eq!(peek(&path).unwrap(), StoreFile::At(Revision(40)));
+    assert!(fs::read(&path).unwrap() == before, "altered after a clean end");
+    fs::write(&path, "this is no database").unwrap();
+    assert!(matches!(peek(&path).unwrap_err(), StoreError::Damaged { .. }));
+}

@@ -11,6 +11,7 @@ mod hygiene;
 mod issuer;
 mod kills;
 mod locking;
+mod lost_store;
 mod renewing;
 mod restoring;
 mod rotating;

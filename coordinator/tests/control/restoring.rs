@@ -12,14 +12,15 @@ use serde_json::Value;
 use crate::common::{DEADLINE, SERVICES};
 use crate::verbs::{command, run};
 
-struct Mesh {
-    dir: tempfile::TempDir,
-    config: String,
-    daemon: Option<Child>,
+/// A coordinator as a process of its own, which is killed and restored.
+pub(crate) struct RestoredMesh {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) config: String,
+    pub(crate) daemon: Option<Child>,
 }
 
-impl Mesh {
-    fn new() -> Self {
+impl RestoredMesh {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("coordinator.toml").to_str().unwrap().to_owned();
         let line = ["init", "--name", "boutique", "--public", "127.0.0.1:7700", "--listen", "127.0.0.1:0"];
@@ -29,17 +30,17 @@ impl Mesh {
         Self { dir, config, daemon: None }
     }
 
-    fn state(&self, name: &str) -> PathBuf {
+    pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.dir.path().join("state").join(name)
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.daemon = Some(command(self.dir.path()).args(["run", "--config", &self.config]).spawn().unwrap());
         self.until("the coordinator answers", |mesh| mesh.ask(&["status"]).is_ok());
     }
 
     /// Waits until something is so.
-    fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
+    pub(crate) fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !so(self) {
             assert!(began.elapsed() < DEADLINE, "not in time: {what}");
@@ -47,28 +48,37 @@ impl Mesh {
         }
     }
 
-    fn kill(&mut self) {
+    /// Waits for the first backup.
+    pub(crate) fn until_backed_up(&self) {
+        self.until("the first backup is made", |mesh| {
+            fs::read_dir(mesh.state("backups")).is_ok_and(|dir| {
+                dir.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "redb"))
+            })
+        });
+    }
+
+    pub(crate) fn kill(&mut self) {
         let mut daemon = self.daemon.take().unwrap();
         daemon.kill().unwrap();
         daemon.wait().unwrap();
     }
 
-    fn ask(&self, words: &[&str]) -> Result<String, String> {
+    pub(crate) fn ask(&self, words: &[&str]) -> Result<String, String> {
         let socket = self.state("admin.sock");
         let output = run(self.dir.path(), &[&["--socket", socket.to_str().unwrap()], words].concat());
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    fn json(&self, words: &[&str]) -> Value {
+    pub(crate) fn json(&self, words: &[&str]) -> Value {
         serde_json::from_str(&self.ask(&[words, &["-o", "json"]].concat()).unwrap()).unwrap()
     }
 
-    fn token(&self, name: &str) {
+    pub(crate) fn token(&self, name: &str) {
         self.ask(&["token", "create", "--site", "dc", "--name", name]).unwrap();
     }
 
-    fn tokens(&self) -> Vec<String> {
+    pub(crate) fn tokens(&self) -> Vec<String> {
         let list = self.json(&["token", "list"]);
         let mut names: Vec<_> =
             list["tokens"].as_array().unwrap().iter().map(|token| token["name"].as_str().unwrap().to_owned()).collect();
@@ -76,14 +86,14 @@ impl Mesh {
         names
     }
 
-    fn restore(&self, file: Option<&Path>) -> Result<String, String> {
+    pub(crate) fn restore(&self, file: Option<&Path>) -> Result<String, String> {
         let mut words = vec!["restore", "--config", &self.config];
         words.extend(file.map(|file| file.to_str().unwrap()));
         self.ask(&words)
     }
 }
 
-impl Drop for Mesh {
+impl Drop for RestoredMesh {
     fn drop(&mut self) {
         if let Some(daemon) = &mut self.daemon {
             let _ = daemon.kill();
@@ -94,13 +104,9 @@ impl Drop for Mesh {
 
 #[test]
 fn a_damaged_store_is_rebuilt_to_the_last_acknowledged_change() {
-    let mut mesh = Mesh::new();
+    let mut mesh = RestoredMesh::new();
     mesh.start();
-    mesh.until("the first backup is made", |mesh| {
-        fs::read_dir(mesh.state("backups")).is_ok_and(|dir| {
-            dir.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "redb"))
-        })
-    });
+    mesh.until_backed_up();
     let names = ["a", "b", "c", "d"];
     names.iter().for_each(|name| mesh.token(name));
     let export = mesh.json(&["export"]);
@@ -137,7 +143,7 @@ fn a_damaged_store_is_rebuilt_to_the_last_acknowledged_change() {
 
 #[test]
 fn an_older_backup_takes_the_place_of_the_store_in_a_new_epoch_each_time() {
-    let mut mesh = Mesh::new();
+    let mut mesh = RestoredMesh::new();
     mesh.start();
     mesh.token("a");
     let backup = mesh.dir.path().join("backup.redb");

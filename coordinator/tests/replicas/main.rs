@@ -285,6 +285,43 @@ async fn on_a_restored_etcd_a_new_epoch_is_begun_and_no_number_given_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_holds_nothing_is_refused_where_a_mesh_was_kept() {
+    let (Some(etcd), Some(empty)) = (Cluster::start(1), Cluster::start(1)) else { return };
+    let mut one = Replica::start(&etcd, SERVICES).await;
+    one.token().await;
+    one.kill();
+    let config = one.dir.path().join("coordinator.toml");
+    let kept = std::fs::read_to_string(&config).unwrap();
+    let lost = kept.replace(&etcd.options().shown("/mesh/boutique"), &empty.options().shown("/mesh/boutique"));
+    std::fs::write(&config, lost).unwrap();
+    let verb = |verb: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"));
+        command.args([verb, "--config"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(8) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // One that still runs ends without a status.
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for _ in 0..2 {
+        let (status, said) = verb("run");
+        assert_eq!(status, Some(78), "{said}");
+        let marker = one.dir.path().join("state/founded").display().to_string();
+        assert!(said.contains(&marker) && said.contains("mesh-coordinator restore"), "{said}");
+        // A new epoch of nothing helps nobody.
+        let (status, said) = verb("restore");
+        assert!(status == Some(1) && said.contains("etcdctl snapshot restore"), "{said}");
+    }
+    std::fs::write(&config, kept).unwrap();
+    one.run().await;
+    assert!(one.status().await.revision > Revision(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_that_starts_with_another_file_does_not_undo_what_is_in_force() {
     let Some(etcd) = Cluster::start(1) else { return };
     let newer = SERVICES.replace("weight = 80", "weight = 33");

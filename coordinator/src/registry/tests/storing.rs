@@ -200,6 +200,23 @@ fn who_decided_on_an_old_revision_decides_again_on_the_new_one() {
 }
 
 #[test]
+fn a_store_that_lost_everything_while_it_is_used_is_not_begun_anew() {
+    let store = Shared::default();
+    let mut registry = open(&store);
+    file(&mut registry, FILE).unwrap();
+    token(&mut registry, 1, "dc");
+    let before = registry.world();
+    store.0.lock().unwrap().0 = Memory::new();
+
+    registry.apply(Change::TokenCreate(spec(2, "dc")), Actor::Operator { uid: 0 }, NOW).unwrap_err();
+    let lost = registry.refresh().unwrap_err();
+
+    assert!(lost.to_string().contains("went back") && lost.to_string().contains("mesh-coordinator restore"), "{lost}");
+    assert_eq!(store.load().unwrap(), Records::default());
+    assert_eq!(registry.world(), before);
+}
+
+#[test]
 fn only_what_changed_is_written() {
     let store = Shared::default();
     let mut registry = open(&store);

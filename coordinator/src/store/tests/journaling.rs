@@ -124,3 +124,59 @@ fn a_flipped_bit_in_the_journal_ends_it_early_and_alters_nothing() {
         file.write_all_at(&good[place..=place], place as u64).unwrap();
     }
 }
+
+#[test]
+fn a_file_without_a_good_line_is_kept_aside_and_not_truncated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let mut model = vec![Stored::new()];
+    let mut store = Journaled::open(Memory::new(), &path).unwrap();
+    advance(&mut store, &mut model, 5, &mut Dice(9));
+    drop(store);
+    let file = path.join(format!("{:020}.log", 0));
+    let mut spoilt = fs::read(&file).unwrap();
+    spoilt[3] ^= 1;
+    let mut kept = Vec::new();
+    for life in 0..12 {
+        spoilt.push(life);
+        fs::write(&file, &spoilt).unwrap();
+        kept.push(spoilt.clone());
+        let mut store = Journaled::open(Memory::new(), &path).unwrap();
+        advance(&mut store, &mut vec![Stored::new()], 1, &mut Dice(9));
+    }
+    let aside = |number: usize| path.join(format!("{:020}.log.aside-{number}", 0));
+    for (number, bytes) in kept.iter().enumerate() {
+        // The newest eight.
+        let found = fs::read(aside(number + 1)).ok();
+        assert_eq!(found.as_ref(), (number >= 4).then_some(bytes), "{number}");
+    }
+    prune(&path, Revision(0)).unwrap();
+    assert!(aside(12).exists());
+    prune(&path, Revision(1)).unwrap();
+    assert!(!aside(12).exists(), "every backup is of later commits");
+}
+
+#[test]
+fn nothing_but_a_torn_last_line_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let mut dice = Dice(10);
+    let mut model = vec![Stored::new()];
+    let mut store = Journaled::open(Memory::new(), &path).unwrap();
+    advance(&mut store, &mut model, 5, &mut dice);
+    let file = path.join(format!("{:020}.log", 0));
+    let good = fs::read(&file).unwrap().len();
+    let at_five = model.clone();
+    advance(&mut store, &mut model, 3, &mut dice);
+    drop(store);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[good + 2] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+
+    let mut model = at_five;
+    let mut store = Journaled::open(memory(&model), &path).unwrap();
+    advance(&mut store, &mut model, 2, &mut dice);
+    assert_eq!(fs::read(&file).unwrap(), bytes, "whole lines that cannot be read may be mended by somebody");
+    assert_eq!(begins(&path), Some(Revision(5)));
+    assert_eq!(replayed(&path, &model, 0), (7, model[7].clone()));
+}
