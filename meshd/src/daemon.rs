@@ -54,13 +54,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let subscriber = publisher.subscribe(offers.subscribe(), lane_deaths.clone());
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
-    services_file::load(&offers, &config.services);
+    services_file::load(&offers, &config.services, &state);
     let mut socket = Some(patient(|| Socket::bind(&config.socket, &SOCKET)).await?);
     let (_stop, stopping) = watch::channel(false);
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
     background.spawn(signals(requests.clone())?);
-    background.spawn(services_file::watch_services_file(offers.clone(), requests.reloads()));
+    background.spawn(services_file::watch_services_file(offers.clone(), state.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
         background.spawn(prometheus::serve(listen, subscriber.clone(), stopping.clone()));
     }

@@ -1,5 +1,6 @@
 //! Every kind of mistake in a services.toml, and what the operator gets to read: `golden/NN-name.toml` is
-//! the file, `golden/NN-name.txt` the report. Names that contain `node` are node files.
+//! the file, `golden/NN-name.txt` the report. Names that contain `node-file` are node files, and those that contain
+//! `accepted` are read as texts that were taken before.
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p mesh-proto --test golden` writes the reports anew; read them before you commit.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -8,15 +9,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mesh_proto::services::{Diagnostics, parse, parse_node};
+use mesh_proto::services::{Diagnostics, parse, parse_accepted, parse_node, parse_node_accepted};
 
 /// Reads a file the way its name asks for, and reports on it.
 fn report(name: &str, text: &str) -> Diagnostics {
     let file = "/etc/mesh-coordinator/services.toml";
     let warned = |list| Diagnostics::new(file, text, list);
+    let accepted = name.contains("accepted");
     if name.contains("node-file") {
-        parse_node(text, "/etc/meshd/services.toml").map_or_else(|all| all, |(_, w)| warned(w))
+        let parse = if accepted { parse_node_accepted } else { parse_node };
+        parse(text, "/etc/meshd/services.toml").map_or_else(|all| all, |(_, w)| warned(w))
     } else {
+        let parse = if accepted { parse_accepted } else { parse };
         parse(text, file).map_or_else(|all| all, |parsed| warned(parsed.warnings))
     }
 }

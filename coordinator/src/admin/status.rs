@@ -80,6 +80,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
         lock: world.mesh.lock.as_ref().and_then(|lock| lock.key),
         waiting: world.nodes.iter().filter(|(_, n)| world.waits(n)).map(|(n, _)| n.clone()).take(MAX_BEHIND).collect(),
         services,
+        idle: world.services.idle.clone(),
         coordinators: replicas(core, own).await,
         warnings,
     }

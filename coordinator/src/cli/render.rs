@@ -86,7 +86,7 @@ pub fn status(status: &StatusDocument) -> String {
     for error in &file.errors {
         let _ = writeln!(out, "error: {error}");
     }
-    for warning in file.warnings.iter().chain(&status.warnings) {
+    for warning in file.warnings.iter().chain(&status.idle).chain(&status.warnings) {
         let _ = writeln!(out, "warning: {warning}");
     }
     out

@@ -82,6 +82,9 @@ pub struct StatusDocument {
     pub shared: bool,
     /// The services.toml.
     pub services: FileStatus,
+    /// Words of the text in force that do nothing, a line each with file, line and column; at most 100.
+    #[serde(default)]
+    pub idle: Vec<String>,
     /// The key that has to sign for every node, if the mesh is locked.
     pub lock: Option<IdentityKey>,
     /// Nodes that wait for its signature, at most 100.

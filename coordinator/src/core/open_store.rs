@@ -65,9 +65,9 @@ pub(crate) fn setup(config: &Config) -> RegistrySetup {
     RegistrySetup { name: name(&config.state_dir), underlay: underlay(config), parse, epoch: Epoch::default() }
 }
 
-/// Reads a stored services.toml.
+/// Reads a stored services.toml, which this version or an earlier one took.
 fn parse(text: &str, file: &str) -> Result<services::Services, String> {
-    match services::parse(text, file) {
+    match services::parse_accepted(text, file) {
         Ok(parsed) => Ok(parsed.services),
         Err(diagnostics) => Err(diagnostics.lines().join("; ")),
     }

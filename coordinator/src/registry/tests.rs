@@ -7,6 +7,7 @@ mod coordinators;
 mod ephemeral;
 mod filing;
 mod joining;
+mod keys;
 mod locking;
 mod logging;
 mod renewing;

@@ -87,7 +87,11 @@ async fn take(ServicesFile { core, path, shared, .. }: &ServicesFile) -> (FileSt
         }
     };
     let file = path.display().to_string();
-    let parsed = match services::parse(&text, &file) {
+    // What an earlier version took stays in force until it is altered.
+    let own = text.clone();
+    let is_in_force = core.with(move |registry| registry.accepted().is_some_and(|known| known.text == own)).await;
+    let parse = if is_in_force { services::parse_accepted } else { services::parse };
+    let parsed = match parse(&text, &file) {
         Ok(parsed) => parsed,
         Err(diagnostics) => {
             let reading =
@@ -102,6 +106,9 @@ async fn take(ServicesFile { core, path, shared, .. }: &ServicesFile) -> (FileSt
         Ok(applied) => {
             shared.note_taken(&taken);
             tracing::info!(%file, revision = %applied.revision, altered = applied.altered, "services.toml is in force");
+            for idle in &core.world().services.idle {
+                tracing::warn!("{idle}");
+            }
             let warnings = warnings.into_iter().chain(applied.refused).collect();
             let reading = Reading { warnings, ..Reading::default() };
             (FileState::Accepted, reading)

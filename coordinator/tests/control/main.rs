@@ -8,6 +8,7 @@ mod common;
 mod files;
 mod full;
 mod hygiene;
+mod idle_words;
 mod issuer;
 mod kills;
 mod locking;

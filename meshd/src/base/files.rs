@@ -77,4 +77,6 @@ files! {
     ROLL = "roll.json",
     /// When a coordinator was last heard.
     HEARD = "heard",
+    /// Which text of the node's services.toml was taken last.
+    SERVICES_TAKEN = "services.taken",
 }

@@ -163,7 +163,7 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
         }
         return Err(JoinError::Elsewhere { mesh: enrolment.mesh, node: enrolment.node });
     }
-    let (serve, mut warnings) = services_file::read(&config.services).map_err(JoinError::Services)?;
+    let (serve, mut warnings) = services_file::read_to_join(&config.services, &state).map_err(JoinError::Services)?;
     let host = linux::host_facts().await?;
     let mut attempt = 1;
     let response = loop {

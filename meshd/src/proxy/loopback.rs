@@ -118,9 +118,70 @@ async fn run(listen: SocketAddr, to: SocketAddr, notes: Notes) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use mesh_proto::base::addr::Flat;
+    use mesh_proto::base::id::NodeId;
+    use mesh_proto::model::netmap::{Mesh, OwnNode};
+    use mesh_proto::services::parse_node;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    /// The map of a node at this address that knows nobody.
+    fn map(address: Ipv4Addr) -> NetMap {
+        NetMap {
+            epoch: Default::default(),
+            sites: Default::default(),
+            revision: Default::default(),
+            mesh: Mesh {
+                name: "m".parse().unwrap(),
+                range: Default::default(),
+                domains: Vec::new(),
+                coordinators: Vec::new(),
+                lock: None,
+            },
+            node: OwnNode {
+                sequence: 0,
+                id: NodeId(1),
+                name: "n1".parse().unwrap(),
+                site: "dc".parse().unwrap(),
+                address: Flat(address),
+                blocks: Vec::new(),
+                guarded: true,
+            },
+            peers: Default::default(),
+            services: Default::default(),
+            names: Default::default(),
+            rules: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bind_leads_to_the_loopback_server() {
+        let servers =
+            [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listen = free.local_addr().unwrap();
+        drop(free);
+        let map = map(Ipv4Addr::LOCALHOST);
+        let (notes, mut splices) = (Notes::default(), Splices::new(Handle::current()));
+        let text = format!("version = 1\n[[serve]]\nservice = \"cart\"\nport = {}\n", listen.port());
+        let wanted_by = |bind: &str| wanted(&map, &parse_node(&format!("{text}{bind}"), "f").unwrap().0);
+        assert_eq!(wanted_by(""), [], "without it the server listens on the node's address itself");
+        for server in &servers {
+            let bind = server.local_addr().unwrap();
+            splices.set(&wanted_by(&format!("bind = \"{bind}\"\n")), &notes);
+            let accepted = async {
+                loop {
+                    let _caller = TcpStream::connect(listen).await;
+                    if let Ok(accepted) = tokio::time::timeout(Duration::from_millis(50), server.accept()).await {
+                        return accepted;
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), accepted).await.unwrap().unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn bytes_go_both_ways_and_the_listener_ends_when_it_is_no_longer_wanted() {

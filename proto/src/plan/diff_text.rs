@@ -171,22 +171,6 @@ fn service(old: &ServiceSpec, new: &ServiceSpec, callers: &str, said: &mut Vec<S
             false => "the same client may get any backend".into(),
         });
     }
-    let rest = |spec: &ServiceSpec| {
-        let route = &spec.route;
-        (route.spill_below.to_bits(), route.max_conn_age, route.retry_syn)
-    };
-    if rest(old) != rest(new) {
-        say("spill_below, max_conn_age or retry_syn changes".into());
-    }
-    if old.strict != new.strict {
-        say(match new.strict {
-            true => "backends refuse its port from outside the mesh".into(),
-            false => "backends accept its port from outside the mesh".into(),
-        });
-    }
-    if old.health != new.health {
-        say("its health check changes".into());
-    }
 }
 
 /// Compares permissions port by port. Ports that only one of the worlds has are told with their service.
@@ -214,7 +198,7 @@ impl Permissions {
         let mut pairs = BTreeMap::new();
         for rule in world.services.allows.iter().map(|allow| &allow.rule) {
             for to in rule.to.iter().flat_map(|to| single_ports(&specs, to)) {
-                for from in &rule.from {
+                for from in rule.from.iter().filter(|from| is_somebody(from)) {
                     let place = || format!("{}:{}", rule.file, rule.line);
                     pairs.entry((from.clone(), to.clone())).or_insert_with(place);
                 }
@@ -226,6 +210,14 @@ impl Permissions {
     fn covers(&self, from: &Source, to: &RuleTarget) -> bool {
         let has = |from: &Source, to: &RuleTarget| self.0.contains_key(&(from.clone(), to.clone()));
         has(from, to) || has(from, &RuleTarget::Any) || has(&Source::Any, to) || has(&Source::Any, &RuleTarget::Any)
+    }
+}
+
+/// Says whether a rule's word means anybody: nothing tells yet which account a pod has.
+fn is_somebody(from: &Source) -> bool {
+    match from {
+        Source::Account(..) => false,
+        Source::Service(_) | Source::Host(_) | Source::Site(_) | Source::Any => true,
     }
 }
 
@@ -262,7 +254,7 @@ fn concerned(world: &World, service: &ServiceKey) -> String {
         RuleTarget::Host(_) | RuleTarget::Site(_) => false,
     };
     let rules = rules.filter(|rule| rule.to.iter().any(names));
-    let callers: BTreeSet<_> = rules.flat_map(|rule| &rule.from).collect();
+    let callers: BTreeSet<_> = rules.flat_map(|rule| &rule.from).filter(|from| is_somebody(from)).collect();
     if callers.contains(&Source::Any) {
         return "concerns all callers".into();
     }

@@ -18,7 +18,9 @@ use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, NodeId, Revision, ServiceId, TunnelKey};
 use crate::model::netmap::{Backend, Delta, LaneInfo, ServicePort, Transport};
 use crate::model::rules::Rule;
-use crate::services::{Allow, BackendAt, BackendSpec, Prefer, ServiceSpec, Services, Site, SiteKind, Span};
+use crate::services::{
+    Allow, BackendAt, BackendSpec, HealthCheck, HealthSettings, Prefer, ServiceSpec, Services, Site, SiteKind, Span,
+};
 use crate::wire::{NodeFacts, ServeOffer};
 use crate::world::{NodeRecord, Vip};
 

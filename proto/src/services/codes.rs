@@ -60,6 +60,8 @@ pub(super) const OUTSIDE_SITES: &str = "MESH0142";
 pub(super) const ALL_DRAINED: &str = "MESH0143";
 /// A backend with a port of its own in a service with several.
 pub(super) const BACKEND_PORT: &str = "MESH0144";
+/// A site that is a Kubernetes cluster and has no pods.
+pub(super) const NO_PODS: &str = "MESH0145";
 
 /// A service that the file does not define.
 pub(super) const UNKNOWN_SERVICE: &str = "MESH0150";
@@ -80,6 +82,17 @@ pub(super) const ALLOWED: &str = "MESH0161";
 /// Says whether a kind of mistake is judged by what the file does *not* say, which cannot be known
 /// where a part of it is no TOML.
 pub(super) fn needs_whole_file(code: &str) -> bool {
-    [VERSION, MISSING, ONE_OF, BACKEND_PLACE, OUTSIDE_SITES, ALL_DRAINED, UNKNOWN_SERVICE, UNKNOWN_SITE, UNKNOWN_PORT]
-        .contains(&code)
+    [
+        VERSION,
+        MISSING,
+        ONE_OF,
+        BACKEND_PLACE,
+        OUTSIDE_SITES,
+        ALL_DRAINED,
+        NO_PODS,
+        UNKNOWN_SERVICE,
+        UNKNOWN_SITE,
+        UNKNOWN_PORT,
+    ]
+    .contains(&code)
 }

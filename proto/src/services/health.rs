@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::codes;
+use super::keys::FileTable;
 use super::model::{HealthCheck, HealthSettings};
 use super::walk::{Sink, TomlTable, Value};
 
@@ -13,8 +14,13 @@ const DEFAULT_EVERY: Duration = Duration::from_secs(5);
 const IN_A_ROW: std::ops::RangeInclusive<u32> = 1..=100;
 const MAX_PATH: usize = 1024;
 
-/// Reads `health` of a service or of a `[[serve]]`.
-pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<HealthSettings> {
+/// Reads `health` of a service or of a `[[serve]]`, which nothing asks yet.
+pub(super) fn of(sink: &mut Sink, table: TomlTable<'_>) -> Option<HealthSettings> {
+    let value = table.idle(sink, "health", "remove it; there is no failover yet, drain a backend with `weight` 0")?;
+    read(sink, value)
+}
+
+fn read(sink: &mut Sink, value: &Value<'_>) -> Option<HealthSettings> {
     if let Some(text) = value.get_ref().as_str() {
         let wanted = match text {
             "tcp" | "grpc" => format!("a table: did you mean {{ {text} = true }}?"),
@@ -23,8 +29,7 @@ pub(super) fn read(sink: &mut Sink, value: &Value<'_>) -> Option<HealthSettings>
         sink.wrong_type("health", value, &wanted);
         return None;
     }
-    let keys = ["tcp", "http", "grpc", "every", "fall", "rise"];
-    let table = TomlTable::open(sink, "`health`", value, &keys)?;
+    let table = TomlTable::open(sink, FileTable::Health, value)?;
     let check = check(sink, table);
     let every = table.get("every");
     let every = every.map_or(Some(DEFAULT_EVERY), |v| sink.duration("every", v, EVERY));

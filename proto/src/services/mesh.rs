@@ -11,12 +11,11 @@ use crate::base::id::{Domain, NodeName, SiteName, TunnelKey};
 
 use super::codes;
 use super::diagnostic::Diagnostic;
+use super::keys::FileTable;
 use super::model::{MeshSection, Site, SiteKind, Span, StaticNode};
 use super::names::Names;
 use super::walk::{Sink, TomlTable, Value, Word, span_of};
 
-/// The keys of `[mesh]`.
-pub(super) const KEYS: [&str; 5] = ["name", "default", "domains", "v4", "v6"];
 /// What the parts of `addr::FORBIDDEN` are for.
 const FORBIDDEN_NAMES: [&str; 5] = ["unspecified", "loopback", "link-local (cloud metadata)", "multicast", "broadcast"];
 /// Region and zone.
@@ -25,7 +24,7 @@ const MAX_LOCALITY: usize = 2;
 /// Reads `[mesh]`.
 pub(super) fn mesh(sink: &mut Sink, value: &Value<'_>) -> MeshSection {
     let mut section = MeshSection::default();
-    let Some(table) = TomlTable::open(sink, "[mesh]", value, &KEYS) else { return section };
+    let Some(table) = TomlTable::open(sink, FileTable::Mesh, value) else { return section };
     section.name = table.name(sink, "name");
     if let Some(word) = table.word(sink, "default").filter(|w| w.text != "deny") {
         let message = format!("`default` cannot be `{}`", word.text);
@@ -79,12 +78,17 @@ pub(super) fn sites(sink: &mut Sink, values: &[&Value<'_>], range: MeshRange, na
     let mut sites = Vec::with_capacity(values.len());
     let mut first: BTreeMap<SiteName, Span> = BTreeMap::new();
     for value in values {
-        let keys = ["name", "kind", "pods", "locality"];
-        let Some(table) = TomlTable::open(sink, "[[site]]", value, &keys) else { continue };
+        let Some(table) = TomlTable::open(sink, FileTable::Site, value) else { continue };
         let named = table.named(sink, "name = \"c1\"");
         let kind = table.word(sink, "kind");
         let kind = kind.and_then(|w| sink.choice("kind", w, &["hosts", "kubernetes"]));
         let (pods, whole) = pods(sink, table, range);
+        if kind == Some(1) && pods.is_empty() && whole {
+            let span = table.key_span("kind").unwrap_or(table.span);
+            let message = "a cluster without `pods`: its nodes may claim none, and no pod of it is in the mesh";
+            let one = Diagnostic::warning(codes::NO_PODS, span, message);
+            sink.push(one.label("add its pod CIDR, such as pods = [\"10.8.0.0/14\"], or remove `kind`"));
+        }
         names.open_pods |= !whole;
         let locality = locality(sink, table);
         let Some((name, span)) = named else { continue };
@@ -164,8 +168,7 @@ pub(super) fn nodes(sink: &mut Sink, values: &[&Value<'_>], names: &mut Names) -
     let mut nodes = Vec::with_capacity(values.len());
     let mut first: BTreeMap<NodeName, Span> = BTreeMap::new();
     for value in values {
-        let keys = ["name", "key", "endpoint", "site"];
-        let Some(table) = TomlTable::open(sink, "[[node]]", value, &keys) else { continue };
+        let Some(table) = TomlTable::open(sink, FileTable::Node, value) else { continue };
         let named = table.named(sink, "name = \"router\"");
         let key = table.require(sink, "key", "key = \"PUBLIC KEY\"");
         let key = key.and_then(|value| tunnel_key(sink, value));

@@ -34,6 +34,8 @@ pub struct Services {
     pub tests: Vec<Test>,
     /// `[[node]]`: static, plain WireGuard peers; names are distinct.
     pub nodes: Vec<StaticNode>,
+    /// Words that do nothing, a line each with file, line and column; at most 100, and none in a text that is new.
+    pub idle: Vec<String>,
 }
 
 /// `[mesh]`.

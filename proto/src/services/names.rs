@@ -15,6 +15,9 @@ use super::suggest::{nearest, suggestion};
 use super::walk::{Sink, Word};
 use super::words::RESERVED_NAMES;
 
+/// What to write while nothing tells which account a pod has.
+const NO_ACCOUNTS: &str = "it allows nobody; name a service that the pods back, or their `site:`";
+
 /// A service that the file defines, as far as it could be read.
 #[derive(Debug)]
 pub(super) struct Defined {
@@ -47,8 +50,13 @@ impl Names {
                 self.reserved(sink, word, kind);
                 None
             }
-            Some(("host" | "site" | "sa", _)) => {
-                let source = self.parsed::<Source>(sink, word, codes::SOURCE)?;
+            Some(("sa", _)) => {
+                let place = word.part(0, "sa:".len());
+                let read = sink.idle(place, "`sa:` as a caller", NO_ACCOUNTS);
+                if read { self.parsed(sink, word) } else { None }
+            }
+            Some(("host" | "site", _)) => {
+                let source = self.parsed::<Source>(sink, word)?;
                 if let Source::Site(site) = &source {
                     self.check_site(sink, site, word, "site:".len());
                 }
@@ -92,7 +100,7 @@ impl Names {
                 None
             }
             Some(("host" | "site", _)) => {
-                let target = self.parsed::<RuleTarget>(sink, word, codes::TARGET)?;
+                let target = self.parsed::<RuleTarget>(sink, word)?;
                 if let RuleTarget::Site(site) = &target {
                     self.check_site(sink, site, word, "site:".len());
                 }
@@ -154,7 +162,7 @@ impl Names {
             let label = match text {
                 "host" => "write `host:` and a node's name",
                 "site" => "write `site:` and a site's name",
-                "sa" => "write `sa:`, a namespace, a slash and an account's name",
+                "sa" => "accounts are not built yet; name a service or a site",
                 _ => "it is no service's name",
             };
             sink.push(one.label(label));
@@ -222,25 +230,15 @@ impl Names {
         });
     }
 
-    fn parsed<T: std::str::FromStr<Err = WordError>>(
-        &self,
-        sink: &mut Sink,
-        word: Word<'_>,
-        code: &'static str,
-    ) -> Option<T> {
+    fn parsed<T: std::str::FromStr<Err = WordError>>(&self, sink: &mut Sink, word: Word<'_>) -> Option<T> {
         let parsed = word.text.parse();
         if parsed.is_err() {
             let (kind, rest) = word.text.split_once(':').unwrap_or(("", word.text));
-            if kind == "sa" && !rest.contains('/') {
-                let message = format!("`{}` is not an account", word.text);
-                sink.error(code, word.span, message, suggestion(format!("sa:default/{rest}")));
-            } else {
-                let bad = rest.split('/').find(|part| part.parse::<NodeName>().is_err());
-                let bad = bad.unwrap_or(rest);
-                let start = word.text.find(bad).unwrap_or(0).max(kind.len() + 1);
-                let span = word.part(start, start + bad.len());
-                let _: Option<NodeName> = sink.name(Word { text: bad, span });
-            }
+            let bad = rest.split('/').find(|part| part.parse::<NodeName>().is_err());
+            let bad = bad.unwrap_or(rest);
+            let start = word.text.find(bad).unwrap_or(0).max(kind.len() + 1);
+            let span = word.part(start, start + bad.len());
+            let _: Option<NodeName> = sink.name(Word { text: bad, span });
         }
         parsed.ok()
     }
@@ -256,7 +254,7 @@ impl Names {
             "publish" => "publishing to the outside comes later; remove it",
             _ => "federation comes later; remove it",
         };
-        let help = "callers are `service`, `service.namespace`, `host:node`, `site:name`, `sa:namespace/name` or `any`";
+        let help = "callers are `service`, `service.namespace`, `host:node`, `site:name` or `any`";
         sink.push(one.label(label).help(help));
     }
 }

@@ -5,6 +5,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::check::evaluate;
 use super::diagnostic::{Diagnostic, Diagnostics, position};
+use super::keys::FileTable;
 use super::model::{ServeSpec, Services, Span};
 use super::names::Names;
 use super::suggest::{nearest, suggestion};
@@ -43,7 +44,20 @@ pub struct Parsed {
 /// # Errors
 /// Everything that is wrong with the file, if anything is, its failing `[[test]]`s included.
 pub fn parse(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
-    let (parsed, list) = read(text, |sink, root| {
+    parse_as(text, file, false)
+}
+
+/// Reads a coordinator's services.toml that was taken before, maybe by a version that took words which do nothing.
+/// They are warnings here, and `Services::idle` names them, so that what is in force stays in force.
+///
+/// # Errors
+/// As `parse`, but for such words.
+pub fn parse_accepted(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
+    parse_as(text, file, true)
+}
+
+fn parse_as(text: &str, file: &str, accepted: bool) -> Result<Parsed, Diagnostics> {
+    let (parsed, list) = read(text, accepted, |sink, root| {
         let services = coordinator(sink, root, text, file);
         if !sink.has_errors() {
             evaluate(&services).into_iter().for_each(|d| sink.push(d));
@@ -51,7 +65,13 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
         services
     });
     match parsed {
-        Some(services) => Ok(Parsed { services, warnings: list }),
+        Some(mut services) => {
+            let (idle, warnings): (Vec<_>, _) = list.into_iter().partition(|d| d.code == codes::RESERVED);
+            if !idle.is_empty() {
+                services.idle = Diagnostics::new(file, text, idle).lines();
+            }
+            Ok(Parsed { services, warnings })
+        }
         None => Err(Diagnostics::new(file, text, list)),
     }
 }
@@ -61,7 +81,20 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
 /// # Errors
 /// Everything that is wrong with the file, if anything is.
 pub fn parse_node(text: &str, file: &str) -> Result<(Vec<ServeSpec>, Vec<Diagnostic>), Diagnostics> {
-    let (parsed, list) = read(text, |sink, root| {
+    parse_node_as(text, file, false)
+}
+
+/// Reads a node's services.toml that was taken before, maybe by a version that took words which do nothing: they are
+/// warnings here.
+///
+/// # Errors
+/// As `parse_node`, but for such words.
+pub fn parse_node_accepted(text: &str, file: &str) -> Result<(Vec<ServeSpec>, Vec<Diagnostic>), Diagnostics> {
+    parse_node_as(text, file, true)
+}
+
+fn parse_node_as(text: &str, file: &str, accepted: bool) -> Result<(Vec<ServeSpec>, Vec<Diagnostic>), Diagnostics> {
+    let (parsed, list) = read(text, accepted, |sink, root| {
         known_tables(sink, root, &[("serve", true)], &TABLES, "the coordinator's");
         let values = repeated(sink, root, "serve");
         serve::serves(sink, &values)
@@ -73,8 +106,12 @@ pub fn parse_node(text: &str, file: &str) -> Result<(Vec<ServeSpec>, Vec<Diagnos
 }
 
 /// Reads a text by `walk`; `None` if anything in the list is an error.
-fn read<T>(text: &str, walk: impl FnOnce(&mut Sink, &DeTable<'_>) -> T) -> (Option<T>, Vec<Diagnostic>) {
-    let mut sink = Sink::default();
+fn read<T>(
+    text: &str,
+    accepted: bool,
+    walk: impl FnOnce(&mut Sink, &DeTable<'_>) -> T,
+) -> (Option<T>, Vec<Diagnostic>) {
+    let mut sink = Sink::new(accepted);
     if text.len() > MAX_TEXT {
         let message = format!("the file has {} bytes, more than {MAX_TEXT}", text.len());
         sink.error(codes::TOO_LARGE, Span::default(), message, "is this the right file?");
@@ -130,7 +167,7 @@ fn coordinator(sink: &mut Sink, root: &DeTable<'_>, text: &str, file: &str) -> S
     let allows = policy::allows(sink, &values, &names, text, file);
     let values = repeated(sink, root, "test");
     let tests = policy::tests(sink, &values, &names);
-    Services { mesh, sites, services, allows, tests, nodes }
+    Services { mesh, sites, services, allows, tests, nodes, idle: Vec::new() }
 }
 
 /// Notes tables that the file does not have, that are reserved, or that belong in the other file.
@@ -182,7 +219,10 @@ fn unknown_table(
     let one = Diagnostic::error(code, span_of(key), message);
     let candidates = own.iter().map(|(table, _)| *table).chain(["version"]);
     let near = nearest(key.get_ref(), candidates);
-    if !is_table && own.iter().any(|(table, _)| *table == "mesh") && mesh::KEYS.contains(&key.get_ref().as_ref()) {
+    if !is_table
+        && own.iter().any(|(table, _)| *table == "mesh")
+        && FileTable::Mesh.keys().contains(&key.get_ref().as_ref())
+    {
         sink.push(one.label("belongs in [mesh]"));
         return;
     }

@@ -4,6 +4,7 @@ use crate::model::rules::{Rule, RuleTarget, Source};
 
 use super::codes;
 use super::diagnostic::Lines;
+use super::keys::FileTable;
 use super::model::{Allow, Span, Test};
 use super::names::Names;
 use super::walk::{Sink, TomlTable, Value, Word, span_of};
@@ -13,7 +14,7 @@ pub(super) fn allows(sink: &mut Sink, values: &[&Value<'_>], names: &Names, text
     let mut allows = Vec::with_capacity(values.len());
     let mut lines = Lines::new(text);
     for value in values {
-        let Some(table) = TomlTable::open(sink, "[[allow]]", value, &["from", "to"]) else { continue };
+        let Some(table) = TomlTable::open(sink, FileTable::Allow, value) else { continue };
         let from = several(sink, table, "from", "from = [\"frontend\"]");
         let from = from.into_iter().filter_map(|w| names.source(sink, w));
         let from: Vec<Source> = from.collect();
@@ -35,8 +36,7 @@ pub(super) fn allows(sink: &mut Sink, values: &[&Value<'_>], names: &Names, text
 pub(super) fn tests(sink: &mut Sink, values: &[&Value<'_>], names: &Names) -> Vec<Test> {
     let mut tests = Vec::with_capacity(values.len());
     for value in values {
-        let keys = ["from", "accept", "deny"];
-        let Some(table) = TomlTable::open(sink, "[[test]]", value, &keys) else { continue };
+        let Some(table) = TomlTable::open(sink, FileTable::Test, value) else { continue };
         let from = table.require(sink, "from", "from = \"frontend\"");
         if let Some(list) = from.filter(|v| v.get_ref().is_array()) {
             sink.wrong_type("from", list, "one caller; write a [[test]] for each");

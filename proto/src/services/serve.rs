@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::base::id::ServiceKey;
 
 use super::diagnostic::Diagnostic;
+use super::keys::FileTable;
 use super::mesh::twice;
 use super::model::{ServeSpec, Span};
 use super::suggest::suggestion;
@@ -17,8 +18,7 @@ pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {
     let mut serves = Vec::with_capacity(values.len());
     let mut first: BTreeMap<ServiceKey, Span> = BTreeMap::new();
     for value in values {
-        let keys = ["service", "port", "bind", "health"];
-        let Some(table) = TomlTable::open(sink, "[[serve]]", value, &keys) else { continue };
+        let Some(table) = TomlTable::open(sink, FileTable::Serve, value) else { continue };
         let service = table.require(sink, "service", "service = \"cartservice\"");
         let word = service.and_then(|value| sink.word("service", value));
         let service = word.and_then(|word| service_key(sink, word));
@@ -26,7 +26,7 @@ pub(super) fn serves(sink: &mut Sink, values: &[&Value<'_>]) -> Vec<ServeSpec> {
         let port = port.and_then(|value| ports::number(sink, "port", value));
         let bind = table.word(sink, "bind");
         let bind = bind.and_then(|word| loopback(sink, word));
-        let health = table.get("health").and_then(|v| health::read(sink, v));
+        let health = health::of(sink, table);
         let Some((service, word)) = service.zip(word) else { continue };
         if let Some(first) = first.get(&service) {
             twice(sink, "[[serve]] of", word.text, word.span, *first);

@@ -6,6 +6,7 @@ use crate::base::id::{BackendName, Namespace, NodeName, ServiceKey, ServiceName,
 use crate::model::netmap::ServicePort;
 
 use super::diagnostic::Diagnostic;
+use super::keys::FileTable;
 use super::mesh::twice;
 use super::model::{BackendAt, BackendSpec, Prefer, Route, ServiceSpec, Span};
 use super::names::{Defined, Names};
@@ -29,8 +30,7 @@ pub(super) fn services(sink: &mut Sink, values: &[&Value<'_>], names: &mut Names
 }
 
 fn service(sink: &mut Sink, value: &Value<'_>, names: &mut Names) -> Option<ServiceSpec> {
-    let keys = ["name", "namespace", "port", "ports", "backends", "health", "route", "strict"];
-    let table = TomlTable::open(sink, "[[service]]", value, &keys)?;
+    let table = TomlTable::open(sink, FileTable::Service, value)?;
     let named = table.named::<ServiceName>(sink, "name = \"cartservice\"");
     if let Some((name, span)) = &named {
         check_word(sink, name.as_str(), *span, "a service");
@@ -42,9 +42,10 @@ fn service(sink: &mut Sink, value: &Value<'_>, names: &mut Names) -> Option<Serv
     let discovered = names.open && table.get("port").or_else(|| table.get("ports")).is_none();
     let ports = if discovered { None } else { ports::read(sink, table) };
     let backends = backends(sink, table, ports.as_deref(), names);
-    let health = table.get("health").and_then(|v| health::read(sink, v));
+    let health = health::of(sink, table);
     let route = route(sink, table, names);
-    let strict = table.get("strict").and_then(|v| sink.boolean("strict", v));
+    let strict = table.idle(sink, "strict", "remove it, and close the port in the host's firewall");
+    let strict = strict.and_then(|v| sink.boolean("strict", v));
 
     let (name, span) = named?;
     let key = ServiceKey::new(name, namespace?);
@@ -118,8 +119,7 @@ fn backend(
         sink.push(one.label(suggestion(format!("{{ host = \"{text}\" }}"))));
         return None;
     }
-    let keys = ["host", "addr", "node", "kubernetes", "name", "weight", "port", "via"];
-    let table = TomlTable::open(sink, "a backend", value, &keys)?;
+    let table = TomlTable::open(sink, FileTable::Backend, value)?;
     let name: Option<BackendName> = match table.get("name") {
         Some(_) => table.named(sink, "").map(|(name, span): (BackendName, _)| {
             check_word(sink, name.as_str(), span, "a backend");
@@ -210,20 +210,20 @@ fn outside(sink: &mut Sink, word: Word<'_>, names: &Names) {
 
 fn route(sink: &mut Sink, table: TomlTable<'_>, names: &Names) -> Route {
     let mut route = Route::default();
-    let keys = ["prefer", "spill_below", "sticky", "max_conn_age", "retry_syn"];
-    let table = table.get("route").and_then(|v| TomlTable::open(sink, "`route`", v, &keys));
+    let table = table.get("route").and_then(|v| TomlTable::open(sink, FileTable::Route, v));
     let Some(table) = table else { return route };
     route.prefer = table.get("prefer").and_then(|v| prefer(sink, v, names));
-    if let Some(value) = table.get("spill_below") {
+    let instead = "remove it; a backend is left out when `weight` 0 drains it";
+    if let Some(value) = table.idle(sink, "spill_below", instead) {
         route.spill_below = sink.share("spill_below", value).unwrap_or(0.0);
     }
     if let Some(word) = table.word(sink, "sticky") {
         route.sticky = sink.choice("sticky", word, &["none", "client"]) == Some(1);
     }
-    if let Some(value) = table.get("max_conn_age") {
+    if let Some(value) = table.idle(sink, "max_conn_age", "remove it; a connection lives as long as its ends want") {
         route.max_conn_age = sink.duration("max_conn_age", value, CONN_AGE);
     }
-    if let Some(value) = table.get("retry_syn") {
+    if let Some(value) = table.idle(sink, "retry_syn", "remove it; a connection stays with its first backend") {
         route.retry_syn = sink.boolean("retry_syn", value).unwrap_or(true);
     }
     route

@@ -93,13 +93,15 @@ fn a_node_file_is_read_as_it_is_written() {
     assert_eq!((serves[0].port, serves[0].bind), (Some(3550), None));
 
     let text = "version = 1\n[[serve]]\nservice = \"db.prod\"\nbind = \"127.0.0.1:5432\"\nhealth = { tcp = true, every = \"2s\" }\n";
-    let (serves, _) = parse_node(text, "f").unwrap();
+    assert!(parse_node(text, "f").is_err(), "nothing asks how it is");
+    let (serves, warnings) = parse_node_accepted(text, "f").unwrap();
+    assert_eq!(warnings.iter().map(|w| (w.severity, w.code)).collect::<Vec<_>>(), [(Severity::Warning, "MESH0110")]);
     assert_eq!(serves[0].bind, "127.0.0.1:5432".parse().ok());
     assert_eq!(serves[0].health.as_ref().map(|h| h.every), Some(Duration::from_secs(2)));
 }
 
 #[test]
-fn every_key_of_the_grammar_is_taken() {
+fn every_key_of_the_grammar_is_taken_of_a_text_that_was_taken_before() {
     let text = r#"
         version = 1
         [mesh]
@@ -139,8 +141,15 @@ fn every_key_of_the_grammar_is_taken() {
         accept = "cart.prod:7070"
     "#;
 
-    let services = taken(text);
+    let Parsed { services, warnings } = parse_accepted(text, "f").unwrap();
 
+    assert_eq!(warnings, []);
+    let idle: Vec<_> = services.idle.iter().map(|line| line.split('`').nth(1).unwrap()).collect();
+    assert_eq!(idle, ["health", "spill_below", "max_conn_age", "retry_syn", "strict", "sa:"]);
+    assert!(
+        services.idle[4].starts_with("f:24:9: warning[MESH0110]: `strict` in [[service]] does nothing"),
+        "{idle:?}"
+    );
     assert_eq!(services.mesh.range.to_string(), "10.200.0.0/16");
     assert_eq!(services.nodes[0].key.0, [0; 32]);
     let cart = service(&services, "cart.prod");
@@ -155,6 +164,57 @@ fn every_key_of_the_grammar_is_taken() {
     assert_eq!(cart.backends[1].weight, Some(0));
     let to = &services.allows[0].rule.to;
     assert_eq!(to[0], RuleTarget::Port("cart.prod".parse().unwrap(), 7070));
+}
+
+#[test]
+fn a_word_that_does_nothing_refuses_a_new_text_alone_and_with_its_place() {
+    for (from, to) in [
+        ("port = 5432", "port = 5432\nstrict = true"),
+        ("port = 5432", "port = 5432\nstrict = \"not even read\""),
+        ("port = 5432", "port = 5432\nhealth = { tcp = true }"),
+        ("port = 5432", "port = 5432\nroute = { spill_below = 0.5 }"),
+        ("port = 5432", "port = 5432\nroute = { max_conn_age = \"1h\" }"),
+        ("port = 5432", "port = 5432\nroute = { retry_syn = true }"),
+        ("\"web\"", "\"sa:prod/web\""),
+        ("from = [\"log\"]", "from = [\"sa:prod/web\"]"),
+    ] {
+        let plain = with("[[allow]]\nfrom = [\"log\"]\nto = [\"db\"]\n[[test]]\nfrom = \"web\"\ndeny = [\"log\"]\n");
+        assert_eq!(taken(&plain).idle, Vec::<String>::new());
+        let at = plain.rfind(from).unwrap();
+        let text = format!("{}{to}{}", &plain[..at], &plain[at + from.len()..]);
+
+        let found = parse(&text, "f").unwrap_err().list;
+
+        assert_eq!(
+            found.iter().map(|d| (d.severity, d.code)).collect::<Vec<_>>(),
+            [(Severity::Error, "MESH0110")],
+            "{to}"
+        );
+        let word = &text[found[0].span.start..found[0].span.end];
+        assert!(to.contains(word) && found[0].message.starts_with(&format!("`{word}")), "{word}: {found:?}");
+    }
+}
+
+#[test]
+fn a_text_that_was_taken_stays_taken_however_many_of_its_words_do_nothing() {
+    let service = |i: usize| format!("[[service]]\nname = \"s{i}\"\nport = 80\nstrict = true\n");
+    let text = format!("version = 1\n{}", (0..150).map(service).collect::<String>());
+
+    let parsed = parse_accepted(&text, "f").unwrap();
+
+    assert_eq!((parsed.services.services.len(), parsed.services.idle.len()), (150, 100));
+    let more: Vec<_> = parsed.warnings.iter().map(|w| &*w.message).collect();
+    assert_eq!(more, ["50 more warnings are not shown"]);
+    let wrong = parse_accepted(&format!("{text}[[site]]\nnam = \"x\"\n"), "f").unwrap_err();
+    assert!(wrong.list.iter().any(|d| d.code == "MESH0104"), "warnings hide no error");
+}
+
+#[test]
+fn a_cluster_without_pods_is_a_warning() {
+    let site = |keys: &str| parse(&format!("version = 1\n[[site]]\nname = \"c1\"\n{keys}\n"), "f").unwrap().warnings;
+    assert_eq!(site("kind = \"kubernetes\"").iter().map(|w| w.code).collect::<Vec<_>>(), ["MESH0145"]);
+    assert_eq!(site("kind = \"kubernetes\"\npods = \"10.8.0.0/14\""), []);
+    assert_eq!(site("kind = \"hosts\""), []);
 }
 
 #[test]
@@ -222,7 +282,12 @@ fn a_file_full_of_mistakes_is_refused_with_a_short_report() {
 
 /// A file is taken, or refused with a reason whose place lies in the text and which can be drawn.
 fn judged(text: &str) -> Result<(), TestCaseError> {
-    let all = [parse(text, "f").err(), parse_node(text, "f").err()];
+    let all = [
+        parse(text, "f").err(),
+        parse_accepted(text, "f").err(),
+        parse_node(text, "f").err(),
+        parse_node_accepted(text, "f").err(),
+    ];
     for one in all.iter().flatten() {
         prop_assert!(one.has_errors(), "refused without a reason");
         for d in &one.list {

@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::codes;
 use super::diagnostic::{Diagnostic, Severity};
+use super::keys::FileTable;
 use super::model::Span;
 use super::suggest::{as_name, nearest, quoted, suggestion};
 
@@ -45,17 +46,50 @@ impl Word<'_> {
 #[derive(Debug, Default)]
 pub(super) struct Sink {
     list: Vec<Diagnostic>,
+    errors: Count,
+    warnings: Count,
+    /// Whether an earlier version took the text, so that words which do nothing are no mistakes.
+    accepted: bool,
+}
+
+/// How many mistakes of a severity are in the list, and how many more there are.
+#[derive(Debug, Default)]
+struct Count {
+    shown: usize,
     more: usize,
 }
 
 impl Sink {
-    /// Notes a mistake; beyond `MAX_SHOWN` it is only counted.
+    /// Begins a reading, of a text that an earlier version took or of one that is new.
+    pub(super) fn new(accepted: bool) -> Self {
+        Self { accepted, ..Self::default() }
+    }
+
+    /// Notes a mistake; beyond `MAX_SHOWN` of its severity it is only counted.
     pub(super) fn push(&mut self, diagnostic: Diagnostic) {
-        if self.is_full() {
-            self.more += 1;
-        } else {
+        let count = match diagnostic.severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        if count.shown < MAX_SHOWN {
+            count.shown += 1;
             self.list.push(diagnostic);
+        } else {
+            count.more += 1;
         }
+    }
+
+    /// Notes a word that means something and that nothing is built for yet: a mistake in a new text, and to be known
+    /// of one that an earlier version took. Says whether the word is to be read all the same.
+    pub(super) fn idle(&mut self, span: Span, word: &str, instead: &str) -> bool {
+        self.push(if self.accepted {
+            let message = format!("{word} does nothing: it is reserved and not built yet");
+            Diagnostic::warning(codes::RESERVED, span, message).label(instead)
+        } else {
+            let message = format!("{word} is reserved and not built yet");
+            Diagnostic::error(codes::RESERVED, span, message).label(instead)
+        });
+        self.accepted
     }
 
     /// Takes an error that is said in one sentence and one label.
@@ -77,12 +111,12 @@ impl Sink {
 
     /// Says whether further mistakes are only counted, so that nobody looks for suggestions any more.
     pub(super) fn is_full(&self) -> bool {
-        self.list.len() >= MAX_SHOWN
+        self.errors.shown >= MAX_SHOWN
     }
 
     /// Says whether the file is refused.
     pub(super) fn has_errors(&self) -> bool {
-        self.more > 0 || self.list.iter().any(|d| d.severity == Severity::Error)
+        self.errors.more > 0 || self.list.iter().any(|d| d.severity == Severity::Error)
     }
 
     /// Returns the mistakes in the order of the file.
@@ -90,10 +124,14 @@ impl Sink {
         let mut list = self.list;
         list.sort_by_key(|d| (d.span.start, d.span.end, d.code));
         list.dedup();
-        if let Some(last) = list.last().filter(|_| self.more > 0) {
-            let message = format!("{} more mistakes are not shown", self.more);
-            let more = Diagnostic::error(codes::MORE, last.span, message);
-            list.push(more.help("mend those above first"));
+        let Some(last) = list.last().map(|last| last.span) else { return list };
+        if self.errors.more > 0 {
+            let message = format!("{} more mistakes are not shown", self.errors.more);
+            list.push(Diagnostic::error(codes::MORE, last, message).help("mend those above first"));
+        }
+        if self.warnings.more > 0 {
+            let message = format!("{} more warnings are not shown", self.warnings.more);
+            list.push(Diagnostic::warning(codes::MORE, last, message).help("look at those above first"));
         }
         list
     }
@@ -230,7 +268,8 @@ pub(super) struct TomlTable<'a> {
 
 impl<'a> TomlTable<'a> {
     /// Opens a table and notes the keys it does not have.
-    pub(super) fn open(sink: &mut Sink, title: &'static str, value: &'a Value<'a>, keys: &[&str]) -> Option<Self> {
+    pub(super) fn open(sink: &mut Sink, table: FileTable, value: &'a Value<'a>) -> Option<Self> {
+        let (title, keys) = (table.title(), table.keys());
         let Some(entries) = value.get_ref().as_table() else {
             sink.wrong_type(title, value, "a table, such as { key = value }");
             return None;
@@ -299,6 +338,13 @@ impl<'a> TomlTable<'a> {
     /// Reads an optional name.
     pub(super) fn name<T: FromStr>(&self, sink: &mut Sink, key: &str) -> Option<T> {
         self.word(sink, key).and_then(|word| sink.name(word))
+    }
+
+    /// Returns the value of a key that nothing is built for yet, of a text that an earlier version took; it is noted.
+    pub(super) fn idle(&self, sink: &mut Sink, key: &str, instead: &str) -> Option<&'a Value<'a>> {
+        let (key, value) = self.entries.get_key_value(key)?;
+        let word = format!("`{}` in {}", key.get_ref(), self.title);
+        sink.idle(span_of(key), &word, instead).then_some(value)
     }
 
     /// Notes that a key is reserved, wherever it stands.

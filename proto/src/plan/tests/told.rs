@@ -74,7 +74,6 @@ fn ports_backends_and_routes_are_told() {
         catalog.ports[0].target = 8080;
         catalog.backends[1] = backend("late", Some(20));
         catalog.route.sticky = true;
-        catalog.strict = true;
     };
     let said = told(edit);
     let expected = [
@@ -82,10 +81,25 @@ fn ports_backends_and_routes_are_told() {
         "catalog: new backend host late (host late, weight 20); concerns all callers",
         "catalog: backend host n2 is removed; concerns all callers",
         "catalog: the same client keeps the same backend; concerns all callers",
-        "catalog: backends refuse its port from outside the mesh; concerns all callers",
     ];
-    assert_eq!(said[..5], expected);
-    assert!(said.len() == 6 && said[5].starts_with("warning: catalog: node `late` has not joined"), "{said:?}");
+    assert_eq!(said[..4], expected);
+    assert!(said.len() == 5 && said[4].starts_with("warning: catalog: node `late` has not joined"), "{said:?}");
+}
+
+#[test]
+fn no_sentence_promises_what_nothing_does() {
+    let edit = |services: &mut Services| {
+        let check = HealthCheck::Tcp;
+        let every = std::time::Duration::from_secs(2);
+        let catalog = &mut services.services[1];
+        catalog.strict = true;
+        catalog.health = Some(HealthSettings { check, every, fall: 3, rise: 2 });
+        catalog.route.spill_below = 0.5;
+        catalog.route.max_conn_age = Some(every);
+        catalog.route.retry_syn = false;
+        services.allows.push(allow(99, &["sa:default/loadgen"], &["cart"]));
+    };
+    assert_eq!(told(edit), Vec::<String>::new());
 }
 
 #[test]
