@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_host::log::LostLines;
 use mesh_host::socket::{Socket, SocketError};
 use mesh_host::tls;
 use mesh_proto::base::id::IdentityKey;
@@ -97,11 +98,11 @@ pub struct RunningCoordinator {
     helpers: JoinSet<()>,
 }
 
-/// Starts a coordinator. When this returns, services.toml was looked at and nodes may connect.
+/// Starts a coordinator, whose log lost these lines. When this returns, services.toml was looked at and nodes may connect.
 ///
 /// # Errors
 /// `StartError` if anything is missing that the mesh needs.
-pub async fn start(config: Config) -> Result<RunningCoordinator, StartError> {
+pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoordinator, StartError> {
     let identity = identity::load(&config.state_dir)?;
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
@@ -159,6 +160,7 @@ pub async fn start(config: Config) -> Result<RunningCoordinator, StartError> {
         issuers: Arc::clone(&issuers),
         own: Arc::clone(&own),
         state_dir: config.state_dir.clone(),
+        lost_lines,
         shown: shown.subscribe(),
     };
     let context = Context {

@@ -1,6 +1,6 @@
 //! mesh-coordinator: the daemon, and the verbs that speak to it.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,44 +10,71 @@ use coordinator::cli::outcome::{LOST, Outcome};
 use coordinator::cli::verbs::perform;
 use coordinator::config::Config;
 use coordinator::daemon::{self, StartError};
+use mesh_host::log::{LostLines, ProcessLog};
+use mesh_host::output::{print, printed};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let runtime = match Runtime::new() {
-        Ok(runtime) => runtime,
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return finish(&helped(&said), None),
+    };
+    let Verb::Run { config } = &cli.verb else {
+        return finish(&with_threads(perform(&cli)), None);
+    };
+    match ProcessLog::start("RUST_LOG", "info") {
+        Ok(log) => finish(&with_threads(run(config, log.lost())), Some(&log)),
+        Err(error) => finish(&no_threads(&error), None),
+    }
+}
+
+/// Prints what clap says: help, or what is wrong with the command line.
+fn helped(said: &clap::Error) -> Outcome {
+    let written = said.print().and_then(|()| io::stdout().flush());
+    match printed(written) {
+        Err(error) if !said.use_stderr() => Outcome::failed(&error.to_string()),
+        Ok(()) | Err(_) => Outcome { code: u8::try_from(said.exit_code()).unwrap_or(2), ..Outcome::default() },
+    }
+}
+
+fn with_threads(work: impl Future<Output = Outcome>) -> Outcome {
+    match Runtime::new() {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(work);
+            // A change that still waits for the disk must not hold the process up.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => no_threads(&error),
+    }
+}
+
+fn no_threads(error: &io::Error) -> Outcome {
+    Outcome::failed(&format!("no threads can be started: {error}; raise the process limit"))
+}
+
+/// Prints an outcome; what a daemon dies of goes to its log.
+fn finish(outcome: &Outcome, log: Option<&ProcessLog>) -> ExitCode {
+    let say = |text: &str| match log {
+        Some(log) if !text.is_empty() => log.last_words(text.trim_end()),
+        // The exit status says it, too.
+        Some(_) | None => drop(io::stderr().write_all(text.as_bytes())),
+    };
+    let code = match print(&outcome.out) {
+        Ok(()) => outcome.code,
         Err(error) => {
-            return finish(&Outcome::failed(&format!("no threads can be started: {error}; raise the process limit")));
+            let unprinted = Outcome::failed(&error.to_string());
+            say(&unprinted.err);
+            unprinted.code
         }
     };
-    let outcome = if let Verb::Run { config } = &cli.verb {
-        runtime.block_on(run(config))
-    } else {
-        runtime.block_on(perform(&cli))
-    };
-    // A change that still waits for the disk must not hold the process up.
-    runtime.shutdown_background();
-    finish(&outcome)
+    say(&outcome.err);
+    ExitCode::from(code)
 }
 
-fn finish(outcome: &Outcome) -> ExitCode {
-    // A reader that went away (`| head`) is no error of ours.
-    let _ = std::io::stdout().write_all(outcome.out.as_bytes());
-    let _ = std::io::stderr().write_all(outcome.err.as_bytes());
-    ExitCode::from(outcome.code)
-}
-
-async fn run(path: &Path) -> Outcome {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    match serve(path).await {
+async fn run(path: &Path, lost_lines: LostLines) -> Outcome {
+    match serve(path, lost_lines).await {
         Ok(()) => Outcome::default(),
         Err(error) => {
             let is_lost = error.downcast_ref().is_some_and(StartError::is_lost);
@@ -57,11 +84,11 @@ async fn run(path: &Path) -> Outcome {
     }
 }
 
-async fn serve(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(path: &Path, lost_lines: LostLines) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let running = daemon::start(Config::load(path)?).await?;
+    let running = daemon::start(Config::load(path)?, lost_lines).await?;
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {

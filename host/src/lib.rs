@@ -9,6 +9,8 @@
 pub mod clock;
 pub mod files;
 pub mod identity;
+pub mod log;
+pub mod output;
 pub mod sums;
 pub mod table;
 pub mod watched_file;

@@ -10,6 +10,7 @@
 use std::mem::ManuallyDrop;
 use std::time::{Duration, SystemTime};
 
+use mesh_host::log::LostLines;
 use mesh_host::socket::Socket;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,11 +37,11 @@ use crate::telemetry::prometheus;
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Runs until a signal or `/v1/stop` ends it.
+/// Runs until a signal or `/v1/stop` ends it; `lost_lines` counts what its log lost.
 ///
 /// # Errors
 /// `DaemonError` that says what cannot be had, and what to do.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonError> {
     let state = State::open(&config.state_dir)?;
     let _lock = patient(|| state.lock()).await?;
     let flow_file = config.flow_file();
@@ -51,7 +52,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     end_with_a_lane(THREAD, deaths_file.clone());
     let (publisher, requests) = (Publisher::default(), Requests::default());
     let offers = watch::Sender::new(Offers { path: config.services.clone(), ..Offers::default() });
-    let subscriber = publisher.subscribe(offers.subscribe(), lane_deaths.clone());
+    let subscriber = publisher.subscribe(offers.subscribe(), lane_deaths.clone(), lost_lines);
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
     // The first report must already say what the node serves, or its backends would be gone for a moment.
     services_file::load(&offers, &config.services, &state);

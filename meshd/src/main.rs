@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use meshd::cli::args::Cli;
-
 fn main() -> ExitCode {
-    meshd::cli::verbs::main(Cli::parse(), meshd::daemon::run)
+    meshd::cli::verbs::main(meshd::daemon::run)
 }

@@ -90,9 +90,23 @@ impl Process {
     ///
     /// # Errors
     /// As `Command::spawn`.
-    pub fn start(namespace: &Namespace, mut command: Command, log: &Path) -> io::Result<Self> {
+    pub fn start(namespace: &Namespace, command: Command, log: &Path) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        Self::start_telling(namespace, command, log, file.try_clone()?, file)
+    }
+
+    /// Starts a program that prints to one place and tells another what goes wrong; `log` is where `tail` looks.
+    ///
+    /// # Errors
+    /// As `Command::spawn`.
+    fn start_telling(
+        namespace: &Namespace,
+        mut command: Command,
+        log: &Path,
+        stdout: impl Into<Stdio>,
+        stderr: impl Into<Stdio>,
+    ) -> io::Result<Self> {
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let child = namespace.spawn(command)?;
         let ticket = undo::note(Leftover::Process(child.id()));
         Ok(Self { child, ticket, log: log.into() })
@@ -245,6 +259,18 @@ impl Daemon {
         Ok(())
     }
 
+    /// Starts it with this standard error, and variables of its own; a running one is replaced.
+    ///
+    /// # Errors
+    /// As `Command::spawn`.
+    pub fn start_telling(&self, stderr: impl Into<Stdio>, variables: &[(&str, &str)]) -> io::Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg("run").arg("--config").arg(&self.config).env("RUST_BACKTRACE", "0").envs(variables.iter().copied());
+        let process = Process::start_telling(&self.namespace, command, &self.log(), Stdio::null(), stderr)?;
+        self.replace(Some(process));
+        Ok(())
+    }
+
     fn replace(&self, process: Option<Process>) -> Option<Process> {
         let mut held = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut held, process)
@@ -288,6 +314,18 @@ impl Daemon {
         let mut command = Command::new(&self.program);
         command.args(words).arg("--socket").arg(&self.socket);
         run(&self.namespace, command)
+    }
+
+    /// Runs a verb that prints elsewhere; returns its exit code and what it said on standard error.
+    ///
+    /// # Errors
+    /// As `Command::spawn`.
+    pub fn prints_to(&self, words: &[&str], stdout: impl Into<Stdio>) -> io::Result<(Option<i32>, String)> {
+        let mut command = Command::new(&self.program);
+        command.args(words).arg("--socket").arg(&self.socket);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
+        let output = self.namespace.spawn(command)?.wait_with_output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
     }
 
     /// Runs a verb that reads the configuration.

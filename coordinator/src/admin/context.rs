@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::FromRef;
+use mesh_host::log::LostLines;
 use tokio::sync::watch;
 
 use crate::core::Core;
@@ -25,6 +26,8 @@ pub(crate) struct AdminState {
     pub(crate) own: Arc<OwnEntry>,
     /// Where the identity key is.
     pub(crate) state_dir: PathBuf,
+    /// Lines that the log lost.
+    pub(crate) lost_lines: LostLines,
     /// What only the status shows.
     pub(crate) shown: watch::Receiver<StatusSnapshot>,
 }

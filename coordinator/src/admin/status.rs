@@ -21,7 +21,7 @@ const MAX_BEHIND: usize = 100;
 
 /// Says how the mesh is.
 pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
-    let AdminState { core, shared, own, .. } = state;
+    let AdminState { core, shared, own, lost_lines, .. } = state;
     let (world, notes) = snapshot(core).await;
     let shown = state.shown.borrow().clone();
     let mut services = shown.file.status();
@@ -62,6 +62,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
             "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
         ));
     }
+    warnings.extend(lost_lines.sentence());
     documents::StatusDocument {
         schema: documents::STATUS.into(),
         mesh: world.mesh.name.clone(),
@@ -82,6 +83,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
         services,
         idle: world.services.idle.clone(),
         coordinators: replicas(core, own).await,
+        log_lines_dropped: lost_lines.count(),
         warnings,
     }
 }

@@ -93,6 +93,9 @@ pub struct StatusDocument {
     /// The coordinators of the mesh.
     #[serde(default)]
     pub coordinators: Vec<Replica>,
+    /// Lines of its log that standard error did not take, since the start.
+    #[serde(default)]
+    pub log_lines_dropped: u64,
     /// Sentences for the operator.
     pub warnings: Vec<String>,
 }

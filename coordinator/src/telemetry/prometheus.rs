@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use mesh_host::http::{self, Stop};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -78,6 +79,9 @@ pub(crate) async fn text(state: &AdminState, own: &Counters) -> Result<String, f
         "Connections that were not served because there were too many",
         own.turned_away.clone(),
     );
+    let lines = Counter::<u64>::default();
+    lines.inc_by(status.log_lines_dropped);
+    registry.register("coordinator_log_lines_dropped", "Lines of the log that standard error did not take", lines);
     let mut out = String::new();
     encode(&mut out, &registry)?;
     Ok(out)

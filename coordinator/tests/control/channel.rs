@@ -5,6 +5,7 @@ use coordinator::daemon;
 use coordinator::keys::identity;
 use hyper::StatusCode;
 use mesh_host::client::Client;
+use mesh_host::log::LostLines;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::join_token::JoinToken;
 use mesh_proto::wire::{Report, ReportResponse, WatchEvent};
@@ -259,7 +260,7 @@ async fn a_metrics_port_that_is_taken_is_no_reason_not_to_start() {
     let mut config = config(dir.path());
     config.metrics = taken.local_addr().ok();
 
-    let running = daemon::start(config).await.unwrap();
+    let running = daemon::start(config, LostLines::default()).await.unwrap();
 
     assert_eq!(running.metrics, None);
     running.stop().await;

@@ -18,6 +18,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_host::client::Client;
 use mesh_host::identity::Identity;
+use mesh_host::log::LostLines;
 use mesh_host::tls;
 use mesh_proto::base::id::{IdentityKey, TunnelKey};
 use mesh_proto::model::netmap::LaneInfo;
@@ -80,7 +81,7 @@ impl TestCoordinator {
     /// Starts one on the files of a directory.
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
         identity::load_or_create(&dir.path().join("state")).unwrap();
-        let running = daemon::start(config(dir.path())).await.unwrap();
+        let running = daemon::start(config(dir.path()), LostLines::default()).await.unwrap();
         Self { dir, running }
     }
 

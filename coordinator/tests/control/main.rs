@@ -12,6 +12,7 @@ mod idle_words;
 mod issuer;
 mod kills;
 mod locking;
+mod logging;
 mod lost_store;
 mod renewing;
 mod restoring;

@@ -12,20 +12,28 @@ use crate::common::{DEADLINE, SERVICES};
 
 /// The program, running on files of its own.
 pub(crate) struct CoordinatorProgram {
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     pub(crate) daemon: Child,
 }
 
 impl CoordinatorProgram {
     pub(crate) fn start() -> Self {
+        Self::start_as("127.0.0.1:0", |_| {})
+    }
+
+    /// Starts it with metrics at an address, and something special about the process.
+    pub(crate) fn start_as(metrics: &str, special: impl FnOnce(&mut Command)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("coordinator.toml");
         let config = config.to_str().unwrap();
         let line = ["init", "--name", "boutique", "--public", "127.0.0.1:7700", "--listen", "127.0.0.1:0"];
-        let init = run(dir.path(), &[&line[..], &["--metrics", "127.0.0.1:0", "--config", config]].concat());
+        let init = run(dir.path(), &[&line[..], &["--metrics", metrics, "--config", config]].concat());
         assert!(init.status.success(), "{init:?}");
         fs::write(dir.path().join("services.toml"), SERVICES).unwrap();
-        let daemon = command(dir.path()).args(["run", "--config", config]).spawn().unwrap();
+        let mut daemon = command(dir.path());
+        daemon.args(["run", "--config", config]);
+        special(&mut daemon);
+        let daemon = daemon.spawn().unwrap();
         let program = Self { dir, daemon };
         program.await_status();
         program
@@ -50,7 +58,7 @@ impl CoordinatorProgram {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn terminate(&mut self) -> Duration {
+    pub(crate) fn terminate(&mut self) -> Duration {
         let began = Instant::now();
         let pid = rustix::process::Pid::from_child(&self.daemon);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

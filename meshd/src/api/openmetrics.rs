@@ -49,6 +49,7 @@ fn text(status: &Status, lane_deaths: u64) -> String {
         ("records_refused", "Records of peers that failed this node's checks", refused),
         ("log_alarms", "Times that the coordinator's log was not what it should be", alarms),
         ("lane_deaths", "Lanes that died since the machine started; meshd ended with each", lane_deaths),
+        ("log_lines_dropped", "Lines of the log that standard error did not take", status.log_lines_dropped),
     ] {
         let counter = Counter::<u64>::default();
         counter.inc_by(value);
@@ -168,6 +169,7 @@ mod tests {
     fn the_text_has_the_names_that_dashboards_use() {
         let mut status = status::status(&Snapshot::default());
         status.drops.insert("denied".into(), 3);
+        status.log_lines_dropped = 6;
         status.peers.push(PeerStatus {
             name: "n2".parse().unwrap(),
             site: "c1".parse().unwrap(),
@@ -208,6 +210,7 @@ mod tests {
         for line in [
             "meshd_control_connected 0.0",
             "meshd_lane_deaths_total 2",
+            "meshd_log_lines_dropped_total 6",
             "meshd_config_revision 0.0",
             "meshd_packets_dropped_total{reason=\"denied\"} 3",
             "meshd_peer_rtt_seconds{peer=\"n2\"} 0.0015",

@@ -287,6 +287,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use mesh_host::client::{AskError, Client};
+    use mesh_host::log::LostLines;
     use mesh_host::socket::Socket;
     use mesh_proto::wire::query::with_query;
     use tokio::sync::watch;
@@ -303,7 +304,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.sock");
         let requests = Requests::default();
-        let subscriber = Publisher::default().subscribe(watch::Sender::default().subscribe(), LaneDeaths::default());
+        let subscriber = Publisher::default().subscribe(
+            watch::Sender::default().subscribe(),
+            LaneDeaths::default(),
+            LostLines::default(),
+        );
         let routes = routes(subscriber, requests.clone());
         let (_stop, stopping) = watch::channel(false);
         let socket = Socket::bind(&path, &SOCKET).unwrap();

@@ -48,6 +48,7 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
         lanes: stats.lanes.iter().enumerate().map(|(lane, stats)| stats.status(lane)).collect(),
         flows: doc::FlowCount { used: stats.flows, slots: stats.slots },
         file: file(&snapshot.offers),
+        log_lines_dropped: snapshot.log_lines_dropped,
     }
 }
 
@@ -151,10 +152,12 @@ fn why_document(
 /// Returns what the operator should know, the gravest first.
 pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
     if snapshot.enrolment.is_none() {
-        return vec![format!("this node has not joined a mesh; {}", JOIN_HINT)];
+        let idle = format!("this node has not joined a mesh; {}", JOIN_HINT);
+        return [Some(idle), snapshot.log_loss.clone()].into_iter().flatten().collect();
     }
     let mut list = grave(snapshot);
     list.extend(snapshot.lane_death.clone());
+    list.extend(snapshot.log_loss.clone());
     list.extend(snapshot.offers.warnings.iter().cloned());
     list.extend(snapshot.preshared.1.clone());
     list.extend(snapshot.view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use mesh_host::client::AskError;
+use mesh_host::output::OutputError;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 use mesh_proto::trust::network_lock::Subject;
 
@@ -37,6 +38,9 @@ pub enum CommandError {
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// It was done, and could not be printed.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// The daemon did not end in time.
     #[error("meshd does not {0}; see `journalctl -u meshd`, or kill it and run this again")]
     Stuck(&'static str),

@@ -31,14 +31,15 @@ pub(crate) async fn perform(ask: &Asker, words: LockVerb, socket: Option<PathBuf
             let standing: doc::LockStatus = client.get("/v1/lock").await?;
             let member = named(&standing, &node)?;
             check(&standing, member, &key, &path, identity)?;
-            show(&standing, member);
-            if identity.is_none() && !yes && !confirmed() {
+            let shown = show(&standing, member);
+            // Who sees nothing confirms nothing.
+            if identity.is_none() && !yes && !(shown.is_ok() && confirmed()) {
                 return Err(LockError::Unconfirmed.into());
             }
             let signature = key.sign(&member.message(&standing.mesh)).to_string();
             let words = [("node", node.as_str()), ("signature", &signature)];
             let _: doc::LockStatus = client.post(&with_query("/v1/lock", &words)).await?;
-            finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")]);
+            finish(ask.json, vec![format!("{node} is admitted; its peers learn of it now")])?;
             Ok(0)
         }
         LockVerb::Forget(config) => {
@@ -48,7 +49,7 @@ pub(crate) async fn perform(ask: &Asker, words: LockVerb, socket: Option<PathBuf
                 Some(lock) => format!("this node does not hold to the lock {lock} any more; start meshd again"),
                 None => "this node holds to no lock".into(),
             };
-            finish(ask.json, vec![done]);
+            finish(ask.json, vec![done])?;
             Ok(0)
         }
     }
@@ -84,18 +85,18 @@ fn check(
 }
 
 /// Shows what is about to be signed.
-fn show(standing: &doc::LockStatus, member: &LockedMember) {
+fn show(standing: &doc::LockStatus, member: &LockedMember) -> io::Result<()> {
     let LockedMember { id, name, site, subject } = member;
     let text = format!("{name} of site {site} in mesh {}, number {}, {subject}", standing.mesh, id.0);
-    let _ = writeln!(io::stderr(), "{text}");
+    writeln!(io::stderr(), "{text}")
 }
 
 /// Asks whoever sits there.
 fn confirmed() -> bool {
-    if !io::stdin().is_terminal() {
+    let question = "is that what `meshd lock status` says on that node? [y/N] ";
+    if !io::stdin().is_terminal() || write!(io::stderr(), "{question}").is_err() {
         return false;
     }
-    let _ = write!(io::stderr(), "is that what `meshd lock status` says on that node? [y/N] ");
     let mut word = String::new();
     let read = io::stdin().read_line(&mut word);
     read.is_ok() && ["y", "yes"].contains(&word.trim())

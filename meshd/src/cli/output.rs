@@ -1,9 +1,9 @@
 //! What all verbs share: which daemon to ask, and how to print.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use mesh_host::client::Client;
+use mesh_host::output::{self, OutputError};
 use mesh_proto::ops::status as doc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -26,9 +26,9 @@ impl Asker {
     ) -> Result<T, CommandError> {
         let document: T = self.client.get(path).await?;
         if self.json {
-            print_json(&document);
+            print_json(&document)?;
         } else {
-            print(&table(&document));
+            print(&table(&document))?;
         }
         Ok(document)
     }
@@ -50,21 +50,20 @@ pub(crate) fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
 }
 
 /// Prints what was done.
-pub(crate) fn finish(json: bool, done: Vec<String>) {
-    if json {
-        print_json(&doc::Done { schema: doc::DONE.into(), done });
-    } else {
-        print(&done.join("\n"));
-    }
+pub(crate) fn finish(json: bool, done: Vec<String>) -> Result<(), OutputError> {
+    if json { print_json(&doc::Done { schema: doc::DONE.into(), done }) } else { print(&done.join("\n")) }
 }
 
 /// Prints a document for programs.
-pub(crate) fn print_json<T: Serialize>(value: &T) {
-    let text = serde_json::to_string_pretty(value);
-    print(&text.expect("documents have string keys and no failing parts"));
+pub(crate) fn print_json<T: Serialize>(value: &T) -> Result<(), OutputError> {
+    print(&drawn(value))
+}
+
+fn drawn<T: Serialize>(value: &T) -> String {
+    serde_json::to_string_pretty(value).expect("documents have string keys and no failing parts")
 }
 
 /// Prints a text and a line end; a reader that went away is no error.
-pub(crate) fn print(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
+pub(crate) fn print(text: &str) -> Result<(), OutputError> {
+    output::print(&format!("{text}\n"))
 }

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use hyper::Method;
 use mesh_host::client::{AskError, Client};
+use mesh_host::log::{LostLines, ProcessLog};
+use mesh_host::output::{OutputError, printed};
 use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
 use mesh_proto::wire::query::with_query;
@@ -37,15 +39,44 @@ const DENIED: u8 = 5;
 /// How long a daemon may take to end or leave.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs one command line to its end; `daemon` runs the daemon.
-pub fn main(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> ExitCode {
-    let code = match execute(cli, daemon) {
-        Ok(code) => code,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "meshd: {error}");
-            exit_code(&error)
-        }
+/// What is logged unless MESHD_LOG says so: what an operator cares about.
+const LOGGED: &str = "info,hickory_server=warn,hickory_net=warn,hickory_proto=warn,boringtun=error";
+
+/// Runs the command line of this process to its end; `daemon` runs the daemon.
+pub fn main(daemon: impl AsyncFnOnce(Config, LostLines) -> Result<(), DaemonError>) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(said) => return concluded(helped(&said), None),
     };
+    if !matches!(cli.verb, Verb::Run(_)) {
+        return concluded(execute(cli, LostLines::default(), daemon), None);
+    }
+    match ProcessLog::start("MESHD_LOG", LOGGED) {
+        Ok(log) => concluded(execute(cli, log.lost(), daemon), Some(&log)),
+        Err(error) => concluded(Err(CommandError::Runtime(error)), None),
+    }
+}
+
+/// Prints what clap says: help, or what is wrong with the command line.
+fn helped(said: &clap::Error) -> Result<u8, CommandError> {
+    let written = said.print().and_then(|()| io::stdout().flush());
+    if !said.use_stderr() {
+        printed(written)?;
+    }
+    Ok(u8::try_from(said.exit_code()).unwrap_or(USAGE))
+}
+
+/// Says what went wrong, where a daemon logs, else on standard error, and returns the exit code.
+fn concluded(done: Result<u8, CommandError>, log: Option<&ProcessLog>) -> ExitCode {
+    let code = done.unwrap_or_else(|error| {
+        let sentence = format!("meshd: {error}");
+        match log {
+            Some(log) => log.last_words(&sentence),
+            // The exit code says it, too.
+            None => drop(writeln!(io::stderr(), "{sentence}")),
+        }
+        exit_code(&error)
+    });
     ExitCode::from(code)
 }
 
@@ -61,22 +92,29 @@ fn exit_code(error: &CommandError) -> u8 {
     }
 }
 
-fn execute(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
+fn execute(
+    cli: Cli,
+    lost: LostLines,
+    daemon: impl AsyncFnOnce(Config, LostLines) -> Result<(), DaemonError>,
+) -> Result<u8, CommandError> {
     let runtime = if matches!(cli.verb, Verb::Run(_)) {
         runtime::control()
     } else {
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()
     };
-    runtime.map_err(CommandError::Runtime)?.block_on(verb(cli, daemon))
+    runtime.map_err(CommandError::Runtime)?.block_on(verb(cli, lost, daemon))
 }
 
-async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonError>) -> Result<u8, CommandError> {
+async fn verb(
+    cli: Cli,
+    lost: LostLines,
+    daemon: impl AsyncFnOnce(Config, LostLines) -> Result<(), DaemonError>,
+) -> Result<u8, CommandError> {
     let json = cli.output == Output::Json;
     let ask = Asker { client: Client::new(&SOCKET, socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
     match cli.verb {
         Verb::Run(config) => {
-            log();
-            daemon(load(&config, cli.socket)?).await?;
+            daemon(load(&config, cli.socket)?, lost).await?;
             Ok(0)
         }
         Verb::Join { token, token_file, oidc_token_file, coordinator, pin, ephemeral, config } => {
@@ -87,7 +125,7 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
             let joined = join::join(&load(&config, cli.socket)?, &credential, ephemeral).await?;
             let mut done = vec![join::sentence(&joined)];
             done.extend(joined.warnings.iter().map(|w| format!("warning: {w}")));
-            finish(json, done);
+            finish(json, done)?;
             Ok(0)
         }
         Verb::Leave(config) => leave(&load(&config, cli.socket)?, json).await,
@@ -131,12 +169,12 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
         }
         Verb::Metrics => {
             let bytes = ask.client.bytes(Method::GET, "/v1/metrics", Vec::new()).await?;
-            print(String::from_utf8_lossy(&bytes).trim_end());
+            print(String::from_utf8_lossy(&bytes).trim_end())?;
             Ok(0)
         }
         Verb::Reload => {
             let done: doc::Done = ask.client.post("/v1/reload").await?;
-            finish(json, done.done);
+            finish(json, done.done)?;
             Ok(0)
         }
         Verb::Rotate { identity } => {
@@ -145,7 +183,7 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
                 false => ("/v1/rotate".to_owned(), PATIENCE),
             };
             let done: doc::Done = ask.client.within(patience).post(&path).await?;
-            finish(json, done.done);
+            finish(json, done.done)?;
             Ok(0)
         }
         Verb::Lock(words) => network_lock::perform(&ask, words, cli.socket).await,
@@ -154,7 +192,7 @@ async fn verb(cli: Cli, daemon: impl AsyncFnOnce(Config) -> Result<(), DaemonErr
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "meshd", &mut script);
-            print(String::from_utf8_lossy(&script).trim_end());
+            print(String::from_utf8_lossy(&script).trim_end())?;
             Ok(0)
         }
     }
@@ -177,7 +215,7 @@ async fn ping(ask: &Asker, node: &str) -> Result<u8, CommandError> {
                 let _: doc::Done = ask.client.post(&path).await?;
             }
             Some(count) if peer.rtt_count > count => {
-                show_ping(&peer, ask.json);
+                show_ping(&peer, ask.json)?;
                 return Ok(0);
             }
             Some(_) if asked.elapsed() > PATIENCE => return Err(CommandError::NoAnswer(word.into())),
@@ -197,20 +235,20 @@ async fn measure(ask: &Asker, node: &str, seconds: u8) -> Result<u8, CommandErro
     let patience = bench::longest(seconds) + PATIENCE;
     let measured: doc::Bench = ask.client.within(patience).post(&path).await?;
     if ask.json {
-        print_json(&measured);
+        print_json(&measured)?;
     } else {
-        print(&render::bench(&measured));
+        print(&render::bench(&measured))?;
     }
     Ok(0)
 }
 
-fn show_ping(peer: &doc::PeerStatus, json: bool) {
+fn show_ping(peer: &doc::PeerStatus, json: bool) -> Result<(), OutputError> {
     if json {
         return print_json(peer);
     }
     let endpoint = peer.endpoint.map_or_else(String::new, |e| format!(" by {e}"));
     let rtt = peer.rtt_ms.unwrap_or_default();
-    print(&format!("{} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.name, peer.address));
+    print(&format!("{} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.name, peer.address))
 }
 
 async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
@@ -228,7 +266,7 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
             }
             let mut done = vec!["left the mesh; the running meshd waits for the next `meshd join`".to_owned()];
             done.extend(node.map(|node| revoke_hint(node.name.as_str())));
-            finish(json, done);
+            finish(json, done)?;
         }
         Err(AskError::NotRunning(_) | AskError::Ended(_)) => {
             let mut node = None;
@@ -244,7 +282,7 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
                 Some(node) => done.extend(["left the mesh".into(), revoke_hint(node.as_str())]),
                 None => done.push("this node is in no mesh".into()),
             }
-            finish(json, done);
+            finish(json, done)?;
         }
         Err(error) => return Err(error.into()),
     }
@@ -283,19 +321,19 @@ async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
         done.push("nothing of meshd is left in the kernel".into());
     }
     done.extend(removed);
-    finish(json, done);
+    finish(json, done)?;
     Ok(0)
 }
 
 async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
     let Some((range, shape)) = join::stored_range(config)? else {
-        finish(json, vec!["not joined: nothing to close".into()]);
+        finish(json, vec!["not joined: nothing to close".into()])?;
         return Ok(0);
     };
     let guards = linux::close_range(&shape).await?;
     let mut done = vec![format!("closed {range}")];
     done.extend(guards.missing.iter().map(|w| format!("warning: {w}")));
-    finish(json, done);
+    finish(json, done)?;
     Ok(0)
 }
 
@@ -313,20 +351,20 @@ async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u
     let code = if errors.is_empty() && drawn.is_none() { 0 } else { FAILED };
     if json {
         errors.extend(drawn.iter().flat_map(Diagnostics::lines));
-        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings });
+        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings })?;
         return Ok(code);
     }
     if let Some(drawn) = &drawn {
-        print(&drawn.render(io::stdout().is_terminal()));
+        print(&drawn.render(io::stdout().is_terminal()))?;
     }
     for error in &errors {
-        print(&format!("error: {error}"));
+        print(&format!("error: {error}"))?;
     }
     for warning in &warnings {
-        print(&format!("warning: {warning}"));
+        print(&format!("warning: {warning}"))?;
     }
     if code == 0 {
-        print(if warnings.is_empty() { "all is well" } else { "no errors" });
+        print(if warnings.is_empty() { "all is well" } else { "no errors" })?;
     }
     Ok(code)
 }
@@ -374,24 +412,5 @@ fn default_shape(config: &Config) -> Shape {
         address: mesh_proto::base::addr::Flat(range.nodes().network()),
         mtu: 1420,
         pods: config.pods.clone(),
-    }
-}
-
-/// Logs to standard error: what MESHD_LOG says, else what an operator cares about.
-fn log() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| {
-        EnvFilter::new("info,hickory_server=warn,hickory_net=warn,hickory_proto=warn,boringtun=error")
-    });
-    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let format = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
-    if journal {
-        format.without_time().init();
-    } else {
-        format.init();
     }
 }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use mesh_host::log::LostLines;
 use mesh_proto::dataplane::view::View;
 use tokio::sync::watch;
 
@@ -67,6 +68,8 @@ pub struct Subscriber {
     pub plane: watch::Receiver<Option<Handle>>,
     /// The lanes that died before the daemon started.
     pub lane_deaths: LaneDeaths,
+    /// Lines that the log lost.
+    pub lost_lines: LostLines,
     /// What has no place of its own.
     pub notes: Notes,
 }
@@ -88,8 +91,14 @@ impl Default for Publisher {
 }
 
 impl Publisher {
-    /// Returns a reader of all that is published, by a daemon that starts now, after these deaths, and offers this.
-    pub fn subscribe(&self, offers: watch::Receiver<Offers>, lane_deaths: LaneDeaths) -> Subscriber {
+    /// Returns a reader of all that is published, by a daemon that starts now, after these deaths, offers this, and whose
+    /// log lost these lines.
+    pub fn subscribe(
+        &self,
+        offers: watch::Receiver<Offers>,
+        lane_deaths: LaneDeaths,
+        lost_lines: LostLines,
+    ) -> Subscriber {
         Subscriber {
             started: Instant::now(),
             enrolment: self.enrolment.subscribe(),
@@ -102,6 +111,7 @@ impl Publisher {
             renewed: self.renewed.subscribe(),
             plane: self.plane.subscribe(),
             lane_deaths,
+            lost_lines,
             notes: self.notes.clone(),
         }
     }
@@ -130,6 +140,8 @@ impl Subscriber {
             stats: plane.map(|plane| plane.stats()),
             lane_deaths: self.lane_deaths.count,
             lane_death: self.lane_deaths.sentence(SystemTime::now()),
+            log_lines_dropped: self.lost_lines.count(),
+            log_loss: self.lost_lines.sentence(),
             notes: self.notes.all(),
         }
     }

@@ -35,6 +35,10 @@ pub struct Snapshot {
     pub lane_deaths: u64,
     /// What the operator is told of the last, if that was in the last hour.
     pub lane_death: Option<String>,
+    /// How many lines the log lost.
+    pub log_lines_dropped: u64,
+    /// What the operator is told of them, if the last was lost in the last hour.
+    pub log_loss: Option<String>,
     /// Sentences for the operator of what has no place of its own.
     pub notes: Vec<String>,
 }

@@ -70,6 +70,9 @@ pub struct Status {
     pub flows: FlowCount,
     /// The node's own services.toml.
     pub file: File,
+    /// Lines of its log that standard error did not take, since the start.
+    #[serde(default)]
+    pub log_lines_dropped: u64,
 }
 
 /// How a node is, in a word.
