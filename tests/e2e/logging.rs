@@ -54,6 +54,7 @@ fn set_up(binaries: &Binaries) -> io::Result<Mesh> {
         Ok::<_, io::Error>((network.host(name, subnet, 11).map_err(io::Error::other)?, files))
     };
     let ((c, c_files), (n, n_files)) = (home("coordinator", 3)?, home("a", 1)?);
+    n.sysctl("net/ipv4/ip_forward", "1").map_err(io::Error::other)?;
     let (s, s_files) = home("b", 2)?;
     let coordinator = Daemon::coordinator(&c, &c_files, binaries);
     let (node, spare) = (Daemon::meshd("a", &n, &n_files, binaries), Daemon::meshd("b", &s, &s_files, binaries));
