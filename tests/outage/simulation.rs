@@ -26,15 +26,17 @@ use mesh_proto::packet::{self, Header};
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 use mesh_proto::verifier::Verifier;
 use mesh_proto::wire::NodeFacts;
+use tokio::sync::watch;
 use x25519_dalek::StaticSecret;
 
+use crate::dataplane::bench::lane_end::LaneEnd;
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Out, Parts};
 use crate::io::counters::Counters;
 use crate::io::tun_outbox::Taken;
-use crate::io::udp_outbox::{Endpoint, Run};
+use crate::io::udp_outbox::{DatagramRun, Endpoint};
 use crate::keys::lanes::LaneKeys;
-use crate::wireguard::peers::Peers;
+use crate::wireguard::peers::TunnelPeers;
 use crate::wireguard::timing::ROOM;
 
 const NODES: u8 = 3;
@@ -188,7 +190,7 @@ impl Node {
         assert!(admitted.refused.is_empty(), "{:?}", admitted.refused);
         let view = Arc::new(View::compile(admitted.map));
         let keys = keys(id);
-        let peers = Arc::new(Peers::compile(view.netmap(), &keys.publics(), None, None));
+        let peers = Arc::new(TunnelPeers::compile(view.netmap(), &keys.publics(), None, None));
         let counters: Vec<Arc<Counters>> = (0..LANES).map(|_| Arc::default()).collect();
         let flows = Arc::new(FlowTable::new(1 << 10));
         let handover = Arc::new(Handover::new());
@@ -201,6 +203,8 @@ impl Node {
                 flows: Arc::clone(&flows),
                 counters: Arc::clone(&counters[lane]),
                 handover: Arc::clone(&handover),
+                // Nobody measures here.
+                speaker: LaneEnd::new(lane, watch::channel(Default::default()).1, Arc::clone(&counters[lane])),
                 mtu: 1420,
             })
         };
@@ -229,7 +233,7 @@ impl<'a> Net<'a> {
         let mut out = self.spare.take().unwrap_or_else(|| Out::new(4 * ROOM));
         node.lanes[lane].begin_turn();
         f(&mut node.lanes[lane], &mut out, self.now);
-        node.lanes[lane].settle(&mut out, self.now);
+        node.lanes[lane].finish_train(&mut out, self.now);
         while node.lanes[lane].is_flushing() {
             node.lanes[lane].flush(&mut out, self.now);
         }
@@ -257,15 +261,20 @@ impl<'a> Net<'a> {
     }
 
     /// Delivers all that flies, and lets programs answer what they are asked.
-    fn settle(&mut self) {
+    fn run_to_rest(&mut self) {
         loop {
             if !self.flying.is_empty() {
                 let (from, to, datagram) = self.flying.remove(0);
                 let SocketAddr::V4(v4) = to else { continue };
                 let (id, lane) = (v4.ip().octets()[3], usize::from(to.port() - PORT));
                 let endpoint = Endpoint { remote: from, local: Some(to.ip()) };
-                let run =
-                    Run { endpoint, start: 0, len: datagram.len(), segment: datagram.len(), ecn: Default::default() };
+                let run = DatagramRun {
+                    endpoint,
+                    start: 0,
+                    len: datagram.len(),
+                    segment: datagram.len(),
+                    ecn: Default::default(),
+                };
                 self.with(id, lane, |lane, out, now| lane.handle_datagrams(&run, &datagram, out, now));
             } else if let Some((id, packet)) = self.nodes.iter_mut().find_map(|n| Some((n.id, n.delivered.pop()?))) {
                 self.take(id, &packet);
@@ -296,7 +305,7 @@ impl<'a> Net<'a> {
         self.number += 1;
         let port = 40_000 + 2 * u16::from(to) + lane as u16;
         self.send(from, lane, udp((address(from), port), (address(to), 7), self.number));
-        self.settle();
+        self.run_to_rest();
         self.number
     }
 
@@ -321,7 +330,7 @@ impl<'a> Net<'a> {
                 self.with(id, lane, Lane::handle_timeout);
             }
         }
-        self.settle();
+        self.run_to_rest();
     }
 }
 
