@@ -72,6 +72,13 @@ fn the_architecture_tells_the_layers_of_the_code() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The map of the house is read at one go, or not at all.
+#[test]
+fn the_architecture_has_at_most_200_lines() {
+    let lines = read("ARCHITECTURE.md").lines().count();
+    assert!(lines <= 200, "ARCHITECTURE.md has {lines} lines: move what is decided to docs/decisions");
+}
+
 #[test]
 fn no_two_files_import_each_other() {
     let house = House::of_disk();
