@@ -2,11 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
@@ -138,16 +139,23 @@ fn nobody_reads(mesh: &Mesh) {
         readers.push(reader);
         writer.into()
     });
-    let read: Vec<_> =
-        readers.into_iter().map(|reader| std::thread::spawn(move || io::read_to_string(reader))).collect();
-    std::thread::sleep(Duration::from_secs(1));
+    let logs: Vec<_> = readers.into_iter().map(read_on).collect();
+    let told = |log: &Mutex<String>| log.lock().unwrap().contains(" WARN lines of the log were lost here");
+    assert!(wait_until(STARTING, || logs.iter().all(|log| told(log))), "nobody says where lines were lost");
     assert!(mesh.node.terminate() && mesh.coordinator.terminate());
-    for log in read {
-        let text = log.join().unwrap().unwrap();
-        assert!(text.contains(" WARN lines of the log were lost here"), "{} bytes", text.len());
-    }
     mesh.coordinator.start().unwrap();
     assert!(wait_until(STARTING, || mesh.coordinator.json(&["status"]).is_ok()));
+}
+
+/// Reads a log from now on, until its writer ends.
+fn read_on(reader: io::PipeReader) -> Arc<Mutex<String>> {
+    let log = Arc::new(Mutex::new(String::new()));
+    let read = Arc::clone(&log);
+    std::thread::spawn(move || {
+        let lines = io::BufReader::new(reader).lines().map_while(Result::ok);
+        lines.for_each(|line| read.lock().unwrap().push_str(&(line + "\n")));
+    });
+    log
 }
 
 /// Has the daemon log some hundred lines.
