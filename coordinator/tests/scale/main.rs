@@ -2,7 +2,7 @@
 //! change takes to all that it concerns, what that costs, and how fast nodes join.
 //!
 //! A thousand nodes in every run. Ten thousand, which need about 10,200 descriptors in each of two processes:
-//! `cargo test --profile lab -p coordinator --test scale -- --ignored --nocapture`
+//! `cargo test --profile lab --workspace --test scale -- --ignored --nocapture`
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stderr, reason = "a benchmark tells its figures")]
@@ -53,7 +53,7 @@ async fn a_change_reaches_a_thousand_nodes_and_nobody_whom_it_does_not_concern()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an optimised build: cargo test --profile lab -p coordinator --test scale -- --ignored"]
+#[ignore = "needs an optimised build: cargo test --profile lab --workspace --test scale -- --ignored"]
 async fn a_change_reaches_ten_thousand_nodes_within_a_second() {
     measure(10_000, 1000).await;
 }
