@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use mesh_proto::wire::ErrorBody;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -124,8 +125,11 @@ impl Client {
                 AskError::Closed(self.say(self.words.closed, &error.to_string()))
             }
         })?;
+        let request = Request::builder().method(method).uri(path).header("host", "daemon");
+        let request = request.header("content-type", "application/json").body(Full::from(body));
+        let request = request.map_err(|error| self.broken(&error.to_string()))?;
         let late = |_| self.broken(&format!("no answer in {} s", self.patience.as_secs()));
-        let answered = timeout(self.patience, exchange(stream, method, path, body)).await.map_err(late)?;
+        let answered = timeout(self.patience, exchange(stream, request, MAX_ANSWER)).await.map_err(late)?;
         let (status, answer) = answered.map_err(|_| AskError::Ended(self.say(self.words.ended, "")))?;
         if status.is_success() {
             return Ok(answer);
@@ -143,18 +147,19 @@ impl Client {
     }
 }
 
-async fn exchange(
-    stream: UnixStream,
-    method: Method,
-    path: &str,
-    body: Vec<u8>,
+/// Sends one request over a connection, and reads an answer of at most `most` bytes.
+///
+/// # Errors
+/// Whatever broke the conversation, or that the answer is longer.
+pub async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+    most: usize,
 ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header("host", "daemon");
-    let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body)))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let answer = Limited::new(response.into_body(), MAX_ANSWER).collect().await?;
+    let answer = Limited::new(response.into_body(), most).collect().await?;
     Ok((status, answer.to_bytes()))
 }

@@ -13,6 +13,7 @@ pub mod log;
 pub mod output;
 pub mod sums;
 pub mod table;
+pub mod toml_reader;
 pub mod watched_file;
 // Layer 1: who is spoken to.
 pub mod client;

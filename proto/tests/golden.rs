@@ -63,7 +63,7 @@ fn every_mistake_refuses_its_file_and_says_what_to_do() {
 
         let all = report(&name, &text);
 
-        assert!(all.has_errors(), "{name} was taken");
+        assert!(all.summary().contains("error"), "{name} was taken");
         for one in &all.list {
             let place = one.span.start <= one.span.end && one.span.end <= text.len();
             assert!(place, "{name}: {one:?}");

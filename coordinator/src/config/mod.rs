@@ -2,18 +2,16 @@
 //!
 //! A mistyped key is an error with a suggestion, and every error of the file is found in one run.
 
-mod reader;
 mod trust;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use mesh_host::toml_reader::{Mistakes, Reader, Value};
+use toml::de::DeTable;
 
 use crate::base::words::{PORT, public};
 use crate::store::etcd::EtcdOptions;
-use reader::Reader;
 
 pub use trust::{IssuerConfig, JwksSource};
 
@@ -27,6 +25,8 @@ const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
 const METRICS: &str = "127.0.0.1:9587";
 const KEYS: [&str; 10] =
     ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd", "trust", "backups"];
+/// Most addresses in `listen` and in `public`; a join token has room for as many.
+const MAX_ADDRESSES: usize = 8;
 const ETCD_KEYS: [&str; 6] = ["prefix", "ca", "cert", "key", "user", "password_file"];
 /// What coordinator.toml says, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,8 +79,8 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file has errors: one line each, with file, line and column.
-    #[error("{0}")]
-    Content(String),
+    #[error(transparent)]
+    Content(#[from] Mistakes),
 }
 
 impl Config {
@@ -100,111 +100,94 @@ impl Config {
     /// # Errors
     /// `ConfigError::Content` with all errors of the text.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut reader = Reader { text, path, errors: String::new() };
-        let (table, broken) = DeTable::parse_recoverable(text);
-        for error in broken {
-            let at = error.span().map_or(0, |span| span.start);
-            reader.error(at, error.message());
-        }
-        let mut config = Self { backups: PathBuf::new(), ..Self::default() };
-        for (key, value) in table.get_ref() {
-            config.set(key, value, &mut reader);
-        }
-        if let Some(table) = table.get_ref().get("etcd") {
-            etcd(&mut reader, table, config.etcd.as_mut());
-        }
-        if config.backups.as_os_str().is_empty() {
-            config.backups = config.state_dir.join(BACKUPS);
-        }
-        if reader.errors.is_empty() { Ok(config) } else { Err(ConfigError::Content(reader.errors.trim_end().into())) }
-    }
-
-    fn set(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) {
-        match key.get_ref().as_ref() {
-            "listen" => {
-                self.listen = reader.list(value, |word| {
-                    word.parse().map_err(|_| {
-                        format!("`{word}` is not an address to listen on; write IP:PORT, such as \"0.0.0.0:{PORT}\" or \"[::]:{PORT}\"")
-                    })
-                });
-            }
-            "public" => self.public = reader.list(value, public),
-            "state_dir" => reader.path(value, &mut self.state_dir),
-            "services" => reader.path(value, &mut self.services),
-            "admin_socket" => reader.path(value, &mut self.admin_socket),
-            "metrics" => self.metrics = metrics(reader, value),
-            "store" => self.etcd = store(reader, value),
-            "backups" => reader.path(value, &mut self.backups),
-            // Read when `store` is known.
-            "etcd" => {}
-            "trust" => self.trust = trust::read(value, reader),
-            unknown => reader.unknown(key.span().start, unknown, &KEYS),
-        }
+        let (mut reader, table) = Reader::parse(text);
+        let from = path.parent().unwrap_or_else(|| Path::new(""));
+        let config = read(&mut reader, &table, from);
+        Ok(reader.finish(path.display(), config)?)
     }
 }
 
-fn metrics(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<SocketAddr> {
-    let word = reader.string(value)?;
-    if word.is_empty() {
-        return None;
+fn read(reader: &mut Reader<'_>, table: &DeTable<'_>, from: &Path) -> Config {
+    reader.known(table, &KEYS, "");
+    let mut config = Config::default();
+    if let Some(value) = table.get("listen") {
+        config.listen = addresses(reader, value, |word| {
+            word.parse().map_err(|_| {
+                format!("`{word}` is not an address to listen on; write IP:PORT, such as \"0.0.0.0:{PORT}\" or \"[::]:{PORT}\"")
+            })
+        });
     }
-    let address = word.parse().ok();
-    if address.is_none() {
-        reader.error(
-            value.span().start,
-            &format!("`{word}` is not an address to listen on; write IP:PORT, such as \"{METRICS}\", or \"\" for none"),
-        );
+    if let Some(value) = table.get("public") {
+        config.public = addresses(reader, value, public);
     }
-    address
+    let mut file = |key| table.get(key).and_then(|value| reader.read(value, |word| beside(from, word)));
+    config.state_dir = file("state_dir").unwrap_or(config.state_dir);
+    config.services = file("services").unwrap_or(config.services);
+    config.admin_socket = file("admin_socket").unwrap_or(config.admin_socket);
+    config.backups = file("backups").unwrap_or_else(|| config.state_dir.join(BACKUPS));
+    if let Some(value) = table.get("metrics") {
+        config.metrics = reader.read(value, metrics).flatten();
+    }
+    if let Some(value) = table.get("store") {
+        config.etcd = reader.read(value, store).flatten();
+    }
+    if let Some(value) = table.get("etcd") {
+        let is_meant = table.get("store").is_none_or(|store| store.get_ref().as_str() == Some("embedded"));
+        etcd(reader, value, config.etcd.as_mut(), is_meant, from);
+    }
+    if let Some(value) = table.get("trust") {
+        config.trust = trust::read(value, reader, from);
+    }
+    config
 }
 
-fn store(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>) -> Option<EtcdOptions> {
-    match reader.string(value)? {
-        "embedded" => None,
-        word if word.starts_with("etcd://") || word.starts_with("etcds://") => {
-            let options = EtcdOptions::parse(word);
-            options.map_err(|message| reader.error(value.span().start, &message)).ok()
-        }
-        word => {
-            let message = format!("`{word}` is not a store; use store = \"embedded\" or store = \"etcd://HOST:PORT\"");
-            reader.error(value.span().start, &message);
-            None
-        }
+/// Reads an address or a list of them.
+fn addresses<T>(reader: &mut Reader<'_>, value: &Value<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    let items = reader.items(value, MAX_ADDRESSES);
+    if items.is_empty() {
+        reader.mistake(value.span(), format!("write 1 to {MAX_ADDRESSES} addresses"));
+    }
+    items.iter().filter_map(|item| reader.read(item, &parse)).collect()
+}
+
+/// Reads a path; a relative one starts from the file's directory.
+fn beside(from: &Path, word: &str) -> Result<PathBuf, &'static str> {
+    if word.is_empty() { Err("expected a path") } else { Ok(from.join(word)) }
+}
+
+fn metrics(word: &str) -> Result<Option<SocketAddr>, String> {
+    let address = (!word.is_empty()).then(|| word.parse()).transpose();
+    address.map_err(|_| {
+        format!("`{word}` is not an address to listen on; write IP:PORT, such as \"{METRICS}\", or \"\" for none")
+    })
+}
+
+fn store(word: &str) -> Result<Option<EtcdOptions>, String> {
+    match word {
+        "embedded" => Ok(None),
+        word if word.starts_with("etcd://") || word.starts_with("etcds://") => EtcdOptions::parse(word).map(Some),
+        word => Err(format!("`{word}` is not a store; use store = \"embedded\" or store = \"etcd://HOST:PORT\"")),
     }
 }
 
-fn etcd(reader: &mut Reader<'_>, value: &Spanned<DeValue<'_>>, options: Option<&mut EtcdOptions>) {
-    let at = value.span().start;
-    let DeValue::Table(table) = value.get_ref() else {
-        reader.error(at, "expected a table: [etcd]");
-        return;
-    };
+/// Reads `[etcd]` into `options`; without them it is a mistake, unless `store` is one already.
+fn etcd(reader: &mut Reader<'_>, value: &Value<'_>, options: Option<&mut EtcdOptions>, is_embedded: bool, from: &Path) {
+    let Some(table) = reader.table(value, "etcd", &ETCD_KEYS) else { return };
     let Some(options) = options else {
-        if reader.errors.is_empty() {
-            reader.error(at, "[etcd] is for store = \"etcd://HOST:PORT\"; write that, or remove the table");
+        if is_embedded {
+            reader.mistake(value.span(), "[etcd] is for store = \"etcd://HOST:PORT\"; write that, or remove the table");
         }
         return;
     };
-    for (key, value) in table {
-        let mut path = PathBuf::new();
-        match key.get_ref().as_ref() {
-            "prefix" => options.prefix = reader.string(value).map(str::to_owned),
-            "user" => options.user = reader.string(value).map(str::to_owned),
-            word @ ("ca" | "cert" | "key" | "password_file") => {
-                reader.path(value, &mut path);
-                let place = match word {
-                    "ca" => &mut options.ca,
-                    "cert" => &mut options.cert,
-                    "key" => &mut options.key,
-                    _ => &mut options.password_file,
-                };
-                *place = Some(path);
-            }
-            unknown => reader.unknown(key.span().start, unknown, &ETCD_KEYS),
-        }
-    }
+    options.prefix = table.get("prefix").and_then(|value| reader.text(value)).map(str::to_owned);
+    options.user = table.get("user").and_then(|value| reader.text(value)).map(str::to_owned);
+    let mut file = |key| table.get(key).and_then(|value| reader.read(value, |word| beside(from, word)));
+    options.ca = file("ca");
+    options.cert = file("cert");
+    options.key = file("key");
+    options.password_file = file("password_file");
     if let Some(contradiction) = options.contradiction() {
-        reader.error(at, contradiction);
+        reader.mistake(value.span(), contradiction);
     }
 }
 
@@ -246,7 +229,7 @@ mod tests {
         assert_eq!(lines.len(), 5, "{errors}");
         assert_eq!(lines[0], "/etc/x/coordinator.toml:1:1: unknown key `listn`; did you mean `listen`?");
         assert!(lines.iter().any(|l| l.starts_with("/etc/x/coordinator.toml:2:11: `nohost` is not")), "{errors}");
-        assert!(lines.iter().any(|l| l.contains(":2:21: expected a string")), "{errors}");
+        assert!(lines.iter().any(|l| l.contains(":2:21: this must be a string")), "{errors}");
         assert!(lines.iter().any(|l| l.contains("is not a store")), "{errors}");
     }
 

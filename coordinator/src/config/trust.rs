@@ -1,14 +1,14 @@
 //! `[[trust]]` of coordinator.toml: whose word on a machine's identity is taken, and for what.
 
-use std::path::PathBuf;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use mesh_host::toml_reader::{Reader, Value};
 use mesh_proto::base::id::{ServiceKey, SiteName};
 use mesh_proto::trust::jwt::{Algorithm, Expected, NodeClaim};
-use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::reader::Reader;
 use crate::base::words::duration;
 
 /// Most `[[trust]]` of a file.
@@ -52,24 +52,17 @@ pub enum JwksSource {
 }
 
 /// Reads all `[[trust]]`.
-pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec<IssuerConfig> {
-    let DeValue::Array(tables) = value.get_ref() else {
-        reader.error(value.span().start, "write [[trust]] as tables");
-        return Vec::new();
-    };
-    if tables.len() > MAX_TRUSTS {
-        reader.error(value.span().start, &format!("there are more than {MAX_TRUSTS} [[trust]]"));
+pub(super) fn read(value: &Value<'_>, reader: &mut Reader<'_>, from: &Path) -> Vec<IssuerConfig> {
+    if value.get_ref().as_array().is_none() {
+        reader.mistake(value.span(), "write [[trust]] as tables");
         return Vec::new();
     }
     let mut trusts: Vec<IssuerConfig> = Vec::new();
-    for table in tables.as_ref() {
-        let DeValue::Table(keys) = table.get_ref() else {
-            reader.error(table.span().start, "write [[trust]] as a table");
-            continue;
-        };
-        let Some(trust) = one(table.span().start, keys, reader) else { continue };
+    for table in reader.items(value, MAX_TRUSTS) {
+        let Some(keys) = reader.table(table, "[trust]", &KEYS) else { continue };
+        let Some(trust) = one(table.span(), keys, reader, from) else { continue };
         if trusts.iter().any(|known| known.name == trust.name) {
-            reader.error(table.span().start, &format!("there are two [[trust]] of the name `{}`", trust.name));
+            reader.mistake(table.span(), format!("there are two [[trust]] of the name `{}`", trust.name));
         }
         trusts.push(trust);
     }
@@ -77,13 +70,8 @@ pub(super) fn read(value: &Spanned<DeValue<'_>>, reader: &mut Reader<'_>) -> Vec
 }
 
 /// Reads one; none if something is wrong, which was told.
-fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<IssuerConfig> {
-    for key in keys.keys() {
-        if !KEYS.contains(&key.get_ref().as_ref()) {
-            reader.unknown(key.span().start, key.get_ref(), &KEYS);
-        }
-    }
-    let mut table = Table { at, keys, reader };
+fn one(at: Range<usize>, keys: &DeTable<'_>, reader: &mut Reader<'_>, from: &Path) -> Option<IssuerConfig> {
+    let mut table = Table { at, keys, reader, from };
     let name = table.required("name", |word| match word.parse::<SiteName>() {
         Ok(_) => Ok(word.to_owned()),
         Err(error) => Err(error.to_string()),
@@ -91,12 +79,12 @@ fn one(at: usize, keys: &DeTable<'_>, reader: &mut Reader<'_>) -> Option<IssuerC
     let site = table.required("site", |word| word.parse::<SiteName>().map_err(|error| error.to_string()));
     let issuer = table.required("issuer", filled);
     let audience = table.required("audience", filled);
-    let ca = table.optional("ca", filled).map(|path| table.reader.beside(&path));
+    let ca = table.optional("ca", filled).map(|path| from.join(path));
     let jwks = table.required("jwks", filled).and_then(|word| table.jwks(word, ca));
     let subjects = table.words("subjects", filled);
     if subjects.is_empty() {
         let advice = "`subjects` is missing: say whom the issuer may vouch for, such as subjects = [\"system:serviceaccount:meshd-system:meshd\"]";
-        table.reader.error(at, advice);
+        table.reader.mistake(table.at.clone(), advice);
     }
     let serve = table.words("serve", |word| word.parse().map_err(|error| format!("{error}")));
     let node = table.node();
@@ -123,21 +111,20 @@ fn algorithm(word: &str) -> Result<Algorithm, String> {
 }
 
 struct Table<'r, 'a> {
-    at: usize,
+    at: Range<usize>,
     keys: &'r DeTable<'r>,
     reader: &'r mut Reader<'a>,
+    from: &'r Path,
 }
 
 impl Table<'_, '_> {
     fn optional<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let value = self.keys.get(key)?;
-        let word = self.reader.string(value)?;
-        parse(word).map_err(|message| self.reader.error(value.span().start, &message)).ok()
+        self.reader.read(self.keys.get(key)?, parse)
     }
 
     fn required<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if !self.keys.contains_key(key) {
-            self.reader.error(self.at, &format!("[[trust]] without `{key}`"));
+            self.reader.mistake(self.at.clone(), format!("[[trust]] without `{key}`"));
         }
         self.optional(key, parse)
     }
@@ -145,22 +132,7 @@ impl Table<'_, '_> {
     /// Reads a word or a list of words; an empty list if there is none.
     fn words<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         let Some(value) = self.keys.get(key) else { return Vec::new() };
-        let one = std::slice::from_ref(value);
-        let values = if let DeValue::Array(values) = value.get_ref() { values.as_ref() } else { one };
-        if values.len() > MAX_WORDS {
-            self.reader.error(value.span().start, &format!("write at most {MAX_WORDS} words"));
-            return Vec::new();
-        }
-        let mut list = Vec::new();
-        for value in values {
-            let parsed = self.reader.string(value).map(&parse);
-            match parsed {
-                Some(Ok(item)) => list.push(item),
-                Some(Err(message)) => self.reader.error(value.span().start, &message),
-                None => {}
-            }
-        }
-        list
+        self.reader.items(value, MAX_WORDS).iter().filter_map(|item| self.reader.read(item, &parse)).collect()
     }
 
     /// `node`: `"kubernetes"`, `"sub"`, or the keys that lead to a claim.
@@ -187,10 +159,10 @@ impl Table<'_, '_> {
             return Some(JwksSource::Url { url: word, ca });
         }
         if word.contains("://") {
-            let at = self.keys.get("jwks").map_or(self.at, |value| value.span().start);
-            self.reader.error(at, &format!("`{word}` is not https; keys that anybody can replace prove nothing"));
+            let at = self.keys.get("jwks").map_or_else(|| self.at.clone(), |value| value.span());
+            self.reader.mistake(at, format!("`{word}` is not https; keys that anybody can replace prove nothing"));
             return None;
         }
-        Some(JwksSource::File(self.reader.beside(&word)))
+        Some(JwksSource::File(self.from.join(word)))
     }
 }

@@ -5,11 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
+use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use mesh_host::client::exchange;
 use mesh_proto::trust::jwt::MAX_JWKS;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
@@ -44,20 +42,14 @@ async fn fetch(url: &str, ca: Option<&Path>) -> Result<Vec<u8>, String> {
     let stream = TcpStream::connect((host, port)).await.map_err(|error| error.to_string())?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| error.to_string())?;
-    let handshake = http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
-    let driver = tokio::spawn(connection);
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let authority = uri.authority().map_or(host, |authority| authority.as_str());
     let request = Request::get(path).header("host", authority).header("accept", "application/json");
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    if response.status() != StatusCode::OK {
-        return Err(format!("the answer is {}", response.status()));
+    let request = request.body(Full::default()).map_err(|error| error.to_string())?;
+    match exchange(stream, request, MAX_JWKS).await.map_err(|error| error.to_string())? {
+        (StatusCode::OK, body) => Ok(body.to_vec()),
+        (status, _) => Err(format!("the answer is {status}")),
     }
-    let body = Limited::new(response.into_body(), MAX_JWKS).collect().await;
-    driver.abort();
-    Ok(body.map_err(|error| error.to_string())?.to_bytes().to_vec())
 }
 
 fn config(ca: Option<&Path>) -> Result<Arc<ClientConfig>, String> {

@@ -1,4 +1,4 @@
-//! A store in memory, for tests and trials.
+//! A store in memory, for tests.
 
 use mesh_proto::base::id::Revision;
 
@@ -6,11 +6,11 @@ use super::{Records, Store, StoreError, StoreTable, Write};
 
 /// Holds records until it is dropped.
 #[derive(Debug, Default)]
-pub struct Memory(Records);
+pub(crate) struct Memory(Records);
 
 impl Memory {
     /// Makes an empty store.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 }

@@ -9,6 +9,7 @@ mod embedded;
 pub mod etcd;
 pub mod journal;
 mod marked;
+#[cfg(test)]
 mod memory;
 mod peek;
 mod reserve;
@@ -26,7 +27,8 @@ use tokio::sync::watch;
 pub use embedded::{Embedded, copy, open_embedded};
 pub use etcd::Etcd;
 pub(crate) use marked::Marked;
-pub use memory::Memory;
+#[cfg(test)]
+pub(crate) use memory::Memory;
 pub use peek::{StoreFile, peek};
 pub(crate) use reserve::RESERVE;
 

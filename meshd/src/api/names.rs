@@ -6,6 +6,7 @@ use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeName, ServiceKey};
 use mesh_proto::model::netmap::{NetMap, Peer, Service, Transport};
 use mesh_proto::packet::ICMP;
+use mesh_proto::services::nearest;
 
 /// Why a word names nothing in this mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -214,9 +215,10 @@ fn no_node(map: &NetMap, word: &str) -> NameError {
 
 /// Says which name may have been meant, or where the names are.
 fn hint(word: &str, names: impl Iterator<Item = String>, else_see: &str) -> String {
-    match names.map(|name| (strsim::damerau_levenshtein(word, &name), name)).min() {
-        Some((distance, name)) if distance <= 2 => format!("; did you mean `{name}`?"),
-        Some(_) | None => format!("; {else_see}"),
+    let names: Vec<String> = names.collect();
+    match nearest(word, names.iter().map(String::as_str)) {
+        Some(name) => format!("; did you mean `{name}`?"),
+        None => format!("; {else_see}"),
     }
 }
 

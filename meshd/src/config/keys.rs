@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use mesh_proto::services::duration;
-use toml::de::DeValue;
 
-use super::reader::{Reader, Value};
+use mesh_host::toml_reader::{Reader, Value};
+
+use super::values::switch;
 
 /// The keys of `[keys]`.
 const KEYS: [&str; 3] = ["rotate", "overlap", "preshared"];
@@ -29,17 +30,8 @@ impl Default for KeysConfig {
 
 /// Reads `[keys]` into `keys`.
 pub(super) fn read(reader: &mut Reader<'_>, value: &Value<'_>, keys: &mut KeysConfig) {
-    let DeValue::Table(table) = value.get_ref() else {
-        return reader.mistake(value.span(), "`keys` is a table: write `[keys]`".into());
-    };
-    reader.known(table, &KEYS, " in [keys]");
-    if let Some(value) = table.get("preshared") {
-        match value.get_ref().as_str() {
-            Some("auto") => keys.preshared = true,
-            Some("off") => keys.preshared = false,
-            Some(_) | None => reader.mistake(value.span(), "`preshared` is \"auto\" or \"off\"".into()),
-        }
-    }
+    let Some(table) = reader.table(value, "keys", &KEYS) else { return };
+    switch(reader, table, "preshared", &mut keys.preshared);
     for (key, least, least_text, into) in
         [("rotate", 3600, "1h", &mut keys.rotate), ("overlap", 4, "4s", &mut keys.overlap)]
     {

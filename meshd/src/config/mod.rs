@@ -2,7 +2,7 @@
 //! file is found in one run, each with its line, its column and, for a mistyped key, a suggestion.
 
 mod keys;
-pub mod reader;
+mod values;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use ipnet::Ipv4Net;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::services::duration;
 use mesh_proto::wire::{MAX_ENDPOINTS, MAX_LANES};
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use crate::io::offloads::Offload;
 
 pub use keys::KeysConfig;
-use reader::{Mistakes, Reader, Value};
+use mesh_host::toml_reader::{Mistakes, Reader, Value};
 
 /// Where meshd looks for its configuration.
 pub const CONFIG: &str = "/etc/meshd/meshd.toml";
@@ -127,8 +127,8 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// It says something that cannot be.
-    #[error("{0}")]
-    Mistakes(Mistakes),
+    #[error(transparent)]
+    Mistakes(#[from] Mistakes),
 }
 
 impl Config {
@@ -138,7 +138,7 @@ impl Config {
     /// `ConfigError` if it cannot be read or says something that cannot be.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&path.display().to_string(), &text).map_err(ConfigError::Mistakes),
+            Ok(text) => Ok(Self::parse(&path.display().to_string(), &text)?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(CONFIG) => {
                 Ok(Self::default())
             }
@@ -157,12 +157,8 @@ impl Config {
     /// # Errors
     /// Every mistake in it.
     pub fn parse(path: &str, text: &str) -> Result<Self, Mistakes> {
-        let (table, syntax) = DeTable::parse_recoverable(text);
-        let mut reader = Reader::new(text);
-        for error in syntax {
-            reader.mistake(error.span().unwrap_or(0..0), error.message().to_owned());
-        }
-        let config = read(&mut reader, table.get_ref());
+        let (mut reader, table) = Reader::parse(text);
+        let config = read(&mut reader, &table);
         reader.finish(path, config)
     }
 }
@@ -172,18 +168,18 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
     let mut config = Config::default();
     let get = |key: &str| table.get(key);
     config.name = get("name").and_then(|v| reader.parsed(v)).unwrap_or(config.name);
-    config.state_dir = get("state_dir").and_then(|v| reader.path(v)).unwrap_or(config.state_dir);
-    config.services = get("services").and_then(|v| reader.path(v)).unwrap_or(config.services);
-    if let Some(path) = get("socket").and_then(|v| reader.path(v)) {
+    config.state_dir = get("state_dir").and_then(|v| values::path(reader, v)).unwrap_or(config.state_dir);
+    config.services = get("services").and_then(|v| values::path(reader, v)).unwrap_or(config.services);
+    if let Some(path) = get("socket").and_then(|v| values::path(reader, v)) {
         config.runtime_dir = path.parent().unwrap_or_else(|| Path::new("/")).into();
         config.socket = path;
     }
-    config.runtime_dir = get("runtime_dir").and_then(|v| reader.path(v)).unwrap_or(config.runtime_dir);
-    config.interface = get("interface").and_then(|v| reader.interface(v)).unwrap_or(config.interface);
-    if let Some(lanes) = get("lanes").and_then(|v| reader.number(v, 1, MAX_LANES as u16)) {
+    config.runtime_dir = get("runtime_dir").and_then(|v| values::path(reader, v)).unwrap_or(config.runtime_dir);
+    config.interface = get("interface").and_then(|v| values::interface(reader, v)).unwrap_or(config.interface);
+    if let Some(lanes) = get("lanes").and_then(|v| values::number(reader, v, 1, MAX_LANES as u16)) {
         config.lanes = usize::from(lanes);
     }
-    if let Some(port) = get("port").and_then(|v| reader.number(v, 1, u16::MAX)) {
+    if let Some(port) = get("port").and_then(|v| values::number(reader, v, 1, u16::MAX)) {
         config.port = port;
         let last = usize::from(port) + config.lanes - 1;
         if let (Some(value), true) = (get("port"), last > usize::from(u16::MAX)) {
@@ -202,10 +198,10 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
         }
     }
     if let Some(value) = get("endpoints") {
-        config.endpoints = reader.sockets(value, config.port, MAX_ENDPOINTS);
+        config.endpoints = values::sockets(reader, value, config.port, MAX_ENDPOINTS);
     }
     if let Some(value) = get("pods") {
-        config.pods = reader.pods(value);
+        config.pods = values::pods(reader, value);
     }
     if let Some(value) = get("dns") {
         read_dns(reader, value, &mut config.dns);
@@ -221,10 +217,7 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
             Some(("never", _)) => config.max_offline = None,
             Some((_, Some(span))) if span >= LEAST_OFFLINE => config.max_offline = Some(span),
             Some(_) | None => {
-                reader.mistake(
-                    value.span(),
-                    "`max_offline` is a time of 10s or more, such as \"7d\", or \"never\"".into(),
-                );
+                reader.mistake(value.span(), "`max_offline` is a time of 10s or more, such as \"7d\", or \"never\"");
             }
         }
     }
@@ -232,34 +225,22 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
 }
 
 fn read_dns(reader: &mut Reader<'_>, value: &Value<'_>, dns: &mut Dns) {
-    let DeValue::Table(table) = value.get_ref() else {
-        return reader.mistake(value.span(), "`dns` is a table: write `[dns]`".into());
-    };
-    reader.known(table, &DNS_KEYS, " in [dns]");
+    let Some(table) = reader.table(value, "dns", &DNS_KEYS) else { return };
     if let Some(value) = table.get("enabled") {
         match value.get_ref().as_bool() {
             Some(enabled) => dns.enabled = enabled,
-            None => reader.mistake(value.span(), "`enabled` is true or false".into()),
+            None => reader.mistake(value.span(), "`enabled` is true or false"),
         }
     }
     if let Some(value) = table.get("upstreams") {
-        dns.upstreams = reader.sockets(value, 53, MAX_UPSTREAMS);
+        dns.upstreams = values::sockets(reader, value, 53, MAX_UPSTREAMS);
     }
 }
 
 fn read_offload(reader: &mut Reader<'_>, value: &Value<'_>, offload: &mut Offload) {
-    let DeValue::Table(table) = value.get_ref() else {
-        return reader.mistake(value.span(), "`offload` is a table: write `[offload]`".into());
-    };
-    reader.known(table, &OFFLOAD_KEYS, " in [offload]");
-    for (key, switch) in [("tun", &mut offload.tun), ("udp", &mut offload.udp)] {
-        let Some(value) = table.get(key) else { continue };
-        match value.get_ref().as_str() {
-            Some("auto") => *switch = true,
-            Some("off") => *switch = false,
-            Some(_) | None => reader.mistake(value.span(), format!("`{key}` is \"auto\" or \"off\"")),
-        }
-    }
+    let Some(table) = reader.table(value, "offload", &OFFLOAD_KEYS) else { return };
+    values::switch(reader, table, "tun", &mut offload.tun);
+    values::switch(reader, table, "udp", &mut offload.udp);
 }
 
 /// Returns the machine's host name, made a valid name.

@@ -325,7 +325,7 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_proto::packet::{Header, verify};
+    use mesh_proto::packet::{Header, complete};
 
     use super::*;
 
@@ -344,7 +344,9 @@ mod tests {
             let header = Header::parse(&packet).expect("a packet, but for its checksum");
             assert_eq!(vnet.gso, gso);
             assert_eq!(header.headers_len(&packet) + 2, packet.len());
-            assert!(!verify(&packet));
+            let mut completed = packet.to_vec();
+            complete(&mut completed, &header);
+            assert_ne!(completed, packet);
         }
     }
 

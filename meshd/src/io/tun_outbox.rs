@@ -251,6 +251,16 @@ mod tests {
 
     use super::*;
 
+    /// Says whether the IPv4 header's checksum is right, and that of TCP or UDP.
+    fn has_right_sums(packet: &[u8]) -> bool {
+        let header = Header::parse(packet).expect("a whole packet");
+        let words = packet[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+        let sum: u32 = words.sum();
+        let mut completed = packet.to_vec();
+        mesh_proto::packet::complete(&mut completed, &header);
+        (sum & 0xffff) + (sum >> 16) == 0xffff && completed == packet
+    }
+
     /// A TCP packet of that many bytes of payload, ACK and nothing else.
     fn tcp(port: u16, sequence: u32, payload: usize) -> Vec<u8> {
         let mut packet = vec![0; 40 + payload];
@@ -348,7 +358,7 @@ mod tests {
                     return Taken::Invalid;
                 }
                 let packet: Vec<u8> = parts[1..].iter().flat_map(|part| part.iter().copied()).collect();
-                right &= vnet.gso != Gso::None || mesh_proto::packet::verify(&packet);
+                right &= vnet.gso != Gso::None || has_right_sums(&packet);
                 written.push(packet.len());
                 Taken::Yes
             });

@@ -12,7 +12,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::{io, mem};
 
-use mesh_proto::packet::Ecn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -437,7 +436,8 @@ impl Inbox {
     }
 
     /// Returns every datagram with where it came from and the ECN field of its header.
-    pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, Ecn, &[u8])> {
+    #[cfg(test)]
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Endpoint, mesh_proto::packet::Ecn, &[u8])> {
         self.runs.iter().flat_map(|run| {
             let bytes = &self.arena[run.start..run.start + run.len];
             // An empty datagram is one, too.

@@ -136,7 +136,8 @@ impl Outbox {
     }
 
     /// Returns every waiting datagram by itself.
-    pub fn datagrams(&self) -> impl Iterator<Item = (Endpoint, &[u8])> {
+    #[cfg(test)]
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Endpoint, &[u8])> {
         self.runs.iter().flat_map(|run| {
             let datagrams = self.bytes(run).chunks(run.segment.max(1));
             datagrams.map(|datagram| (run.endpoint, datagram))

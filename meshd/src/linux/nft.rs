@@ -17,6 +17,7 @@ const NEWCHAIN: u16 = 3;
 const GETCHAIN: u16 = 4;
 const NEWRULE: u16 = 6;
 const GETRULE: u16 = 7;
+#[cfg(test)]
 const DELRULE: u16 = 8;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
@@ -120,17 +121,8 @@ impl Batch {
     }
 
     /// Adds a rule at the end of a chain.
-    pub fn add_rule(self, chain: &Chain, exprs: &[Expr]) -> Self {
-        self.rule(chain, NLM_F_APPEND, exprs)
-    }
-
-    /// Adds a rule at the start of a chain.
-    pub fn insert_rule(self, chain: &Chain, exprs: &[Expr]) -> Self {
-        self.rule(chain, 0, exprs)
-    }
-
-    fn rule(mut self, chain: &Chain, place: u16, exprs: &[Expr]) -> Self {
-        let flags = NLM_F_CREATE | place;
+    pub fn add_rule(mut self, chain: &Chain, exprs: &[Expr]) -> Self {
+        let flags = NLM_F_CREATE | NLM_F_APPEND;
         self.writer.message(NEWRULE, flags, chain.family.number(), |w| {
             w.text(1, &chain.table);
             w.text(2, &chain.name);
@@ -140,7 +132,8 @@ impl Batch {
     }
 
     /// Deletes a rule by its handle.
-    pub fn delete_rule(mut self, chain: &Chain, handle: u64) -> Self {
+    #[cfg(test)]
+    pub(crate) fn delete_rule(mut self, chain: &Chain, handle: u64) -> Self {
         self.writer.message(DELRULE, 0, chain.family.number(), |w| {
             w.text(1, &chain.table);
             w.text(2, &chain.name);

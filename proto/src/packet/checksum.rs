@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use super::bytes::{put_word, word};
-use super::{Checksum, Header, ICMP, Kind, TCP, UDP};
+use super::{Checksum, Header, Kind};
 
 /// Where the checksum stands in a TCP header.
 pub(crate) const TCP_CHECKSUM: usize = 16;
@@ -16,29 +16,6 @@ pub(crate) const UDP_CHECKSUM: usize = 6;
 pub(crate) const ICMP_CHECKSUM: usize = 2;
 /// Where the checksum stands in an IPv4 header.
 pub(crate) const IP_CHECKSUM: usize = 10;
-
-/// Says whether all checksums of a whole packet are right, by full recomputation: the IPv4 header's, and that of
-/// TCP, UDP (0 means none) or ICMP. A fragment's transport checksum cannot be known and counts as right.
-pub fn verify(packet: &[u8]) -> bool {
-    let Ok(header) = Header::parse(packet) else { return false };
-    if sum(&packet[..header.header_len]) != 0xffff {
-        return false;
-    }
-    if header.first_fragment || header.kind == Kind::LaterFragment {
-        return true;
-    }
-    let transport = &packet[header.header_len..header.total_len];
-    match header.tuple.protocol {
-        TCP => fold(pseudo(&header, transport.len()) + u32::from(sum(transport))) == 0xffff,
-        UDP => {
-            let datagram = &transport[..usize::from(word(transport, 4)).min(transport.len())];
-            word(datagram, UDP_CHECKSUM) == 0
-                || fold(pseudo(&header, datagram.len()) + u32::from(sum(datagram))) == 0xffff
-        }
-        ICMP => sum(transport) == 0xffff,
-        _ => true,
-    }
-}
 
 /// Turns a partial TCP or UDP checksum into a complete one. Does nothing to fragments, whose payload is not here,
 /// and to other protocols.
@@ -63,11 +40,6 @@ pub fn complete(packet: &mut [u8], header: &Header) {
     put_word(transport, at, 0);
     let sum = fold(pseudo(header, length) + u32::from(sum(transport)));
     put_word(transport, at, nonzero_if_udp(header.kind, !sum));
-}
-
-/// Returns the sum that stands in a packet's transport checksum field while it is partial: the pseudo-header's.
-pub fn partial(header: &Header) -> u16 {
-    fold(pseudo(header, header.total_len - header.header_len))
 }
 
 /// A UDP checksum of 0 would mean none; 0xffff is the same number (RFC 768).

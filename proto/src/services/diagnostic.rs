@@ -137,11 +137,6 @@ impl Diagnostics {
         Self { file: file.into(), text: text.into(), list }
     }
 
-    /// Says whether the file is refused.
-    pub fn has_errors(&self) -> bool {
-        self.count(Severity::Error) > 0
-    }
-
     /// Counts in words: `2 errors, 1 warning`; empty if nothing is wrong.
     pub fn summary(&self) -> String {
         let parts = [Severity::Error, Severity::Warning].map(|severity| {

@@ -30,6 +30,7 @@ pub use model::{
     Services, Site, SiteKind, Span, StaticNode, Test,
 };
 pub use parse::{MAX_TEXT, Parsed, parse, parse_accepted, parse_node, parse_node_accepted};
+pub use suggest::nearest;
 pub use words::duration;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ const MIN_PREFIX: usize = 3;
 
 /// Finds what somebody may have meant: the nearest candidate within a third of the word's length, or the
 /// only one that begins with the word.
-pub(super) fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str> + Clone) -> Option<&'c str> {
+pub fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str> + Clone) -> Option<&'c str> {
     let lower = word.to_ascii_lowercase();
     let limit = (lower.chars().count() / 3).max(1);
     let near = candidates

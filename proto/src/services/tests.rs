@@ -289,7 +289,7 @@ fn judged(text: &str) -> Result<(), TestCaseError> {
         parse_node_accepted(text, "f").err(),
     ];
     for one in all.iter().flatten() {
-        prop_assert!(one.has_errors(), "refused without a reason");
+        prop_assert!(one.summary().contains("error"), "refused without a reason");
         for d in &one.list {
             let spans = std::iter::once(d.span).chain(d.secondary.iter().map(|s| s.0));
             for span in spans {

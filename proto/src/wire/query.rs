@@ -1,6 +1,6 @@
 //! Parameters behind a path, as `application/x-www-form-urlencoded`: on the control channel and on the control sockets.
 
-use form_urlencoded::{Serializer, parse};
+use form_urlencoded::Serializer;
 
 /// Returns a path with parameters behind it.
 pub fn with_query(path: &str, parameters: &[(&str, &str)]) -> String {
@@ -10,17 +10,16 @@ pub fn with_query(path: &str, parameters: &[(&str, &str)]) -> String {
     Serializer::for_suffix(format!("{path}?"), path.len() + 1).extend_pairs(parameters).finish()
 }
 
-/// Returns the first value of a parameter of a query, which is what stands behind the `?`. What is no UTF-8 of it is
-/// replaced, and what is no encoding stays as it is.
-pub fn parameter(query: &str, name: &str) -> Option<String> {
-    parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use form_urlencoded::parse;
     use proptest::prelude::*;
 
     use super::*;
+
+    fn parameter(query: &str, name: &str) -> Option<String> {
+        parse(query.as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    }
 
     #[test]
     fn whatever_a_name_contains_travels_unchanged() {

@@ -32,7 +32,6 @@ use mesh_proto::trust::join_token::{JoinToken, TokenSecret};
 use mesh_proto::trust::jwt::{Algorithm, Expected, Jwks, Jwt, LEEWAY, NodeClaim};
 use mesh_proto::trust::signed_record::{Signature, SignedRecord};
 use mesh_proto::verifier::{Admitted, Verifier};
-use mesh_proto::wire::query::{parameter, with_query};
 use mesh_proto::wire::{
     About, ErrorBody, JoinRequest, JoinResponse, NodeFacts, Renewal, Report, ReportResponse, WatchEvent,
 };
@@ -56,7 +55,7 @@ pub(crate) const TARGETS: [(&str, Target); 8] = [
 
 const NOW: Timestamp = Timestamp::from_millis(5_000_000);
 
-/// Control messages, of both directions, and queries: what is read is what is written, and a change leads where it says.
+/// Control messages, of both directions: what is read is what is written, and a change leads where it says.
 fn control(data: &[u8]) {
     again::<JoinRequest>(data);
     again::<JoinResponse>(data);
@@ -66,12 +65,6 @@ fn control(data: &[u8]) {
     again::<About>(data);
     again::<ErrorBody>(data);
     again::<Failure>(data);
-    if let Ok(query) = std::str::from_utf8(data)
-        && let Some(value) = parameter(query, "name")
-    {
-        let path = with_query("", &[("name", &value)]);
-        assert_eq!(parameter(&path[1..], "name"), Some(value), "what is written is what is read");
-    }
     let Some(event) = again::<WatchEvent>(data) else { return };
     let (before, after) = match event {
         WatchEvent::Snapshot { netmap } => (NetMap { revision: Default::default(), ..first_map() }, *netmap),
@@ -215,7 +208,7 @@ fn services_toml(data: &[u8]) {
             assert!(services::evaluate(&parsed.services).is_empty(), "its own tests pass");
         }
         Err(refused) => {
-            assert!(refused.has_errors());
+            assert!(refused.summary().contains("error"));
             // Drawing takes most of the time.
             if data.len().is_multiple_of(4) {
                 assert!(!refused.render(true).is_empty() && !refused.lines().is_empty());
@@ -225,7 +218,7 @@ fn services_toml(data: &[u8]) {
     }
     match services::parse_node(&text, "services.toml") {
         Ok((_, warnings)) => fine(&warnings),
-        Err(refused) => assert!(refused.has_errors()),
+        Err(refused) => assert!(refused.summary().contains("error")),
     }
 }
 

@@ -189,7 +189,6 @@ fn with_tos(mut packet: Vec<u8>, tos: u8) -> Vec<u8> {
     packet[1] = tos;
     let changed = sum.checked_sub(tos.into()).unwrap_or_else(|| sum.wrapping_sub(u16::from(tos) + 1));
     packet[10..12].copy_from_slice(&changed.to_be_bytes());
-    assert!(packet::verify(&packet));
     packet
 }
 
@@ -211,9 +210,7 @@ fn tcp(from: usize, flags: u8, payload: usize) -> Vec<u8> {
     let folded = (sum & 0xffff) + (sum >> 16);
     packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     let header = Header::parse(&packet).unwrap();
-    packet[36..38].copy_from_slice(&packet::partial(&header).to_be_bytes());
     packet::complete(&mut packet, &header);
-    assert!(packet::verify(&packet));
     packet
 }
 
@@ -222,8 +219,10 @@ const ACK: u8 = 16;
 
 /// The same with the checksum left to the device.
 fn partial(mut packet: Vec<u8>, gso: Gso, gso_size: u16) -> (Vec<u8>, VnetHeader) {
-    let header = Header::parse(&packet).unwrap();
-    packet[36..38].copy_from_slice(&packet::partial(&header).to_be_bytes());
+    // The sum of the pseudo-header: both addresses, the protocol, the length.
+    let words = packet[12..20].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+    let sum = words.sum::<u32>() + 6 + (packet.len() as u32 - 20);
+    packet[36..38].copy_from_slice(&((sum & 0xffff) as u16 + (sum >> 16) as u16).to_be_bytes());
     let vnet = VnetHeader { needs_checksum: true, gso, gso_size, checksum_start: 20, checksum_offset: 16 };
     (packet, vnet)
 }

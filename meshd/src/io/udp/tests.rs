@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 use std::net::IpAddr;
 
+use mesh_proto::packet::Ecn;
+
 use super::*;
 
 /// Sockets on a free port; the port may be taken by another program in between, so it tries several.

@@ -1,7 +1,5 @@
 //! The steps of a rule, as the kernel encodes them.
 
-use std::net::Ipv4Addr;
-
 use ipnet::Ipv4Net;
 
 use crate::linux::nfnetlink::{Attributes, Writer};
@@ -215,7 +213,8 @@ impl Expr {
     }
 
     /// Matches an IPv4 packet to anything outside a prefix. For tables of family ip.
-    pub fn destination_outside(net: Ipv4Net) -> Vec<Self> {
+    #[cfg(test)]
+    pub(crate) fn destination_outside(net: Ipv4Net) -> Vec<Self> {
         address_in(16, net, Self::Differs)
     }
 
@@ -240,7 +239,8 @@ impl Expr {
     }
 
     /// Translates the destination of a packet. For chains of kind nat at prerouting and output.
-    pub fn dnat_to(address: Ipv4Addr, port: Option<u16>) -> Vec<Self> {
+    #[cfg(test)]
+    pub(crate) fn dnat_to(address: std::net::Ipv4Addr, port: Option<u16>) -> Vec<Self> {
         let mut exprs = vec![Self::Load(Register::One, address.octets().to_vec())];
         exprs.extend(port.map(|p| Self::Load(Register::Two, p.to_be_bytes().to_vec())));
         exprs.push(Self::Dnat(port.map(|_| Register::Two)));
