@@ -186,6 +186,7 @@ fn a_port_in_use_is_said_to_be() {
         vault: None,
         view: Arc::clone(&view),
         locals: Arc::from([]),
+        next_hops: Arc::from([]),
         active: Vec::new(),
     };
     let (in_use, too_high) = (setup(PORT, 2), setup(65535, 2));

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_route::route::RouteScope;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RulePortRange};
 use nix::mount::{MsFlags, mount};
 use nix::net::if_::if_nametoindex;
@@ -323,6 +324,19 @@ impl Namespace {
                 .gateway(via)
                 .map_err(|_| rtnetlink::Error::RequestFailed)?;
             handle.route().add(route.build()).execute().await
+        })
+    }
+
+    /// Adds a route to what is on an interface's own link.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn link_route(&self, to: Ipv4Net, interface: &str) -> Result<(), NetnsError> {
+        let index = self.index(interface)?;
+        self.netlink(format!("route {to} dev {interface}"), move |handle| async move {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to.network(), to.prefix_len());
+            let route = route.output_interface(index).scope(RouteScope::Link).build();
+            handle.route().add(route).execute().await
         })
     }
 

@@ -21,7 +21,7 @@ pub fn refers(world: &World, name: &NodeName) -> bool {
 fn named(services: &Services) -> impl Iterator<Item = &NodeName> {
     let backends = services.services.iter().flat_map(|service| &service.backends).map(|backend| backend.at.node());
     let from = services.allows.iter().flat_map(|allow| &allow.rule.from).filter_map(|source| match source {
-        Source::Host(name) => Some(name),
+        Source::Host(name) | Source::Masqueraded(name) => Some(name),
         Source::Service(_) | Source::Site(_) | Source::Account(..) | Source::Any => None,
     });
     let to = services.allows.iter().flat_map(|allow| &allow.rule.to).filter_map(|target| match target {

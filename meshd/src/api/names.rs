@@ -71,6 +71,10 @@ pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
     if let Some(name) = word.strip_prefix("host:") {
         return node(map, name).ok_or_else(|| no_node(map, name));
     }
+    if let Some(name) = word.strip_prefix("masqueraded:") {
+        let own = node(map, name).ok_or_else(|| no_node(map, name))?;
+        return Ok(map.mesh.range.second(Flat(own)).0);
+    }
     if let Some((key, service)) = service(map, word) {
         let here = |b: &&mesh_proto::model::netmap::Backend| b.node == map.node.name;
         let backend = service.backends.iter().find(here);
@@ -265,6 +269,7 @@ mod tests {
         let map = map();
         assert_eq!(source(&map, "10.8.0.10").unwrap(), Ipv4Addr::new(10, 8, 0, 10));
         assert_eq!(source(&map, "host:n1").unwrap(), map.node.address.0);
+        assert_eq!(source(&map, "masqueraded:n1").unwrap(), map.mesh.range.second(map.node.address).0);
         assert_eq!(source(&map, "n1").unwrap(), map.node.address.0);
         assert_eq!(source(&map, "cart").unwrap(), Ipv4Addr::new(241, 2, 0, 2));
         assert!(source(&map, "crat").unwrap_err().to_string().contains("did you mean `cart`?"));

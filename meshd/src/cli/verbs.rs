@@ -339,19 +339,19 @@ async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
 
 /// Checks what can be checked without a daemon.
 async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u8, CommandError> {
-    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let (mut errors, mut warnings, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     let mut drawn = None;
     match load(arg, socket) {
         Ok(config) => {
             drawn = services(&config, &mut errors, &mut warnings);
-            host(&config, &mut errors, &mut warnings).await;
+            notes = host(&config, &mut errors, &mut warnings).await;
         }
         Err(error) => errors.extend(error.to_string().lines().map(Into::into)),
     }
     let code = if errors.is_empty() && drawn.is_none() { 0 } else { FAILED };
     if json {
         errors.extend(drawn.iter().flat_map(Diagnostics::lines));
-        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings })?;
+        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings, notes })?;
         return Ok(code);
     }
     if let Some(drawn) = &drawn {
@@ -362,6 +362,9 @@ async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u
     }
     for warning in &warnings {
         print(&format!("warning: {warning}"))?;
+    }
+    for note in &notes {
+        print(&format!("note: {note}"))?;
     }
     if code == 0 {
         print(if warnings.is_empty() { "all is well" } else { "no errors" })?;
@@ -385,12 +388,15 @@ fn services(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String
     }
 }
 
-/// Checks the kernel: what stands in the way, and whether the range is free.
-async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) {
+/// Checks the kernel: what stands in the way, and whether the range is free. Returns what needs no mending.
+async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) -> Vec<String> {
     let (joined, shape) = match join::stored_range(config) {
         Ok(Some((_, shape))) => (true, shape),
         Ok(None) => (false, default_shape(config)),
-        Err(error) => return errors.push(error.to_string()),
+        Err(error) => {
+            errors.push(error.to_string());
+            return Vec::new();
+        }
     };
     let mut found = linux::obstacles(&shape).await;
     // Before the join, what the join sets is not there, and that is no obstacle.
@@ -401,6 +407,7 @@ async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<Stri
         Ok(host) => errors.extend(host.collision(shape.range)),
         Err(error) => errors.push(error.to_string()),
     }
+    linux::notes(&shape).await
 }
 
 /// Returns what the kernel would carry after a join with the default range.
@@ -412,5 +419,6 @@ fn default_shape(config: &Config) -> Shape {
         address: mesh_proto::base::addr::Flat(range.nodes().network()),
         mtu: 1420,
         pods: config.pods.clone(),
+        pod_interfaces: config.pod_interfaces.clone(),
     }
 }

@@ -15,6 +15,7 @@ use mesh_proto::wire::{MAX_ENDPOINTS, MAX_LANES};
 use toml::de::DeTable;
 
 use crate::io::offloads::Offload;
+use crate::linux::MAX_POD_INTERFACES;
 
 pub use keys::KeysConfig;
 use mesh_host::toml_reader::{Mistakes, Reader, Value};
@@ -22,7 +23,7 @@ use mesh_host::toml_reader::{Mistakes, Reader, Value};
 /// Where meshd looks for its configuration.
 pub const CONFIG: &str = "/etc/meshd/meshd.toml";
 /// The keys of the file.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "name",
     "state_dir",
     "runtime_dir",
@@ -30,6 +31,7 @@ const KEYS: [&str; 15] = [
     "port",
     "endpoints",
     "pods",
+    "pod_interfaces",
     "services",
     "socket",
     "metrics",
@@ -65,6 +67,8 @@ pub struct Config {
     pub endpoints: Vec<SocketAddr>,
     /// `pods`: the pod blocks behind this node.
     pub pods: Vec<Ipv4Net>,
+    /// `pod_interfaces`: interfaces whose pods are routed back over another one; `*` at the end stands for any rest.
+    pub pod_interfaces: Vec<String>,
     /// `services`: the node's own services.toml.
     pub services: PathBuf,
     /// `socket`: the control socket.
@@ -103,6 +107,7 @@ impl Default for Config {
             port: 51820,
             endpoints: Vec::new(),
             pods: Vec::new(),
+            pod_interfaces: Vec::new(),
             services: "/etc/meshd/services.toml".into(),
             socket: "/run/meshd/meshd.sock".into(),
             metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9586))),
@@ -202,6 +207,9 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
     }
     if let Some(value) = get("pods") {
         config.pods = values::pods(reader, value);
+    }
+    if let Some(value) = get("pod_interfaces") {
+        config.pod_interfaces = values::interfaces(reader, value, MAX_POD_INTERFACES);
     }
     if let Some(value) = get("dns") {
         read_dns(reader, value, &mut config.dns);

@@ -25,6 +25,7 @@ fn every_key_is_read() {
         port = 4000
         endpoints = ["192.0.2.1", "[2001:db8::1]:7"]
         pods = "10.8.1.0/24"
+        pod_interfaces = ["lxc*", "eni1"]
         services = "/e/services.toml"
         socket = "/r/m.sock"
         metrics = "127.0.0.1:1"
@@ -46,6 +47,7 @@ fn every_key_is_read() {
     assert_eq!(config.runtime_dir, PathBuf::from("/r"));
     assert_eq!(config.endpoints, ["192.0.2.1:4000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()]);
     assert_eq!(config.pods, ["10.8.1.0/24".parse().unwrap()]);
+    assert_eq!(config.pod_interfaces, ["lxc*", "eni1"]);
     assert_eq!(config.lanes, 2);
     assert!(!config.dns.enabled);
     assert_eq!(config.dns.upstreams, ["192.0.2.53:53".parse().unwrap()]);
@@ -75,6 +77,19 @@ fn all_mistakes_are_found_at_once_with_their_places() {
         "{found:?}"
     );
     assert_eq!(found.len(), 5);
+}
+
+#[test]
+fn interfaces_of_pods_are_names_or_their_beginnings() {
+    let config = Config::parse("m.toml", "pod_interfaces = \"lxc*\"").unwrap();
+    assert_eq!(config.pod_interfaces, ["lxc*"]);
+    for bad in ["*", "lo", "", "a/b", "l*c*", "sixteen-letters1"] {
+        let found = mistakes(&format!("pod_interfaces = [\"{bad}\"]"));
+        assert!(found[0].contains("is no interface of pods"), "{bad}: {found:?}");
+    }
+    assert!(
+        mistakes("pod_interfaces = [\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\",\"h\",\"i\"]")[0].contains("at most 8")
+    );
 }
 
 #[test]

@@ -29,6 +29,23 @@ pub(super) fn interface(reader: &mut Reader<'_>, value: &Value<'_>) -> Option<St
     Some(text.into())
 }
 
+/// Names of interfaces, or their beginnings with a `*`.
+pub(super) fn interfaces(reader: &mut Reader<'_>, value: &Value<'_>, most: usize) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for item in reader.items(value, most) {
+        let Some(text) = reader.text(item) else { continue };
+        let start = text.strip_suffix('*').unwrap_or(text);
+        let fits = |b: u8| b.is_ascii_graphic() && !b"/:%*".contains(&b);
+        if !(1..=15).contains(&start.len()) || !start.bytes().all(fits) || text == "lo" {
+            let hint = "write a name such as \"eni1\", or its beginning such as \"lxc*\"";
+            reader.mistake(item.span(), format!("`{text}` is no interface of pods; {hint}"));
+        } else if !names.iter().any(|name| name == text) {
+            names.push(text.to_owned());
+        }
+    }
+    names
+}
+
 pub(super) fn number(reader: &mut Reader<'_>, value: &Value<'_>, least: u16, most: u16) -> Option<u16> {
     let integer = value.get_ref().as_integer();
     let number = integer.and_then(|i| u16::from_str_radix(i.as_str(), i.radix()).ok());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_proto::base::id::NodeId;
+use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::trust::audit_log::LogPosition;
 use rustix::io::Errno;
@@ -36,6 +37,7 @@ pub(crate) struct Mailbox {
 pub(crate) struct Mail {
     pub(crate) view: Option<(Arc<View>, Arc<TunnelPeers>)>,
     pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
+    pub(crate) next_hops: Option<Arc<[NextHop]>>,
     pub(crate) told: Option<LogPosition>,
     pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
@@ -60,6 +62,10 @@ impl Mailbox {
 
     pub(crate) fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
         self.put(|mail| mail.locals = Some(locals));
+    }
+
+    pub(crate) fn set_next_hops(&self, next_hops: Arc<[NextHop]>) {
+        self.put(|mail| mail.next_hops = Some(next_hops));
     }
 
     pub(crate) fn set_log_position(&self, told: LogPosition) {

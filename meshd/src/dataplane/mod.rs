@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use mesh_host::clock::now;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
+use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::dataplane::flow::{Direction, Flow, FlowTable, Key};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::{NetMap, Peer};
@@ -85,6 +86,8 @@ pub struct DataPlaneSetup {
     pub view: Arc<View>,
     /// The host's own underlay addresses.
     pub locals: Arc<[Ipv4Addr]>,
+    /// The routers that this host knows.
+    pub next_hops: Arc<[NextHop]>,
     /// Peers to hold a handshake with at once.
     pub active: Vec<Activity>,
 }
@@ -227,6 +230,7 @@ impl DataPlane {
             mtu: setup.mtu,
         });
         lane.set_locals(Arc::clone(&setup.locals));
+        lane.set_next_hops(Arc::clone(&setup.next_hops));
         for Activity { peer, endpoint } in &setup.active {
             let known = view.netmap().peers.get(peer).and_then(|peer| peers.get(peer.id));
             if let Some(peer) = known {
@@ -303,6 +307,13 @@ impl Handle {
     pub fn set_locals(&self, locals: Arc<[Ipv4Addr]>) {
         for mailbox in self.0.mailboxes.iter() {
             mailbox.set_locals(Arc::clone(&locals));
+        }
+    }
+
+    /// Tells all lanes by which routers this host reaches what is not on its own links.
+    pub fn set_next_hops(&self, next_hops: Arc<[NextHop]>) {
+        for mailbox in self.0.mailboxes.iter() {
+            mailbox.set_next_hops(Arc::clone(&next_hops));
         }
     }
 

@@ -9,7 +9,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeade
 
 use super::error::KernelError;
 use super::route::{self, Routes};
-use super::{forward, guards};
+use super::{forward, guards, pod_interfaces};
 use crate::linux::shape::{Obstacle, RULE_PRIORITY, Shape, TABLE};
 
 /// The kernel's table of local addresses, which comes first everywhere.
@@ -17,7 +17,10 @@ const LOCAL: u32 = 255;
 
 /// Finds all of them. What cannot be examined is told like an obstacle.
 pub(super) async fn find(shape: &Shape) -> Vec<Obstacle> {
-    let mut found: Vec<Obstacle> = guards::inspect(shape).missing.into_iter().map(Obstacle::plain).collect();
+    let mut found: Vec<Obstacle> = match guards(shape).await {
+        Ok(missing) => missing.into_iter().map(Obstacle::plain).collect(),
+        Err(error) => vec![Obstacle::plain(format!("cannot examine the guards: {error}"))],
+    };
     match rules(shape).await {
         Ok(obstacles) => found.extend(obstacles),
         Err(error) => found.push(Obstacle::plain(format!("cannot examine the ip rules: {error}"))),
@@ -26,6 +29,11 @@ pub(super) async fn find(shape: &Shape) -> Vec<Obstacle> {
     found.extend(forward::obstacles(shape).unwrap_or_default());
     found.extend(forwarding(shape));
     found
+}
+
+async fn guards(shape: &Shape) -> Result<Vec<String>, KernelError> {
+    let shape = pod_interfaces::found(&Routes::open()?, shape).await;
+    Ok(guards::inspect(&shape).missing)
 }
 
 impl Obstacle {

@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use mesh_proto::base::addr::overlap;
 
 use super::error::KernelError;
+use super::guards;
 use super::nft::{self, Chain, Expr, Family, Fate, Hook, Meta, PayloadBase};
 use crate::linux::shape::{Obstacle, Shape};
 
@@ -42,7 +43,7 @@ pub(super) fn obstacles(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
     let outbound = Packet { input: None, output: Some(name), sources: &shape.pods, destinations: &range };
 
     let mut obstacles = Vec::new();
-    for chain in nft::chains()?.into_iter().filter(is_forward) {
+    for chain in nft::chains()?.into_iter().filter(|chain| is_forward(chain) && !guards::is_ours(chain)) {
         let rules = nft::rules(&chain)?;
         for (packet, word, way) in [(&inbound, "iifname", "from"), (&outbound, "oifname", "to")] {
             if fate(packet, &chain, &rules, 0) != Some(Fate::Drop) && !dropped_by_policy(packet, &chain, &rules) {
@@ -110,7 +111,7 @@ fn action(packet: &Packet<'_>, rule: &nft::NftRule) -> Option<Fate> {
             Expr::Payload { header: PayloadBase::Network, offset: 16, length } => {
                 loaded = Loaded::Address(packet.destinations.to_vec(), length * 8);
             }
-            Expr::Meta(Meta::Mark | Meta::Transport) | Expr::Payload { .. } | Expr::Load(..) => {
+            Expr::Meta(Meta::Mark | Meta::Transport) | Expr::Payload { .. } | Expr::Fib(_) | Expr::Load(..) => {
                 loaded = Loaded::Unknown;
             }
             Expr::Mask(mask) => loaded = masked(loaded, mask),

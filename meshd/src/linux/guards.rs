@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! keep_source  nat     postrouting  50   oifname <if> ip saddr <pod block> snat to ip saddr
+//!                                        oifname <if> fib saddr type != local snat to <second address>
 //! entering     filter  input       -10   iifname <if> accept · iifname lo accept
 //!                                        ip daddr <dns> port 53 jump resolving
 //!                                        ip daddr <range> counter drop
 //! resolving                              ip saddr <pod block> accept
+//! sources, unreturned, forwarded: see source_guard
 //! leaving      filter  postrouting   0   ip daddr <range> oifname != <if> oifname != lo counter drop
 //!                                        oifname <if> mark <MARK> counter drop
 //! ```
@@ -17,6 +19,7 @@
 
 use super::error::KernelError;
 use super::nft::{self, Base, Batch, Chain, Expr, Family, Fate, Hook};
+use super::source_guard::{self, FORWARDED, SOURCES, UNRETURNED};
 use crate::linux::shape::{Guards, MARK, Shape};
 
 /// The name of our table.
@@ -33,7 +36,7 @@ const KEEP_SOURCE_PRIORITY: i32 = 50;
 /// Before the filters of others, which are at 0.
 const ENTERING_PRIORITY: i32 = -10;
 
-type Content = Vec<(Chain, Vec<Vec<Expr>>)>;
+pub(super) type Content = Vec<(Chain, Vec<Vec<Expr>>)>;
 
 /// What one call found and did.
 #[derive(Debug, Default)]
@@ -43,70 +46,114 @@ pub(super) struct Ensured {
     pub(super) written: bool,
 }
 
-/// Makes sure that the table is as it should be. Where the kernel takes no translation, `retry` says whether to try again.
+/// What of the table a kernel takes: translation and questions to the routing tables are modules of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Extent {
+    translation: bool,
+    lookup: bool,
+}
+
+impl Extent {
+    /// Whether networks that are no pods get a source of their own. Who is one is asked of the routing tables.
+    fn translates_others(self) -> bool {
+        self.translation && self.lookup
+    }
+}
+
+/// All of them, the most first.
+const EXTENTS: [Extent; 4] = [
+    Extent { translation: true, lookup: true },
+    Extent { translation: true, lookup: false },
+    Extent { translation: false, lookup: true },
+    Extent { translation: false, lookup: false },
+];
+
+/// Makes sure that the table is as it should be. Where the kernel does not take all of it, `retry` says whether to try again.
 pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
     match read() {
-        Ok(present) => mend(shape, &present, retry),
+        Ok(present) => mend(shape, &present, retry, write),
         Err(error) => Ensured::missing(&error),
     }
 }
 
-fn mend(shape: &Shape, present: &Content, retry: bool) -> Ensured {
-    let whole = content(shape, true);
-    let filters = content(shape, false);
-    if same(present, &whole) {
-        return Ensured::all(false);
+pub(super) fn mend(
+    shape: &Shape,
+    present: &Content,
+    retry: bool,
+    write: impl Fn(&Content) -> Result<(), KernelError>,
+) -> Ensured {
+    let settled = EXTENTS.iter().position(|&extent| same(present, &content(shape, extent)));
+    let mut why = None;
+    for (place, &extent) in EXTENTS.iter().enumerate() {
+        if settled == Some(place) {
+            return Ensured::to(extent, shape, why.as_ref(), false);
+        }
+        if settled.is_some() && !retry {
+            continue;
+        }
+        match write(&content(shape, extent)) {
+            Ok(()) => return Ensured::to(extent, shape, why.as_ref(), true),
+            Err(error) => why = why.or(Some(error)),
+        }
     }
-    let settled = same(present, &filters);
-    if settled && !retry {
-        return Ensured::filters_only("the kernel takes no translation rules", false);
-    }
-    match (write(&whole), settled) {
-        (Ok(()), _) => Ensured::all(true),
-        (Err(error), true) => Ensured::filters_only(&error.to_string(), false),
-        (Err(error), false) => match write(&filters) {
-            Ok(()) if whole.len() > filters.len() => Ensured::filters_only(&error.to_string(), true),
-            Ok(()) => Ensured::all(true),
-            Err(error) => Ensured::missing(&error),
-        },
+    match why {
+        Some(error) => Ensured::missing(&error),
+        None => Ensured::default(),
     }
 }
 
 impl Ensured {
-    fn all(written: bool) -> Self {
-        let guards = Guards { masquerade: true, filter: true, missing: Vec::new() };
-        Self { guards, written }
-    }
-
-    fn filters_only(why: &str, written: bool) -> Self {
-        let sentence =
-            format!("pods may appear as this node: no rule keeps a CNI's masquerading off mesh packets ({why})");
-        let guards = Guards { masquerade: false, filter: true, missing: vec![sentence] };
+    /// The table stands as far as `extent`; `why` is what the kernel said of the rest, if it was asked.
+    fn to(extent: Extent, shape: &Shape, why: Option<&KernelError>, written: bool) -> Self {
+        let why = why.map_or_else(|| "the kernel takes no such rule".to_owned(), ToString::to_string);
+        let masquerade = extent.translation || shape.pods.is_empty();
+        let mut missing = Vec::new();
+        if !masquerade {
+            missing.push(format!(
+                "pods may appear as this node: no rule keeps a CNI's masquerading off mesh packets ({why})"
+            ));
+        }
+        if !extent.lookup {
+            missing.push(format!(
+                "a host on a link of this node may call as one of its pods: the kernel does not look up where a source is routed back to, load the module nft_fib_ipv4 (`modprobe nft_fib_ipv4`; {why})"
+            ));
+        }
+        let guards = Guards { masquerade, filter: true, sources: extent.lookup, missing };
         Self { guards, written }
     }
 
     fn missing(why: &KernelError) -> Self {
         let sentence = format!(
-            "no nftables guards: only routes keep mesh packets from leaving in clear, and pods may appear as this node ({why})"
+            "no nftables guards: only routes keep mesh packets from leaving in clear, pods may appear as this node, and a host on a link as a pod ({why})"
         );
-        let guards = Guards { masquerade: false, filter: false, missing: vec![sentence] };
+        let guards = Guards { masquerade: false, filter: false, sources: false, missing: vec![sentence] };
         Self { guards, written: false }
     }
 }
 
 /// Says which guards are in force, without changing anything.
 pub(super) fn inspect(shape: &Shape) -> Guards {
-    match read() {
-        Err(error) => Ensured::missing(&error).guards,
-        Ok(present) if same(&present, &content(shape, true)) => Ensured::all(false).guards,
-        Ok(present) if same(&present, &content(shape, false)) => {
-            Ensured::filters_only("there is no such rule", false).guards
-        }
-        Ok(_) => Guards {
+    let present = match read() {
+        Err(error) => return Ensured::missing(&error).guards,
+        Ok(present) => present,
+    };
+    match EXTENTS.into_iter().find(|&extent| same(&present, &content(shape, extent))) {
+        Some(extent) => Ensured::to(extent, shape, None, false).guards,
+        None => Guards {
             missing: vec![format!("the nftables table `ip {NAME}` is missing or changed")],
             ..Guards::default()
         },
     }
+}
+
+/// Says in sentences what the guards against forged sources and foreign networks have dropped so far.
+pub(super) fn dropped() -> Vec<String> {
+    read().map_or_else(|_| Vec::new(), |present| source_guard::dropped(&present))
+}
+
+/// Says whether a chain is in our table.
+pub(super) fn is_ours(chain: &Chain) -> bool {
+    chain.family == Family::Ip && chain.table == NAME
 }
 
 /// Removes the table; says whether it was there.
@@ -120,15 +167,16 @@ pub(super) fn remove() -> Result<bool, KernelError> {
     Ok(true)
 }
 
-fn content(shape: &Shape, translation: bool) -> Content {
+fn content(shape: &Shape, extent: Extent) -> Content {
     let mut content = vec![resolving(shape), entering(shape), leaving(shape)];
-    if translation && !shape.pods.is_empty() {
-        content.push(keep_source(shape));
+    content.extend(source_guard::chains(NAME, shape, RESOLVING, extent.lookup, extent.translates_others()));
+    if extent.translation && (extent.lookup || !shape.pods.is_empty()) {
+        content.push(keep_source(shape, extent.translates_others()));
     }
     content
 }
 
-fn keep_source(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
+fn keep_source(shape: &Shape, others: bool) -> (Chain, Vec<Vec<Expr>>) {
     let chain = chain(KEEP_SOURCE, "nat", Hook::Postrouting, KEEP_SOURCE_PRIORITY);
     let rule = |&pods| {
         let mut rule = Expr::output_is(&shape.interface).to_vec();
@@ -136,7 +184,15 @@ fn keep_source(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
         rule.extend([Expr::load_source(), Expr::Snat]);
         rule
     };
-    (chain, shape.pods.iter().map(rule).collect())
+    let mut rules: Vec<_> = shape.pods.iter().map(rule).collect();
+    if others {
+        let mut rule = Expr::output_is(&shape.interface).to_vec();
+        // What this host sends itself is the engine's to translate.
+        rule.extend(Expr::source_is_foreign());
+        rule.extend(Expr::snat_to(shape.second()));
+        rules.push(rule);
+    }
+    (chain, rules)
 }
 
 fn entering(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
@@ -196,9 +252,9 @@ fn chain(name: &str, kind: &str, hook: Hook, priority: i32) -> Chain {
 
 /// Reads those of our chains that are there. One by one: a list of all chains of a Kubernetes node, once a
 /// second, would cost more than the rest of an idle meshd.
-fn read() -> Result<Content, KernelError> {
+pub(super) fn read() -> Result<Content, KernelError> {
     let mut content = Vec::new();
-    for name in [RESOLVING, ENTERING, LEAVING, KEEP_SOURCE] {
+    for name in [RESOLVING, ENTERING, LEAVING, KEEP_SOURCE, SOURCES, UNRETURNED, FORWARDED] {
         if let Some(chain) = nft::chain(Family::Ip, NAME, name)? {
             let rules = nft::rules(&chain)?.into_iter().map(|rule| rule.exprs);
             let rules = rules.collect();
@@ -208,7 +264,7 @@ fn read() -> Result<Content, KernelError> {
     Ok(content)
 }
 
-fn write(content: &Content) -> Result<(), KernelError> {
+pub(super) fn write(content: &Content) -> Result<(), KernelError> {
     let empty = Batch::new().add_table(Family::Ip, NAME).delete_table(Family::Ip, NAME).add_table(Family::Ip, NAME);
     let chains = content.iter().fold(empty, |batch, (chain, _)| batch.add_chain(chain));
     let batch = content

@@ -33,6 +33,8 @@ pub struct HostRoute {
     pub interface: String,
     /// Its routing table.
     pub table: u32,
+    /// The router that it leads to; none for what is on the interface's own link.
+    pub gateway: Option<Ipv4Addr>,
 }
 
 /// What this host knows of its own network.
@@ -51,7 +53,7 @@ impl HostFacts {
     pub fn collision(&self, range: MeshRange) -> Option<String> {
         let overlapping = |route: &&HostRoute| overlap(route.destination, range.net());
         let route = self.routes.iter().find(overlapping)?;
-        let HostRoute { destination, interface, table } = route;
+        let HostRoute { destination, interface, table, .. } = route;
         Some(format!(
             "the mesh range {range} overlaps this host's route to {destination} (interface `{interface}`, table {table}); choose another range with `[mesh] v4` before the first join"
         ))
@@ -188,6 +190,7 @@ async fn host_routes(routes: &Routes, links: &[Link], own: &BTreeSet<u32>) -> Re
             destination,
             interface: link.map(|link| link.name.clone()).unwrap_or_default(),
             table: route::table_of(&route),
+            gateway: route::gateway(&route),
         });
     }
     Ok(found)

@@ -5,7 +5,7 @@
 //! survives stop, crash and upgrade (close_range)         lives with the interface (attach)
 //!   ip rule 105: to <range> lookup TABLE                   node address /32, DNS address /32 scope host
 //!   TABLE: unreachable <range>, worst metric               MTU, queue length, up
-//!   nft table ip meshd: three chains (see guards)          TABLE: <range> dev <interface> src <node address>
+//!   nft table ip meshd: its chains (see guards)          TABLE: <range> dev <interface> src <node address>
 //! ```
 //!
 //! Everything goes by netlink; nothing is shelled out. All functions act on the network namespace of the
@@ -18,15 +18,17 @@ mod guards;
 mod host;
 mod nfnetlink;
 pub mod nft;
+mod pod_interfaces;
 mod reconciler;
 mod route;
+mod source_guard;
 
 pub use error::KernelError;
 pub use host::{HostFacts, HostRoute, MAX_ROUTES};
 pub use reconciler::{Keeper, Upkeep};
 use route::Routes;
 
-pub use crate::linux::shape::{Guards, MARK, Obstacle, RULE_PRIORITY, Shape, TABLE};
+pub use crate::linux::shape::{Guards, MARK, MAX_POD_INTERFACES, Obstacle, RULE_PRIORITY, Shape, TABLE};
 
 /// Closes the mesh range: rule, table, unreachable route and guards. Idempotent; outlives the process; needs no interface.
 ///
@@ -38,7 +40,8 @@ pub async fn close_range(shape: &Shape) -> Result<Guards, KernelError> {
     // The route first: a rule into an empty table would fall through to the default route.
     routes.ensure_unreachable(shape.range).await?;
     routes.ensure_rule(shape.range).await?;
-    Ok(guards::ensure(shape, true).guards)
+    let shape = pod_interfaces::found(&routes, shape).await;
+    Ok(guards::ensure(&shape, true).guards)
 }
 
 /// Gives the mesh interface its addresses, MTU, queue length and route, and brings it up. Idempotent.
@@ -75,6 +78,13 @@ fn check_name(interface: &str) -> Result<(), KernelError> {
 /// Finds what stands in the way of mesh packets on this host.
 pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
     conflicts::find(shape).await
+}
+
+/// Says in sentences what the guards do not hold on this host, and what they dropped so far; nothing of it needs mending.
+pub async fn notes(shape: &Shape) -> Vec<String> {
+    let Ok(routes) = Routes::open() else { return Vec::new() };
+    let shape = pod_interfaces::found(&routes, shape).await;
+    pod_interfaces::exempt(&shape).into_iter().chain(guards::dropped()).collect()
 }
 
 /// Reads what this host knows of its own network.

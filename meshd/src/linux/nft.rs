@@ -5,7 +5,7 @@
 
 mod expr;
 
-pub use expr::{Expr, Family, Fate, Meta, PayloadBase, Register};
+pub use expr::{Expr, Family, Fate, Fib, Meta, PayloadBase, Register};
 
 use super::error::KernelError;
 use super::nfnetlink::{self, Attributes, Writer};

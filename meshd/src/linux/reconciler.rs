@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::error::KernelError;
 use super::route::Routes;
-use super::{conflicts, guards};
+use super::{conflicts, guards, pod_interfaces};
 use crate::linux::shape::{Guards, Obstacle, Shape};
 
 /// How often it looks when nothing happens.
@@ -139,6 +139,7 @@ async fn look_once(routes: &Routes, shape: &Shape, look: u64) -> Seen {
     note(routes.ensure_unreachable(shape.range).await);
     note(routes.ensure_rule(shape.range).await);
     note(routes.ensure_interface(shape).await);
+    let shape = &pod_interfaces::found(routes, shape).await;
     let ensured = guards::ensure(shape, look.is_multiple_of(RETRY));
     if ensured.written {
         changes.push("the nftables table `ip meshd`".to_owned());

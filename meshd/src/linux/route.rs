@@ -451,6 +451,13 @@ pub(super) fn preferred_source(route: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
+/// Returns the IPv4 router that a route leads to; none for a route onto a link, or over several.
+pub(super) fn gateway(route: &RouteMessage) -> Option<Ipv4Addr> {
+    find(route, |attribute| {
+        if let RouteAttribute::Gateway(RouteAddress::Inet(gateway)) = attribute { Some(*gateway) } else { None }
+    })
+}
+
 fn priority(route: &RouteMessage) -> u32 {
     find(route, |attribute| if let RouteAttribute::Priority(priority) = attribute { Some(*priority) } else { None })
         .unwrap_or(0)

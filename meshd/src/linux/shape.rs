@@ -16,6 +16,9 @@ pub const TABLE: u32 = 24_105;
 /// The priority of the one `ip rule`: after `local` (0, or 100 with Cilium), before every CNI's own.
 pub const RULE_PRIORITY: u32 = 105;
 
+/// Most entries of `pod_interfaces`.
+pub const MAX_POD_INTERFACES: usize = 8;
+
 /// What one node sets in its kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
@@ -29,9 +32,17 @@ pub struct Shape {
     pub mtu: u16,
     /// The pod blocks behind this node, as their interfaces carry them.
     pub pods: Vec<Ipv4Net>,
+    /// Interfaces whose pods are routed back over another one; `*` at the end stands for any rest. Up to
+    /// `MAX_POD_INTERFACES` are named by the operator, and those of a CNI that is known to do so are found.
+    pub pod_interfaces: Vec<String>,
 }
 
 impl Shape {
+    /// Returns the node's second address, as which networks speak that are no pods of it.
+    pub fn second(&self) -> Ipv4Addr {
+        self.range.second(self.address).0
+    }
+
     /// Returns the address that this node's DNS server listens on.
     pub fn dns(&self) -> Ipv4Addr {
         self.range.dns().0
@@ -45,6 +56,8 @@ pub struct Guards {
     pub masquerade: bool,
     /// Whether the filter chains stand: nothing leaves in clear, nobody enters around the mesh interface.
     pub filter: bool,
+    /// Whether nobody can call as a pod of this node from elsewhere than that pod's own interface.
+    pub sources: bool,
     /// Why a guard is missing, in sentences.
     pub missing: Vec<String>,
 }

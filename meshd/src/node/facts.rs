@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::services::ServeSpec;
 use mesh_proto::wire::{MAX_ENDPOINTS, NodeFacts};
@@ -13,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::keys::lanes::LaneKeys;
-use crate::linux::HostFacts;
+use crate::linux::{HostFacts, HostRoute};
 use crate::node::services_file;
 
 /// What an outer header takes of a packet, in bytes: IPv6, UDP, WireGuard's own and its tag.
@@ -65,6 +66,12 @@ pub fn locals(host: &HostFacts) -> Vec<Ipv4Addr> {
         IpAddr::V6(_) => None,
     };
     host.addresses.iter().filter_map(v4).collect()
+}
+
+/// Returns the routers that this host knows for what is not on its own links; default routes are none of them.
+pub fn next_hops(host: &HostFacts) -> Vec<NextHop> {
+    let hop = |route: &HostRoute| route.gateway.map(|router| NextHop { to: route.destination, router });
+    host.routes.iter().filter_map(hop).collect()
 }
 
 /// Sends a word whenever the host's addresses changed and settled, until nobody listens.

@@ -259,6 +259,7 @@ pub fn shape(config: &Config, enrolment: &Enrolment, mtu: u16) -> Shape {
         range: enrolment.range,
         address: enrolment.address,
         mtu,
+        pod_interfaces: config.pod_interfaces.clone(),
         // Nobody else decides what lies behind this node.
         pods: enrolment.blocks.iter().map(|block| block.real).filter(|real| config.pods.contains(real)).collect(),
     }

@@ -151,6 +151,7 @@ impl<'d> Membership<'d> {
                 vault: vault.clone(),
                 view: Arc::clone(&view),
                 locals: facts::locals(&host).into(),
+                next_hops: facts::next_hops(&host).into(),
                 active: active.iter().map(activity).collect(),
             })
         };
@@ -408,6 +409,7 @@ impl<'d> Membership<'d> {
                 self.host = host;
                 let locals: Arc<[_]> = facts::locals(&self.host).into();
                 self.plane.handle().set_locals(locals);
+                self.plane.handle().set_next_hops(facts::next_hops(&self.host).into());
                 self.report();
             }
             Ok(_) => {}

@@ -142,6 +142,7 @@ pub(crate) fn setup(own: u8, map: NetMap, options: PlaneOptions) -> DataPlaneSet
         vault: None,
         view: Arc::new(View::compile(VerifiedMap::by_hand(map))),
         locals: Arc::from([outer(own)]),
+        next_hops: Arc::from([]),
         active: options.active,
     }
 }

@@ -80,6 +80,14 @@ impl MeshRange {
         self.part(1)
     }
 
+    /// Returns a node's second address, as which networks behind it speak that are no pods of it: the same place in the
+    /// other half of the part for nodes. Both ends compute it; the first half is given out before the second, so that it
+    /// is another node's own only in a mesh of more nodes than that. Then it is that node's.
+    pub fn second(self, node: Flat) -> Flat {
+        let half = 1u32.checked_shl(31 - u32::from(self.nodes().prefix_len())).unwrap_or(0);
+        Flat(Ipv4Addr::from(u32::from(node.0) ^ half))
+    }
+
     /// Returns the first address after VIPs and nodes, where flat blocks begin.
     pub fn first_block_address(self) -> Ipv4Addr {
         self.part(2).network()

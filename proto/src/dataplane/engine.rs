@@ -26,6 +26,8 @@ mod refuse;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
+
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
@@ -53,6 +55,7 @@ pub struct Engine {
     view: Arc<View>,
     flows: Arc<FlowTable>,
     locals: Arc<[Ipv4Addr]>,
+    next_hops: Arc<[NextHop]>,
     mtu: u16,
     fragments: Fragments,
     replies: Replies,
@@ -60,6 +63,15 @@ pub struct Engine {
     probes: Probes,
     /// The flow of the packet that was allowed to pass last.
     last: Option<Key>,
+}
+
+/// A router that this host sends packets to, for what lies behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHop {
+    /// What lies behind it.
+    pub to: Ipv4Net,
+    /// Its address on the link that it shares with this host.
+    pub router: Ipv4Addr,
 }
 
 /// A direction of a flow that this packet belongs to.
@@ -77,6 +89,7 @@ impl Engine {
             view,
             flows,
             locals: Arc::from([]),
+            next_hops: Arc::from([]),
             mtu: DEFAULT_MTU,
             fragments: Fragments::new(),
             replies: Replies::new(),
@@ -95,6 +108,12 @@ impl Engine {
     /// ClusterIP, say) leave as the node's address.
     pub fn set_locals(&mut self, locals: Arc<[Ipv4Addr]>) {
         self.locals = locals;
+    }
+
+    /// Says by which routers this host reaches what is not on its own links: they may say that a packet to there is
+    /// too large.
+    pub fn set_next_hops(&mut self, next_hops: Arc<[NextHop]>) {
+        self.next_hops = next_hops;
     }
 
     /// Says what peers are told of the log of operations.
@@ -272,9 +291,15 @@ impl Engine {
         tuple.destination_port == PROBE_PORT && nodes.contains(&tuple.destination)
     }
 
-    /// An error from this host, or a router before it, about a packet that we delivered.
+    /// An error from this host, or from behind it, about a packet that we delivered.
     fn icmp_outbound(&mut self, bytes: &mut [u8], header: &Header, quoted: FiveTuple, now: Timestamp) -> Verdict {
-        if self.is_anothers(header.tuple.source, quoted.destination) {
+        let sender = header.tuple.source;
+        let is_host = sender == self.view.address().0 || self.locals.contains(&sender);
+        let is_on_the_path = || {
+            let leads = |hop: &NextHop| hop.router == sender && hop.to.contains(&quoted.destination);
+            packet::is_too_big(bytes, header) && self.next_hops.iter().any(leads)
+        };
+        if sender != quoted.destination && !is_host && !is_on_the_path() {
             return Verdict::Drop(Drop::SpoofedSource);
         }
         let Some(hit) = self.quoted_flow(Direction::Outbound, quoted, now) else {
@@ -293,19 +318,18 @@ impl Engine {
         quoted: FiveTuple,
         now: Timestamp,
     ) -> Verdict {
+        let sender = header.tuple.source;
+        let is_host = self.view.peer(from).is_some_and(|peer| peer.address.0 == sender);
+        // Every address of that peer lies on the way to those that it carries.
+        if sender != quoted.destination && !is_host && !packet::is_too_big(bytes, header) {
+            return Verdict::Drop(Drop::SpoofedSource);
+        }
         let hit = self.quoted_flow(Direction::Inbound, quoted, now);
         let Some(hit) = hit.filter(|hit| hit.flow.remote == Some(from)) else {
             return Verdict::Drop(Drop::IcmpUnmatched);
         };
         icmp::translate(bytes, header, hit.flow.to);
         Verdict::Deliver
-    }
-
-    /// Says whether the sender of an error is a pod that the packet in question was not for: a pod that may write raw
-    /// packets could end connections of others. Routers before the pod, and this host, may speak of any.
-    fn is_anothers(&self, sender: Ipv4Addr, receiver: Ipv4Addr) -> bool {
-        let is_pod = self.view.netmap().node.blocks.iter().any(|block| block.real.contains(&sender));
-        is_pod && sender != receiver && !self.locals.contains(&sender)
     }
 
     fn quoted_flow(&mut self, side: Direction, quoted: FiveTuple, now: Timestamp) -> Option<Hit> {

@@ -230,10 +230,23 @@ fn image(view: &View, source: Ipv4Addr) -> Option<Flat> {
 pub fn identities(view: &View, flat: Flat) -> Vec<Source> {
     let map = view.netmap();
     let backs = |s: &&crate::model::netmap::Service| s.backends.iter().any(|b| b.address == flat);
+    if let Some(node) = masqueraded(view, flat) {
+        return vec![Source::Masqueraded(node)];
+    }
     let services = map.services.iter().filter(|(_, s)| backs(s)).map(|(key, _)| Source::Service(key.clone()));
     let own = (flat == map.node.address).then(|| Source::Host(map.node.name.clone()));
     let peer = map.peers.iter().find(|(_, p)| p.address == flat).map(|(name, _)| Source::Host(name.clone()));
     services.chain(own).chain(peer).chain(site(view, flat).map(Source::Site)).collect()
+}
+
+/// Returns the node whose second address it is, unless it is another's own.
+fn masqueraded(view: &View, flat: Flat) -> Option<NodeName> {
+    let map = view.netmap();
+    let peers = map.peers.iter().map(|(name, peer)| (name, peer.address));
+    let nodes: Vec<_> = std::iter::once((&map.node.name, map.node.address)).chain(peers).collect();
+    let is_own = nodes.iter().any(|&(_, address)| address == flat);
+    let second = |&&(_, address): &&(_, Flat)| !is_own && map.mesh.range.second(address) == flat;
+    nodes.iter().find(second).map(|&(name, _)| name.clone())
 }
 
 fn site(view: &View, flat: Flat) -> Option<crate::base::id::SiteName> {

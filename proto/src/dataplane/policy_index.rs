@@ -35,8 +35,18 @@ pub struct Access {
 struct Member {
     node: u32,
     site: u32,
-    /// The node itself, not a pod behind it.
-    itself: bool,
+    what: Place,
+}
+
+/// What of a node an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The node itself.
+    Host,
+    /// A pod behind it.
+    Pod,
+    /// Networks behind it that are no pods of it.
+    Masqueraded,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +55,7 @@ enum Identity {
     Site(u32),
     Host(u32),
     Service(u32),
+    Masqueraded(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,14 +107,21 @@ impl Access {
     fn add_members(&mut self, map: &NetMap, numbers: &Numbers<'_>) {
         let own = &map.node;
         let own_blocks = own.blocks.iter().map(|b| b.flat).collect::<Vec<_>>();
-        let own = (&own.name, &own.site, own.address, own_blocks);
+        let itself = (&own.name, &own.site, own.address, own_blocks);
         let peers = map.peers.iter().map(|(name, p)| (name, &p.site, p.address, p.blocks.clone()));
-        for (name, site, address, blocks) in std::iter::once(own).chain(peers) {
-            let member = Member { node: numbers.nodes[name], site: numbers.sites[site], itself: true };
+        for (name, site, address, blocks) in std::iter::once(itself).chain(peers) {
+            let member = Member { node: numbers.nodes[name], site: numbers.sites[site], what: Place::Host };
             self.members.insert(address.0.into(), member);
             for block in blocks {
-                self.members.insert(block, Member { itself: false, ..member });
+                self.members.insert(block, Member { what: Place::Pod, ..member });
             }
+        }
+        // Behind all nodes' own: what is one of those stays it.
+        let addresses = map.peers.iter().map(|(name, p)| (name, &p.site, p.address));
+        for (name, site, address) in std::iter::once((&own.name, &own.site, own.address)).chain(addresses) {
+            let (node, site) = (numbers.nodes[name], numbers.sites[site]);
+            let second = map.mesh.range.second(address);
+            self.members.insert(second.0.into(), Member { node, site, what: Place::Masqueraded });
         }
     }
 
@@ -142,7 +160,12 @@ impl Access {
             return Some(rule);
         }
         let member = self.members.find(question.destination.0)?;
-        let host = if member.itself { Name::Host(member.node) } else { Name::Any };
+        let host = match member.what {
+            Place::Host => Name::Host(member.node),
+            Place::Pod => Name::Any,
+            // It calls and is not called.
+            Place::Masqueraded => return None,
+        };
         self.allows(question.source, [Name::Any, Name::Site(member.site), host])
     }
 
@@ -155,7 +178,10 @@ impl Access {
     fn allows<const N: usize>(&self, source: Flat, names: [Name; N]) -> Option<usize> {
         let member = self.members.find(source.0)?;
         let ask = |identity: Identity| names.iter().find_map(|&name| self.allowed.get(&(identity, name)).copied());
-        let itself = member.itself.then_some(Identity::Host(member.node));
+        if member.what == Place::Masqueraded {
+            return ask(Identity::Masqueraded(member.node));
+        }
+        let itself = (member.what == Place::Host).then_some(Identity::Host(member.node));
         let backed = self.backed.get(&source.0).into_iter().flatten().map(|&s| Identity::Service(s));
         let identities = [Identity::Any, Identity::Site(member.site)].into_iter().chain(itself).chain(backed);
         identities.into_iter().find_map(ask)
@@ -188,6 +214,7 @@ impl<'a> Numbers<'a> {
             Source::Any => Some(Identity::Any),
             Source::Service(key) => self.services.get(key).copied().map(Identity::Service),
             Source::Host(node) => self.nodes.get(node).copied().map(Identity::Host),
+            Source::Masqueraded(node) => self.nodes.get(node).copied().map(Identity::Masqueraded),
             Source::Site(site) => self.sites.get(site).copied().map(Identity::Site),
             // Pods carry no account until Kubernetes discovery names them, so the rule allows nobody.
             Source::Account(..) => None,

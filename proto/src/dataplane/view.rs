@@ -77,6 +77,12 @@ impl View {
                 owners.insert(block, AddressOwner::Peer(peer.id));
             }
         }
+        // Behind all nodes' own: what is one of those stays it.
+        let second = |address: Flat| host(netmap.mesh.range.second(address));
+        owners.insert(second(netmap.node.address), AddressOwner::Own);
+        for peer in netmap.peers.values() {
+            owners.insert(second(peer.address), AddressOwner::Peer(peer.id));
+        }
         let mut by_vip = OwnMap::default();
         let mut services = Vec::new();
         for (key, service) in &netmap.services {
@@ -132,15 +138,22 @@ impl View {
         self.owners.find(address.0).copied()
     }
 
-    /// Returns the flat image of an address behind this node; the node's own address is its own image.
+    /// Returns the second address of this node, as which networks behind it speak that are no pods of it.
+    pub fn second(&self) -> Flat {
+        self.range().second(self.address())
+    }
+
+    /// Returns the flat image of an address behind this node; the node's own addresses are their own images.
     pub fn flat(&self, real: Real) -> Option<Flat> {
-        if real.0 == self.netmap.node.address.0 {
-            return Some(self.netmap.node.address);
+        let own = [self.address(), self.second()].into_iter().find(|own| own.0 == real.0);
+        if own.is_some() {
+            return own;
         }
         self.netmap.node.blocks.iter().find_map(|block| block.to_flat(real))
     }
 
-    /// Returns the address behind this node that a flat one is the image of.
+    /// Returns the address behind this node that a flat one is the image of; none for the second address, which answers
+    /// to what was asked as it, and nothing else.
     pub fn real(&self, flat: Flat) -> Option<Real> {
         if flat == self.netmap.node.address {
             return Some(Real(flat.0));

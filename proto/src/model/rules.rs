@@ -33,7 +33,9 @@ pub enum Source {
     Site(SiteName),
     /// Pods of a Kubernetes ServiceAccount.
     Account(Namespace, ServiceName),
-    /// Every member of the mesh.
+    /// Networks behind a node that are no pods of it, such as docker0, by the node's second address.
+    Masqueraded(NodeName),
+    /// Every member of the mesh. Masqueraded networks are none.
     Any,
 }
 
@@ -77,6 +79,7 @@ impl FromStr for Source {
             None => Ok(Self::Service(s.parse()?)),
             Some(("host", name)) => Ok(Self::Host(name.parse()?)),
             Some(("site", name)) => Ok(Self::Site(name.parse()?)),
+            Some(("masqueraded", name)) => Ok(Self::Masqueraded(name.parse()?)),
             Some(("sa", account)) => {
                 let (namespace, name) = account.split_once('/').ok_or_else(|| IdError::Name(account.into()))?;
                 Ok(Self::Account(namespace.parse()?, name.parse()?))
@@ -94,7 +97,7 @@ impl FromStr for RuleTarget {
             None => Ok(Self::Service(s.parse()?)),
             Some(("host", name)) => Ok(Self::Host(name.parse()?)),
             Some(("site", name)) => Ok(Self::Site(name.parse()?)),
-            Some((word @ ("sa" | "peer" | "publish"), _)) => Err(WordError::Misplaced(word.into())),
+            Some((word @ ("sa" | "peer" | "publish" | "masqueraded"), _)) => Err(WordError::Misplaced(word.into())),
             Some((service, port)) => {
                 let number = port.parse::<u16>().ok().filter(|&n| n > 0);
                 let number = number.ok_or_else(|| WordError::Port(port.into()))?;
@@ -110,6 +113,7 @@ impl fmt::Display for Source {
             Self::Service(key) => key.fmt(f),
             Self::Host(name) => write!(f, "host:{name}"),
             Self::Site(name) => write!(f, "site:{name}"),
+            Self::Masqueraded(name) => write!(f, "masqueraded:{name}"),
             Self::Account(namespace, name) => write!(f, "sa:{namespace}/{name}"),
             Self::Any => f.write_str("any"),
         }
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn sources_and_targets_read_what_they_print() {
-        for text in ["cart", "cart.prod", "host:vm-1", "site:c1", "sa:default/loadgen", "any"] {
+        for text in ["cart", "cart.prod", "host:vm-1", "site:c1", "sa:default/loadgen", "masqueraded:vm-1", "any"] {
             assert_eq!(text.parse::<Source>().map(|s| s.to_string()), Ok(text.to_owned()));
         }
         for text in ["cart", "cart.prod:7070", "cart:7070", "host:vm-1", "site:c1", "any"] {
@@ -149,6 +153,8 @@ mod tests {
     fn reserved_words_and_wrong_ports_are_refused() {
         assert_eq!("beta:frontend".parse::<Source>(), Err(WordError::Reserved("beta".into())));
         assert_eq!("cart:0".parse::<RuleTarget>(), Err(WordError::Port("0".into())));
+        let misplaced = Err(WordError::Misplaced("masqueraded".into()));
+        assert_eq!("masqueraded:a".parse::<RuleTarget>(), misplaced, "nobody calls behind a translation");
         assert_eq!("sa:x/y".parse::<RuleTarget>(), Err(WordError::Misplaced("sa".into())));
     }
 }

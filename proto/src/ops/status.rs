@@ -458,6 +458,9 @@ pub struct Check {
     pub errors: Vec<String>,
     /// What may not work as expected, each with what to do.
     pub warnings: Vec<String>,
+    /// What is good to know, and needs no mending: what a guard does not hold on this host, and what it dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The answer to a command that changes something.

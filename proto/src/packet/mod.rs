@@ -24,7 +24,7 @@ pub use checksum::complete;
 pub(crate) use checksum::{fold, nonzero_if_udp, pseudo, sum};
 pub use ecn::{Ecn, bring_ecn};
 pub use parse::{Header, Kind, is_source_routed};
-pub use rewrite::{clamp_mss, rewrite, rewrite_icmp_error};
+pub use rewrite::{clamp_mss, is_too_big, raise_mtu, rewrite, rewrite_icmp_error};
 #[cfg(test)]
 pub(crate) use sample::verify;
 

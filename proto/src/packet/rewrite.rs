@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::bytes::{put_word, word};
 use super::checksum::{ChecksumDelta, ICMP_CHECKSUM, IP_CHECKSUM, TCP_CHECKSUM, UDP_CHECKSUM};
-use super::parse::{ECHO_REPLY, ECHO_REQUEST};
+use super::parse::{ECHO_REPLY, ECHO_REQUEST, UNREACHABLE};
 use super::{Checksum, Header, ICMP, Kind, Rewrite, TCP, UDP};
 
 const SOURCE: usize = 12;
@@ -46,6 +46,30 @@ pub fn rewrite_icmp_error(packet: &mut [u8], header: &Header, outer: &Rewrite, q
     };
     let delta = translate(quote, quote_header_len, transport, quoted, Checksum::Complete);
     delta.apply(message, ICMP_CHECKSUM, Checksum::Complete);
+}
+
+/// Says whether a packet is an ICMP error that asks for smaller packets (type 3, code 4; RFC 1191).
+pub fn is_too_big(packet: &[u8], header: &Header) -> bool {
+    const FRAGMENTATION_NEEDED: u8 = 4;
+    let kind = packet.get(header.header_len..header.header_len + 2);
+    matches!(header.kind, Kind::IcmpError(_)) && kind == Some(&[UNREACHABLE, FRAGMENTATION_NEEDED])
+}
+
+/// Raises the size that an ICMP error asks for to `least` bytes, with its checksum; says whether it changed anything.
+/// An error without a size (0, from before RFC 1191) asks for less, too: its receiver would guess.
+pub fn raise_mtu(packet: &mut [u8], header: &Header, least: u16) -> bool {
+    const MTU: usize = 6;
+    if !is_too_big(packet, header) {
+        return false;
+    }
+    let Some(message) = packet.get_mut(header.header_len..header.total_len) else { return false };
+    if word(message, MTU) >= least {
+        return false;
+    }
+    let mut delta = ChecksumDelta::default();
+    put(message, MTU, least, &mut delta);
+    delta.apply(message, ICMP_CHECKSUM, Checksum::Complete);
+    true
 }
 
 /// Lowers the maximum segment size that a SYN or SYN-ACK states to `max`; says whether it changed anything.

@@ -209,6 +209,10 @@ impl Permissions {
 
     fn covers(&self, from: &Source, to: &RuleTarget) -> bool {
         let has = |from: &Source, to: &RuleTarget| self.0.contains_key(&(from.clone(), to.clone()));
+        // `any` does not mean them.
+        if matches!(from, Source::Masqueraded(_)) {
+            return has(from, to) || has(from, &RuleTarget::Any);
+        }
         has(from, to) || has(from, &RuleTarget::Any) || has(&Source::Any, to) || has(&Source::Any, &RuleTarget::Any)
     }
 }
@@ -217,7 +221,7 @@ impl Permissions {
 fn is_somebody(from: &Source) -> bool {
     match from {
         Source::Account(..) => false,
-        Source::Service(_) | Source::Host(_) | Source::Site(_) | Source::Any => true,
+        Source::Service(_) | Source::Host(_) | Source::Masqueraded(_) | Source::Site(_) | Source::Any => true,
     }
 }
 

@@ -48,7 +48,7 @@ impl Rules {
                 match source {
                     Source::Any => from.any.push(word),
                     Source::Site(site) => from.sites.entry(site.clone()).or_default().push(word),
-                    Source::Host(name) => from.add_host(node(name), word),
+                    Source::Host(name) | Source::Masqueraded(name) => from.add_host(node(name), word),
                     Source::Service(key) => from.add_service(service(key), word),
                     Source::Account(..) => {}
                 }
@@ -83,7 +83,7 @@ impl Rules {
                 trimmed.push(Rule { from: words(others), to, file: rule.file.clone(), line: rule.line });
             }
         }
-        trimmed
+        trimmed.into_iter().flat_map(apart).collect()
     }
 
     /// Returns what a rule names as called.
@@ -95,6 +95,14 @@ impl Rules {
     pub(super) fn sources(&self, rule: u32) -> &[Source] {
         &self.list[rule as usize].from
     }
+}
+
+/// Puts words that older nodes do not know into a rule of their own: such a node leaves out the rule that has one.
+fn apart(rule: Rule) -> impl Iterator<Item = Rule> {
+    let (new, old): (Vec<_>, Vec<_>) =
+        rule.from.iter().cloned().partition(|source| matches!(source, Source::Masqueraded(_)));
+    let parts = [old, new].into_iter().filter(|from| !from.is_empty());
+    parts.map(move |from| Rule { from, ..rule.clone() })
 }
 
 impl Words {
@@ -122,5 +130,23 @@ impl Words {
         if let Some(service) = service {
             self.services.entry(service).or_default().push(word);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_older_nodes_do_not_know_takes_no_other_with_it() {
+        let rule = |from: &[&str]| Rule {
+            file: "services.toml".into(),
+            line: 3,
+            from: from.iter().filter_map(|word| word.parse().ok()).collect(),
+            to: vec![RuleTarget::Any],
+        };
+        let parts: Vec<_> = apart(rule(&["web", "masqueraded:a", "host:b"])).collect();
+        assert_eq!(parts, [rule(&["web", "host:b"]), rule(&["masqueraded:a"])]);
+        assert_eq!(apart(rule(&["web"])).collect::<Vec<_>>(), [rule(&["web"])]);
     }
 }

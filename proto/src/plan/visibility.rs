@@ -115,7 +115,7 @@ fn add_source(chart: &PlanIndex, source: &Source, peers: &mut Set, services: &mu
     match source {
         Source::Any => peers.fill(chart.nodes.len()),
         Source::Site(site) => add_site(chart, site, peers),
-        Source::Host(name) => chart.node(name).into_iter().for_each(|node| peers.add(node)),
+        Source::Host(name) | Source::Masqueraded(name) => chart.node(name).into_iter().for_each(|node| peers.add(node)),
         Source::Service(key) => add_service(chart, chart.service_number(key), peers, services),
         Source::Account(..) => {}
     }

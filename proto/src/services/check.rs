@@ -106,6 +106,8 @@ impl<'s> Names<'s> {
         match from {
             Source::Any | Source::Site(_) | Source::Account(..) => plain(),
             Source::Host(node) => vec![self.caller_at((node, None))],
+            // Not even `any` means them.
+            Source::Masqueraded(_) => vec![Caller::from([from.clone()])],
             Source::Service(key) => {
                 let backends = self.services.get(key).map(|s| s.backends.as_slice());
                 match backends {
@@ -120,7 +122,7 @@ impl<'s> Names<'s> {
     fn members(&self, from: &Source) -> Vec<Caller> {
         let places = self.places.keys().filter(|(node, _)| match from {
             Source::Site(site) => self.sites.get(node) == Some(&site),
-            Source::Service(_) | Source::Host(_) | Source::Account(..) | Source::Any => false,
+            Source::Service(_) | Source::Host(_) | Source::Masqueraded(_) | Source::Account(..) | Source::Any => false,
         });
         places.map(|place| self.caller_at(*place)).collect()
     }
@@ -201,7 +203,7 @@ fn because(caller: &Source, from: &Source, target: &RuleTarget, to: &RuleTarget)
         Source::Host(node) => Some(format!("a backend of `{caller}` runs on {node}")),
         Source::Site(site) => Some(format!("`{caller}` runs in {site}")),
         Source::Service(key) => Some(format!("`{caller}` and `{key}` run at the same place")),
-        Source::Account(..) | Source::Any => None,
+        Source::Masqueraded(_) | Source::Account(..) | Source::Any => None,
     };
     let of_target = match to {
         _ if to == target => None,

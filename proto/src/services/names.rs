@@ -55,7 +55,7 @@ impl Names {
                 let read = sink.idle(place, "`sa:` as a caller", NO_ACCOUNTS);
                 if read { self.parsed(sink, word) } else { None }
             }
-            Some(("host" | "site", _)) => {
+            Some(("host" | "site" | "masqueraded", _)) => {
                 let source = self.parsed::<Source>(sink, word)?;
                 if let Source::Site(site) = &source {
                     self.check_site(sink, site, word, "site:".len());
@@ -70,7 +70,7 @@ impl Names {
     }
 
     fn strange_source(&self, sink: &mut Sink, word: Word<'_>, kind: &str, rest: &str) {
-        let kinds = ["host", "site", "sa", "publish", "peer"];
+        let kinds = ["host", "site", "sa", "masqueraded", "publish", "peer"];
         let whole = |message: String| Diagnostic::error(codes::SOURCE, word.span, message);
         let is_service = kind.parse().is_ok_and(|key| self.services.contains_key(&key));
         let is_port = !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit());

@@ -248,6 +248,18 @@ fn a_test_is_judged_by_every_word_that_means_its_caller() {
 }
 
 #[test]
+fn masqueraded_networks_are_meant_by_their_own_word_alone() {
+    let text = |rest: &str| with(&format!("[[allow]]\nfrom = [\"any\"]\nto = [\"web\"]\n{rest}"));
+    let test = |word: &str| format!("[[test]]\nfrom = \"masqueraded:edge\"\n{word} = [\"web:80\"]\n");
+    taken(&text(&test("deny")));
+    assert!(parse(&text(&test("accept")), "services.toml").is_err());
+    let rule = "[[allow]]\nfrom = [\"masqueraded:edge\"]\nto = [\"web\"]\n";
+    taken(&text(&format!("{rule}{}", test("accept"))));
+    let as_target = "[[allow]]\nfrom = [\"any\"]\nto = [\"masqueraded:edge\"]\n";
+    assert!(parse(&text(as_target), "services.toml").is_err());
+}
+
+#[test]
 fn a_failing_test_points_at_its_word_and_at_the_rule() {
     let rules = "[[allow]]\nfrom = [\"web\"]\nto = [\"db\"]\n[[test]]\nfrom = \"web\"\ndeny = [\"log\", \"db:5432\"]\n";
     let text = with(rules);

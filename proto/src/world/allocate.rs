@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   241.0.0.0/16  VIPs       one address per service; .0.53 is every node's own DNS address
-//!   241.1.0.0/16  nodes      one address per node
+//!   241.1.0.0/16  nodes      one address per node, its second one in the other half (`MeshRange::second`)
 //!   the rest      blocks     one prefix per pod block, of the same length, aligned to it
 //! ```
 //! What is freed rests for `QUARANTINE` before another may have it, so that no receiver still knows it by its
@@ -150,7 +150,9 @@ impl Pool {
     ) -> Result<Flat, Exhausted> {
         let part = range.nodes();
         let busy = Busy::new(live.map(single), &self.freed, now);
-        let address = busy.address(part, self.node).ok_or(Exhausted::Nodes(part))?;
+        let halves = part.subnets(part.prefix_len() + 1).into_iter().flatten();
+        let mut free = halves.filter_map(|half| busy.address(half, self.node));
+        let address = free.next().ok_or(Exhausted::Nodes(part))?;
         self.expire(now);
         self.node = Some(address);
         Ok(address)

@@ -70,6 +70,8 @@ pub(crate) struct ModelWorld {
 
 /// Addresses of the host that are no mesh addresses.
 pub(crate) const LOCALS: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 168, 7, 1), Ipv4Addr::new(172, 17, 0, 1)];
+/// The router before every node's pods in 10.8.0.0/16, and before nothing else.
+pub(crate) const NEXT_HOP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const WEIGHTS: [u32; 9] = [100, 100, 100, 1, 2, 3, 80, 20, 0];
 
 impl ModelWorld {

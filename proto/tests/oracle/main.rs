@@ -19,14 +19,14 @@ use std::sync::Arc;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{NodeId, ServiceKey};
-use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::engine::{Engine, NextHop};
 use mesh_proto::dataplane::flow::FlowTable;
 use mesh_proto::dataplane::verdict::{Drop, Refuse, Verdict};
 use mesh_proto::dataplane::view::View;
 use mesh_proto::packet::{Checksum, FiveTuple};
 use mesh_proto::verifier::VerifiedMap;
 
-use generate::{Dice, LOCALS, ModelNode, ModelWorld};
+use generate::{Dice, LOCALS, ModelNode, ModelWorld, NEXT_HOP};
 use model::{End, Model, candidates};
 use packet::{Packet, line};
 use traffic::ModelTraffic;
@@ -80,6 +80,7 @@ impl Mesh {
             let lanes = (0..2).map(|_| {
                 let mut engine = Engine::new(view.clone(), flows.clone());
                 engine.set_locals(Arc::new(LOCALS));
+                engine.set_next_hops(Arc::new([NextHop { to: "10.8.0.0/16".parse().unwrap(), router: NEXT_HOP }]));
                 engine
             });
             Side {

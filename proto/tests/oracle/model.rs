@@ -12,9 +12,12 @@ use mesh_proto::dataplane::verdict::{Drop, Refuse, Verdict};
 use mesh_proto::model::netmap::{Backend, NetMap, Service, ServicePort};
 use mesh_proto::packet::{FiveTuple, ICMP, TCP, UDP};
 
+use crate::generate::NEXT_HOP;
 use crate::packet::{ACK, Body, FIN, Packet, RST, SYN};
 use crate::policy::{Goal, may, owner};
 
+/// Type and code of an ICMP error that asks for smaller packets.
+const TOO_BIG: (u8, u8) = (3, 4);
 /// What a node's own interface takes unless it is told otherwise, in bytes.
 const OWN_MTU: usize = 1420;
 
@@ -326,10 +329,7 @@ impl Model {
         let unmatched = drops(Drop::IcmpUnmatched);
         let ours = from != End::Tun || self.stands_for(p.tuple.source).is_some();
         let quotable = !quote.later() && !matches!(quote.body, Body::Error { .. });
-        // A pod speaks of what came to itself only.
-        let sender = p.tuple.source;
-        let is_pod = self.map.node.blocks.iter().any(|b| b.real.contains(&sender)) && !self.locals.contains(&sender);
-        if from == End::Tun && is_pod && sender != quote.tuple.destination {
+        if !self.may_speak_of(from, p.tuple.source, quote.tuple.destination, (kind, code) == TOO_BIG) {
             return [unmatched, drops(Drop::SpoofedSource)].concat();
         }
         let found = self.find(from, quote.tuple.reverse()).filter(|_| quotable);
@@ -348,6 +348,7 @@ impl Model {
             t.source = self.stands_for(p.tuple.source).unwrap_or(quoted.destination);
         }
         let quote = Box::new(quote.between(quoted));
+        let extra = if (kind, code) == TOO_BIG { extra.max(576) } else { extra };
         let body = Body::Error { kind, code, extra, quote, len };
         let mut all = self.emit(from, to, p, Packet { body: body.clone(), ..p.between(t) });
         // Who reports it from elsewhere on the way may be hidden behind the end of the conversation.
@@ -361,6 +362,17 @@ impl Model {
             all.extend(unmatched);
         }
         all
+    }
+
+    /// Says whether a sender may report that packets to a receiver fail: the receiver itself and its host; that they are
+    /// too large also who is on the way to it.
+    fn may_speak_of(&self, from: End, sender: Ipv4Addr, receiver: Ipv4Addr, too_big: bool) -> bool {
+        let host = match from {
+            End::Tun => sender == self.map.node.address.0 || self.locals.contains(&sender),
+            End::Peer(id) => self.map.peers.values().any(|p| p.id == id && p.address.0 == sender),
+        };
+        let on_the_way = from != End::Tun || (sender == NEXT_HOP && receiver.octets()[..2] == [10, 8]);
+        sender == receiver || host || (too_big && on_the_way)
     }
 
     /// Returns the mesh address that a source on this node stands for.

@@ -73,7 +73,8 @@ fn is(map: &NetMap, address: Ipv4Addr, source: &Source) -> bool {
             let backs = map.services.get(key).is_some_and(|s| s.backends.iter().any(|b| b.address.0 == address));
             backs && (owner.guarded || !owner.is_node)
         }
-        Source::Account(..) => false,
+        // No address of these meshes is a second one.
+        Source::Masqueraded(_) | Source::Account(..) => false,
     }
 }
 

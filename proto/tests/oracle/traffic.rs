@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use mesh_proto::packet::{ICMP, TCP, UDP};
 
-use crate::generate::{Dice, LOCALS, ModelNode, ModelWorld};
+use crate::generate::{Dice, LOCALS, ModelNode, ModelWorld, NEXT_HOP};
 use crate::packet::{ACK, Body, FIN, PSH, Packet, RST, SYN, tuple};
 
 const GRE: u8 = 47;
@@ -144,6 +144,7 @@ impl ModelTraffic {
             0..=6 => quote.tuple.destination,
             7 if !pods.is_empty() => self.dice.pick(&pods).0,
             8 => here.address,
+            9 if self.dice.chance(50) => NEXT_HOP,
             _ => self.spoofed(world, here),
         };
         let destination = if self.dice.chance(95) { quote.tuple.source } else { self.target(world, here) };
@@ -158,7 +159,7 @@ impl ModelTraffic {
         };
         let len = len.min(quote.bytes().len());
         let (kind, code) = self.dice.pick(&[(3, 3), (3, 4), (3, 13), (11, 0), (12, 0)]);
-        let extra = if (kind, code) == (3, 4) { 1200 } else { 0 };
+        let extra = if (kind, code) == (3, 4) { self.dice.pick(&[1200, 1200, 575, 0]) } else { 0 };
         let id = self.id();
         let body = Body::Error { kind, code, extra, quote: Box::new(quote), len };
         Packet::new(tuple(ICMP, source, 0, destination, 0), id, body)

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
-use mesh_proto::dataplane::engine::Engine;
+use mesh_proto::dataplane::engine::{Engine, NextHop};
 use mesh_proto::dataplane::flow::{FlowTable, FlowTraffic};
 use mesh_proto::dataplane::verdict::{Drop, Verdict};
 use mesh_proto::dataplane::view::View;
@@ -117,6 +117,11 @@ impl Lane {
     /// Says which addresses outside the mesh are the host's own.
     pub(crate) fn set_locals(&mut self, locals: Arc<[Ipv4Addr]>) {
         self.engine.set_locals(locals);
+    }
+
+    /// Says by which routers this host reaches what is not on its own links.
+    pub(crate) fn set_next_hops(&mut self, next_hops: Arc<[NextHop]>) {
+        self.engine.set_next_hops(next_hops);
     }
 
     /// Says what peers are told of the log of operations.

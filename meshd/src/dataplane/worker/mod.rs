@@ -196,6 +196,9 @@ impl Worker {
         if let Some(locals) = mail.locals {
             lane.set_locals(locals);
         }
+        if let Some(next_hops) = mail.next_hops {
+            lane.set_next_hops(next_hops);
+        }
         if let Some(key) = mail.key {
             lane.set_key(&key);
         }

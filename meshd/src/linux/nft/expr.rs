@@ -142,6 +142,37 @@ impl PayloadBase {
     }
 }
 
+/// What the routing tables are asked about a packet (NFT_FIB_RESULT_* with NFTA_FIB_F_*); needs the module nft_fib_ipv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fib {
+    /// Over which interface the way back to its source leads, if it is the one that it came in by: that interface's
+    /// number, four bytes in host order, or 0 if the way back is another, or none.
+    ReturnInterface,
+    /// Of which type the route to its source is, four bytes in host order; 2 is an address of this host.
+    SourceType,
+}
+
+impl Fib {
+    /// The answer of `SourceType` for an address of this host (RTN_LOCAL).
+    pub const LOCAL: u32 = 2;
+
+    /// Returns what is asked for, and about what.
+    fn words(self) -> (u32, u32) {
+        const OUTPUT: u32 = 1;
+        const TYPE: u32 = 3;
+        const OF_SOURCE: u32 = 1;
+        const BY_INPUT: u32 = 8;
+        match self {
+            Self::ReturnInterface => (OUTPUT, OF_SOURCE | BY_INPUT),
+            Self::SourceType => (TYPE, OF_SOURCE),
+        }
+    }
+
+    fn from_words(words: (u32, u32)) -> Option<Self> {
+        [Self::ReturnInterface, Self::SourceType].into_iter().find(|fib| fib.words() == words)
+    }
+}
+
 /// One step of a rule; a rule does all steps until one does not match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
@@ -156,6 +187,8 @@ pub enum Expr {
         /// How many bytes.
         length: u32,
     },
+    /// Loads what the routing tables say of the packet into register one.
+    Fib(Fib),
     /// Keeps only these bits of register one.
     Mask(Vec<u8>),
     /// Goes on if register one holds this.
@@ -190,6 +223,17 @@ impl Expr {
     /// Matches a packet that came in by an interface.
     pub fn input_is(interface: &str) -> [Self; 2] {
         [Self::Meta(Meta::InputName), Self::Equal(padded(interface))]
+    }
+
+    /// Matches a packet that came in by an interface of this name or, where it ends in `*`, of one that begins so.
+    pub fn input_like(pattern: &str) -> [Self; 2] {
+        let name = pattern.strip_suffix('*').map_or_else(|| padded(pattern), |start| start.as_bytes().to_vec());
+        [Self::Meta(Meta::InputName), Self::Equal(name)]
+    }
+
+    /// Matches a packet that came in by any interface but this.
+    pub fn input_differs(interface: &str) -> [Self; 2] {
+        [Self::Meta(Meta::InputName), Self::Differs(padded(interface))]
     }
 
     /// Matches a packet that leaves by an interface.
@@ -228,6 +272,31 @@ impl Expr {
         ]
     }
 
+    /// Matches an ICMP error that asks for smaller packets (type 3, code 4).
+    pub fn is_too_big() -> [Self; 4] {
+        [
+            Self::Meta(Meta::Transport),
+            Self::Equal(vec![1]),
+            Self::Payload { header: PayloadBase::Transport, offset: 0, length: 2 },
+            Self::Equal(vec![3, 4]),
+        ]
+    }
+
+    /// Matches a packet whose source is not routed back over the interface that it came in by. Before routing only.
+    pub fn is_not_routed_back() -> [Self; 2] {
+        [Self::Fib(Fib::ReturnInterface), Self::Equal(vec![0; 4])]
+    }
+
+    /// Matches a packet whose source is no address of this host.
+    pub fn source_is_foreign() -> [Self; 2] {
+        [Self::Fib(Fib::SourceType), Self::Differs(Fib::LOCAL.to_ne_bytes().to_vec())]
+    }
+
+    /// Translates the source of a packet. For chains of kind nat at postrouting.
+    pub fn snat_to(address: Ipv4Addr) -> [Self; 2] {
+        [Self::Load(Register::One, address.octets().to_vec()), Self::Snat]
+    }
+
     /// Matches a packet with a firewall mark.
     pub fn mark_is(mark: u32) -> [Self; 2] {
         [Self::Meta(Meta::Mark), Self::Equal(mark.to_ne_bytes().to_vec())]
@@ -263,6 +332,12 @@ impl Expr {
                 w.number(2, *header as u32);
                 w.number(3, *offset);
                 w.number(4, *length);
+            }),
+            Self::Fib(fib) => step(w, "fib", |w| {
+                let (result, flags) = fib.words();
+                w.number(1, Register::One as u32);
+                w.number(2, result);
+                w.number(3, flags);
             }),
             Self::Mask(mask) => step(w, "bitwise", |w| {
                 w.number(1, Register::One as u32);
@@ -313,6 +388,7 @@ impl Expr {
                 offset: data.number(3)?,
                 length: data.number(4)?,
             }),
+            "fib" if data.number(1) == one => Fib::from_words((data.number(2)?, data.number(3)?)).map(Self::Fib),
             "bitwise" if data.number(1) == one && data.number(2) == one => {
                 let plain = value(5)?.iter().all(|&b| b == 0);
                 plain.then(|| value(4).map(Self::Mask)).flatten()

@@ -9,7 +9,7 @@ fn what_is_set_is_what_was_designed() {
         let _device = tun("mesh0");
         attach(&shape(&["10.8.1.0/24", "10.9.0.5/32"])).await.unwrap();
 
-        assert_eq!(guards, Guards { masquerade: true, filter: true, missing: vec![] });
+        assert_eq!(guards, Guards { masquerade: true, filter: true, sources: true, missing: vec![] });
         let contains = |command: &str, lines: &[&str]| {
             let Some(text) = printed(command) else { return };
             for line in lines {
@@ -39,6 +39,10 @@ fn what_is_set_is_what_was_designed() {
                 "ip daddr 241.0.0.53 udp dport 53 jump resolving",
                 "ip daddr 241.0.0.53 tcp dport 53 jump resolving",
                 "ip daddr 241.0.0.0/8 counter packets 0 bytes 0 drop",
+                "type filter hook prerouting priority dstnat + 10; policy accept;",
+                "iifname != \"mesh0\" iifname != \"lo\" ip saddr 241.0.0.0/8 counter packets 0 bytes 0 drop",
+                "iifname != \"mesh0\" iifname != \"lo\" ip daddr 241.0.0.0/8 fib saddr . iif oif 0 jump unreturned",
+                "oifname \"mesh0\" fib saddr type != local snat to 241.1.128.7",
                 "ip daddr 241.0.0.0/8 oifname != \"mesh0\" oifname != \"lo\" counter packets 0 bytes 0 drop",
                 "oifname \"mesh0\" meta mark 0x00003041 counter packets 0 bytes 0 drop",
             ],

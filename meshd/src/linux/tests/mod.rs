@@ -9,6 +9,7 @@ mod keep;
 pub(crate) mod lifecycle;
 #[path = "../../../../tests/harness/skip.rs"]
 mod skip;
+mod source;
 
 use std::future::Future;
 use std::net::Ipv4Addr;
@@ -78,6 +79,7 @@ fn shape(pods: &[&str]) -> Shape {
         address: Flat(Ipv4Addr::new(241, 1, 0, 7)),
         mtu: 1380,
         pods: pods.iter().map(|p| p.parse().unwrap()).collect(),
+        pod_interfaces: vec![],
     }
 }
 

@@ -62,3 +62,20 @@ fn ten_thousand_rules_answer_like_the_one_that_matters() {
     let map = fixture::netmap(&rules);
     assert_eq!(ask(&map, fixture::POD_A, fixture::POD_B, 8070), Some(10_000));
 }
+
+#[test]
+fn networks_behind_a_node_call_only_where_a_rule_names_them() {
+    // The second address of node a.
+    const SECOND_A: &str = "241.1.128.1";
+    let map = fixture::netmap(&[RuleAt(1, &["any", "host:a", "site:s1", "store"], &["any", "cart"])]);
+    assert_eq!(ask(&map, SECOND_A, fixture::POD_B, 8070), None, "they are no members");
+    assert_eq!(ask(&map, fixture::POD_B, SECOND_A, 1), None, "they are not called");
+    let mut map = fixture::netmap(&[RuleAt(1, &["masqueraded:a"], &["cart"])]);
+    assert_eq!(ask(&map, SECOND_A, fixture::POD_B, 8070), Some(0));
+    assert_eq!(ask(&map, SECOND_A, fixture::POD_B, 22), None);
+    for other in [fixture::NODE_A, fixture::POD_A, fixture::NODE_B] {
+        assert_eq!(ask(&map, other, fixture::POD_B, 8070), None, "{other} is somebody else");
+    }
+    map.peers.values_mut().for_each(|peer| peer.address = Flat(SECOND_A.parse().unwrap()));
+    assert_eq!(ask(&map, SECOND_A, fixture::POD_B, 8070), None, "what is a node's own address stays it");
+}

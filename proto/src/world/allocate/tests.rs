@@ -35,6 +35,21 @@ fn addresses_come_in_order_and_avoid_the_dns_network_and_broadcast_addresses() {
 }
 
 #[test]
+fn second_addresses_are_nobodys_own_until_half_of_the_nodes_part_is_full() {
+    let range: MeshRange = "10.200.0.0/16".parse().unwrap();
+    let mut pool = Pool::default();
+    let mut live: Vec<Flat> = Vec::new();
+    for _ in 0..127 {
+        live.push(pool.node(range, live.iter().copied(), UnixTime(0)).unwrap());
+    }
+    let seconds: Vec<_> = live.iter().map(|&node| range.second(node)).collect();
+    assert!(seconds.iter().all(|second| range.nodes().contains(&second.0) && !live.contains(second)), "{seconds:?}");
+    assert!(live.iter().all(|&node| range.second(range.second(node)) == node));
+    let next = pool.node(range, live.iter().copied(), UnixTime(0)).unwrap();
+    assert!(next.0.octets()[3] >= 128, "{next}: nodes come before masqueraded networks");
+}
+
+#[test]
 fn blocks_of_each_length_are_packed_behind_one_another() {
     let range = MeshRange::default();
     let mut pool = Pool::default();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::netmap::Backend;
+use crate::packet::ICMP;
 
 #[test]
 fn a_first_fragment_takes_over_the_identification_of_an_older_packet() {
@@ -102,17 +103,79 @@ fn two_callers_behind_the_node_do_not_share_a_protocol_without_ports() {
 }
 
 #[test]
-fn a_pod_sends_no_icmp_error_about_another_pods_flow() {
+fn an_icmp_error_about_a_delivered_packet_comes_from_its_receiver_or_the_host() {
     let mut engine = engine(&open());
     let mut there = udp(POD_B, 50000, POD_A, 8080);
     assert_eq!(inn(&mut engine, &mut there), Verdict::Deliver);
     let from = |engine: &mut Engine, source: &str| out(engine, &mut icmp_error(source, POD_B, &there));
-    assert_eq!(from(&mut engine, "10.8.0.11"), Verdict::Drop(Drop::SpoofedSource));
-    assert_eq!(from(&mut engine, "10.8.0.1"), Verdict::Drop(Drop::SpoofedSource));
-    assert_eq!(from(&mut engine, "192.168.7.1"), Verdict::Forward(B), "a router behind the node");
+    for other in ["10.8.0.11", "10.8.0.1", "192.168.7.1", POD_A2, POD_B, NODE_B] {
+        assert_eq!(from(&mut engine, other), Verdict::Drop(Drop::SpoofedSource), "{other}");
+    }
+    assert_eq!(from(&mut engine, REAL_A), Verdict::Forward(B), "its receiver");
+    assert_eq!(from(&mut engine, NODE_A), Verdict::Forward(B), "the host, by its mesh address");
     engine.set_locals(Arc::new([ip("10.8.0.1")]));
-    assert_eq!(from(&mut engine, "10.8.0.1"), Verdict::Forward(B), "the node's own bridge");
-    assert_eq!(from(&mut engine, REAL_A), Verdict::Forward(B));
+    assert_eq!(from(&mut engine, "10.8.0.1"), Verdict::Forward(B), "the host, by its bridge's");
+}
+
+#[test]
+fn an_icmp_error_from_a_peer_comes_from_the_far_end_or_the_peer_itself() {
+    let mut engine = engine(&open());
+    let mut there = udp(REAL_A, 40000, CART, 7070);
+    assert_eq!(out(&mut engine, &mut there), Verdict::Forward(B));
+    let from = |engine: &mut Engine, source: &str| inn(engine, &mut icmp_error(source, POD_A, &there));
+    assert_eq!(from(&mut engine, "241.2.1.99"), Verdict::Drop(Drop::SpoofedSource), "another pod of the peer");
+    assert_eq!(from(&mut engine, NODE_B), Verdict::Deliver);
+    assert_eq!(from(&mut engine, POD_B), Verdict::Deliver);
+}
+
+/// An error that asks for packets of `mtu` bytes.
+fn too_big(source: &str, destination: &str, quoted: &[u8], mtu: u16) -> Vec<u8> {
+    let mut body = vec![3, 4, 0, 0, 0, 0];
+    body.extend_from_slice(&mtu.to_be_bytes());
+    body.extend_from_slice(&quoted[..28]);
+    ipv4(ICMP, source, destination, 0, &body)
+}
+
+#[test]
+fn fragmentation_needed_is_also_taken_from_the_way_to_the_receiver() {
+    let mut engine = engine(&open());
+    let hop = |to: &str| NextHop { to: to.parse().unwrap(), router: ip("192.168.7.1") };
+    let mut there = udp(POD_B, 50000, POD_A, 8080);
+    assert_eq!(inn(&mut engine, &mut there), Verdict::Deliver);
+    let ask = |engine: &mut Engine, source: &str| out(engine, &mut too_big(source, POD_B, &there, 1200));
+    assert_eq!(ask(&mut engine, "192.168.7.1"), Verdict::Drop(Drop::SpoofedSource), "an invented router");
+    engine.set_next_hops(Arc::new([hop("10.9.0.0/24")]));
+    assert_eq!(ask(&mut engine, "192.168.7.1"), Verdict::Drop(Drop::SpoofedSource), "a router to elsewhere");
+    engine.set_next_hops(Arc::new([hop("10.9.0.0/24"), hop("10.8.0.0/24")]));
+    assert_eq!(ask(&mut engine, "192.168.7.1"), Verdict::Forward(B));
+    assert_eq!(ask(&mut engine, "192.168.7.2"), Verdict::Drop(Drop::SpoofedSource), "its neighbour");
+    let other = out(&mut engine, &mut icmp_error("192.168.7.1", POD_B, &there));
+    assert_eq!(other, Verdict::Drop(Drop::SpoofedSource), "that router about anything else");
+
+    let mut asked = udp(REAL_A, 40000, CART, 7070);
+    assert_eq!(out(&mut engine, &mut asked), Verdict::Forward(B));
+    assert_eq!(inn(&mut engine, &mut too_big("241.2.1.99", POD_A, &asked, 1200)), Verdict::Deliver);
+}
+
+#[test]
+fn a_way_is_not_shrunk_below_576_bytes_in_either_direction() {
+    let mut engine = engine(&open());
+    let (mut there, mut asked) = (udp(POD_B, 50000, POD_A, 8080), udp(REAL_A, 40000, CART, 7070));
+    assert_eq!(inn(&mut engine, &mut there), Verdict::Deliver);
+    assert_eq!(out(&mut engine, &mut asked), Verdict::Forward(B));
+    for (wanted, told) in [(0, 576), (68, 576), (575, 576), (576, 576), (1200, 1200)] {
+        let mut leaving = too_big(REAL_A, POD_B, &there, wanted);
+        assert_eq!(out(&mut engine, &mut leaving), Verdict::Forward(B));
+        let mut coming = too_big(POD_B, POD_A, &asked, wanted);
+        assert_eq!(inn(&mut engine, &mut coming), Verdict::Deliver);
+        for error in [leaving, coming] {
+            show(&error);
+            assert_eq!(u16::from_be_bytes([error[26], error[27]]), told, "asked for {wanted}");
+        }
+    }
+    let mut refused = icmp_error(POD_B, POD_A, &asked);
+    inn(&mut engine, &mut refused);
+    assert_eq!(refused[26..28], [0, 0], "other errors keep what stands there");
 }
 
 #[test]
@@ -122,4 +185,29 @@ fn a_forbidden_source_is_spoofed_even_in_an_own_block() {
     let mut engine = engine_of(map);
     let verdict = out(&mut engine, &mut tcp("169.254.7.10", 1, CART, 7070, SYN));
     assert_eq!(verdict, Verdict::Drop(Drop::SpoofedSource));
+}
+
+#[test]
+fn a_network_behind_the_node_calls_by_the_second_address_and_is_not_called() {
+    const SECOND_A: &str = "241.1.128.1";
+    let mut engine = engine(&[RuleAt(1, &["masqueraded:a"], &["cart"]), RuleAt(2, &["any"], &["any", "near"])]);
+    let mut there = tcp(SECOND_A, 40000, CART, 7070, SYN);
+    assert_eq!(out(&mut engine, &mut there), Verdict::Forward(B));
+    assert_eq!(show(&there), format!("{SECOND_A}:40000 > {POD_B}:8070"));
+    let mut back = tcp(POD_B, 8070, SECOND_A, 40000, SYN | ACK);
+    assert_eq!(inn(&mut engine, &mut back), Verdict::Deliver);
+    assert_eq!(show(&back), format!("{CART}:7070 > {SECOND_A}:40000"));
+    assert_eq!(out(&mut engine, &mut tcp(SECOND_A, 40001, NEAR, 80, SYN)), Verdict::Refuse(Refuse::Denied));
+    assert_eq!(inn(&mut engine, &mut tcp(POD_B, 1, SECOND_A, 22, SYN)), Verdict::Drop(Drop::NotHere));
+    assert_eq!(out(&mut engine, &mut tcp(REAL_A, 1, SECOND_A, 22, SYN)), Verdict::Refuse(Refuse::Denied));
+}
+
+#[test]
+fn a_network_behind_a_peer_is_let_in_where_a_rule_names_it() {
+    const SECOND_B: &str = "241.1.128.2";
+    let mut engine = engine(&[RuleAt(1, &["masqueraded:b"], &["front"])]);
+    assert_eq!(inn(&mut engine, &mut tcp(SECOND_B, 50000, POD_A, 8080, SYN)), Verdict::Deliver);
+    assert_eq!(inn(&mut engine, &mut tcp(NODE_B, 50000, POD_A, 8080, SYN)), Verdict::Refuse(Refuse::Denied));
+    let mut any = self::engine(&[RuleAt(1, &["any"], &["any", "front"])]);
+    assert_eq!(inn(&mut any, &mut tcp(SECOND_B, 50000, POD_A, 8080, SYN)), Verdict::Refuse(Refuse::Denied));
 }
