@@ -96,7 +96,7 @@ chroot root sh -ec '
     [ ! -e /tmp/called ] || { echo "a removal opened the mesh range"; exit 1; }
     ls /etc/meshd/meshd.toml
     dpkg -P meshd mesh-coordinator
-    [ "$(cat /tmp/called)" = "cleanup --config /var/lib/meshd/.purge.toml" ]
+    [ "$(cat /tmp/called)" = "cleanup --all --files --config /var/lib/meshd/.purge.toml" ]
     for left in /etc/meshd /etc/mesh-coordinator /var/lib/meshd /var/lib/mesh-coordinator; do
         [ ! -e $left ] || { echo "$left is left"; exit 1; }
     done
@@ -264,7 +264,7 @@ fn maintainer_scripts_parse_and_purge_opens_the_range() {
     let postrm = read("packaging/deb/meshd/postrm");
     let (remove, purge) = postrm.split_once("purge)").expect("postrm handles purge");
     assert!(purge.contains("cleanup") && !remove.contains("cleanup"), "only purge opens the range");
-    assert!(read("packaging/rpm/meshd.preun").contains("/usr/bin/meshd cleanup"));
+    assert!(read("packaging/rpm/meshd.preun").contains("/usr/bin/meshd cleanup --all"));
 }
 
 #[test]

@@ -7,11 +7,16 @@
 //! A member forwards from the cached map before it has said a word to the coordinator; every new map is
 //! applied first and stored after.
 
+use std::fs::File;
 use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use mesh_host::log::LostLines;
 use mesh_host::socket::Socket;
+use mesh_proto::base::addr::MeshRange;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -19,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::api::server;
-use crate::base::retry::patient;
+use crate::base::retry::{patient, patient_for};
 use crate::base::runtime::Bytes;
 use crate::base::state_dir::{Enrolment, State};
 use crate::base::text::{JOIN_HINT, SOCKET};
@@ -31,9 +36,12 @@ use crate::node::lane_deaths::{LaneDeaths, end_with_a_lane};
 use crate::node::publisher::Publisher;
 use crate::node::requests::{Order, Requests};
 use crate::node::services_file::Offers;
-use crate::node::{Membership, cached_map, services_file};
+use crate::node::{Membership, cached_map, join, services_file};
 use crate::telemetry::prometheus;
 
+/// How long a second daemon waits for the first of the same state directory to end: less than systemd waits for a start
+/// (TimeoutStartSec in systemd/meshd.service), so that it says itself why it gave up.
+const HAND_OVER: Duration = Duration::from_secs(25);
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -43,10 +51,11 @@ const POLL: Duration = Duration::from_millis(500);
 /// `DaemonError` that says what cannot be had, and what to do.
 pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonError> {
     let state = State::open(&config.state_dir)?;
-    let _lock = patient(|| state.lock()).await?;
+    let _lock = patient_for(HAND_OVER, || state.lock()).await?;
     let flow_file = config.flow_file();
     let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
     std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
+    let _flows = patient(|| hold(folder)).await?;
     let deaths_file = LaneDeaths::file(&config.runtime_dir);
     let lane_deaths = LaneDeaths::read(&deaths_file);
     end_with_a_lane(THREAD, deaths_file.clone());
@@ -77,6 +86,9 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
             socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
         }
         let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else { continue };
+        let range = enrolment.range;
+        // Held until the range is left or the process ends; before anything is set in the kernel.
+        let claim = linux::claim(&join::shape_to_close(&config, &enrolment)).await?;
         let started =
             Membership::start(&config, &state, &publisher, &requests, offers.subscribe(), enrolment, bytes.handle());
         let mut member = match started.await {
@@ -90,7 +102,7 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
         socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
         tell(NotifyState::Ready);
         if let Err(death) = member.run().await {
-            let _left_as_it_is = ManuallyDrop::new(member);
+            let _left_as_it_is = ManuallyDrop::new((member, claim));
             if let Err(error) = lane_deaths.add(death.to_string(), SystemTime::now(), &deaths_file) {
                 tracing::warn!(%error, "the next start does not tell that a lane died");
             }
@@ -98,9 +110,10 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
         }
         member.stop().await;
         if *order.borrow_and_update() == Order::Leave {
-            leave(&config, &state, &publisher).await?;
+            leave(&config, &state, &publisher, range).await?;
             requests.left();
         }
+        drop(claim);
     }
     tell(NotifyState::Stopping);
     tracing::info!("stopped; the mesh range stays closed until `meshd leave` or `meshd cleanup`");
@@ -143,10 +156,20 @@ async fn enrolled(state: &State, publisher: &Publisher, requests: &Requests) -> 
     }
 }
 
-async fn leave(config: &Config, state: &State, publisher: &Publisher) -> Result<(), DaemonError> {
+/// Keeps every other daemon from the folder of the flow table, as long as what is returned is open.
+fn hold(folder: &Path) -> Result<File, DaemonError> {
+    let open = File::open(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
+    match rustix::fs::flock(&open, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(DaemonError::FlowsTaken(folder.into())),
+        // A file system without locks holds nobody off.
+        Ok(()) | Err(_) => Ok(open),
+    }
+}
+
+async fn leave(config: &Config, state: &State, publisher: &Publisher, range: MeshRange) -> Result<(), DaemonError> {
     state.forget()?;
     publisher.clear();
-    for removed in linux::cleanup(&config.interface).await? {
+    for removed in linux::forget(range, &config.interface).await? {
         tracing::info!(removed, "kernel set-up undone");
     }
     tracing::info!("left the mesh");

@@ -30,7 +30,6 @@ macro_rules! files {
 
 files! {
     /// What stays when the node leaves its mesh, so that it may join again as itself.
-    #[cfg(test)]
     ALL_OF_NODE:
     /// Held by the daemon that uses the directory.
     LOCK = "lock",

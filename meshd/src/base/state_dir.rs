@@ -3,7 +3,7 @@
 //! synced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,9 @@ use mesh_proto::wire::JoinResponse;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::base::files::{ACTIVITY, ALL_OF_MESH, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile};
+use crate::base::files::{
+    ACTIVITY, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile,
+};
 use crate::base::runtime::aside;
 
 /// Largest file that is read back, in bytes.
@@ -51,8 +53,16 @@ pub enum StateError {
         wanted: &'static str,
     },
     /// Another daemon uses it.
-    #[error("another meshd uses {}; stop it first (systemctl stop meshd), or set another `state_dir`", .0.display())]
-    Locked(PathBuf),
+    #[error(
+        "another meshd{} uses {}; stop it first (systemctl stop meshd), or set another `state_dir`",
+        process.map(|id| format!(" (process {id})")).unwrap_or_default(), dir.display()
+    )]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// The other's process, as it knows itself; none if it did not write it down.
+        process: Option<u32>,
+    },
     /// Without it nobody would know this node.
     #[error(
         "{} is lost, though this node has joined a mesh that knows it by it; restore it from a backup, or run `meshd leave`, revoke the node on the coordinator, and join again", .0.display()
@@ -73,7 +83,7 @@ impl StateError {
     pub fn is_of_trust(&self) -> bool {
         match self {
             Self::Open { .. } | Self::Lost(_) | Self::Damaged { .. } => true,
-            Self::Io { .. } | Self::Locked(_) => false,
+            Self::Io { .. } | Self::Locked { .. } => false,
         }
     }
 }
@@ -168,8 +178,12 @@ impl State {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(|error| failed("open", &path, error))?;
-        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-        locked.map_err(|_| StateError::Locked(self.dir.clone()))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let process = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+            return Err(StateError::Locked { dir: self.dir.clone(), process });
+        }
+        // Only so that others can say whom they wait for: a full disk is no reason not to run.
+        let _ = file.set_len(0).and_then(|()| (&file).write_all(format!("{}\n", std::process::id()).as_bytes()));
         Ok(StateLock(file))
     }
 
@@ -212,6 +226,21 @@ impl State {
     pub fn forget(&self) -> Result<(), StateError> {
         ALL_OF_MESH.iter().try_for_each(|&file| self.remove(file))?;
         self.sync()
+    }
+
+    /// Forgets everything, the node's keys included, and removes the directory; says what of others lies there, for then
+    /// it stays.
+    ///
+    /// # Errors
+    /// `StateError` if a file cannot be removed.
+    pub(crate) fn erase(&self) -> Result<Vec<String>, StateError> {
+        ALL_OF_MESH.iter().chain(ALL_OF_NODE).try_for_each(|&file| self.remove(file))?;
+        let entries = fs::read_dir(&self.dir).map_err(|error| failed("read", &self.dir, error))?;
+        let left: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into()).collect();
+        if left.is_empty() {
+            fs::remove_dir(&self.dir).map_err(|error| failed("remove", &self.dir, error))?;
+        }
+        Ok(left)
     }
 
     /// Removes a file, if it exists.

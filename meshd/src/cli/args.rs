@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_proto::base::addr::MeshRange;
 use mesh_proto::base::id::{IdentityKey, NodeName};
 
 use crate::config::CONFIG;
@@ -38,6 +39,23 @@ pub struct ConfigArg {
     /// The configuration file
     #[arg(long, value_name = "PATH", default_value = CONFIG)]
     pub config: PathBuf,
+}
+
+/// Which mesh is cleaned up: that of the configuration, unless one of the words says otherwise.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// The configuration file.
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Instead, the mesh of this range, whose meshd is stopped and may be gone
+    #[arg(long, value_name = "NETWORK", conflicts_with_all = ["all", "files"])]
+    pub range: Option<MeshRange>,
+    /// Instead, every mesh of this host
+    #[arg(long)]
+    pub all: bool,
+    /// With --all: remove what lies in the state directories, keys included, and in the runtime directories
+    #[arg(long, requires = "all")]
+    pub files: bool,
 }
 
 /// The verbs.
@@ -140,8 +158,8 @@ pub enum Verb {
     /// Admit nodes to a mesh that is locked by a key of yours (`mesh-coordinator lock init`)
     #[command(subcommand)]
     Lock(LockVerb),
-    /// Remove everything meshd set up in the kernel, whether it runs or was killed
-    Cleanup(ConfigArg),
+    /// Remove everything meshd set up in the kernel for its mesh, whether it runs or was killed
+    Cleanup(CleanupArgs),
     /// Close the mesh range before the network comes up (for the boot unit)
     #[command(hide = true)]
     Guard(ConfigArg),

@@ -20,10 +20,10 @@ use crate::base::text::SOCKET;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, print, print_json, socket};
-use crate::cli::{network_lock, render};
+use crate::cli::{cleanup, network_lock, render};
 use crate::config::{CONFIG, Config};
 use crate::dataplane::bench;
-use crate::linux::{self, Obstacle, Shape};
+use crate::linux::{self, KernelError, Obstacle, Shape};
 use crate::node::error::DaemonError;
 use crate::node::identity_rotation;
 use crate::node::join::{self, Credential};
@@ -187,7 +187,7 @@ async fn verb(
             Ok(0)
         }
         Verb::Lock(words) => network_lock::perform(&ask, words, cli.socket).await,
-        Verb::Cleanup(config) => cleanup(&load(&config, cli.socket)?, json).await,
+        Verb::Cleanup(args) => cleanup::perform(&load(&args.config, cli.socket)?, &args, json).await,
         Verb::Guard(config) => guard(&load(&config, cli.socket)?, json).await,
         Verb::Completion { shell } => {
             let mut script = Vec::new();
@@ -270,6 +270,8 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
         }
         Err(AskError::NotRunning(_) | AskError::Ended(_)) => {
             let mut node = None;
+            // Before it is forgotten which range this is.
+            let extent = cleanup::own(config);
             if config.state_dir.exists() {
                 let state = State::open(&config.state_dir)?;
                 let _lock = state.lock()?;
@@ -277,7 +279,7 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
                 node = state.enrolment().ok().flatten().map(|enrolment| enrolment.node);
                 state.forget()?;
             }
-            let mut done = removed(linux::cleanup(&config.interface).await?);
+            let mut done = cleanup::removed(linux::cleanup(&extent).await?.removed);
             match node {
                 Some(node) => done.extend(["left the mesh".into(), revoke_hint(node.as_str())]),
                 None => done.push("this node is in no mesh".into()),
@@ -289,40 +291,9 @@ async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
     Ok(0)
 }
 
-fn removed(things: Vec<String>) -> Vec<String> {
-    things.into_iter().map(|thing| format!("removed {thing}")).collect()
-}
-
 /// The coordinator cannot know that a node that is gone will not come back.
 fn revoke_hint(node: &str) -> String {
     format!("others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator")
-}
-
-async fn cleanup(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let client = Client::new(&SOCKET, config.socket.clone());
-    let mut done = Vec::new();
-    match client.post::<doc::Done>("/v1/stop").await {
-        Ok(_) => {
-            let asked = Instant::now();
-            while config.socket.exists() {
-                if asked.elapsed() > PATIENCE {
-                    return Err(CommandError::Stuck("stop"));
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            done.push("stopped the running meshd".into());
-        }
-        // One that was killed a moment ago may still have taken the call.
-        Err(AskError::NotRunning(_) | AskError::Ended(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let removed = removed(linux::cleanup(&config.interface).await?);
-    if removed.is_empty() {
-        done.push("nothing of meshd is left in the kernel".into());
-    }
-    done.extend(removed);
-    finish(json, done)?;
-    Ok(0)
 }
 
 async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
@@ -330,6 +301,9 @@ async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
         finish(json, vec!["not joined: nothing to close".into()])?;
         return Ok(0);
     };
+    if let Some(sentence) = linux::rival(&shape).await? {
+        return Err(KernelError::Taken(sentence).into());
+    }
     let guards = linux::close_range(&shape).await?;
     let mut done = vec![format!("closed {range}")];
     done.extend(guards.missing.iter().map(|w| format!("warning: {w}")));
@@ -407,6 +381,11 @@ async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<Stri
         Ok(host) => errors.extend(host.collision(shape.range)),
         Err(error) => errors.push(error.to_string()),
     }
+    match linux::rival(&shape).await {
+        // Before the join nobody knows the range: the mesh may have another than the default.
+        Ok(rival) => if joined { &mut *errors } else { warnings }.extend(rival),
+        Err(error) => errors.push(error.to_string()),
+    }
     linux::notes(&shape).await
 }
 
@@ -420,5 +399,6 @@ fn default_shape(config: &Config) -> Shape {
         mtu: 1420,
         pods: config.pods.clone(),
         pod_interfaces: config.pod_interfaces.clone(),
+        home: join::home(config),
     }
 }

@@ -9,8 +9,8 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeade
 
 use super::error::KernelError;
 use super::route::{self, Routes};
-use super::{forward, guards, pod_interfaces};
-use crate::linux::shape::{Obstacle, RULE_PRIORITY, Shape, TABLE};
+use super::{forward, guards, names, pod_interfaces};
+use crate::linux::shape::{Obstacle, RULE_PRIORITY, Shape};
 
 /// The kernel's table of local addresses, which comes first everywhere.
 const LOCAL: u32 = 255;
@@ -58,7 +58,7 @@ async fn rules(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
 
 /// Says whether a rule leads the whole range to our table, ours or one that an operator put before others.
 fn leads_into_the_mesh(rule: &IpRule<'_>, shape: &Shape) -> bool {
-    rule.table() == Some(TABLE)
+    rule.table() == Some(names::table(shape.range))
         && rule.header.src_len == 0
         && rule.input.is_none()
         && rule.mark == 0
@@ -105,7 +105,7 @@ fn caught_by(rule: &IpRule<'_>, shape: &Shape) -> Obstacle {
             "the ip rule of priority {priority} (from {selector}, {target}) comes before meshd's ({RULE_PRIORITY}) and takes packets for the mesh range {range}"
         ),
         command: match priority.checked_sub(1) {
-            Some(before) => format!("ip rule add pref {before} to {range} lookup {TABLE}"),
+            Some(before) => format!("ip rule add pref {before} to {range} lookup {}", names::table(range)),
             None => format!("ip rule del pref 0 from {selector}"),
         },
     }

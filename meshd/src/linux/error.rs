@@ -19,6 +19,9 @@ pub enum KernelError {
     /// The mesh interface is not there.
     #[error("there is no interface `{0}`; it appears when `meshd run` opens it")]
     NoInterface(String),
+    /// The mesh range is that of another mesh on this host.
+    #[error("{0}")]
+    Taken(String),
     /// An interface name that the kernel would not take.
     #[error("`{0}` is not an interface name: use 1 to 15 characters without slashes and spaces")]
     Name(String),

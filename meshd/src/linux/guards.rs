@@ -1,4 +1,4 @@
-//! The nftables table `ip meshd`: it keeps the mesh range closed and pods' own addresses on their packets.
+//! The nftables table of a mesh, `ip meshd` for the default range: it keeps the mesh range closed and pods' own addresses on their packets.
 //!
 //! ```text
 //! keep_source  nat     postrouting  50   oifname <if> ip saddr <pod block> snat to ip saddr
@@ -17,13 +17,18 @@
 //! `entering`; what meshd delivers to a pod has the pod's own address and is not for `leaving`. The table
 //! has no owner, so that it outlives the process.
 
+use ipnet::Ipv4Net;
+use mesh_proto::base::addr::MeshRange;
+
 use super::error::KernelError;
-use super::nft::{self, Base, Batch, Chain, Expr, Family, Fate, Hook};
+use super::mark::Owner;
+use super::names::{self, FIRST_NFT_TABLE};
+use super::nft::{self, Base, Batch, Chain, Expr, Family, Fate, Hook, Meta, PayloadBase};
 use super::source_guard::{self, FORWARDED, SOURCES, UNRETURNED};
 use crate::linux::shape::{Guards, MARK, Shape};
 
-/// The name of our table.
-pub(super) const NAME: &str = "meshd";
+/// Our chains, as they are looked for.
+const CHAINS: [&str; 7] = [RESOLVING, ENTERING, LEAVING, KEEP_SOURCE, SOURCES, UNRETURNED, FORWARDED];
 const KEEP_SOURCE: &str = "keep_source";
 const ENTERING: &str = "entering";
 const LEAVING: &str = "leaving";
@@ -70,8 +75,8 @@ const EXTENTS: [Extent; 4] = [
 
 /// Makes sure that the table is as it should be. Where the kernel does not take all of it, `retry` says whether to try again.
 pub(super) fn ensure(shape: &Shape, retry: bool) -> Ensured {
-    match read() {
-        Ok(present) => mend(shape, &present, retry, write),
+    match read(&names::nft_table(shape.range)) {
+        Ok(present) => mend(shape, &present, retry, |content| write(shape, content)),
         Err(error) => Ensured::missing(&error),
     }
 }
@@ -133,46 +138,123 @@ impl Ensured {
 
 /// Says which guards are in force, without changing anything.
 pub(super) fn inspect(shape: &Shape) -> Guards {
-    let present = match read() {
+    let table = names::nft_table(shape.range);
+    let present = match read(&table) {
         Err(error) => return Ensured::missing(&error).guards,
         Ok(present) => present,
     };
     match EXTENTS.into_iter().find(|&extent| same(&present, &content(shape, extent))) {
         Some(extent) => Ensured::to(extent, shape, None, false).guards,
         None => Guards {
-            missing: vec![format!("the nftables table `ip {NAME}` is missing or changed")],
+            missing: vec![format!("the nftables table `ip {table}` is missing or changed")],
             ..Guards::default()
         },
     }
 }
 
 /// Says in sentences what the guards against forged sources and foreign networks have dropped so far.
-pub(super) fn dropped() -> Vec<String> {
-    read().map_or_else(|_| Vec::new(), |present| source_guard::dropped(&present))
+pub(super) fn dropped(shape: &Shape) -> Vec<String> {
+    let present = read(&names::nft_table(shape.range));
+    present.map_or_else(|_| Vec::new(), |present| source_guard::dropped(&present))
 }
 
-/// Says whether a chain is in our table.
+/// Says whether a chain is in a table of ours, whichever mesh's.
 pub(super) fn is_ours(chain: &Chain) -> bool {
-    chain.family == Family::Ip && chain.table == NAME
+    chain.family == Family::Ip && (chain.table == FIRST_NFT_TABLE || names::guarded(&chain.table).is_some())
 }
 
-/// Removes the table; says whether it was there.
-pub(super) fn remove() -> Result<bool, KernelError> {
-    // Without nftables there is no table of ours.
-    let Ok(tables) = nft::tables() else { return Ok(false) };
-    if !tables.contains(&(Family::Ip, NAME.to_owned())) {
-        return Ok(false);
+/// Writes down whose the table is, where that is not there yet; a packet sees the one table or the other.
+pub(super) fn sign(shape: &Shape, present: &Guards) -> Result<(), KernelError> {
+    let name = names::nft_table(shape.range);
+    // A kernel before 5.10 keeps no mark, and is told it again at each start.
+    match nft::table(Family::Ip, &name)? {
+        Some(table) if present.filter && table.mark != owner(shape).mark() => write(shape, &read(&name)?),
+        Some(_) | None => Ok(()),
     }
-    Batch::new().delete_table(Family::Ip, NAME).commit()?;
-    Ok(true)
+}
+
+/// Takes over what versions before this one guarded in the first table, whatever its range: that table is about to
+/// have this mesh's rules, or is of no more use to it. A range that is closed stays closed at each step.
+pub(super) fn take_over(shape: &Shape) -> Result<(), KernelError> {
+    let Some((range, interface)) = guarded(FIRST_NFT_TABLE) else { return Ok(()) };
+    let own = names::nft_table(shape.range) == FIRST_NFT_TABLE;
+    if own && range != shape.range {
+        let table = names::nft_table(range);
+        if nft::table(Family::Ip, &table)?.is_some() {
+            return Ok(());
+        }
+        let owner = Owner { interface: interface.clone(), ..Owner::default() };
+        let closed = Shape { interface: interface.unwrap_or_default(), range, pods: Vec::new(), ..shape.clone() };
+        return batch(&table, &owner, &content(&closed, Extent { translation: false, lookup: false })).commit();
+    }
+    if !own && range == shape.range {
+        return Batch::new().delete_table(Family::Ip, FIRST_NFT_TABLE).commit();
+    }
+    Ok(())
+}
+
+/// Returns the range that a table guards, and the interface that it leaves open; `None` for tables that are not ours.
+/// The first one counts as that of the default range where it is torn.
+pub(super) fn guarded(table: &str) -> Option<(MeshRange, Option<String>)> {
+    match names::guarded(table) {
+        Some(range) => Some((range, closed_but_for(table).and_then(|(_, interface)| interface))),
+        None if table == FIRST_NFT_TABLE => Some(closed_but_for(table).unwrap_or_else(|| (MeshRange::default(), None))),
+        None => None,
+    }
+}
+
+/// Reads from a table what it keeps from leaving, and by which interface it may.
+fn closed_but_for(table: &str) -> Option<(MeshRange, Option<String>)> {
+    let chain = nft::chain(Family::Ip, table, LEAVING).ok()??;
+    let rules = nft::rules(&chain).ok()?;
+    rules.iter().find_map(|rule| {
+        let at = rule
+            .exprs
+            .iter()
+            .position(|expr| matches!(expr, Expr::Payload { header: PayloadBase::Network, offset: 16, length: 4 }))?;
+        let (Expr::Mask(mask), Expr::Equal(value)) = (rule.exprs.get(at + 1)?, rule.exprs.get(at + 2)?) else {
+            return None;
+        };
+        let length: u32 = mask.iter().map(|byte| byte.count_ones()).sum();
+        let address: [u8; 4] = value.as_slice().try_into().ok()?;
+        let range = MeshRange::try_from(Ipv4Net::new(address.into(), u8::try_from(length).ok()?).ok()?).ok()?;
+        let interface = rule.exprs.windows(2).find_map(|pair| {
+            let [Expr::Meta(Meta::OutputName), Expr::Differs(name)] = pair else { return None };
+            let name = name.split(|&byte| byte == 0).next()?;
+            Some(String::from_utf8_lossy(name).into_owned())
+        });
+        Some((range, interface.filter(|name| name != "lo")))
+    })
+}
+
+/// Removes the table of a range, and the first one where it guards that range; says which were there.
+pub(super) fn remove(range: MeshRange) -> Result<Vec<String>, KernelError> {
+    // Without nftables there is no table of ours.
+    let Ok(tables) = nft::tables() else { return Ok(Vec::new()) };
+    let of_ours = |(family, name): &(Family, String)| {
+        *family == Family::Ip && guarded(name).is_some_and(|(guarded, _)| guarded == range)
+    };
+    let found: Vec<String> = tables.into_iter().filter(of_ours).map(|(_, name)| name).collect();
+    if !found.is_empty() {
+        found.iter().fold(Batch::new(), |batch, name| batch.delete_table(Family::Ip, name)).commit()?;
+    }
+    Ok(found)
 }
 
 fn content(shape: &Shape, extent: Extent) -> Content {
     let mut content = vec![resolving(shape), entering(shape), leaving(shape)];
-    content.extend(source_guard::chains(NAME, shape, RESOLVING, extent.lookup, extent.translates_others()));
+    content.extend(source_guard::chains(
+        &names::nft_table(shape.range),
+        shape,
+        RESOLVING,
+        extent.lookup,
+        extent.translates_others(),
+    ));
     if extent.translation && (extent.lookup || !shape.pods.is_empty()) {
         content.push(keep_source(shape, extent.translates_others()));
     }
+    let table = names::nft_table(shape.range);
+    content.iter_mut().for_each(|(chain, _)| chain.table.clone_from(&table));
     content
 }
 
@@ -223,7 +305,7 @@ fn resolving(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
         rule.push(Expr::Verdict(Fate::Accept));
         rule
     };
-    let chain = Chain { family: Family::Ip, table: NAME.to_owned(), name: RESOLVING.to_owned(), base: None };
+    let chain = Chain { family: Family::Ip, table: String::new(), name: RESOLVING.to_owned(), base: None };
     (chain, shape.pods.iter().map(rule).collect())
 }
 
@@ -241,10 +323,11 @@ fn leaving(shape: &Shape) -> (Chain, Vec<Vec<Expr>>) {
     (chain, vec![clear, tunnel_in_tunnel])
 }
 
+/// A base chain of the table that `content` names.
 fn chain(name: &str, kind: &str, hook: Hook, priority: i32) -> Chain {
     Chain {
         family: Family::Ip,
-        table: NAME.to_owned(),
+        table: String::new(),
         name: name.to_owned(),
         base: Some(Base { kind: kind.to_owned(), hook, priority, policy: Fate::Accept }),
     }
@@ -252,10 +335,10 @@ fn chain(name: &str, kind: &str, hook: Hook, priority: i32) -> Chain {
 
 /// Reads those of our chains that are there. One by one: a list of all chains of a Kubernetes node, once a
 /// second, would cost more than the rest of an idle meshd.
-pub(super) fn read() -> Result<Content, KernelError> {
+pub(super) fn read(table: &str) -> Result<Content, KernelError> {
     let mut content = Vec::new();
-    for name in [RESOLVING, ENTERING, LEAVING, KEEP_SOURCE, SOURCES, UNRETURNED, FORWARDED] {
-        if let Some(chain) = nft::chain(Family::Ip, NAME, name)? {
+    for name in CHAINS {
+        if let Some(chain) = nft::chain(Family::Ip, table, name)? {
             let rules = nft::rules(&chain)?.into_iter().map(|rule| rule.exprs);
             let rules = rules.collect();
             content.push((chain, rules));
@@ -264,13 +347,22 @@ pub(super) fn read() -> Result<Content, KernelError> {
     Ok(content)
 }
 
-pub(super) fn write(content: &Content) -> Result<(), KernelError> {
-    let empty = Batch::new().add_table(Family::Ip, NAME).delete_table(Family::Ip, NAME).add_table(Family::Ip, NAME);
+pub(super) fn write(shape: &Shape, content: &Content) -> Result<(), KernelError> {
+    batch(&names::nft_table(shape.range), &owner(shape), content).commit()
+}
+
+/// Whose the guards of a mesh are: they outlive each process that carries it.
+fn owner(shape: &Shape) -> Owner {
+    Owner::of(shape, None)
+}
+
+fn batch(table: &str, owner: &Owner, content: &Content) -> Batch {
+    let empty = Batch::new().add_table(Family::Ip, table).delete_table(Family::Ip, table);
+    let empty = empty.add_marked_table(Family::Ip, table, &owner.mark());
     let chains = content.iter().fold(empty, |batch, (chain, _)| batch.add_chain(chain));
-    let batch = content
+    content
         .iter()
-        .fold(chains, |batch, (chain, rules)| rules.iter().fold(batch, |batch, rule| batch.add_rule(chain, rule)));
-    batch.commit()
+        .fold(chains, |batch, (chain, rules)| rules.iter().fold(batch, |batch, rule| batch.add_rule(chain, rule)))
 }
 
 fn same(present: &Content, wanted: &Content) -> bool {

@@ -13,7 +13,6 @@ use netlink_packet_route::route::RouteType;
 
 use super::error::KernelError;
 use super::route::{self, Link, PROTOCOL, Routes};
-use crate::linux::shape::TABLE;
 
 /// Most routes that are looked at for a collision; a host with a full table of the Internet has a million.
 pub const MAX_ROUTES: usize = 100_000;
@@ -82,9 +81,8 @@ pub(super) async fn read() -> Result<HostFacts, KernelError> {
 }
 
 async fn own_interfaces(routes: &Routes) -> Result<BTreeSet<u32>, KernelError> {
-    let ours = routes.table(TABLE).await?;
-    let ours = ours.iter().filter(|route| route.header.protocol == PROTOCOL);
-    Ok(ours.filter_map(route::output).collect())
+    let ours = routes.all_own_routes().await?;
+    Ok(ours.iter().filter_map(|(_, route)| route::output(route)).collect())
 }
 
 async fn default_routes(routes: &Routes) -> DefaultRoutes {

@@ -5,17 +5,25 @@
 //! survives stop, crash and upgrade (close_range)         lives with the interface (attach)
 //!   ip rule 105: to <range> lookup TABLE                   node address /32, DNS address /32 scope host
 //!   TABLE: unreachable <range>, worst metric               MTU, queue length, up
-//!   nft table ip meshd: its chains (see guards)          TABLE: <range> dev <interface> src <node address>
+//!   nft table ip meshd: its chains (see guards)            TABLE: <range> dev <interface> src <node address>
+//! lives with the process (claim)
+//!   nft table ip meshd-claim-<range>, empty
 //! ```
+//! Numbers and names are those of the range (names), so that several meshes live on one host.
 //!
 //! Everything goes by netlink; nothing is shelled out. All functions act on the network namespace of the
 //! calling thread. The [`Keeper`] puts back what others delete; [`cleanup`] removes all of it and only it.
 
+mod claim;
+mod cleaning;
 mod conflicts;
 mod error;
 mod forward;
 mod guards;
 mod host;
+mod mark;
+mod meshes;
+mod names;
 mod nfnetlink;
 pub mod nft;
 mod pod_interfaces;
@@ -23,12 +31,18 @@ mod reconciler;
 mod route;
 mod source_guard;
 
+pub use claim::{Claim, claim, rival};
+pub use cleaning::{Cleaned, Extent, cleanup, forget, meshes};
 pub use error::KernelError;
 pub use host::{HostFacts, HostRoute, MAX_ROUTES};
+pub use mark::Owner;
+pub use meshes::{Life, Mesh};
+use names::check_name;
+pub use names::{nft_table, table};
 pub use reconciler::{Keeper, Upkeep};
 use route::Routes;
 
-pub use crate::linux::shape::{Guards, MARK, MAX_POD_INTERFACES, Obstacle, RULE_PRIORITY, Shape, TABLE};
+pub use crate::linux::shape::{Guards, Home, MARK, MAX_POD_INTERFACES, Obstacle, RULE_PRIORITY, Shape, TABLE};
 
 /// Closes the mesh range: rule, table, unreachable route and guards. Idempotent; outlives the process; needs no interface.
 ///
@@ -40,8 +54,23 @@ pub async fn close_range(shape: &Shape) -> Result<Guards, KernelError> {
     // The route first: a rule into an empty table would fall through to the default route.
     routes.ensure_unreachable(shape.range).await?;
     routes.ensure_rule(shape.range).await?;
-    let shape = pod_interfaces::found(&routes, shape).await;
-    Ok(guards::ensure(&shape, true).guards)
+    let shape = &pod_interfaces::found(&routes, shape).await;
+    let first = nft_table(shape.range) == names::FIRST_NFT_TABLE;
+    // Before its own guards are written, for they take the place of what a version before this one had there.
+    let carried = if first { guards::take_over(shape) } else { Ok(()) };
+    let guards = guards::ensure(shape, true).guards;
+    let signed = guards::sign(shape, &guards);
+    if !first && guards.filter {
+        guards::take_over(shape)?;
+    }
+    if !first {
+        // What a version before this one set for this range; now that its own is in force.
+        routes.remove(shape.range, &[TABLE]).await?;
+    }
+    for error in [carried, signed].into_iter().filter_map(Result::err) {
+        tracing::debug!(%error, "nftables guards of before are not taken over");
+    }
+    Ok(guards)
 }
 
 /// Gives the mesh interface its addresses, MTU, queue length and route, and brings it up. Idempotent.
@@ -53,28 +82,6 @@ pub async fn attach(shape: &Shape) -> Result<(), KernelError> {
     Routes::open()?.ensure_interface(shape).await.map(drop)
 }
 
-/// Removes everything of ours from the kernel and says what it removed. Idempotent.
-///
-/// Rule, routes and table are known by their numbers and names; the interface goes only if it is a TUN
-/// device. Stop the daemon first, or its keeper puts everything back.
-///
-/// # Errors
-/// `KernelError` if the kernel refuses to remove something.
-pub async fn cleanup(interface: &str) -> Result<Vec<String>, KernelError> {
-    check_name(interface)?;
-    let mut removed = Routes::open()?.remove(interface).await?;
-    if guards::remove()? {
-        removed.push(format!("nftables table ip {}", guards::NAME));
-    }
-    Ok(removed)
-}
-
-fn check_name(interface: &str) -> Result<(), KernelError> {
-    let good = |b: u8| b.is_ascii_graphic() && b != b'/';
-    let fits = (1..=15).contains(&interface.len()) && interface != "." && interface != "..";
-    if fits && interface.bytes().all(good) { Ok(()) } else { Err(KernelError::Name(interface.to_owned())) }
-}
-
 /// Finds what stands in the way of mesh packets on this host.
 pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
     conflicts::find(shape).await
@@ -84,7 +91,7 @@ pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
 pub async fn notes(shape: &Shape) -> Vec<String> {
     let Ok(routes) = Routes::open() else { return Vec::new() };
     let shape = pod_interfaces::found(&routes, shape).await;
-    pod_interfaces::exempt(&shape).into_iter().chain(guards::dropped()).collect()
+    pod_interfaces::exempt(&shape).into_iter().chain(guards::dropped(&shape)).collect()
 }
 
 /// Reads what this host knows of its own network.

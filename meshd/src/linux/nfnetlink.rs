@@ -154,20 +154,36 @@ impl Reply {
 }
 
 /// Sends a batch, which the kernel takes whole or not at all.
-pub(super) fn commit(mut body: Writer) -> io::Result<()> {
+pub(super) fn commit(body: Writer) -> io::Result<()> {
     if body.bytes.is_empty() {
         return Ok(());
     }
+    commit_by(&open()?, body)
+}
+
+/// Sends a batch by a socket that stays open, and owns what the batch says that it owns; returns it with its number.
+pub(super) fn commit_owning(body: Writer) -> io::Result<(OwningSocket, u32)> {
+    let socket = open()?;
+    commit_by(&socket, body)?;
+    let mut address = SocketAddr::new(0, 0);
+    socket.get_address(&mut address)?;
+    Ok((OwningSocket(socket), address.port_number()))
+}
+
+/// An open socket. What it owns goes with it.
+#[derive(Debug)]
+pub(super) struct OwningSocket(#[expect(dead_code, reason = "what it owns lives as long as it is open")] NetlinkSocket);
+
+fn commit_by(socket: &NetlinkSocket, mut body: Writer) -> io::Result<()> {
     acknowledge_last(&mut body.bytes);
     let mut writer = Writer::default();
     writer.raw_message(BATCH_BEGIN, 0, 0, SUBSYS_NFTABLES, |_| {});
     writer.bytes.extend_from_slice(&body.bytes);
     writer.raw_message(BATCH_END, 0, 0, SUBSYS_NFTABLES, |_| {});
 
-    let socket = open()?;
-    send(&socket, &writer.bytes)?;
+    send(socket, &writer.bytes)?;
     let mut acknowledged = false;
-    while let Some(datagram) = receive(&socket)? {
+    while let Some(datagram) = receive(socket)? {
         for message in messages(&datagram) {
             if message.kind == NLMSG_ERROR {
                 error_of(message.payload)?;

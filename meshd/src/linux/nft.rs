@@ -7,8 +7,10 @@ mod expr;
 
 pub use expr::{Expr, Family, Fate, Fib, Meta, PayloadBase, Register};
 
+use std::io;
+
 use super::error::KernelError;
-use super::nfnetlink::{self, Attributes, Writer};
+use super::nfnetlink::{self, Attributes, OwningSocket, Writer};
 
 const NEWTABLE: u16 = 0;
 const GETTABLE: u16 = 1;
@@ -19,6 +21,8 @@ const NEWRULE: u16 = 6;
 const GETRULE: u16 = 7;
 #[cfg(test)]
 const DELRULE: u16 = 8;
+/// A table of one socket, since Linux 5.12 (NFT_TABLE_F_OWNER).
+const OWNED: u32 = 2;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 
@@ -92,6 +96,20 @@ impl Batch {
         Self::default()
     }
 
+    /// Adds a table that tells whose it is, unless it is there; what it told before stays.
+    pub fn add_marked_table(self, family: Family, table: &str, mark: &[u8]) -> Self {
+        self.table(family, table, 0, mark)
+    }
+
+    fn table(mut self, family: Family, table: &str, flags: u32, mark: &[u8]) -> Self {
+        self.writer.message(NEWTABLE, NLM_F_CREATE, family.number(), |w| {
+            w.text(1, table);
+            w.number(2, flags);
+            w.bytes(6, mark);
+        });
+        self
+    }
+
     /// Adds a table, unless it is there.
     pub fn add_table(mut self, family: Family, table: &str) -> Self {
         self.writer.message(NEWTABLE, NLM_F_CREATE, family.number(), |w| w.text(1, table));
@@ -142,6 +160,15 @@ impl Batch {
         self
     }
 
+    /// Makes an empty table that nobody else can alter or remove, and that goes with what is returned; with the number
+    /// by which [`described`] names its owner.
+    ///
+    /// # Errors
+    /// The kernel's own: EPERM if another has one of this name, or without CAP_NET_ADMIN; before Linux 5.12 another.
+    pub(super) fn own_table(family: Family, table: &str, mark: &[u8]) -> io::Result<(OwningSocket, u32)> {
+        nfnetlink::commit_owning(Self::new().table(family, table, OWNED, mark).writer)
+    }
+
     /// Applies the batch in the network namespace of the calling thread.
     ///
     /// # Errors
@@ -160,6 +187,53 @@ pub fn tables() -> Result<Vec<(Family, String)>, KernelError> {
         nfnetlink::dump(GETTABLE, 0, |_| {}).map_err(|error| KernelError::nft("list nftables tables", &error))?;
     let read = |reply: &nfnetlink::Reply| Some((Family::from_number(reply.family), reply.attributes().text(1)?));
     Ok(replies.iter().filter_map(read).collect())
+}
+
+/// A table, and what it tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Its family.
+    pub family: Family,
+    /// Its name.
+    pub name: String,
+    /// Its number; a later one is larger.
+    pub handle: u64,
+    /// The number of the socket that alone can alter it; none for a table that everybody can.
+    pub owner: Option<u32>,
+    /// What its maker wrote down with it; empty before Linux 5.10.
+    pub mark: Vec<u8>,
+}
+
+/// Lists all tables with what they tell of themselves.
+///
+/// # Errors
+/// `KernelError` if the kernel has no nftables or does not permit it.
+pub fn described() -> Result<Vec<Table>, KernelError> {
+    let replies =
+        nfnetlink::dump(GETTABLE, 0, |_| {}).map_err(|error| KernelError::nft("list nftables tables", &error))?;
+    Ok(replies.iter().filter_map(read_table).collect())
+}
+
+/// Reads one table; `None` if it is not there.
+///
+/// # Errors
+/// `KernelError` if the kernel has no nftables or does not permit it.
+pub fn table(family: Family, name: &str) -> Result<Option<Table>, KernelError> {
+    let reply = nfnetlink::get(GETTABLE, family.number(), |w| w.text(1, name))
+        .map_err(|error| KernelError::nft("read an nftables table", &error))?;
+    Ok(reply.as_ref().and_then(read_table))
+}
+
+fn read_table(reply: &nfnetlink::Reply) -> Option<Table> {
+    let attributes = reply.attributes();
+    let owned = attributes.number(2).is_some_and(|flags| flags & OWNED != 0);
+    Some(Table {
+        family: Family::from_number(reply.family),
+        name: attributes.text(1)?,
+        handle: attributes.long(4).unwrap_or(0),
+        owner: attributes.number(7).filter(|_| owned),
+        mark: attributes.find(6).unwrap_or_default().to_vec(),
+    })
 }
 
 /// Lists all chains of all families, those of iptables-nft included.

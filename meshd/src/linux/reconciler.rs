@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::error::KernelError;
 use super::route::Routes;
-use super::{conflicts, guards, pod_interfaces};
+use super::{conflicts, guards, names, pod_interfaces};
 use crate::linux::shape::{Guards, Obstacle, Shape};
 
 /// How often it looks when nothing happens.
@@ -142,7 +142,7 @@ async fn look_once(routes: &Routes, shape: &Shape, look: u64) -> Seen {
     let shape = &pod_interfaces::found(routes, shape).await;
     let ensured = guards::ensure(shape, look.is_multiple_of(RETRY));
     if ensured.written {
-        changes.push("the nftables table `ip meshd`".to_owned());
+        changes.push(format!("the nftables table `ip {}`", names::nft_table(shape.range)));
     }
     let obstacles =
         if look.is_multiple_of(SEARCH) || !changes.is_empty() { Some(conflicts::find(shape).await) } else { None };

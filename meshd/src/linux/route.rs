@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::{StreamExt, TryStreamExt};
 use ipnet::Ipv4Net;
-use mesh_proto::base::addr::MeshRange;
+use mesh_proto::base::addr::{MeshRange, overlap};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -19,6 +19,7 @@ use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::error::{KernelError, errno};
+use super::names;
 use crate::linux::shape::{RULE_PRIORITY, Shape, TABLE};
 
 /// The routing protocol number that marks our rule and routes; a free one in rt_protos.
@@ -52,6 +53,8 @@ pub(super) struct Link {
     pub(super) kind: Option<InfoKind>,
     pub(super) mtu: u32,
     pub(super) up: bool,
+    /// Whether there is anybody at the other end; of a TUN device: a process that serves it.
+    pub(super) carrier: bool,
     queue: u32,
 }
 
@@ -66,11 +69,12 @@ impl Routes {
         Ok(Self { handle, connection })
     }
 
-    /// Makes sure that exactly one rule leads the range into our table.
+    /// Makes sure that exactly one rule leads the range into its table.
     pub(super) async fn ensure_rule(&self, range: MeshRange) -> Result<Vec<String>, KernelError> {
         let mut changes = Vec::new();
         let mut found = false;
-        for rule in self.rules().await?.into_iter().filter(is_our_rule) {
+        let table = names::table(range);
+        for rule in self.rules().await?.into_iter().filter(|rule| is_rule_in(rule, table, range)) {
             if is_rule_for(&rule, range) && !found {
                 found = true;
                 continue;
@@ -85,12 +89,12 @@ impl Routes {
             let added = add
                 .priority(RULE_PRIORITY)
                 .destination_prefix(net.network(), net.prefix_len())
-                .table_id(TABLE)
+                .table_id(table)
                 .action(RuleAction::ToTable)
                 .execute()
                 .await;
             unless(libc::EEXIST, "add the ip rule", added)?;
-            changes.push(format!("ip rule {RULE_PRIORITY}: to {range} lookup {TABLE}"));
+            changes.push(format!("ip rule {RULE_PRIORITY}: to {range} lookup {table}"));
         }
         Ok(changes)
     }
@@ -99,7 +103,8 @@ impl Routes {
     pub(super) async fn ensure_unreachable(&self, range: MeshRange) -> Result<Vec<String>, KernelError> {
         let mut changes = Vec::new();
         let mut found = false;
-        for route in self.own_routes().await? {
+        let table = names::table(range);
+        for route in self.own_routes(table, range).await? {
             if destination(&route) != range.net() {
                 changes.push(format!("removed a stale route to {}", destination(&route)));
                 self.delete_route(route).await?;
@@ -108,10 +113,10 @@ impl Routes {
             }
         }
         if !found {
-            let route = own_route(range.net()).kind(RouteType::Unreachable).priority(LAST).build();
+            let route = own_route(range).kind(RouteType::Unreachable).priority(LAST).build();
             let added = self.handle.route().add(route).execute().await;
             unless(libc::EEXIST, "add the unreachable route", added)?;
-            changes.push(format!("unreachable {range} in table {TABLE}"));
+            changes.push(format!("unreachable {range} in table {table}"));
         }
         Ok(changes)
     }
@@ -182,7 +187,7 @@ impl Routes {
 
     async fn ensure_route(&self, index: u32, shape: &Shape) -> Result<Vec<String>, KernelError> {
         let mut found = false;
-        for route in self.own_routes().await? {
+        for route in self.own_routes(names::table(shape.range), shape.range).await? {
             if route.header.kind != RouteType::Unicast {
                 continue;
             }
@@ -198,7 +203,7 @@ impl Routes {
         if found {
             return Ok(Vec::new());
         }
-        let route = own_route(shape.range.net())
+        let route = own_route(shape.range)
             .kind(RouteType::Unicast)
             .scope(RouteScope::Link)
             .output_interface(index)
@@ -208,42 +213,46 @@ impl Routes {
         let added = self.handle.route().add(route).replace().execute().await;
         added.map_err(|e| KernelError::route("add the route into the mesh interface", &e))?;
         let (range, interface) = (shape.range, &shape.interface);
-        Ok(vec![format!("{range} dev {interface} in table {TABLE}")])
+        Ok(vec![format!("{range} dev {interface} in table {}", names::table(range))])
     }
 
-    /// Removes rule, routes and addresses of ours, and the interface if it is a TUN device; says what it removed.
-    pub(super) async fn remove(&self, interface: &str) -> Result<Vec<String>, KernelError> {
+    /// Removes an interface if it is a TUN device, else our addresses from it; says what it removed.
+    pub(super) async fn remove_interface(
+        &self,
+        interface: &str,
+        ranges: &[MeshRange],
+    ) -> Result<Vec<String>, KernelError> {
+        let Some(link) = self.link(interface).await? else { return Ok(Vec::new()) };
+        if link.kind == Some(InfoKind::Tun) {
+            let deleted = self.handle.link().del(link.index).execute().await;
+            unless(libc::ENODEV, &format!("remove interface `{interface}`"), deleted)?;
+            return Ok(vec![format!("interface {interface}")]);
+        }
         let mut removed = Vec::new();
-        let routes = self.own_routes().await?;
-        // The range may be known from a route alone: cleanup runs without any configuration.
-        let ranges: Vec<Ipv4Net> = routes.iter().map(destination).collect();
-        if let Some(link) = self.link(interface).await? {
-            if link.kind == Some(InfoKind::Tun) {
-                let deleted = self.handle.link().del(link.index).execute().await;
-                unless(libc::ENODEV, &format!("remove interface `{interface}`"), deleted)?;
-                removed.push(format!("interface {interface}"));
-            } else {
-                removed.extend(self.remove_addresses(link.index, &ranges).await?);
+        for message in self.addresses(Some(link.index)).await? {
+            let Some(address) = local_v4(&message) else { continue };
+            if ranges.iter().any(|range| range.contains(address)) {
+                self.delete_address(message).await?;
+                removed.push(format!("address {address}"));
             }
-        }
-        for rule in self.rules().await?.into_iter().filter(is_our_rule) {
-            removed.push(format!("ip rule {RULE_PRIORITY} (lookup {TABLE})"));
-            self.delete_rule(rule).await?;
-        }
-        for route in self.own_routes().await? {
-            removed.push(format!("route to {} in table {TABLE}", destination(&route)));
-            self.delete_route(route).await?;
         }
         Ok(removed)
     }
 
-    async fn remove_addresses(&self, index: u32, ranges: &[Ipv4Net]) -> Result<Vec<String>, KernelError> {
+    /// Removes the rules and routes of a range, those in some tables only; says what it removed.
+    pub(super) async fn remove(&self, range: MeshRange, tables: &[u32]) -> Result<Vec<String>, KernelError> {
         let mut removed = Vec::new();
-        for message in self.addresses(Some(index)).await? {
-            let Some(address) = local_v4(&message) else { continue };
-            if ranges.iter().any(|range| range.contains(&address)) {
-                self.delete_address(message).await?;
-                removed.push(format!("address {address}"));
+        let rules = self.rules().await?;
+        for &table in tables {
+            for rule in rules.iter().filter(|rule| is_rule_in(rule, table, range)) {
+                removed.push(format!("ip rule {RULE_PRIORITY} (lookup {table})"));
+                self.delete_rule(rule.clone()).await?;
+            }
+        }
+        for &table in tables {
+            for route in self.own_routes(table, range).await? {
+                removed.push(format!("route to {} in table {table}", destination(&route)));
+                self.delete_route(route).await?;
             }
         }
         Ok(removed)
@@ -256,9 +265,22 @@ impl Routes {
         rules.map_err(|e| KernelError::route("list ip rules", &e))
     }
 
-    async fn own_routes(&self) -> Result<Vec<RouteMessage>, KernelError> {
-        let routes = self.table(TABLE).await?;
-        Ok(routes.into_iter().filter(|route| route.header.protocol == PROTOCOL).collect())
+    /// Lists our routes of a table that lead into a range.
+    async fn own_routes(&self, table: u32, range: MeshRange) -> Result<Vec<RouteMessage>, KernelError> {
+        let mut routes = self.table(table).await?;
+        routes.retain(|route| route.header.protocol == PROTOCOL && overlap(destination(route), range.net()));
+        Ok(routes)
+    }
+
+    /// Lists our routes of all meshes, each with its range.
+    pub(super) async fn all_own_routes(&self) -> Result<Vec<(MeshRange, RouteMessage)>, KernelError> {
+        let routes = self.filtered(PROTOCOL, None, usize::MAX).await?;
+        let own = |route: RouteMessage| {
+            let range = MeshRange::try_from(destination(&route)).ok()?;
+            let table = table_of(&route);
+            (table == TABLE || table == names::table(range)).then_some((range, route))
+        };
+        Ok(routes.into_iter().filter_map(own).collect())
     }
 
     /// Lists the IPv4 routes of a table; the kernel filters, so that a host with a million routes costs nothing.
@@ -268,8 +290,17 @@ impl Routes {
 
     /// Lists IPv4 routes, at most so many, of one table or of all.
     pub(super) async fn routes(&self, table: Option<u32>, most: usize) -> Result<Vec<RouteMessage>, KernelError> {
+        self.filtered(RouteProtocol::Unspec, table, most).await
+    }
+
+    async fn filtered(
+        &self,
+        protocol: RouteProtocol,
+        table: Option<u32>,
+        most: usize,
+    ) -> Result<Vec<RouteMessage>, KernelError> {
         let mut filter = RouteMessageBuilder::<Ipv4Addr>::new()
-            .protocol(RouteProtocol::Unspec)
+            .protocol(protocol)
             .kind(RouteType::Unspec)
             .table_id(table.unwrap_or(0))
             .build();
@@ -284,7 +315,10 @@ impl Routes {
             Err(error) => Err(KernelError::route("list routes", &error)),
             Ok(mut routes) => {
                 // Kernels before 4.20 do not filter.
-                routes.retain(|route| table.is_none_or(|table| table_of(route) == table));
+                routes.retain(|route| {
+                    table.is_none_or(|table| table_of(route) == table)
+                        && (protocol == RouteProtocol::Unspec || route.header.protocol == protocol)
+                });
                 Ok(routes)
             }
         }
@@ -358,6 +392,7 @@ impl Link {
             kind: None,
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
             queue: 0,
         };
         for attribute in &message.attributes {
@@ -385,19 +420,44 @@ fn unless(harmless: i32, step: &str, result: Result<(), rtnetlink::Error>) -> Re
     }
 }
 
-fn own_route(net: Ipv4Net) -> RouteMessageBuilder<Ipv4Addr> {
+fn own_route(range: MeshRange) -> RouteMessageBuilder<Ipv4Addr> {
     RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(net.network(), net.prefix_len())
-        .table_id(TABLE)
+        .destination_prefix(range.net().network(), range.net().prefix_len())
+        .table_id(names::table(range))
         .protocol(PROTOCOL)
 }
 
-/// Says whether a rule is ours, whatever range it is for.
-pub(super) fn is_our_rule(rule: &RuleMessage) -> bool {
+/// Returns the range and the table of a rule that is ours; `None` for those of others.
+pub(super) fn own_rule(rule: &RuleMessage) -> Option<(MeshRange, u32)> {
+    let has = |wanted: &RuleAttribute| rule.attributes.contains(wanted);
+    if !has(&RuleAttribute::Priority(RULE_PRIORITY)) || !has(&RuleAttribute::Protocol(PROTOCOL)) {
+        return None;
+    }
+    let range = MeshRange::try_from(to(rule)?).ok()?;
+    [names::table(range), TABLE]
+        .into_iter()
+        .find(|&table| has(&RuleAttribute::Table(table)))
+        .map(|table| (range, table))
+}
+
+/// Says whether a rule is ours and leads what belongs to a range, or everything, into a table.
+fn is_rule_in(rule: &RuleMessage, table: u32, range: MeshRange) -> bool {
     let has = |wanted: &RuleAttribute| rule.attributes.contains(wanted);
     has(&RuleAttribute::Priority(RULE_PRIORITY))
-        && has(&RuleAttribute::Table(TABLE))
         && has(&RuleAttribute::Protocol(PROTOCOL))
+        && has(&RuleAttribute::Table(table))
+        && to(rule).is_none_or(|net| overlap(net, range.net()))
+}
+
+/// Returns the prefix that a rule is for; `None` for one that is for everything.
+fn to(rule: &RuleMessage) -> Option<Ipv4Net> {
+    rule.attributes.iter().find_map(|attribute| {
+        if let RuleAttribute::Destination(IpAddr::V4(net)) = attribute {
+            Ipv4Net::new(*net, rule.header.dst_len).ok()
+        } else {
+            None
+        }
+    })
 }
 
 fn is_rule_for(rule: &RuleMessage, range: MeshRange) -> bool {

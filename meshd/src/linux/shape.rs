@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use mesh_proto::base::addr::{Flat, MeshRange};
@@ -11,9 +12,10 @@ use mesh_proto::base::addr::{Flat, MeshRange};
 /// It uses none of the bits that kube-proxy (0xc000), Cilium (0x0f00), Calico (0xffff_0000) and the AWS VPC
 /// CNI (0x80) give a meaning to.
 pub const MARK: u32 = 0x3041;
-/// The routing table that holds the mesh range; not 51820, which wg-quick takes for itself.
+/// The routing table that holds the default mesh range; not 51820, which wg-quick takes for itself. Other ranges have
+/// one each (`names`).
 pub const TABLE: u32 = 24_105;
-/// The priority of the one `ip rule`: after `local` (0, or 100 with Cilium), before every CNI's own.
+/// The priority of the one `ip rule` of each mesh: after `local` (0, or 100 with Cilium), before every CNI's own.
 pub const RULE_PRIORITY: u32 = 105;
 
 /// Most entries of `pod_interfaces`.
@@ -35,6 +37,19 @@ pub struct Shape {
     /// Interfaces whose pods are routed back over another one; `*` at the end stands for any rest. Up to
     /// `MAX_POD_INTERFACES` are named by the operator, and those of a CNI that is known to do so are found.
     pub pod_interfaces: Vec<String>,
+    /// Where its meshd keeps its files.
+    pub home: Home,
+}
+
+/// Where a meshd keeps its files, by which one mesh on this host is told from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// What survives a reboot.
+    pub state_dir: PathBuf,
+    /// What a reboot may forget.
+    pub runtime_dir: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
 }
 
 impl Shape {

@@ -38,6 +38,12 @@ pub enum DaemonError {
     /// The kernel refuses a thread.
     #[error("cannot start a thread: {0}; raise the limits of processes and open files")]
     Threads(io::Error),
+    /// Two would write into one flow table.
+    #[error(
+        "another meshd keeps its flows in {}; set another `runtime_dir` in meshd.toml, or a `socket` in a directory of its own",
+        .0.display()
+    )]
+    FlowsTaken(PathBuf),
     /// A directory cannot be made.
     #[error("cannot make {}: {error}; run as root, or set `runtime_dir` in meshd.toml", path.display())]
     Runtime {

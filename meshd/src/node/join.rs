@@ -17,7 +17,7 @@ use crate::base::state_dir::{Enrolment, State, StateError};
 use crate::config::Config;
 use crate::control::{self, ChannelError, Dial};
 use crate::keys::node::NodeKeys;
-use crate::linux::{self, HostFacts, KernelError, Shape};
+use crate::linux::{self, Home, HostFacts, KernelError, Shape};
 use crate::node::self_record::Author;
 use crate::node::{facts, psk_rollout, services_file};
 
@@ -191,6 +191,9 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
         enrolment.pins = credential.pins().to_vec();
     }
     let shape = shape(config, &enrolment, facts::mtu(&host));
+    if let Some(sentence) = linux::rival(&shape).await? {
+        return Err(KernelError::Taken(sentence).into());
+    }
     match linux::close_range(&shape).await {
         Ok(guards) => warnings.extend(guards.missing),
         Err(error) => warnings.push(format!(
@@ -262,6 +265,22 @@ pub fn shape(config: &Config, enrolment: &Enrolment, mtu: u16) -> Shape {
         pod_interfaces: config.pod_interfaces.clone(),
         // Nobody else decides what lies behind this node.
         pods: enrolment.blocks.iter().map(|block| block.real).filter(|real| config.pods.contains(real)).collect(),
+        home: home(config),
+    }
+}
+
+/// Returns what is to be closed for an enrolment, where there is no interface yet whose MTU would matter.
+pub(crate) fn shape_to_close(config: &Config, enrolment: &Enrolment) -> Shape {
+    shape(config, enrolment, 1420)
+}
+
+/// Returns where a configuration keeps its files, as every process calls them.
+pub(crate) fn home(config: &Config) -> Home {
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    Home {
+        state_dir: absolute(&config.state_dir),
+        runtime_dir: absolute(&config.runtime_dir),
+        socket: absolute(&config.socket),
     }
 }
 
@@ -288,7 +307,7 @@ pub fn stored_range(config: &Config) -> Result<Option<(MeshRange, Shape)>, State
         return Ok(None);
     }
     let enrolment = State::open(&config.state_dir)?.enrolment()?;
-    Ok(enrolment.map(|e| (e.range, shape(config, &e, 1420))))
+    Ok(enrolment.map(|e| (e.range, shape_to_close(config, &e))))
 }
 
 #[cfg(test)]

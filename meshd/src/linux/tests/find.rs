@@ -169,7 +169,8 @@ fn missing_guards_and_a_missing_rule_are_told() {
     in_namespace(|| async {
         let shape = shape(&[]);
         let _node = node(&shape).await;
-        cleanup("no-such-if").await.unwrap();
+        Routes::open().unwrap().remove(shape.range, &[TABLE]).await.unwrap();
+        guards::remove(shape.range).unwrap();
 
         let found = obstacles(&shape).await;
 

@@ -10,7 +10,7 @@ const DNS: Ipv4Addr = Ipv4Addr::new(241, 0, 0, 53);
 /// Packets that were kept from leaving, and from entering.
 fn dropped() -> (u64, u64) {
     let sum = |name: &str| {
-        let chain = nft::chain(Family::Ip, guards::NAME, name).unwrap().unwrap();
+        let chain = nft::chain(Family::Ip, "meshd", name).unwrap().unwrap();
         let exprs = nft::rules(&chain).unwrap().into_iter().flat_map(|rule| rule.exprs);
         exprs.map(|expr| if let Expr::Counter { packets, .. } = expr { packets } else { 0 }).sum()
     };
@@ -58,7 +58,7 @@ fn a_strict_rp_filter_would_drop_what_comes_from_the_mesh_but_for_the_rule() {
             |payload: &[u8]| Packet { source: (VIP, 7070), destination: (POD, 4000), payload: payload.to_vec() };
         let routes = Routes::open().unwrap();
         let rules = routes.rules().await.unwrap();
-        let ours = rules.into_iter().find(route::is_our_rule).unwrap();
+        let ours = rules.into_iter().find(|rule| route::own_rule(rule).is_some()).unwrap();
         routes.handle.rule().del(ours).execute().await.unwrap();
 
         mesh.deliver(&packet(b"without the rule"));
@@ -77,7 +77,7 @@ fn without_the_guard_the_same_rule_would_hide_the_pod() {
         cni();
         close_range(&shape).await.unwrap();
         let mut mesh = MeshDevice::start(&shape).await;
-        Batch::new().delete_table(Family::Ip, guards::NAME).commit().unwrap();
+        Batch::new().delete_table(Family::Ip, "meshd").commit().unwrap();
 
         pod.socket().send_to(b"hello", (VIP, 7070)).unwrap();
 
@@ -159,7 +159,7 @@ fn nothing_for_the_mesh_leaves_in_clear_whatever_the_routes_say() {
         close_range(&shape).await.unwrap();
         let routes = Routes::open().unwrap();
         // Someone removes the rule, and the pod's link is the default route, as an underlay would be.
-        routes.remove("mesh0").await.unwrap();
+        routes.remove(shape.range, &[TABLE]).await.unwrap();
         let via = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new().gateway(POD).build();
         routes.handle.route().add(via).execute().await.unwrap();
         let witness = pod.run(|| socket((Ipv4Addr::UNSPECIFIED, 7070)));

@@ -42,7 +42,7 @@ async fn damage(what: Damage) {
     match what {
         Damage::Rule => {
             let rules = routes.rules().await.unwrap();
-            let ours = rules.into_iter().find(route::is_our_rule).unwrap();
+            let ours = rules.into_iter().find(|rule| route::own_rule(rule).is_some()).unwrap();
             routes.handle.rule().del(ours).execute().await.unwrap();
         }
         Damage::Unreachable | Damage::Route => {

@@ -7,6 +7,7 @@ mod guard;
 mod host;
 mod keep;
 pub(crate) mod lifecycle;
+mod several;
 #[path = "../../../../tests/harness/skip.rs"]
 mod skip;
 mod source;
@@ -80,7 +81,20 @@ fn shape(pods: &[&str]) -> Shape {
         mtu: 1380,
         pods: pods.iter().map(|p| p.parse().unwrap()).collect(),
         pod_interfaces: vec![],
+        home: home("/var/lib/mesh-test"),
     }
+}
+
+fn home(folder: &str) -> Home {
+    let path = |name: &str| std::path::Path::new(folder).join(name);
+    Home { state_dir: path("state"), runtime_dir: path("run"), socket: path("run/meshd.sock") }
+}
+
+/// Removes the mesh of `shape`; says what was removed.
+async fn clean(interface: &str) -> Result<Vec<String>, KernelError> {
+    let state_dir = shape(&[]).home.state_dir;
+    let extent = Extent::One { range: None, interface: interface.to_owned(), state_dir };
+    cleanup(&extent).await.map(|cleaned| cleaned.removed)
 }
 
 /// What `ip` and `nft` print; the product never calls them, the tests do so to compare.

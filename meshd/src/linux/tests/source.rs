@@ -7,6 +7,7 @@ use super::host::{MeshDevice, POD, POD_BLOCK, Packet, Pod, VIP, cni, received, s
 use super::nft::{self, Batch, Expr, Family};
 use super::*;
 use crate::linux::error::KernelError;
+use crate::linux::names::FIRST_NFT_TABLE;
 
 /// The second address of the node.
 const SECOND: Ipv4Addr = Ipv4Addr::new(241, 1, 128, 7);
@@ -32,7 +33,7 @@ fn no_reverse_path_filter() {
 fn told(word: &str) -> bool {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(3) {
-        if guards::dropped().iter().any(|sentence| sentence.contains(word)) {
+        if guards::dropped(&super::shape(&[])).iter().any(|sentence| sentence.contains(word)) {
             return true;
         }
         std::thread::yield_now();
@@ -41,7 +42,7 @@ fn told(word: &str) -> bool {
 }
 
 fn take_away() {
-    Batch::new().delete_table(Family::Ip, guards::NAME).commit().unwrap();
+    Batch::new().delete_table(Family::Ip, FIRST_NFT_TABLE).commit().unwrap();
 }
 
 #[test]
@@ -57,7 +58,7 @@ fn a_mesh_source_is_believed_from_the_mesh_alone() {
         let server = socket((Ipv4Addr::new(10, 8, 1, 1), 9999));
 
         says(&pod, member, b"with the guard", (Ipv4Addr::new(10, 8, 1, 1), 9999));
-        assert!(told("forges mesh addresses"), "{:?}", guards::dropped());
+        assert!(told("forges mesh addresses"), "{:?}", guards::dropped(&shape));
         take_away();
         says(&pod, member, b"without it", (Ipv4Addr::new(10, 8, 1, 1), 9999));
 
@@ -87,7 +88,7 @@ fn a_pod_is_believed_over_the_interface_that_leads_back_to_it() {
         says(&pod, POD, b"its own", (VIP, 7070));
         let packet = mesh.next().unwrap();
         assert_eq!((packet.source.0, packet.payload.as_slice()), (POD, &b"its own"[..]));
-        assert!(told("forges this node's pods"), "{:?}", guards::dropped());
+        assert!(told("forges this node's pods"), "{:?}", guards::dropped(&shape));
 
         shape.pod_interfaces = vec!["pod*".to_owned()];
         close_range(&shape).await.unwrap();
@@ -135,11 +136,11 @@ fn where_it_cannot_be_translated_a_network_that_is_no_pod_block_is_kept_out() {
         cni();
         close_range(&shape).await.unwrap();
         take_away();
-        guards::mend(&shape, &guards::read().unwrap(), true, without_fib);
+        guards::mend(&shape, &guards::read(FIRST_NFT_TABLE).unwrap(), true, without_fib);
         let mut mesh = MeshDevice::start(&shape).await;
 
         says(&pod, POD, b"as the node", (VIP, 7070));
-        assert!(told("docker0"), "{:?}", guards::dropped());
+        assert!(told("docker0"), "{:?}", guards::dropped(&shape));
         take_away();
         says(&pod, POD, b"without the guard", (VIP, 7070));
 
@@ -154,22 +155,22 @@ fn without_fib(content: &guards::Content) -> Result<(), KernelError> {
     if content.iter().any(|(_, rules)| rules.iter().any(asks)) {
         return Err(KernelError::nft("set nftables rules", &std::io::Error::from_raw_os_error(libc::ENOENT)));
     }
-    guards::write(content)
+    guards::write(&super::shape(&[]), content)
 }
 
 #[test]
 fn a_kernel_without_nft_fib_keeps_the_rest_of_the_table_and_says_so() {
     in_namespace(|| async {
         let shape = shape(&[POD_BLOCK]);
-        let ensured = guards::mend(&shape, &guards::read().unwrap(), true, without_fib);
+        let ensured = guards::mend(&shape, &guards::read(FIRST_NFT_TABLE).unwrap(), true, without_fib);
 
         let Guards { masquerade, filter, sources, missing } = ensured.guards;
         assert!(ensured.written && masquerade && filter && !sources);
         assert!(missing.len() == 1 && missing[0].contains("modprobe nft_fib_ipv4"), "{missing:?}");
-        assert_eq!(nft::chain(Family::Ip, guards::NAME, "unreturned").unwrap(), None);
-        let sources = nft::chain(Family::Ip, guards::NAME, "sources").unwrap().unwrap();
+        assert_eq!(nft::chain(Family::Ip, FIRST_NFT_TABLE, "unreturned").unwrap(), None);
+        let sources = nft::chain(Family::Ip, FIRST_NFT_TABLE, "sources").unwrap().unwrap();
         assert_eq!(nft::rules(&sources).unwrap().len(), 1, "mesh sources need no look-up");
-        let again = guards::mend(&shape, &guards::read().unwrap(), true, without_fib);
+        let again = guards::mend(&shape, &guards::read(FIRST_NFT_TABLE).unwrap(), true, without_fib);
         assert!(!again.written && again.guards.missing.len() == 1, "{again:?}");
         // A kernel that takes it at the next attempt gets the rest.
         assert!(guards::ensure(&shape, true).guards.sources);

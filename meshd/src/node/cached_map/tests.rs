@@ -271,7 +271,7 @@ fn trust_root_missing() {
     home.state.save_enrolment(&Enrolment { pins: Vec::new(), ..enrolment() }).unwrap();
     refused(&home);
     // A disk that does not answer is another matter: that may pass.
-    assert!(matches!(DaemonError::from(StateError::Locked("s".into())), DaemonError::State(_)));
+    assert!(matches!(DaemonError::from(StateError::Locked { dir: "s".into(), process: None }), DaemonError::State(_)));
 }
 
 fn name_unknown() {
