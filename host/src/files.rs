@@ -44,8 +44,16 @@ fn written(path: &Path, bytes: &[u8], mode: u32) -> io::Result<File> {
 /// If it cannot be written.
 pub fn write_beside(path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
     let beside = vacant(path);
-    write_new(&beside, bytes, 0o600)?;
+    or_gone(&beside, write_new(&beside, bytes, 0o600))?;
     Ok(beside)
+}
+
+/// Removes what is only half there: on a full disk it would take the room of whatever is written next.
+fn or_gone<T>(path: &Path, written: io::Result<T>) -> io::Result<T> {
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 /// Replaces a file by one that only its owner reads.
@@ -64,7 +72,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// If it cannot be written; the file is then as it was.
 pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = vacant(path);
-    drop(written(&beside, bytes, 0o600)?);
+    drop(or_gone(&beside, written(&beside, bytes, 0o600))?);
     fs::rename(beside, path)
 }
 

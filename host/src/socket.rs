@@ -1,20 +1,29 @@
 //! The Unix socket that a daemon's verbs speak to.
 //!
 //! Who may speak is decided by the kernel's word on the peer (`SO_PEERCRED`): root, and the daemon's own
-//! user. The file's mode says the same.
+//! user. The file's mode says the same. A file that somebody removed is made again within a second or so, for nobody
+//! could speak to the daemon any more.
 
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use axum::http::StatusCode;
+use axum::serve::Listener;
 use axum::{Json, Router};
 use mesh_proto::wire::{ErrorBody, ErrorCode};
 use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::client::SocketWords;
 use crate::http::{Stop, serve};
+
+/// How often is looked whether the file is there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Says why the socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -24,26 +33,31 @@ pub struct SocketError(String);
 /// A bound socket; its file goes with it.
 #[derive(Debug)]
 pub struct Socket {
-    listener: UnixListener,
-    file: Removed,
+    words: &'static SocketWords,
+    bound: Bound,
+    trouble: watch::Sender<Option<String>>,
 }
 
-/// Removes a file when it is dropped.
+/// A listener and its file, which is removed when it is dropped, unless another lies there.
 #[derive(Debug)]
-struct Removed(PathBuf);
+struct Bound {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file.
+    file: (u64, u64),
+}
 
-impl Drop for Removed {
+impl Drop for Bound {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if self.is_there() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
-impl Socket {
-    /// Binds the socket, replacing one that nobody answers on.
-    ///
-    /// # Errors
-    /// `SocketError` if somebody answers on it, if something else lies there, or if the system refuses.
-    pub fn bind(path: &Path, words: &SocketWords) -> Result<Self, SocketError> {
+impl Bound {
+    /// Binds a path, replacing a socket that nobody answers on.
+    fn new(path: &Path, words: &SocketWords) -> Result<Self, SocketError> {
         let refused = |sentence: &str| SocketError(sentence.replace("{path}", &path.display().to_string()));
         let at = |error: io::Error| refused(&words.unbound.replace("{why}", &error.to_string()));
         if let Some(dir) = path.parent() {
@@ -56,21 +70,93 @@ impl Socket {
             Ok(_) => fs::remove_file(path).map_err(at)?,
         }
         let listener = UnixListener::bind(path).map_err(at)?;
-        let file = Removed(path.into());
+        let found = fs::symlink_metadata(path).map_err(at)?;
+        let bound = Self { listener, path: path.into(), file: (found.dev(), found.ino()) };
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(at)?;
-        Ok(Self { listener, file })
+        Ok(bound)
+    }
+
+    /// Says whether its file lies where it was made.
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file)
+    }
+}
+
+impl Socket {
+    /// Binds the socket, replacing one that nobody answers on.
+    ///
+    /// # Errors
+    /// `SocketError` if somebody answers on it, if something else lies there, or if the system refuses.
+    pub fn bind(path: &Path, words: &'static SocketWords) -> Result<Self, SocketError> {
+        Ok(Self { words, bound: Bound::new(path, words)?, trouble: watch::Sender::default() })
+    }
+
+    /// Returns why its file cannot be made again, while that is so.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     /// Answers with what `routes` has for the user who speaks, until told to stop.
     pub async fn serve(self, routes: impl Fn(u32) -> Router, stop: Stop) {
-        let Self { listener, file } = self;
         let own = rustix::process::geteuid().as_raw();
         let answers = |stream: &tokio::net::UnixStream| match stream.peer_cred().map(|peer| peer.uid()) {
             Ok(uid) if uid == 0 || uid == own => routes(uid),
             Ok(_) | Err(_) => Router::new().fallback(strangers),
         };
-        serve(listener, answers, stop).await;
-        drop(file);
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        serve(Kept { socket: self, look }, answers, stop).await;
+    }
+
+    /// Makes the file again, if somebody removed or replaced it.
+    fn look(&mut self) {
+        if self.bound.is_there() {
+            self.tell(None);
+            return;
+        }
+        match Bound::new(&self.bound.path, self.words) {
+            Ok(bound) => {
+                tracing::warn!(path = %bound.path.display(), "somebody removed the socket; it is there again");
+                self.bound = bound;
+                self.tell(None);
+            }
+            Err(error) => self.tell(Some(format!("no verb reaches this daemon, for its socket is gone: {error}"))),
+        }
+    }
+
+    fn tell(&self, trouble: Option<String>) {
+        self.trouble.send_if_modified(|told| {
+            let is_new = *told != trouble;
+            if let Some(sentence) = trouble.as_ref().filter(|_| is_new) {
+                tracing::warn!("{sentence}");
+            }
+            *told = trouble;
+            is_new
+        });
+    }
+}
+
+/// A socket that looks after its file while it waits.
+struct Kept {
+    socket: Socket,
+    look: Interval,
+}
+
+impl Listener for Kept {
+    type Io = tokio::net::UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            tokio::select! {
+                accepted = Listener::accept(&mut self.socket.bound.listener) => return accepted,
+                _ = self.look.tick() => self.socket.look(),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.socket.bound.listener.local_addr()
     }
 }
 
@@ -147,6 +233,42 @@ mod tests {
         assert_eq!(told.unwrap(), rustix::process::geteuid().as_raw());
         server.await.unwrap();
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_removed_is_made_again_and_what_lies_in_its_place_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/m.sock");
+        let client = Client::new(&SOCKET, path.clone());
+        let socket = Socket::bind(&path, &SOCKET).unwrap();
+        let mut trouble = socket.trouble();
+        let (stop, stopping) = watch::channel(false);
+        let routes = |uid: u32| Router::new().route("/", get(async move || Json(uid)));
+        let server = tokio::spawn(socket.serve(routes, stopping));
+        let soon = Duration::from_secs(2);
+        for folder_too in [false, true] {
+            assert!(client.get::<u32>("/").await.is_ok());
+            fs::remove_file(&path).unwrap();
+            if folder_too {
+                fs::remove_dir(dir.path().join("run")).unwrap();
+            }
+            let back = async {
+                while client.get::<u32>("/").await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(soon, back).await.unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "a letter").unwrap();
+        let told = trouble.wait_for(Option::is_some);
+        let told = tokio::time::timeout(soon, told).await.unwrap().unwrap().clone().unwrap();
+        assert!(told.ends_with("is no socket"), "{told}");
+        stop.send_replace(true);
+        server.await.unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"a letter");
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_host::log::LostLines;
 use mesh_host::socket::Socket;
+use mesh_host::watched_file::WatchedFile;
 use mesh_proto::base::addr::MeshRange;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -24,11 +25,14 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::api::server;
+use crate::base::notes::Notes;
 use crate::base::retry::{patient, patient_for};
 use crate::base::runtime::Bytes;
+use crate::base::starts::{Starts, WELL};
 use crate::base::state_dir::{Enrolment, State};
 use crate::base::text::{JOIN_HINT, SOCKET};
 use crate::config::Config;
+use crate::config::accepted::{Loaded, Settings};
 use crate::dataplane::supervisor::THREAD;
 use crate::linux;
 use crate::node::error::DaemonError;
@@ -45,12 +49,14 @@ const HAND_OVER: Duration = Duration::from_secs(25);
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Runs until a signal or `/v1/stop` ends it; `lost_lines` counts what its log lost.
+/// Runs with what was read of meshd.toml until a signal or `/v1/stop` ends it; `lost_lines` counts what its log lost.
 ///
 /// # Errors
 /// `DaemonError` that says what cannot be had, and what to do.
-pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonError> {
-    let state = State::open(&config.state_dir)?;
+pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonError> {
+    let Loaded { config, settings } = loaded;
+    let (publisher, requests) = (Publisher::default(), Requests::default());
+    let state = State::open(&config.state_dir)?.telling(publisher.unstored.clone());
     let _lock = patient_for(HAND_OVER, || state.lock()).await?;
     let flow_file = config.flow_file();
     let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
@@ -59,7 +65,7 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
     let deaths_file = LaneDeaths::file(&config.runtime_dir);
     let lane_deaths = LaneDeaths::read(&deaths_file);
     end_with_a_lane(THREAD, deaths_file.clone());
-    let (publisher, requests) = (Publisher::default(), Requests::default());
+    publisher.settings.send_replace(settings.clone());
     let offers = watch::Sender::new(Offers { path: config.services.clone(), ..Offers::default() });
     let subscriber = publisher.subscribe(offers.subscribe(), lane_deaths.clone(), lost_lines);
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
@@ -69,6 +75,9 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
     let (_stop, stopping) = watch::channel(false);
     // Dropping the set ends its tasks.
     let mut background = JoinSet::new();
+    background.spawn(state.clone().tend());
+    background.spawn(tell_of_settings(settings.clone(), publisher.notes.clone()));
+    background.spawn(tell_of_socket(socket.as_ref().map(Socket::trouble), publisher.notes.clone()));
     background.spawn(signals(requests.clone())?);
     background.spawn(services_file::watch_services_file(offers.clone(), state.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
@@ -80,10 +89,22 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
         let routes = routes.clone();
         socket.serve(move |_| routes.clone(), stopping.clone())
     };
+    let starts = Starts::file(&config.runtime_dir);
+    // Once it works with it, and not before, it is what the next start may fall back on.
+    let works = |background: &mut JoinSet<()>, socket: Option<Socket>| {
+        let Some(socket) = socket else { return };
+        background.spawn(serve(socket));
+        settings.accept(&state);
+        let starts = starts.clone();
+        background.spawn(async move {
+            sleep(WELL).await;
+            Starts::forget(&starts);
+        });
+    };
     let mut order = requests.order();
     while *order.borrow_and_update() != Order::Stop {
         if !matches!(state.enrolment(), Ok(Some(_))) {
-            socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
+            works(&mut background, socket.take());
         }
         let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else { continue };
         let range = enrolment.range;
@@ -99,7 +120,7 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
                 return Err(error);
             }
         };
-        socket.take().into_iter().for_each(|socket| drop(background.spawn(serve(socket))));
+        works(&mut background, socket.take());
         tell(NotifyState::Ready);
         if let Err(death) = member.run().await {
             let _left_as_it_is = ManuallyDrop::new((member, claim));
@@ -110,7 +131,16 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
         }
         member.stop().await;
         if *order.borrow_and_update() == Order::Leave {
-            leave(&config, &state, &publisher, range).await?;
+            match leave(&config, &state, &publisher, range).await {
+                // A disk that keeps the enrolment keeps the node in the mesh.
+                Err(DaemonError::State(error)) => {
+                    tracing::error!(%error, "the mesh is not left");
+                    publisher
+                        .notes
+                        .set("leave", Some(format!("the mesh is not left: {error}. Run `meshd leave` again then")));
+                }
+                left => left?,
+            }
             requests.left();
         }
         drop(claim);
@@ -118,7 +148,26 @@ pub async fn run(config: Config, lost_lines: LostLines) -> Result<(), DaemonErro
     tell(NotifyState::Stopping);
     tracing::info!("stopped; the mesh range stays closed until `meshd leave` or `meshd cleanup`");
     background.shutdown().await;
+    // What waits has no other chance.
+    state.store_waiting();
     Ok(())
+}
+
+/// Says what is wrong with a meshd.toml that does not run, for as long as the daemon runs with the one before.
+async fn tell_of_settings(settings: Settings, notes: Notes) {
+    let mut file = WatchedFile::new(&settings.path);
+    while settings.error.is_some() {
+        notes.set("meshd.toml", settings.sentence());
+        file.changed().await;
+    }
+}
+
+/// Says why no verb reaches this daemon: the metrics and the log tell it.
+async fn tell_of_socket(trouble: Option<watch::Receiver<Option<String>>>, notes: Notes) {
+    let Some(mut trouble) = trouble else { return };
+    while trouble.changed().await.is_ok() {
+        notes.set("socket", trouble.borrow_and_update().clone());
+    }
 }
 
 /// Waits until the node belongs to a mesh; `None` if the daemon is to do something else.
@@ -168,6 +217,7 @@ fn hold(folder: &Path) -> Result<File, DaemonError> {
 
 async fn leave(config: &Config, state: &State, publisher: &Publisher, range: MeshRange) -> Result<(), DaemonError> {
     state.forget()?;
+    publisher.notes.set("leave", None);
     publisher.clear();
     for removed in linux::forget(range, &config.interface).await? {
         tracing::info!(removed, "kernel set-up undone");

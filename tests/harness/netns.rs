@@ -264,6 +264,40 @@ impl Namespace {
         })
     }
 
+    /// Gives an interface another name.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn rename_link(&self, interface: &str, name: &str) -> Result<(), NetnsError> {
+        let (index, name) = (self.index(interface)?, name.to_owned());
+        self.netlink(format!("rename {interface}"), move |handle| async move {
+            handle.link().set(LinkUnspec::new_with_index(index).name(name).build()).execute().await
+        })
+    }
+
+    /// Mounts a file system in memory, which goes with the namespace.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn disk(&self, folder: &Path, kilobytes: u32) -> Result<(), NetnsError> {
+        let (what, folder) = (format!("{}: mount {}", self.0.name, folder.display()), folder.to_owned());
+        let options = format!("size={kilobytes}k,mode=0700");
+        let mounted =
+            self.run(move || mount(Some("disk"), &folder, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())));
+        mounted.map_err(|e| NetnsError::System(what, e.into()))
+    }
+
+    /// Lets nobody write to a mounted file system any more, or lets them again.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses, mostly because somebody has a file open to write to it.
+    pub fn read_only(&self, folder: &Path, is_read_only: bool) -> Result<(), NetnsError> {
+        let (what, folder) = (format!("{}: remount {}", self.0.name, folder.display()), folder.to_owned());
+        let flags = if is_read_only { MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY } else { MsFlags::MS_REMOUNT };
+        let mounted = self.run(move || mount(None::<&str>, &folder, None::<&str>, flags, None::<&str>));
+        mounted.map_err(|e| NetnsError::System(what, e.into()))
+    }
+
     /// Takes an interface away.
     ///
     /// # Errors

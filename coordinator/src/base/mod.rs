@@ -5,5 +5,4 @@ pub(crate) mod founded;
 pub mod noted_epoch;
 pub mod state_files;
 pub(crate) mod sync;
-pub(crate) mod text_time;
 pub mod words;

@@ -1,11 +1,11 @@
 //! `mesh-coordinator log`: the log of operations, asked for page by page.
 
 use mesh_host::client::{AskError, Client};
+use mesh_host::clock::utc_text;
 use mesh_host::table::table;
 use mesh_proto::base::id::NodeName;
 use mesh_proto::wire::query::with_query;
 
-use crate::base::text_time::time;
 use crate::cli::render::shown;
 use crate::core::documents::Log;
 
@@ -36,7 +36,7 @@ pub(crate) fn render(log: &Log) -> String {
         let revision = format!("{} → {}", entry.from, entry.to);
         table.add_row([
             entry.seq.to_string(),
-            time(entry.at.0),
+            utc_text(entry.at.0),
             entry.who.clone(),
             revision,
             format!("{}: {}", entry.kind, entry.text),

@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use mesh_host::clock::unix as now;
+use mesh_host::clock::utc_text;
 use mesh_host::files;
 use mesh_proto::base::id::Revision;
 
 use crate::base::noted_epoch::{NoteError, note, noted};
 use crate::base::state_files::{JOURNAL, STORE};
-use crate::base::text_time::time;
 use crate::config::{Config, ConfigError};
 use crate::core::backup_files;
 use crate::core::open_store::{open_etcd, setup};
@@ -149,7 +149,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
     if is_told {
         said.push(format!("what was revoked or used since stays so; {gone} nodes of the backup are expelled"));
     } else {
-        let until = until.map_or_else(|| "the backup".into(), |at| time(at.0));
+        let until = until.map_or_else(|| "the backup".into(), |at| utc_text(at.0));
         said.push(format!(
             "warning: nothing here tells what was revoked after {until}: nodes and tokens that you revoked since are good again; repeat mesh-coordinator revoke and mesh-coordinator token revoke at once"
         ));
@@ -169,7 +169,7 @@ fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
     let key = identity::load(&config.state_dir)?.public();
     let (mut registry, at) = open_etcd(config, key)?;
     let epoch = registry.epoch().max(noted(&config.state_dir)) + 1;
-    let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| time(at.0));
+    let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| utc_text(at.0));
     let change = Change::Restored { epoch, source: "etcd by its own means".into(), since: None };
     note(&config.state_dir, epoch)?;
     let applied = registry.apply(change, operator(), now())?;

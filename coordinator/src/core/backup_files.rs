@@ -8,10 +8,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use mesh_host::clock::utc_text;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::Revision;
-
-use crate::base::text_time::time;
 
 /// A copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +36,7 @@ pub(crate) fn list(dir: &Path) -> Vec<BackupFile> {
 
 /// Returns the name of a copy of a revision, made now.
 pub(crate) fn name(now: UnixTime, revision: Revision) -> String {
-    format!("{}-r{revision}.redb", time(now.0).replace(['-', ':'], ""))
+    format!("{}-r{revision}.redb", utc_text(now.0).replace(['-', ':'], ""))
 }
 
 /// Returns what a copy is called until it is whole.

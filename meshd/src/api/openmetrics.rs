@@ -32,10 +32,16 @@ fn text(status: &Status, lane_deaths: u64) -> String {
     info.get_or_create(&vec![("version", status.version.clone())]).set(1.0);
     let connected = f64::from(u8::from(status.coordinator.connected));
     let in_force = f64::from(u8::from(status.file.in_force));
+    let settings = f64::from(u8::from(status.settings.in_force));
+    let stopped = f64::from(u8::from(status.upkeep.stopped));
     for (name, help, value) in [
         ("control_connected", "Whether the control channel is up", connected),
         ("config_revision", "The revision of the map in force", status.coordinator.revision.0 as f64),
         ("config_last_reload_success", "Whether the services.toml on disk is in force", in_force),
+        ("settings_in_force", "Whether the meshd.toml on disk is what runs", settings),
+        ("unstored_files", "Files of the state directory that wait for the disk", status.unstored.len() as f64),
+        ("upkeep_failed", "Things in the kernel that meshd cannot put back", status.upkeep.failed.len() as f64),
+        ("upkeep_stopped", "Whether one of them stops packets", stopped),
         ("flows", "Entries of the flow table in use", status.flows.used as f64),
         ("flow_slots", "Entries that the flow table can hold", status.flows.slots as f64),
         ("warnings", "Warnings that meshd status shows", status.warnings.len() as f64),
@@ -48,6 +54,8 @@ fn text(status: &Status, lane_deaths: u64) -> String {
     for (name, help, value) in [
         ("records_refused", "Records of peers that failed this node's checks", refused),
         ("log_alarms", "Times that the coordinator's log was not what it should be", alarms),
+        ("store_failures", "Times that the state directory refused something", status.store_failures),
+        ("upkeep_mended", "Times that something in the kernel was put back", status.upkeep.mended),
         ("lane_deaths", "Lanes that died since the machine started; meshd ended with each", lane_deaths),
         ("log_lines_dropped", "Lines of the log that standard error did not take", status.log_lines_dropped),
     ] {

@@ -16,9 +16,13 @@ use mesh_proto::packet::{FiveTuple, protocol_name};
 use mesh_proto::wire::About;
 
 use crate::api::names::{self, NameError};
+use crate::base::state_dir::advice;
 use crate::base::text::JOIN_HINT;
+use crate::base::unstored::RefusedFile;
+use crate::config::accepted::Settings;
 use crate::dataplane::DataPlaneStats;
 use crate::keys::psk_policy::PskMode;
+use crate::linux::Upkeep;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
 
@@ -49,6 +53,10 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
         flows: doc::FlowCount { used: stats.flows, slots: stats.slots },
         file: file(&snapshot.offers),
         log_lines_dropped: snapshot.log_lines_dropped,
+        settings: settings(snapshot),
+        unstored: unstored(snapshot),
+        store_failures: snapshot.unstored.failures,
+        upkeep: upkeep(&snapshot.upkeep),
     }
 }
 
@@ -153,7 +161,10 @@ fn why_document(
 pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
     if snapshot.enrolment.is_none() {
         let idle = format!("this node has not joined a mesh; {}", JOIN_HINT);
-        return [Some(idle), snapshot.log_loss.clone()].into_iter().flatten().collect();
+        let mut list = vec![idle];
+        list.extend(unkept(snapshot));
+        list.extend(snapshot.log_loss.clone());
+        return list;
     }
     let mut list = grave(snapshot);
     list.extend(snapshot.lane_death.clone());
@@ -171,6 +182,9 @@ fn grave(snapshot: &Snapshot) -> Vec<String> {
     let Snapshot { upkeep, link, offers, .. } = snapshot;
     let mut list: Vec<String> = upkeep.obstacles.iter().map(ToString::to_string).collect();
     list.extend(upkeep.guards.missing.iter().cloned());
+    list.extend(upkeep.failed.iter().map(|error| {
+        format!("{error} (what meshd keeps set in the kernel is not as it should be; it is tried again each second)")
+    }));
     if let Some((error, since)) = &offers.error {
         let age = age(since.elapsed().as_secs(), 1);
         list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
@@ -181,8 +195,14 @@ fn grave(snapshot: &Snapshot) -> Vec<String> {
     list.extend(link.alarms.iter().cloned());
     list.extend(link.refused.iter().cloned());
     list.extend(link.rejected.iter().cloned());
-    list.extend(snapshot.notes.iter().cloned());
+    list.extend(unkept(snapshot));
     list
+}
+
+/// What would be lost, and what has no place of its own.
+fn unkept(snapshot: &Snapshot) -> Vec<String> {
+    let stored = snapshot.unstored.sentences().cloned().chain(flow_file(snapshot));
+    stored.chain(snapshot.notes.iter().cloned()).collect()
 }
 
 fn health(snapshot: &Snapshot) -> doc::Health {
@@ -291,6 +311,49 @@ fn connections(snapshot: &Snapshot, view: &View) -> Connections {
 
 fn opened(snapshot: &Snapshot) -> &[(FiveTuple, Flow)] {
     snapshot.stats.as_ref().map(|stats| stats.opened.as_slice()).unwrap_or_default()
+}
+
+fn settings(snapshot: &Snapshot) -> doc::File {
+    let Settings { path, text: _, error } = &snapshot.settings;
+    doc::File {
+        path: path.display().to_string(),
+        in_force: error.is_none(),
+        error: error.clone(),
+        // It was read when the daemon started.
+        error_age_s: error.as_ref().map(|_| snapshot.uptime.as_secs()),
+    }
+}
+
+fn unstored(snapshot: &Snapshot) -> Vec<doc::UnstoredFile> {
+    let shown = |(file, refused): (&&str, &RefusedFile)| doc::UnstoredFile {
+        file: (*file).into(),
+        error: refused.sentence.clone(),
+        age_s: refused.since.elapsed().as_secs(),
+        attempts: refused.attempts,
+    };
+    let mut list: Vec<_> = snapshot.unstored.files.iter().map(shown).collect();
+    let flows = flow_file(snapshot);
+    list.extend(flows.map(|error| doc::UnstoredFile { file: "flows".into(), error, ..doc::UnstoredFile::default() }));
+    list
+}
+
+/// Says why connections would be cut by a restart.
+fn flow_file(snapshot: &Snapshot) -> Option<String> {
+    let (path, error) = snapshot.stats.as_ref()?.unwritten.as_ref()?;
+    let advice = advice(&(*error).into(), path, "see the kernel's log (`dmesg`)");
+    Some(format!(
+        "cannot write {}: {error}; {advice}. It is tried again until it works; before that a restart cuts connections that are open",
+        path.display()
+    ))
+}
+
+fn upkeep(upkeep: &Upkeep) -> doc::UpkeepStatus {
+    doc::UpkeepStatus {
+        mended: upkeep.mended,
+        last_mended: upkeep.last_mended.clone(),
+        failed: upkeep.failed.iter().map(ToString::to_string).collect(),
+        stopped: upkeep.stopped,
+    }
 }
 
 fn file(offers: &Offers) -> doc::File {

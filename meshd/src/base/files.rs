@@ -1,17 +1,38 @@
 //! The files of the state directory: nobody else names one.
 //!
-//! Each is either the node's and stays when it leaves a mesh, or the mesh's and goes then.
+//! Each is either the node's and stays when it leaves a mesh, or the mesh's and goes then. Each that may be behind what
+//! the node knows says what a restart does then.
 
 use std::fmt;
 
 /// A file of the state directory, by its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct StateFile(&'static str);
 
 impl StateFile {
     /// Returns its name inside the directory.
     pub(crate) fn name(self) -> &'static str {
         self.0
+    }
+
+    /// Says what a restart does while the disk holds an older one than it should.
+    pub(crate) fn behind(self) -> &'static str {
+        match self {
+            NETMAP => "a restart without a coordinator brings back what was taken away since, removed permissions too",
+            MARK => "a restart could follow a coordinator that went back",
+            ROLL => "a restart may not remember who was expelled since",
+            ENROLMENT => "a restart begins with the former address, blocks and coordinators",
+            HEARD => "a restart counts the time without a coordinator from earlier",
+            PRESHARED_KEYS => "a restart makes new preshared keys",
+            PRESHARED => "a restart waits for the coordinator before it insists on preshared keys",
+            RECORD => "a restart signs a new record of this node",
+            SERVICES_TAKEN => "a restart does not know which services.toml was taken",
+            ACTIVITY => "a restart calls nobody before it has packets",
+            TRIAL => "a cached map that brings this node down is used again and again",
+            NEXT_IDENTITY_KEY => "a restart offers a key again that was refused",
+            ACCEPTED_CONFIG => "a restart with a broken meshd.toml runs an older one, or none",
+            _ => "a restart begins with an older one",
+        }
     }
 }
 
@@ -45,6 +66,8 @@ files! {
     RECORD = "record.json",
     /// The key of the network lock, where an operator put it.
     LOCK_KEY = "lock.key",
+    /// The meshd.toml that a start took last, for one that finds it broken.
+    ACCEPTED_CONFIG = "meshd.toml.accepted",
 }
 
 files! {

@@ -5,5 +5,7 @@ pub(crate) mod files;
 pub mod notes;
 pub(crate) mod retry;
 pub mod runtime;
+pub mod starts;
 pub mod state_dir;
 pub(crate) mod text;
+pub mod unstored;

@@ -1,6 +1,7 @@
 //! What survives a restart: the enrolment, the last map, and which peers were active.
 //! `base::files` names its files. Every file is replaced as a whole: written beside, synced, renamed, and the directory
-//! synced.
+//! synced. What is true whether or not the disk takes it is kept (`keep`, and `base::unstored`): it waits for the disk.
+//! What counts only once it is stored is replaced (`replace`), and whoever wrote it gives up.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,13 +17,18 @@ use mesh_proto::base::block_map::BlockMap;
 use mesh_proto::base::id::{Domain, IdentityKey, MeshName, NodeId, NodeName, SiteName};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::wire::JoinResponse;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, StatVfsMountFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use zeroize::Zeroizing;
 
 use crate::base::files::{
-    ACTIVITY, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile,
+    ACTIVITY, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile, TRIAL,
 };
 use crate::base::runtime::aside;
+use crate::base::unstored::{Content, LONGEST, Shelf, TURN, Unstored};
 
 /// Largest file that is read back, in bytes.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
@@ -33,7 +39,7 @@ const MAX_ACTIVE: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The operating system refuses.
-    #[error("cannot {verb} {}: {error}; run as root, or set `state_dir` in meshd.toml", path.display())]
+    #[error("cannot {verb} {}: {error}; {}", path.display(), advice(error, path, "run as root, or set `state_dir` in meshd.toml"))]
     Io {
         /// What was tried.
         verb: &'static str,
@@ -76,6 +82,21 @@ pub enum StateError {
         /// What is wrong.
         why: String,
     },
+}
+
+/// Says what helps where the operating system refuses a file: what its disk needs, else what `usual` says.
+pub(crate) fn advice(error: &io::Error, path: &Path, usual: &str) -> String {
+    let dir = path.parent().unwrap_or(path).display();
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => {
+            format!("its disk is full: make room there (`df -h {dir}` and `df -i {dir}` show how much there is)")
+        }
+        Some(Errno::ROFS) => format!(
+            "its file system is read-only: see in the kernel's log whether the disk fails (`dmesg`), and then run `mount -o remount,rw` on the mount that `findmnt -T {dir}` shows"
+        ),
+        Some(Errno::IO) => "its disk fails: see the kernel's log (`dmesg`)".to_owned(),
+        Some(_) | None => usual.to_owned(),
+    }
 }
 
 impl StateError {
@@ -152,6 +173,8 @@ pub struct Active {
 #[derive(Debug, Clone)]
 pub struct State {
     dir: PathBuf,
+    /// What waits for the disk.
+    shelf: Shelf,
 }
 
 impl State {
@@ -166,10 +189,17 @@ impl State {
         if mode & 0o022 != 0 {
             return Err(StateError::Open { path: dir.into(), mode: mode & 0o7777, wanted: "700" });
         }
-        Ok(Self { dir: dir.into() })
+        Ok(Self { dir: dir.into(), shelf: Shelf::default() })
     }
 
-    /// Takes the directory for one daemon; the kernel gives it back when the process ends.
+    /// Has it told what waits for the disk.
+    #[must_use]
+    pub fn telling(self, unstored: watch::Sender<Unstored>) -> Self {
+        Self { shelf: self.shelf.telling(unstored), ..self }
+    }
+
+    /// Takes the directory for one daemon; the kernel gives it back when the process ends. On a read-only file system it
+    /// is the file as it lies there, or the directory itself, for what is locked need not be written.
     ///
     /// # Errors
     /// `StateError::Locked` if another daemon has it.
@@ -177,6 +207,12 @@ impl State {
         let path = self.path(LOCK);
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = match file {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::ROFS) => {
+                File::open(&path).or_else(|_| File::open(&self.dir))
+            }
+            file => file,
+        };
         let file = file.map_err(|error| failed("open", &path, error))?;
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let process = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
@@ -219,7 +255,15 @@ impl State {
         self.replace(ENROLMENT, &seal(&json(enrolment)))
     }
 
-    /// Forgets the mesh; the node's keys stay, so that it may join again as itself.
+    /// Stores the enrolment of a node that has joined: it holds whether or not the disk takes it.
+    ///
+    /// # Errors
+    /// As `keep`.
+    pub(crate) fn keep_enrolment(&self, enrolment: &Enrolment) -> Result<(), StateError> {
+        self.keep(ENROLMENT, &seal(&json(enrolment)))
+    }
+
+    /// Forgets the mesh, and what waits of it; the node's keys stay, so that it may join again as itself.
     ///
     /// # Errors
     /// `StateError` if a file cannot be removed.
@@ -243,14 +287,17 @@ impl State {
         Ok(left)
     }
 
-    /// Removes a file, if it exists.
+    /// Removes a file, if it exists, and what waits for its place.
     pub(crate) fn remove(&self, file: StateFile) -> Result<(), StateError> {
-        let path = self.path(file);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed("remove", &path, error)),
-        }
+        self.settle(file, || self.write(file, &Content::Absent))
+    }
+
+    /// Removes a file, if it exists. If the disk refuses, it is tried again until it is gone.
+    ///
+    /// # Errors
+    /// As `keep`.
+    pub(crate) fn keep_absent(&self, file: StateFile) -> Result<(), StateError> {
+        self.keep_content(file, Content::Absent)
     }
 
     /// Reads the last map that is whole.
@@ -276,14 +323,15 @@ impl State {
     /// # Errors
     /// `StateError` if it cannot be written.
     pub fn save_netmap(&self, netmap: &NetMap) -> Result<(), StateError> {
-        let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS_NETMAP));
-        let beside = aside(|| files::write_beside(&current, &seal(&json(netmap))));
-        let beside = beside.map_err(|error| failed("write", &current, error))?;
-        if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
-            fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
-        }
-        fs::rename(&beside, &current).map_err(|error| failed("rename", &beside, error))?;
-        self.sync()
+        self.replace(NETMAP, &seal(&json(netmap)))
+    }
+
+    /// Stores a map that is in force, whether or not the disk takes it.
+    ///
+    /// # Errors
+    /// As `keep`.
+    pub(crate) fn keep_netmap(&self, netmap: &NetMap) -> Result<(), StateError> {
+        self.keep(NETMAP, &seal(&json(netmap)))
     }
 
     /// Says when the cached map was written, by the clock of then.
@@ -326,9 +374,9 @@ impl State {
     /// Stores which peers are active; at most 1024.
     ///
     /// # Errors
-    /// `StateError` if it cannot be written.
+    /// As `keep`.
     pub fn save_activity(&self, active: &[Active]) -> Result<(), StateError> {
-        self.replace(ACTIVITY, &json(&active[..active.len().min(MAX_ACTIVE)]))
+        self.keep(ACTIVITY, &json(&active[..active.len().min(MAX_ACTIVE)]))
     }
 
     /// Reads a secret; `None` if there is none yet.
@@ -338,21 +386,143 @@ impl State {
 
     /// Puts a file in the place of another.
     pub(crate) fn rename(&self, from: StateFile, to: StateFile) -> Result<(), StateError> {
-        let (from, to) = (self.path(from), self.path(to));
-        fs::rename(&from, &to).map_err(|error| failed("rename", &from, error))?;
+        let (path, target) = (self.path(from), self.path(to));
+        self.settle(from, || fs::rename(&path, &target).map_err(|error| failed("rename", &path, error)))?;
         self.sync()
     }
 
-    /// Replaces a file; readable by its owner only.
+    /// Replaces a file; readable by its owner only. What waits for its place is given up.
     pub(crate) fn replace(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
-        let path = self.path(file);
-        aside(|| files::replace(&path, bytes)).map_err(|error| failed("write", &path, error))
+        let content = Content::Bytes(Zeroizing::new(bytes.to_vec()));
+        self.settle(file, || self.write(file, &content))
     }
 
-    /// Replaces a file that has to outlive the process, not the machine: nothing is synced.
-    pub(crate) fn replace_unsynced(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
+    /// Stores what holds whether or not the disk takes it. What it refuses is shown, and tried again until it is stored,
+    /// or until there is something newer.
+    ///
+    /// # Errors
+    /// `StateError` if it could not be written now.
+    pub(crate) fn keep(&self, file: StateFile, bytes: &[u8]) -> Result<(), StateError> {
+        self.keep_content(file, Content::Bytes(Zeroizing::new(bytes.to_vec())))
+    }
+
+    fn keep_content(&self, file: StateFile, content: Content) -> Result<(), StateError> {
+        aside(|| {
+            let mut waiting = self.shelf.lock();
+            let written = self.write(file, &content);
+            match &written {
+                Ok(()) => {
+                    waiting.remove(&file);
+                    self.shelf.stored(file);
+                }
+                Err(error) => {
+                    waiting.insert(file, content);
+                    self.shelf.refused(file, &error.to_string());
+                }
+            }
+            written
+        })
+    }
+
+    /// Does what counts only if it works; then nothing waits for that file any more.
+    fn settle(&self, file: StateFile, work: impl FnOnce() -> Result<(), StateError>) -> Result<(), StateError> {
+        aside(|| {
+            let mut waiting = self.shelf.lock();
+            work()?;
+            waiting.remove(&file);
+            self.shelf.stored(file);
+            Ok(())
+        })
+    }
+
+    /// Tries once to store all that waits.
+    pub(crate) fn store_waiting(&self) {
+        aside(|| {
+            let mut waiting = self.shelf.lock();
+            waiting.retain(|&file, content| match self.write(file, content) {
+                Ok(()) => {
+                    if self.shelf.stored(file) {
+                        tracing::info!(file = file.name(), "stored after all");
+                    }
+                    false
+                }
+                Err(error) => {
+                    self.shelf.refused(file, &error.to_string());
+                    true
+                }
+            });
+        });
+    }
+
+    /// Looks whether the file system is read-only, which is told before anything is lost by it.
+    fn look_at_directory(&self) {
+        let flags = rustix::fs::statvfs(&self.dir).map(|found| found.f_flag);
+        let is_read_only = flags.is_ok_and(|flags| flags.contains(StatVfsMountFlags::RDONLY));
+        self.shelf.directory(is_read_only.then(|| {
+            let dir = self.dir.display();
+            let advice = advice(&Errno::ROFS.into(), &self.path(LOCK), "");
+            format!(
+                "the state directory {dir} takes nothing, so that a restart does not know what this node learns meanwhile, of removed permissions too: {advice}"
+            )
+        }));
+    }
+
+    /// Tries again and again to store what waits, and looks at the directory, until the task is dropped.
+    pub(crate) async fn tend(self) {
+        let mut pause = TURN;
+        let mut due = Instant::now() + pause;
+        loop {
+            let is_due = !self.shelf.is_empty() && Instant::now() >= due;
+            let state = self.clone();
+            let turn = tokio::task::spawn_blocking(move || {
+                state.look_at_directory();
+                if is_due {
+                    state.store_waiting();
+                }
+            });
+            // It ends early only with the runtime.
+            let _ = turn.await;
+            if self.shelf.is_empty() {
+                pause = TURN;
+                due = Instant::now();
+            } else if is_due {
+                pause = (pause * 2).min(LONGEST);
+                due = Instant::now() + pause;
+            }
+            sleep(TURN).await;
+        }
+    }
+
+    fn write(&self, file: StateFile, content: &Content) -> Result<(), StateError> {
         let path = self.path(file);
-        files::replace_unsynced(&path, bytes).map_err(|error| failed("write", &path, error))
+        match content {
+            Content::Bytes(bytes) if file == NETMAP => self.write_netmap(bytes),
+            // It has to outlive the process, not the machine.
+            Content::Bytes(bytes) if file == TRIAL => {
+                files::replace_unsynced(&path, bytes).map_err(|error| failed("write", &path, error))
+            }
+            Content::Bytes(bytes) => files::replace(&path, bytes).map_err(|error| failed("write", &path, error)),
+            Content::Absent => match fs::remove_file(&path) {
+                Ok(()) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                // A read-only file system says so before it looks.
+                Err(error) if fs::symlink_metadata(&path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) => {
+                    tracing::debug!(%error, file = file.name(), "nothing to remove");
+                    Ok(())
+                }
+                Err(error) => Err(failed("remove", &path, error)),
+            },
+        }
+    }
+
+    fn write_netmap(&self, bytes: &[u8]) -> Result<(), StateError> {
+        let (current, previous) = (self.path(NETMAP), self.path(PREVIOUS_NETMAP));
+        let beside = files::write_beside(&current, bytes).map_err(|error| failed("write", &current, error))?;
+        if self.read(NETMAP).ok().flatten().is_some_and(|b| open_sealed(&b).is_some()) {
+            fs::rename(&current, &previous).map_err(|error| failed("rename", &current, error))?;
+        }
+        fs::rename(&beside, &current).map_err(|error| failed("rename", &beside, error))?;
+        files::sync(&self.dir).map_err(|error| failed("sync", &self.dir, error))
     }
 
     /// Makes sure that what was renamed or removed stays so.

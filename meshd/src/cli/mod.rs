@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod args;
+pub(crate) mod check;
 pub(crate) mod cleanup;
 pub mod error;
 pub mod network_lock;

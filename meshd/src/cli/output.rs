@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::cli::args::ConfigArg;
 use crate::cli::error::CommandError;
 use crate::config::Config;
+use crate::config::accepted::Loaded;
 
 /// Asks the daemon and prints what it says.
 pub(crate) struct Asker {
@@ -43,9 +44,9 @@ pub(crate) fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, C
     Ok(config)
 }
 
-/// Returns where the daemon listens: `--socket`, else what the configuration says, else the default.
+/// Returns where the daemon listens: `--socket`, else what the configuration says that runs, else the default.
 pub(crate) fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
-    let configured = || Config::load(config).unwrap_or_default().socket;
+    let configured = || Loaded::read(config).map_or_else(|_| Config::lenient(config), |loaded| loaded.config).socket;
     given.map_or_else(configured, Into::into)
 }
 

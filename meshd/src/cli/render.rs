@@ -38,6 +38,11 @@ pub fn status(status: &doc::Status) -> String {
     if !drops.is_empty() {
         lines.push(format!("refused and dropped: {}", drops.join(", ")));
     }
+    if status.upkeep.mended > 0 {
+        let last = status.upkeep.last_mended.join(", ");
+        let times = status.upkeep.mended;
+        lines.push(format!("put back {times} times what others removed or changed in the kernel, last: {last}"));
+    }
     lines.extend(status.warnings.iter().map(|w| format!("warning: {w}")));
     lines.join("\n")
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::{CommandFactory, Parser};
 use hyper::Method;
@@ -11,19 +11,20 @@ use mesh_host::client::{AskError, Client};
 use mesh_host::log::{LostLines, ProcessLog};
 use mesh_host::output::{OutputError, printed};
 use mesh_proto::ops::status as doc;
-use mesh_proto::services::Diagnostics;
 use mesh_proto::wire::query::with_query;
 
 use crate::base::runtime;
+use crate::base::starts::Starts;
 use crate::base::state_dir::State;
 use crate::base::text::SOCKET;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, print, print_json, socket};
-use crate::cli::{cleanup, network_lock, render};
+use crate::cli::{check, cleanup, network_lock, render};
+use crate::config::accepted::Loaded;
 use crate::config::{CONFIG, Config};
 use crate::dataplane::bench;
-use crate::linux::{self, KernelError, Obstacle, Shape};
+use crate::linux::{self, KernelError};
 use crate::node::error::DaemonError;
 use crate::node::identity_rotation;
 use crate::node::join::{self, Credential};
@@ -43,7 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOGGED: &str = "info,hickory_server=warn,hickory_net=warn,hickory_proto=warn,boringtun=error";
 
 /// Runs the command line of this process to its end; `daemon` runs the daemon.
-pub fn main(daemon: impl AsyncFnOnce(Config, LostLines) -> Result<(), DaemonError>) -> ExitCode {
+pub fn main(daemon: impl AsyncFnOnce(Loaded, LostLines) -> Result<(), DaemonError>) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(said) => return concluded(helped(&said), None),
@@ -95,7 +96,7 @@ fn exit_code(error: &CommandError) -> u8 {
 fn execute(
     cli: Cli,
     lost: LostLines,
-    daemon: impl AsyncFnOnce(Config, LostLines) -> Result<(), DaemonError>,
+    daemon: impl AsyncFnOnce(Loaded, LostLines) -> Result<(), DaemonError>,
 ) -> Result<u8, CommandError> {
     let runtime = if matches!(cli.verb, Verb::Run(_)) {
         runtime::control()
@@ -108,13 +109,13 @@ fn execute(
 async fn verb(
     cli: Cli,
     lost: LostLines,
-    daemon: impl AsyncFnOnce(Config, LostLines) -> Result<(), DaemonError>,
+    daemon: impl AsyncFnOnce(Loaded, LostLines) -> Result<(), DaemonError>,
 ) -> Result<u8, CommandError> {
     let json = cli.output == Output::Json;
     let ask = Asker { client: Client::new(&SOCKET, socket(cli.socket.as_deref(), Path::new(CONFIG))), json };
     match cli.verb {
         Verb::Run(config) => {
-            daemon(load(&config, cli.socket)?, lost).await?;
+            run(&config, cli.socket, lost, daemon).await?;
             Ok(0)
         }
         Verb::Join { token, token_file, oidc_token_file, coordinator, pin, ephemeral, config } => {
@@ -130,7 +131,8 @@ async fn verb(
         }
         Verb::Leave(config) => leave(&load(&config, cli.socket)?, json).await,
         Verb::Status => {
-            let status: doc::Status = ask.show("/v1/status", render::status).await?;
+            let status = ask.show("/v1/status", render::status).await;
+            let status: doc::Status = status.map_err(|error| why_not_running(error, cli.socket.as_deref()))?;
             let fine = status.state == doc::Health::Ok;
             Ok(if fine { 0 } else { DEGRADED })
         }
@@ -162,7 +164,7 @@ async fn verb(
                 (false, _) => FAILED,
             })
         }
-        Verb::Check(config) => check(&config, cli.socket, json).await,
+        Verb::Check(config) => check::check(&config, cli.socket, json).await,
         Verb::Flows => {
             let shown = |d: &doc::Flows| render::flows(&d.flows);
             ask.show("/v1/flows", shown).await.map(|_| 0)
@@ -188,13 +190,55 @@ async fn verb(
         }
         Verb::Lock(words) => network_lock::perform(&ask, words, cli.socket).await,
         Verb::Cleanup(args) => cleanup::perform(&load(&args.config, cli.socket)?, &args, json).await,
-        Verb::Guard(config) => guard(&load(&config, cli.socket)?, json).await,
+        // The range is to be closed at boot also if meshd.toml is broken.
+        Verb::Guard(config) => guard(Loaded::read(&config.config)?, json).await,
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "meshd", &mut script);
             print(String::from_utf8_lossy(&script).trim_end())?;
             Ok(0)
         }
+    }
+}
+
+/// Runs the daemon. How it ends is kept for `meshd status`, which cannot ask a daemon that does not stay up.
+async fn run(
+    arg: &ConfigArg,
+    socket: Option<PathBuf>,
+    lost: LostLines,
+    daemon: impl AsyncFnOnce(Loaded, LostLines) -> Result<(), DaemonError>,
+) -> Result<(), CommandError> {
+    let mut starts = Starts::file(&Config::lenient(&arg.config).runtime_dir);
+    let ended = match Loaded::read(&arg.config) {
+        Ok(mut loaded) => {
+            loaded.config.socket = socket.unwrap_or(loaded.config.socket);
+            starts = Starts::file(&loaded.config.runtime_dir);
+            Starts::begin(&starts, SystemTime::now());
+            daemon(loaded, lost).await.map_err(CommandError::from)
+        }
+        Err(error) => {
+            Starts::begin(&starts, SystemTime::now());
+            Err(error.into())
+        }
+    };
+    match &ended {
+        Ok(()) => Starts::forget(&starts),
+        Err(error) => Starts::ended(&starts, &error.to_string(), SystemTime::now()),
+    }
+    ended
+}
+
+/// Adds why the daemon does not stay up to the word that it does not run.
+fn why_not_running(error: CommandError, given: Option<&Path>) -> CommandError {
+    let CommandError::Client(AskError::NotRunning(sentence) | AskError::Ended(sentence)) = &error else { return error };
+    let socket = socket(given, Path::new(CONFIG));
+    let beside = socket.parent().unwrap_or_else(|| Path::new("/"));
+    let config = Config::lenient(Path::new(CONFIG));
+    let dirs = if given.is_some() { vec![beside] } else { vec![config.runtime_dir.as_path(), beside] };
+    let cause = dirs.into_iter().find_map(|dir| Starts::sentence(&Starts::file(dir), SystemTime::now()));
+    match cause {
+        Some(cause) => CommandError::Client(AskError::NotRunning(format!("{sentence}\n{cause}"))),
+        None => error,
     }
 }
 
@@ -296,8 +340,8 @@ fn revoke_hint(node: &str) -> String {
     format!("others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator")
 }
 
-async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let Some((range, shape)) = join::stored_range(config)? else {
+async fn guard(loaded: Loaded, json: bool) -> Result<u8, CommandError> {
+    let Some((range, shape)) = join::stored_range(&loaded.config)? else {
         finish(json, vec!["not joined: nothing to close".into()])?;
         return Ok(0);
     };
@@ -306,99 +350,7 @@ async fn guard(config: &Config, json: bool) -> Result<u8, CommandError> {
     }
     let guards = linux::close_range(&shape).await?;
     let mut done = vec![format!("closed {range}")];
-    done.extend(guards.missing.iter().map(|w| format!("warning: {w}")));
+    done.extend(guards.missing.iter().chain(&loaded.settings.error).map(|w| format!("warning: {w}")));
     finish(json, done)?;
     Ok(0)
-}
-
-/// Checks what can be checked without a daemon.
-async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u8, CommandError> {
-    let (mut errors, mut warnings, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-    let mut drawn = None;
-    match load(arg, socket) {
-        Ok(config) => {
-            drawn = services(&config, &mut errors, &mut warnings);
-            notes = host(&config, &mut errors, &mut warnings).await;
-        }
-        Err(error) => errors.extend(error.to_string().lines().map(Into::into)),
-    }
-    let code = if errors.is_empty() && drawn.is_none() { 0 } else { FAILED };
-    if json {
-        errors.extend(drawn.iter().flat_map(Diagnostics::lines));
-        print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings, notes })?;
-        return Ok(code);
-    }
-    if let Some(drawn) = &drawn {
-        print(&drawn.render(io::stdout().is_terminal()))?;
-    }
-    for error in &errors {
-        print(&format!("error: {error}"))?;
-    }
-    for warning in &warnings {
-        print(&format!("warning: {warning}"))?;
-    }
-    for note in &notes {
-        print(&format!("note: {note}"))?;
-    }
-    if code == 0 {
-        print(if warnings.is_empty() { "all is well" } else { "no errors" })?;
-    }
-    Ok(code)
-}
-
-/// Checks the node's services.toml; returns its mistakes with their places.
-fn services(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) -> Option<Diagnostics> {
-    let name = config.services.display().to_string();
-    let Ok(text) = std::fs::read_to_string(&config.services) else {
-        errors.extend(crate::node::services_file::read(&config.services).err());
-        return None;
-    };
-    match mesh_proto::services::parse_node(&text, &name) {
-        Ok((_, list)) => {
-            warnings.extend(Diagnostics::new(&name, &text, list).lines());
-            None
-        }
-        Err(bad) => Some(bad),
-    }
-}
-
-/// Checks the kernel: what stands in the way, and whether the range is free. Returns what needs no mending.
-async fn host(config: &Config, errors: &mut Vec<String>, warnings: &mut Vec<String>) -> Vec<String> {
-    let (joined, shape) = match join::stored_range(config) {
-        Ok(Some((_, shape))) => (true, shape),
-        Ok(None) => (false, default_shape(config)),
-        Err(error) => {
-            errors.push(error.to_string());
-            return Vec::new();
-        }
-    };
-    let mut found = linux::obstacles(&shape).await;
-    // Before the join, what the join sets is not there, and that is no obstacle.
-    let ours = |o: &Obstacle| o.sentence.contains("ip meshd") || o.sentence.contains(&shape.interface);
-    found.retain(|o| joined || !ours(o));
-    warnings.extend(found.iter().map(ToString::to_string));
-    match linux::host_facts().await {
-        Ok(host) => errors.extend(host.collision(shape.range)),
-        Err(error) => errors.push(error.to_string()),
-    }
-    match linux::rival(&shape).await {
-        // Before the join nobody knows the range: the mesh may have another than the default.
-        Ok(rival) => if joined { &mut *errors } else { warnings }.extend(rival),
-        Err(error) => errors.push(error.to_string()),
-    }
-    linux::notes(&shape).await
-}
-
-/// Returns what the kernel would carry after a join with the default range.
-fn default_shape(config: &Config) -> Shape {
-    let range = mesh_proto::base::addr::MeshRange::default();
-    Shape {
-        interface: config.interface.clone(),
-        range,
-        address: mesh_proto::base::addr::Flat(range.nodes().network()),
-        mtu: 1420,
-        pods: config.pods.clone(),
-        pod_interfaces: config.pod_interfaces.clone(),
-        home: join::home(config),
-    }
 }

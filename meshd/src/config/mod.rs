@@ -1,11 +1,13 @@
 //! meshd.toml: what the operator of one machine may set. Every key is optional, and every error of the
 //! file is found in one run, each with its line, its column and, for a mistyped key, a suggestion.
 
+pub mod accepted;
 mod keys;
 mod values;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -121,7 +123,7 @@ impl Default for Config {
 }
 
 /// What is wrong with the file.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ConfigError {
     /// It cannot be read.
     #[error("cannot read {}: {error}; give another with --config PATH", path.display())]
@@ -129,7 +131,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// Why.
-        error: std::io::Error,
+        error: Arc<std::io::Error>,
     },
     /// It says something that cannot be.
     #[error(transparent)]
@@ -147,8 +149,19 @@ impl Config {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(CONFIG) => {
                 Ok(Self::default())
             }
-            Err(error) => Err(ConfigError::Read { path: path.into(), error }),
+            Err(error) => Err(ConfigError::Read { path: path.into(), error: error.into() }),
         }
+    }
+
+    /// Reads the lines before the first section of a file that may be broken, each by itself: what is wrong with one says
+    /// nothing of the others. For the rest there are defaults.
+    pub(crate) fn lenient(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let top = text.lines().take_while(|line| !line.trim_start().starts_with('['));
+        let good = top.filter(|line| DeTable::parse_recoverable(line).1.is_empty());
+        let good: String = good.flat_map(|line| [line, "\n"]).collect();
+        let (table, _) = DeTable::parse_recoverable(&good);
+        read(&mut Reader::new(&good), table.get_ref())
     }
 
     /// Returns the file of the flow table, which is written with every new connection. It lies in a folder of its own,

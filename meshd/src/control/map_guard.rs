@@ -120,8 +120,8 @@ impl MapGuard {
         }
         self.stored = stored;
         let Some(state) = self.state.clone() else { return };
-        let saved = tokio::task::spawn_blocking(move || save(&state, stored)).await;
-        if let Ok(Err(error)) = saved {
+        let kept = tokio::task::spawn_blocking(move || state.keep(MARK, &seal(&json(&stored)))).await;
+        if let Ok(Err(error)) = kept {
             // A revocation must not wait for a full disk.
             tracing::error!(%error, "the high-water mark is not stored; a restart could follow an older coordinator");
         }

@@ -23,7 +23,7 @@ pub(crate) fn read(state: &State) -> Option<Roll> {
     roll
 }
 
-/// Stores how far the log was followed.
+/// Stores how far the log was followed, as soon as the disk takes it.
 pub(crate) fn write(state: &State, roll: &[u8]) -> Result<(), StateError> {
-    state.replace(ROLL, &seal(roll))
+    state.keep(ROLL, &seal(roll))
 }

@@ -36,6 +36,7 @@ use mesh_proto::trust::audit_log::LogPosition;
 use tokio::sync::watch;
 
 use crate::base::runtime::aside;
+use crate::base::state_dir::advice;
 use crate::control::LogGossip;
 use crate::dataplane::bench::Measurement;
 use crate::dataplane::bench::lane_end::{LaneEnd, Phase};
@@ -44,6 +45,7 @@ use crate::dataplane::lane::{Lane, Parts};
 use crate::dataplane::mailbox::Mailbox;
 pub use crate::dataplane::supervisor::LaneDeath;
 use crate::dataplane::worker::Worker;
+use crate::dataplane::worker::flow_file::FlowFile;
 use crate::io::counters::Counters;
 pub use crate::io::counters::{DataPlaneStats, LaneStats, PeerStats};
 pub use crate::io::offloads::{Offload, Offloads};
@@ -122,7 +124,10 @@ pub enum DataPlaneError {
     #[error(transparent)]
     Udp(#[from] UdpError),
     /// The file of flows cannot be had.
-    #[error("cannot open {path}, where connections outlive a restart: {source}; make its directory writable")]
+    #[error(
+        "cannot open {path}, where connections outlive a restart: {source}; {}",
+        advice(source, path, "make its directory writable")
+    )]
     FlowFile {
         /// The file.
         path: PathBuf,
@@ -155,6 +160,8 @@ struct Shared {
     mailboxes: Arc<[Mailbox]>,
     /// Which lane died first.
     died: watch::Sender<Option<LaneDeath>>,
+    /// Where flows outlive this process.
+    flow_file: Option<PathBuf>,
     /// What each lane counts.
     counters: Vec<Arc<Counters>>,
     /// What the lanes do for who measures.
@@ -194,6 +201,7 @@ impl DataPlane {
             vault: setup.vault.clone(),
             mailboxes,
             died: watch::Sender::default(),
+            flow_file: setup.flow_file.clone(),
             counters: (0..lanes).map(|_| Arc::default()).collect(),
             phases: watch::Sender::default(),
             mtu: setup.mtu,
@@ -245,7 +253,7 @@ impl DataPlane {
             sockets,
             number,
             mailboxes: Arc::clone(&shared.mailboxes),
-            flow_file,
+            flow_file: FlowFile::new(flow_file, Arc::clone(&shared.flows)),
             counters,
             interface: setup.interface.clone(),
             offload: setup.offload,
@@ -334,9 +342,11 @@ impl Handle {
             }
         };
         aside(|| self.0.flows.for_each(now, look));
-        let lanes = self.0.counters.iter().map(|lane| lane.read()).collect();
+        let lanes: Vec<LaneStats> = self.0.counters.iter().map(|lane| lane.read()).collect();
         let slots = self.0.flows.slots();
-        DataPlaneStats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2), slots, opened }
+        let refused = lanes.iter().find_map(|lane| lane.flow_file);
+        let unwritten = self.0.flow_file.clone().zip(refused);
+        DataPlaneStats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2), slots, opened, unwritten }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
@@ -475,6 +485,7 @@ mod tests {
             vault: Some(Arc::clone(&vault)),
             mailboxes: Arc::new([]),
             died: watch::Sender::default(),
+            flow_file: None,
             counters: Vec::new(),
             phases: watch::Sender::default(),
             mtu: 1420,

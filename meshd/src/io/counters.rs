@@ -1,8 +1,10 @@
 //! What the lanes count, and how others read it: relaxed atomics that one lane writes and anybody reads.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_proto::base::id::NodeId;
@@ -10,6 +12,7 @@ use mesh_proto::dataplane::flow::Flow;
 use mesh_proto::dataplane::verdict::{Drop, Refuse};
 use mesh_proto::ops::status::LaneStatus;
 use mesh_proto::packet::FiveTuple;
+use rustix::io::Errno;
 
 use crate::io::offloads::Offloads;
 use crate::io::tun_outbox::Drained;
@@ -32,6 +35,8 @@ pub struct DataPlaneStats {
     pub slots: usize,
     /// The flows that this node's callers opened, as the caller's packets look; at most half of the slots.
     pub opened: Vec<(FiveTuple, Flow)>,
+    /// The file of flows and why it is behind, while it is.
+    pub unwritten: Option<(PathBuf, Errno)>,
 }
 
 /// What is known about one peer, over all lanes.
@@ -59,6 +64,8 @@ macro_rules! counters {
             $($(#[$doc])* pub $field: u64,)+
             /// What the kernel does for it.
             pub offloads: Offloads,
+            /// Why the file of flows is behind, while it is.
+            pub flow_file: Option<Errno>,
             /// Packets refused and dropped, by the label of the reason; reasons never met are absent.
             pub drops: BTreeMap<&'static str, u64>,
         }
@@ -72,6 +79,8 @@ macro_rules! counters {
             pub initiations: Counter,
             overflows_seen: [Counter; 2],
             offloads: AtomicU8,
+            /// The error number of the file of flows; 0 while it is written.
+            flow_file: AtomicI32,
             refused: [Counter; MAX_REASONS],
             dropped: [Counter; MAX_REASONS],
         }
@@ -82,7 +91,7 @@ macro_rules! counters {
                 let mut drops = BTreeMap::new();
                 self.add_drops(&mut drops);
                 drops.retain(|_, count| *count > 0);
-                LaneStats { $($field: self.$field.get(),)+ offloads: self.offloads(), drops }
+                LaneStats { $($field: self.$field.get(),)+ offloads: self.offloads(), flow_file: self.flow_file(), drops }
             }
         }
 
@@ -172,6 +181,17 @@ impl Counters {
     pub fn set_offloads(&self, offloads: Offloads) {
         let bits = offloads.each().into_iter().enumerate().map(|(i, (_, on))| u8::from(on) << i).sum();
         self.offloads.store(bits, Ordering::Relaxed);
+    }
+
+    /// Takes note of why the file of flows is behind, or that it is not.
+    pub fn set_flow_file(&self, error: Option<&io::Error>) {
+        let number = error.map_or(0, |error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
+        self.flow_file.store(number, Ordering::Relaxed);
+    }
+
+    fn flow_file(&self) -> Option<Errno> {
+        let number = self.flow_file.load(Ordering::Relaxed);
+        (number != 0).then(|| Errno::from_raw_os_error(number))
     }
 
     fn offloads(&self) -> Offloads {

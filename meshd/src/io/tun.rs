@@ -179,6 +179,15 @@ pub fn open(name: &str, lanes: usize, offload: bool) -> Result<Vec<Queue>, TunEr
     }
 }
 
+/// Looks whether there is a device file that tunnels can be made with, and makes none.
+///
+/// # Errors
+/// Why it cannot be opened.
+pub fn look() -> io::Result<()> {
+    rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(())
+}
+
 /// Opens one queue again after the device was deleted; the first lane to do so creates the device.
 ///
 /// # Errors

@@ -46,6 +46,17 @@ impl NodeKeys {
         }
     }
 
+    /// Looks whether the keys of a node that has joined are there and whole, and makes none.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn look(state: &State) -> Result<(), StateError> {
+        if identity(state, IDENTITY_KEY)?.is_none() {
+            return Err(StateError::Lost(state.path(IDENTITY_KEY)));
+        }
+        [TUNNEL_KEY, FORMER_TUNNEL_KEY, FIRST_TUNNEL_KEY].into_iter().try_for_each(|file| secret(state, file).map(drop))
+    }
+
     /// Reads the keys, and makes those that are missing.
     ///
     /// # Errors
@@ -123,7 +134,7 @@ impl NodeKeys {
     /// # Errors
     /// `StateError` if its file cannot be removed.
     pub fn drop_next(state: &State) -> Result<(), StateError> {
-        state.remove(NEXT_IDENTITY_KEY)
+        state.keep_absent(NEXT_IDENTITY_KEY)
     }
 
     /// Puts the identity that was to be the next aside, where nobody offers it again.

@@ -122,7 +122,7 @@ impl PskStore {
     /// Stores the keys, if they changed since.
     ///
     /// # Errors
-    /// `StateError` if they cannot be written.
+    /// `StateError` if they cannot be written now; they wait for the disk then.
     pub fn save(&self, state: &State) -> Result<(), StateError> {
         let text = {
             let mut keys = self.keys();
@@ -131,7 +131,7 @@ impl PskStore {
             }
             keys.text()
         };
-        let saved = state.replace(PRESHARED_KEYS, text.as_bytes());
+        let saved = state.keep(PRESHARED_KEYS, text.as_bytes());
         if saved.is_err() {
             self.keys().unsaved = true;
         }

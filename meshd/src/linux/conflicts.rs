@@ -132,7 +132,7 @@ async fn reverse_path(routes: &Routes, shape: &Shape) -> Result<Option<Obstacle>
 }
 
 /// Forwarding must be on where there are pods.
-fn forwarding(shape: &Shape) -> Option<Obstacle> {
+pub(super) fn forwarding(shape: &Shape) -> Option<Obstacle> {
     if shape.pods.is_empty() {
         return None;
     }

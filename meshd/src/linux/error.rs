@@ -22,6 +22,16 @@ pub enum KernelError {
     /// The mesh range is that of another mesh on this host.
     #[error("{0}")]
     Taken(String),
+    /// Somebody renamed the mesh interface again after it was renamed back, or gave its name to another.
+    #[error(
+        "the mesh interface `{interface}` is called `{present}` now, and nothing passes: find out who renames it (udev, NetworkManager, systemd-networkd), and then run `ip link set dev {present} name {interface}`"
+    )]
+    Renamed {
+        /// The name that it should have.
+        interface: String,
+        /// The name that it has.
+        present: String,
+    },
     /// An interface name that the kernel would not take.
     #[error("`{0}` is not an interface name: use 1 to 15 characters without slashes and spaces")]
     Name(String),

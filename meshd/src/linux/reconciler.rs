@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::error::KernelError;
-use super::route::Routes;
+use super::route::{Link, Routes};
 use super::{conflicts, guards, names, pod_interfaces};
 use crate::linux::shape::{Guards, Obstacle, Shape};
 
@@ -39,8 +39,10 @@ pub struct Upkeep {
     pub mended: u64,
     /// What was put back last, in sentences.
     pub last_mended: Vec<String>,
-    /// What could not be put back, and why.
-    pub failed: Option<KernelError>,
+    /// What could not be put back, and why; at most one for each step.
+    pub failed: Vec<KernelError>,
+    /// Whether that stops packets: no device of that name, no rule, no route to it.
+    pub stopped: bool,
 }
 
 /// A background task that puts back, within 2 s, what others delete, and reports what stands in the way.
@@ -79,12 +81,16 @@ impl Keeper {
 async fn reconcile(routes: Routes, events: Events, mut shapes: watch::Receiver<Shape>, upkeep: watch::Sender<Upkeep>) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut look = 0;
+    let mut look: u64 = 0;
+    let mut device = Device::default();
+    let mut settings = None;
     loop {
         let started = Instant::now();
         let moved = shapes.has_changed().unwrap_or(false);
         let shape = shapes.borrow_and_update().clone();
-        let mut seen = look_once(&routes, &shape, look).await;
+        let known = settings.replace(conflicts::forwarding(&shape));
+        let search = look.is_multiple_of(SEARCH) || known != settings;
+        let mut seen = look_once(&routes, &shape, &mut device, search, look.is_multiple_of(RETRY)).await;
         // What another shape needs was not taken away by anybody.
         let changes = std::mem::take(&mut seen.changes);
         if moved {
@@ -107,7 +113,8 @@ async fn reconcile(routes: Routes, events: Events, mut shapes: watch::Receiver<S
 /// What one look found.
 struct Seen {
     changes: Vec<String>,
-    failed: Option<KernelError>,
+    failed: Vec<KernelError>,
+    stopped: bool,
     guards: Guards,
     obstacles: Option<Vec<Obstacle>>,
 }
@@ -118,6 +125,7 @@ impl Seen {
         let before = upkeep.clone();
         upkeep.guards = self.guards;
         upkeep.failed = self.failed;
+        upkeep.stopped = self.stopped;
         if let Some(obstacles) = self.obstacles {
             upkeep.obstacles = obstacles;
         }
@@ -129,24 +137,84 @@ impl Seen {
     }
 }
 
-async fn look_once(routes: &Routes, shape: &Shape, look: u64) -> Seen {
-    let mut changes = Vec::new();
-    let mut failed = None;
-    let mut note = |result: Result<Vec<String>, KernelError>| match result {
-        Ok(more) => changes.extend(more),
-        Err(error) => failed = Some(error),
-    };
-    note(routes.ensure_unreachable(shape.range).await);
-    note(routes.ensure_rule(shape.range).await);
-    note(routes.ensure_interface(shape).await);
-    let shape = &pod_interfaces::found(routes, shape).await;
-    let ensured = guards::ensure(shape, look.is_multiple_of(RETRY));
-    if ensured.written {
-        changes.push(format!("the nftables table `ip {}`", names::nft_table(shape.range)));
+async fn look_once(routes: &Routes, shape: &Shape, device: &mut Device, search: bool, retry: bool) -> Seen {
+    let mut steps = Steps::default();
+    steps.note(routes.ensure_unreachable(shape.range).await, false);
+    steps.note(routes.ensure_rule(shape.range).await, true);
+    match device.find(routes, shape).await {
+        Ok((link, changes)) => {
+            steps.changes.extend(changes);
+            // Each by itself: what the kernel refuses of one does not keep the others from being put back.
+            steps.note(routes.ensure_link(&link, shape.mtu).await, !link.up);
+            steps.note(routes.ensure_addresses(link.index, shape).await, false);
+            steps.note(routes.ensure_route(link.index, shape).await, true);
+        }
+        Err(error) => steps.note(Err(error), true),
     }
-    let obstacles =
-        if look.is_multiple_of(SEARCH) || !changes.is_empty() { Some(conflicts::find(shape).await) } else { None };
-    Seen { changes, failed, guards: ensured.guards, obstacles }
+    let shape = &pod_interfaces::found(routes, shape).await;
+    let ensured = guards::ensure(shape, retry);
+    if ensured.written {
+        steps.changes.push(format!("the nftables table `ip {}`", names::nft_table(shape.range)));
+    }
+    let Steps { changes, failed, stopped } = steps;
+    let obstacles = if search || !changes.is_empty() { Some(conflicts::find(shape).await) } else { None };
+    Seen { changes, failed, stopped, guards: ensured.guards, obstacles }
+}
+
+/// What came of the steps of one look.
+#[derive(Default)]
+struct Steps {
+    changes: Vec<String>,
+    failed: Vec<KernelError>,
+    stopped: bool,
+}
+
+impl Steps {
+    /// Takes what came of a step, without which packets may stop.
+    fn note(&mut self, result: Result<Vec<String>, KernelError>, stops: bool) {
+        match result {
+            Ok(changes) => self.changes.extend(changes),
+            Err(error) => {
+                self.failed.push(error);
+                self.stopped |= stops;
+            }
+        }
+    }
+}
+
+/// The mesh interface, known by its number once it was seen: somebody may rename it.
+#[derive(Default)]
+struct Device {
+    index: Option<u32>,
+    /// Whether it was renamed back: once, for who renames it again would do so for ever.
+    is_renamed_back: bool,
+}
+
+impl Device {
+    /// Finds the interface, and gives it its name back, once. Says what was changed.
+    async fn find(&mut self, routes: &Routes, shape: &Shape) -> Result<(Link, Vec<String>), KernelError> {
+        let name = &shape.interface;
+        let other = match self.index {
+            Some(index) => routes.link_at(index).await?.filter(|link| link.name != *name),
+            None => None,
+        };
+        let named = routes.link(name).await?;
+        match (other, named) {
+            // The lanes made another after the first was deleted, or it never was another.
+            (None, Some(link)) => {
+                self.index = Some(link.index);
+                Ok((link, Vec::new()))
+            }
+            (None, None) => Err(KernelError::NoInterface(name.clone())),
+            (Some(other), None) if !self.is_renamed_back => {
+                self.is_renamed_back = true;
+                routes.rename(other.index, name).await?;
+                let link = routes.link(name).await?.ok_or_else(|| KernelError::NoInterface(name.clone()))?;
+                Ok((link, vec![format!("renamed `{}` back to `{name}`", other.name)]))
+            }
+            (Some(other), None | Some(_)) => Err(KernelError::Renamed { interface: name.clone(), present: other.name }),
+        }
+    }
 }
 
 /// The kernel's announcements. What they say does not matter, only that there was one.

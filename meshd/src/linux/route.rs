@@ -131,7 +131,8 @@ impl Routes {
         Ok(changes)
     }
 
-    async fn ensure_link(&self, link: &Link, mtu: u16) -> Result<Vec<String>, KernelError> {
+    /// Makes sure of its MTU and queue, and that it is up.
+    pub(super) async fn ensure_link(&self, link: &Link, mtu: u16) -> Result<Vec<String>, KernelError> {
         let mtu = u32::from(mtu);
         if link.up && link.mtu == mtu && link.queue == QUEUE {
             return Ok(Vec::new());
@@ -156,7 +157,8 @@ impl Routes {
         }
     }
 
-    async fn ensure_addresses(&self, index: u32, shape: &Shape) -> Result<Vec<String>, KernelError> {
+    /// Makes sure that it has our addresses, and no other of the range.
+    pub(super) async fn ensure_addresses(&self, index: u32, shape: &Shape) -> Result<Vec<String>, KernelError> {
         let wanted = [(shape.address.0, AddressScope::Universe), (shape.dns(), AddressScope::Host)];
         let mut changes = Vec::new();
         let mut found = [false; 2];
@@ -185,7 +187,8 @@ impl Routes {
         Ok(changes)
     }
 
-    async fn ensure_route(&self, index: u32, shape: &Shape) -> Result<Vec<String>, KernelError> {
+    /// Makes sure that the range leads into it.
+    pub(super) async fn ensure_route(&self, index: u32, shape: &Shape) -> Result<Vec<String>, KernelError> {
         let mut found = false;
         for route in self.own_routes(names::table(shape.range), shape.range).await? {
             if route.header.kind != RouteType::Unicast {
@@ -358,6 +361,31 @@ impl Routes {
             Some(Err(error)) if errno(&error) == Some(libc::ENODEV) => Ok(None),
             Some(Err(error)) => Err(KernelError::route(&format!("find interface `{name}`"), &error)),
         }
+    }
+
+    /// Finds an interface by its number.
+    pub(super) async fn link_at(&self, index: u32) -> Result<Option<Link>, KernelError> {
+        let mut answers = Box::pin(self.handle.link().get().match_index(index).execute());
+        match answers.next().await {
+            None => Ok(None),
+            Some(Ok(message)) => Ok(Some(Link::read(&message))),
+            Some(Err(error)) if errno(&error) == Some(libc::ENODEV) => Ok(None),
+            Some(Err(error)) => Err(KernelError::route(&format!("find interface {index}"), &error)),
+        }
+    }
+
+    /// Gives an interface another name. Kernels before 6.2 rename none that is up, so that it is taken down for it.
+    pub(super) async fn rename(&self, index: u32, name: &str) -> Result<(), KernelError> {
+        let wanted = || LinkUnspec::new_with_index(index).name(name.to_owned());
+        let mut renamed = self.handle.link().change(wanted().build()).execute().await;
+        if renamed.as_ref().is_err_and(|error| errno(error) == Some(libc::EBUSY)) {
+            // It comes up again with all that it needs.
+            let down = LinkUnspec::new_with_index(index).down().build();
+            if self.handle.link().change(down).execute().await.is_ok() {
+                renamed = self.handle.link().change(wanted().build()).execute().await;
+            }
+        }
+        renamed.map_err(|e| KernelError::route(&format!("rename an interface back to `{name}`"), &e))
     }
 
     /// Lists all interfaces.

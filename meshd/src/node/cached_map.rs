@@ -50,7 +50,7 @@ pub(crate) fn start(state: &State, enrolment: &Enrolment, guard: &mut MapGuard) 
         return nothing(Some(sentence));
     }
     // Not being able to count is no reason to deny; a disk may be full for days.
-    if let Err(error) = state.replace_unsynced(TRIAL, (died + 1).to_string().as_bytes()) {
+    if let Err(error) = state.keep(TRIAL, (died + 1).to_string().as_bytes()) {
         tracing::warn!(%error, "this start is not counted");
     }
     let Some(cached) = state.netmap().filter(|map| belongs(map, enrolment)).map(Arc::new) else {
@@ -66,7 +66,7 @@ pub(crate) fn start(state: &State, enrolment: &Enrolment, guard: &mut MapGuard) 
 
 /// Ends the trial of the cached map: the node is well, or was stopped on purpose.
 pub(crate) fn pass(state: &State) {
-    if let Err(error) = state.remove(TRIAL) {
+    if let Err(error) = state.keep_absent(TRIAL) {
         tracing::warn!(%error, "the count of starts is not reset");
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mesh_host::socket::SocketError;
 
-use crate::base::state_dir::StateError;
+use crate::base::state_dir::{StateError, advice};
 use crate::dataplane::{DataPlaneError, LaneDeath};
 use crate::linux::KernelError;
 
@@ -45,7 +45,7 @@ pub enum DaemonError {
     )]
     FlowsTaken(PathBuf),
     /// A directory cannot be made.
-    #[error("cannot make {}: {error}; run as root, or set `runtime_dir` in meshd.toml", path.display())]
+    #[error("cannot make {}: {error}; {}", path.display(), advice(error, path, "run as root, or set `runtime_dir` in meshd.toml"))]
     Runtime {
         /// The directory.
         path: PathBuf,

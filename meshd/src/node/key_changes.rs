@@ -2,6 +2,7 @@
 //! coordinator has to confirm.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -12,6 +13,11 @@ use crate::keys::node::NodeKeys;
 use crate::node::identity_rotation::IdentityAnswer;
 use crate::node::tunnel_key_rotation::{self, Rotation, RotationStep};
 
+/// The topic of what the disk refused of a change of the tunnel key.
+const KEYS: &str = "keys";
+/// How long that waits before it is tried again.
+const PAUSE: Duration = Duration::from_secs(5);
+
 impl Membership<'_> {
     /// Makes another tunnel key, unless a change is under way.
     pub(super) fn rotate(&mut self) {
@@ -19,8 +25,9 @@ impl Membership<'_> {
             tracing::info!("the tunnel key is being changed already");
             return;
         }
-        if let Err(error) = NodeKeys::rotate(self.state).and_then(|()| self.reload_keys(true)) {
-            tracing::error!(%error, "the tunnel key is not changed");
+        let changed = NodeKeys::rotate(self.state).and_then(|()| self.reload_keys(true));
+        self.is_rotation_wanted = changed.is_err();
+        if !self.conclude_keys("the tunnel key is not changed", changed) {
             return;
         }
         self.report();
@@ -30,9 +37,13 @@ impl Membership<'_> {
 
     /// Goes on with a change of keys, or begins one when it is time.
     pub(super) fn turn(&mut self) {
+        if Instant::now() < self.keys_due {
+            return;
+        }
         let Some(rotation) = &mut self.rotation else {
             let due = tunnel_key_rotation::due(self.config.keys.rotate, &self.lanes.public(0));
-            if NodeKeys::age(self.state).is_some_and(|age| age >= due) && self.publisher.link.borrow().connected {
+            let is_due = self.is_rotation_wanted || NodeKeys::age(self.state).is_some_and(|age| age >= due);
+            if is_due && self.publisher.link.borrow().connected {
                 self.rotate();
             }
             return;
@@ -42,20 +53,32 @@ impl Membership<'_> {
             return;
         }
         let known = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
-        let done = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
-            RotationStep::Wait => Ok(()),
+        let step = match rotation.step(known, self.config.keys.overlap, Instant::now()) {
+            RotationStep::Wait => return,
             RotationStep::CallByPresent => self.reload_keys(false),
             RotationStep::Finish => {
-                self.rotation = None;
                 let forgotten = NodeKeys::forget_former(self.state).and_then(|()| self.reload_keys(false));
-                self.report();
-                tracing::info!("the former tunnel key is forgotten");
+                if forgotten.is_ok() {
+                    self.rotation = None;
+                    self.report();
+                    tracing::info!("the former tunnel key is forgotten");
+                }
                 forgotten
             }
         };
-        if let Err(error) = done {
-            tracing::error!(%error, "the change of the tunnel key does not go on");
+        self.conclude_keys("the change of the tunnel key does not go on", step);
+    }
+
+    /// Shows what the disk refused of a change of the tunnel key, until it is done. Says whether it is.
+    fn conclude_keys(&mut self, what: &str, done: Result<(), StateError>) -> bool {
+        let sentence = done.err().map(|error| format!("{what}: {error}. It is tried again until it works"));
+        let is_done = sentence.is_none();
+        if let Some(sentence) = &sentence {
+            tracing::error!("{sentence}");
+            self.keys_due = Instant::now() + PAUSE;
         }
+        self.publisher.notes.set(KEYS, sentence);
+        is_done
     }
 
     /// Puts the keys of the state directory in force.

@@ -21,7 +21,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_host::clock::now;
+use mesh_host::clock::{now, unix, utc_text};
+use mesh_host::table::age;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::offline_lease::Lease;
@@ -65,6 +66,8 @@ const TURN: Duration = Duration::from_secs(1);
 const CACHE: &str = "cache";
 /// The topic of a map that nobody stands by any more.
 const LEASE: &str = "lease";
+/// The topic of one that nobody has stood by for half of that time.
+const HALF_LEASE: &str = "half of the lease";
 /// How long each part may take to stop.
 const STOP: Duration = Duration::from_millis(400);
 
@@ -86,6 +89,10 @@ pub(crate) struct Membership<'d> {
     author: Author,
     renewer: Renewer,
     rotation: Option<Rotation>,
+    /// Whether another tunnel key was asked for, which the disk did not take yet.
+    is_rotation_wanted: bool,
+    /// When it is tried next to change it.
+    keys_due: Instant,
     /// When the cached map is no danger to the node; none once that is known.
     trial: Option<Instant>,
     /// The newest map; less of it is in force once no coordinator was heard for too long.
@@ -194,6 +201,8 @@ impl<'d> Membership<'d> {
             author,
             renewer,
             rotation: None,
+            is_rotation_wanted: false,
+            keys_due: Instant::now(),
             trial: on_trial.then(|| Instant::now() + cached_map::WELL),
             map,
             lease,
@@ -361,6 +370,9 @@ impl<'d> Membership<'d> {
             self.say_lease();
             self.splice();
         }
+        self.publisher
+            .notes
+            .set(HALF_LEASE, self.lease.runs_out(now).map(|left| runs_out(left, self.lease.offline(now))));
     }
 
     fn say_lease(&self) {
@@ -389,7 +401,7 @@ impl<'d> Membership<'d> {
         let shape = join::shape(self.config, &enrolment, self.shape.mtu);
         self.enrolment = enrolment;
         self.publisher.enrolment.send_replace(Some(self.enrolment.clone()));
-        if let Err(error) = self.state.save_enrolment(&self.enrolment) {
+        if let Err(error) = self.state.keep_enrolment(&self.enrolment) {
             tracing::error!(%error, "enrolment not stored");
         }
         if shape == self.shape {
@@ -486,6 +498,14 @@ impl<'d> Membership<'d> {
     }
 }
 
+/// Says when a lease ends, of which so much is left.
+fn runs_out(left: Duration, offline: Duration) -> String {
+    let (end, offline) = (utc_text(unix().0.saturating_add(left.as_secs())), age(offline.as_secs(), 1));
+    format!(
+        "no coordinator was heard for {offline}, half of `max_offline` and more: if none is heard before {end}, this node goes on with those peers alone that it is speaking to then; see that a coordinator can be reached"
+    )
+}
+
 /// Returns what of a map may be acted on.
 pub(crate) fn believed(map: &VerifiedMap, lease: &Lease) -> VerifiedMap {
     lease.left().map_or_else(|| map.clone(), |left| map.only(left))
@@ -502,7 +522,7 @@ fn storing(state: State) -> (watch::Sender<Option<Arc<NetMap>>>, JoinHandle<()>)
         while maps.changed().await.is_ok() {
             let Some(map) = maps.borrow_and_update().clone() else { continue };
             let state = state.clone();
-            let saved = tokio::task::spawn_blocking(move || state.save_netmap(&map)).await;
+            let saved = tokio::task::spawn_blocking(move || state.keep_netmap(&map)).await;
             if let Ok(Err(error)) = saved {
                 tracing::error!(%error, "map not stored; a restart would begin with an older one");
             }

@@ -61,7 +61,7 @@ impl LastHeard {
 
     fn store(&self, clock: SystemTime) {
         let seconds = clock.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if let Err(error) = self.state.replace(HEARD, &seal(seconds.to_string().as_bytes())) {
+        if let Err(error) = self.state.keep(HEARD, &seal(seconds.to_string().as_bytes())) {
             tracing::warn!(%error, "not stored when a coordinator was last heard; a restart may count from earlier");
         }
     }

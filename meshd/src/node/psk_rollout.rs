@@ -135,7 +135,7 @@ impl Switch {
                     store(&self.state, kept);
                 } else {
                     self.kept = None;
-                    if let Err(error) = self.state.remove(PRESHARED) {
+                    if let Err(error) = self.state.keep_absent(PRESHARED) {
                         tracing::warn!(%error, "the next start waits for the coordinator again");
                     }
                 }
@@ -176,7 +176,7 @@ fn was_on(state: &State) -> bool {
 }
 
 fn store(state: &State, kept: &Kept) {
-    let written = serde_json::to_vec(kept).map(|bytes| state.replace(PRESHARED, &bytes));
+    let written = serde_json::to_vec(kept).map(|bytes| state.keep(PRESHARED, &bytes));
     if let Ok(Err(error)) = written {
         tracing::warn!(%error, "not stored how far the mesh follows `preshared`; the next start waits for the coordinator");
     }

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 
 use crate::base::notes::Notes;
 use crate::base::state_dir::Enrolment;
+use crate::base::unstored::Unstored;
+use crate::config::accepted::Settings;
 use crate::control::{ChannelState, Dial};
 use crate::dataplane::Handle;
 use crate::keys::psk_policy::PskMode;
@@ -39,6 +41,10 @@ pub struct Publisher {
     pub renewed: watch::Sender<Option<IdentityOutcome>>,
     /// The running data path.
     pub plane: watch::Sender<Option<Handle>>,
+    /// What the state directory did not take.
+    pub unstored: watch::Sender<Unstored>,
+    /// The meshd.toml that runs, and what is wrong with the one on disk.
+    pub settings: watch::Sender<Settings>,
     /// What has no place of its own.
     pub notes: Notes,
 }
@@ -70,6 +76,10 @@ pub struct Subscriber {
     pub lane_deaths: LaneDeaths,
     /// Lines that the log lost.
     pub lost_lines: LostLines,
+    /// What the state directory did not take.
+    pub unstored: watch::Receiver<Unstored>,
+    /// The meshd.toml that runs, and what is wrong with the one on disk.
+    pub settings: watch::Receiver<Settings>,
     /// What has no place of its own.
     pub notes: Notes,
 }
@@ -85,6 +95,8 @@ impl Default for Publisher {
             preshared: watch::Sender::new((PskMode::Off, None)),
             renewed: watch::Sender::default(),
             plane: watch::Sender::default(),
+            unstored: watch::Sender::default(),
+            settings: watch::Sender::default(),
             notes: Notes::default(),
         }
     }
@@ -112,6 +124,8 @@ impl Publisher {
             plane: self.plane.subscribe(),
             lane_deaths,
             lost_lines,
+            unstored: self.unstored.subscribe(),
+            settings: self.settings.subscribe(),
             notes: self.notes.clone(),
         }
     }
@@ -142,6 +156,8 @@ impl Subscriber {
             lane_death: self.lane_deaths.sentence(SystemTime::now()),
             log_lines_dropped: self.lost_lines.count(),
             log_loss: self.lost_lines.sentence(),
+            unstored: self.unstored.borrow().clone(),
+            settings: self.settings.borrow().clone(),
             notes: self.notes.all(),
         }
     }

@@ -50,7 +50,7 @@ impl Author {
         let text = facts.text();
         let signature = keys.sign(&SignedRecord::message(&text));
         let record = SignedRecord { text: text.into(), signature };
-        let written = serde_json::to_vec(&record).map(|bytes| self.state.replace(RECORD, &bytes));
+        let written = serde_json::to_vec(&record).map(|bytes| self.state.keep(RECORD, &bytes));
         if let Ok(Err(error)) = written {
             tracing::warn!(%error, "the node's own record is not stored; a restart signs a new one");
         }

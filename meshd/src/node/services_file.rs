@@ -74,7 +74,7 @@ fn mark(text: &str) -> String {
 }
 
 fn note_taken(state: &State, mark: &str) {
-    if let Err(error) = state.replace(SERVICES_TAKEN, mark.as_bytes()) {
+    if let Err(error) = state.keep(SERVICES_TAKEN, mark.as_bytes()) {
         tracing::debug!(%error, "the next start does not know which services.toml was taken");
     }
 }

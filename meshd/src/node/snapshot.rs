@@ -6,6 +6,8 @@ use std::time::Duration;
 use mesh_proto::dataplane::view::View;
 
 use crate::base::state_dir::Enrolment;
+use crate::base::unstored::Unstored;
+use crate::config::accepted::Settings;
 use crate::control::ChannelState;
 use crate::dataplane::DataPlaneStats;
 use crate::keys::psk_policy::PskMode;
@@ -39,6 +41,10 @@ pub struct Snapshot {
     pub log_lines_dropped: u64,
     /// What the operator is told of them, if the last was lost in the last hour.
     pub log_loss: Option<String>,
+    /// What the state directory did not take.
+    pub unstored: Unstored,
+    /// The meshd.toml that runs, and what is wrong with the one on disk.
+    pub settings: Settings,
     /// Sentences for the operator of what has no place of its own.
     pub notes: Vec<String>,
 }

@@ -49,8 +49,9 @@ async fn metrics(State(subscriber): State<Subscriber>) -> ([(header::HeaderName,
 }
 
 async fn readiness(State(subscriber): State<Subscriber>) -> (StatusCode, &'static str) {
+    // Only what stops packets: the lanes, the device, the rule and the route that lead to them.
     match *subscriber.plane.borrow() {
-        Some(_) => (StatusCode::OK, "ok\n"),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "not forwarding: see `meshd status`\n"),
+        Some(_) if !subscriber.upkeep.borrow().stopped => (StatusCode::OK, "ok\n"),
+        Some(_) | None => (StatusCode::SERVICE_UNAVAILABLE, "not forwarding: see `meshd status`\n"),
     }
 }

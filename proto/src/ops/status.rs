@@ -73,6 +73,44 @@ pub struct Status {
     /// Lines of its log that standard error did not take, since the start.
     #[serde(default)]
     pub log_lines_dropped: u64,
+    /// The node's own meshd.toml.
+    #[serde(default)]
+    pub settings: File,
+    /// What the state directory did not take: it waits, and is tried again until it is stored.
+    #[serde(default)]
+    pub unstored: Vec<UnstoredFile>,
+    /// How often the state directory refused something, since the start.
+    #[serde(default)]
+    pub store_failures: u64,
+    /// What meshd keeps set in the kernel.
+    #[serde(default)]
+    pub upkeep: UpkeepStatus,
+}
+
+/// A file of the state directory that is not as it should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnstoredFile {
+    /// Its name.
+    pub file: String,
+    /// Why, what to do, and what a restart does until then.
+    pub error: String,
+    /// Seconds for which it has waited.
+    pub age_s: u64,
+    /// How often it was tried.
+    pub attempts: u64,
+}
+
+/// What meshd keeps set in the kernel: device, addresses, rule, routes, guards.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpkeepStatus {
+    /// How often something had to be put back, since the start.
+    pub mended: u64,
+    /// What was put back last.
+    pub last_mended: Vec<String>,
+    /// What cannot be put back, each with why; it is tried again each second.
+    pub failed: Vec<String>,
+    /// Whether that stops packets.
+    pub stopped: bool,
 }
 
 /// How a node is, in a word.
@@ -461,6 +499,32 @@ pub struct Check {
     /// What is good to know, and needs no mending: what a guard does not hold on this host, and what it dropped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Both again, each in its parts; mistakes of services.toml are among the errors alone.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+}
+
+/// Something that does not work, or may not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is, in a word that stays the same.
+    pub id: String,
+    /// Whether it keeps this node from working.
+    pub is_error: bool,
+    /// What it is and what it does.
+    pub cause: String,
+    /// The command that mends it; empty if there is no single one.
+    pub command: String,
+}
+
+impl Problem {
+    /// Says what it is, and what mends it.
+    pub fn sentence(&self) -> String {
+        match self.command.as_str() {
+            "" => self.cause.clone(),
+            command => format!("{}; run `{command}`", self.cause),
+        }
+    }
 }
 
 /// The answer to a command that changes something.

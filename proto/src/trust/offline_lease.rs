@@ -63,6 +63,13 @@ impl Lease {
         self.left.as_ref()
     }
 
+    /// Returns how much is left of a lease that is half over, and good still.
+    pub fn runs_out(&self, now: Timestamp) -> Option<Duration> {
+        let limit = self.limit?;
+        let offline = self.offline(now);
+        (offline >= limit / 2).then(|| limit.saturating_sub(offline)).filter(|left| !left.is_zero())
+    }
+
     /// Returns how long no coordinator was heard.
     pub fn offline(&self, now: Timestamp) -> Duration {
         self.before.saturating_add(now.since(self.heard))
@@ -106,6 +113,19 @@ mod tests {
         assert!(!lease.hears(at(10)));
         assert!(!lease.look(|| names(&[]), at(WEEK.as_secs() + 9)));
         assert!(lease.look(|| names(&[]), at(WEEK.as_secs() + 10)));
+    }
+
+    #[test]
+    fn a_lease_that_is_half_over_says_how_much_is_left() {
+        let mut lease = Lease::new(Some(WEEK), Duration::ZERO, at(0));
+        let half = WEEK.as_secs() / 2;
+        assert_eq!(lease.runs_out(at(half - 1)), None);
+        assert_eq!(lease.runs_out(at(half)), Some(WEEK / 2));
+        assert_eq!(lease.runs_out(at(WEEK.as_secs() - 1)), Some(Duration::from_secs(1)));
+        assert_eq!(lease.runs_out(at(WEEK.as_secs())), None, "it is over");
+        lease.hears(at(half));
+        assert_eq!(lease.runs_out(at(half + 1)), None);
+        assert_eq!(Lease::new(None, Duration::MAX, at(0)).runs_out(at(1)), None);
     }
 
     #[test]

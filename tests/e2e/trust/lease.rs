@@ -18,12 +18,17 @@ pub(crate) fn runs_out(pair: &Pair) {
     a.kill();
     a.start().unwrap();
     let reached = || wait_until(STARTING, || traffic::connect(&pair.a.pod, (web, 80)).is_ok());
-    let warned = || a.status().is_ok_and(|s| s.warnings.iter().any(|text| text.contains("max_offline")));
+    let says = |words: &str| a.status().is_ok_and(|s| s.warnings.iter().any(|text| text.contains(words)));
+    let warned = || says("longer than `max_offline`");
+    let half = || says("half of `max_offline`");
     assert!(reached() && wait_until(STARTING, || a.status().is_ok_and(|s| s.coordinator.connected)));
     let probe = Probe::udp(&pair.a.pod, (web, 7)).unwrap();
 
     pair.coordinator.kill();
     let began = Instant::now();
+    assert!(wait_until(Duration::from_secs(10), half), "nobody is told when it ends");
+    assert!(began.elapsed() > Duration::from_secs(3) && !warned());
+    assert_eq!(a.verb(&["status"]).unwrap().status.code(), Some(3));
     assert!(wait_until(Duration::from_secs(30), warned));
     let took = began.elapsed();
     assert!(took > Duration::from_secs(8), "{took:?}");
@@ -40,6 +45,6 @@ pub(crate) fn runs_out(pair: &Pair) {
     assert!(a.status().unwrap().peers.is_empty());
 
     pair.coordinator.start().unwrap();
-    assert!(reached() && !warned(), "the coordinator's word brings all back");
+    assert!(reached() && !warned() && !half(), "the coordinator's word brings all back");
     said(&format!("max_offline of 10 s was over after {took:?}; 0 of {asked} requests of an open tunnel lost"));
 }

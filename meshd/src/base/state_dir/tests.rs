@@ -93,6 +93,82 @@ fn who_leaves_forgets_every_file_of_the_mesh_and_none_of_the_node() {
 }
 
 #[test]
+fn what_the_disk_refuses_waits_and_of_each_file_the_newest_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = watch::Sender::default();
+    let state = State::open(&dir.path().join("s")).unwrap().telling(shown.clone());
+    let told = |file: StateFile| shown.borrow().files.get(file.name()).map(|refused| refused.attempts);
+    // Nothing can be put in the place of a folder.
+    fs::create_dir(state.path(NETMAP)).unwrap();
+    state.keep_netmap(&netmap(1)).unwrap_err();
+    state.keep_netmap(&netmap(2)).unwrap_err();
+    state.store_waiting();
+    assert_eq!((told(NETMAP), shown.borrow().failures), (Some(3), 3));
+    let sentence = shown.borrow().sentences().next().cloned().unwrap();
+    assert!(sentence.contains("netmap.json") && sentence.contains("removed permissions"), "{sentence}");
+    fs::remove_dir(state.path(NETMAP)).unwrap();
+    state.store_waiting();
+    assert_eq!((state.netmap(), told(NETMAP)), (Some(netmap(2)), None));
+    state.store_waiting();
+    assert_eq!(fs::read_dir(dir.path().join("s")).unwrap().count(), 1, "nothing is left half written");
+
+    // What is replaced, removed or left since does not come back.
+    for settle in [
+        (|state: &State| state.replace(MARK, b"newer")) as fn(&State) -> Result<(), StateError>,
+        |state| state.remove(MARK),
+        |state| state.forget(),
+        |state| state.keep_absent(MARK),
+    ] {
+        fs::create_dir(state.path(MARK)).unwrap();
+        state.keep(MARK, b"older").unwrap_err();
+        fs::remove_dir(state.path(MARK)).unwrap();
+        settle(&state).unwrap();
+        state.store_waiting();
+        assert!(told(MARK).is_none() && fs::read(state.path(MARK)).map_or(true, |text| text == b"newer"));
+        let _ = fs::remove_file(state.path(MARK));
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_tried_again_by_itself_until_it_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = watch::Sender::default();
+    let state = State::open(&dir.path().join("s")).unwrap().telling(shown.clone());
+    fs::create_dir(state.path(MARK)).unwrap();
+    state.keep(MARK, b"x").unwrap_err();
+    let tending = tokio::spawn(state.clone().tend());
+    let attempts = || shown.borrow().files.get(MARK.name()).map_or(0, |refused| refused.attempts);
+    let until = async |condition: &dyn Fn() -> bool| {
+        let met = async {
+            while !condition() {
+                sleep(TURN / 10).await;
+            }
+        };
+        tokio::time::timeout(LONGEST + 2 * TURN, met).await.unwrap();
+    };
+    until(&|| attempts() >= 2).await;
+    fs::remove_dir(state.path(MARK)).unwrap();
+    until(&|| attempts() == 0).await;
+    assert_eq!(fs::read(state.path(MARK)).unwrap(), b"x");
+    tending.abort();
+}
+
+#[test]
+fn a_full_disk_a_read_only_one_and_one_that_fails_get_advice_of_their_own() {
+    let said = |errno: Errno| failed("write", Path::new("/d/mark.json"), errno.into()).to_string();
+    for (errno, words) in [
+        (Errno::NOSPC, ["make room there", "df -h /d"]),
+        (Errno::DQUOT, ["make room there", "df -i /d"]),
+        (Errno::ROFS, ["mount -o remount,rw", "findmnt -T /d"]),
+        (Errno::IO, ["its disk fails", "dmesg"]),
+        (Errno::ACCESS, ["run as root", "state_dir"]),
+    ] {
+        let said = said(errno);
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+}
+
+#[test]
 fn a_torn_map_falls_back_to_the_one_before() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();

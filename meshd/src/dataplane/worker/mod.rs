@@ -8,22 +8,21 @@
 //! starve the other; epoll is level-triggered, so what is left is found in the next turn.
 
 mod busy_poll;
+pub(crate) mod flow_file;
 mod timerfd;
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_host::clock::now;
 use mesh_proto::base::clock::Timestamp;
-use mesh_proto::dataplane::flow::FlowTable;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use self::busy_poll::Patience;
+use self::flow_file::FlowFile;
 use self::timerfd::Alarm;
 use crate::dataplane::lane::{Lane, Out};
 use crate::dataplane::mailbox::Mailbox;
@@ -61,7 +60,7 @@ pub(crate) struct Worker {
     pub(crate) number: usize,
     /// The mailboxes of all lanes.
     pub(crate) mailboxes: Arc<[Mailbox]>,
-    pub(crate) flow_file: Option<Arc<File>>,
+    pub(crate) flow_file: FlowFile,
     pub(crate) counters: Arc<Counters>,
     pub(crate) interface: String,
     pub(crate) offload: Offload,
@@ -99,7 +98,7 @@ impl Worker {
         let mut patience = Patience::default();
         loop {
             events.clear();
-            let due = self.lane.poll_timeout(now()).into_iter().chain(lost_device).min();
+            let due = self.lane.poll_timeout(now()).into_iter().chain(lost_device).chain(self.flow_file.due()).min();
             let timeout = alarm.set(due, now())?;
             let asleep = timeout.is_some() || !self.stays_awake(&epoll, &mut patience, &mut events)?;
             if asleep {
@@ -160,7 +159,7 @@ impl Worker {
         self.make_room(buffers);
         self.lane.handle_timeout(&mut buffers.out, now);
         self.flush(buffers);
-        self.write_flows();
+        self.write_flows(now);
         if self.lane.take_handed_over() {
             self.mailboxes[0].ring();
         }
@@ -276,21 +275,10 @@ impl Worker {
         write_out(&self.queue, &self.sockets, &self.counters, &mut buffers.out);
     }
 
-    fn write_flows(&mut self) {
-        let Some(file) = self.flow_file.take() else {
-            return self.lane.drain_dirty(|_, _| {});
-        };
-        let mut failed = None;
-        self.lane.drain_dirty(|slot, entry| {
-            let at = slot as u64 * FlowTable::ENTRY_BYTES as u64;
-            if let Err(error) = file.write_all_at(entry, at) {
-                failed = Some(error);
-            }
-        });
-        match failed {
-            Some(error) => tracing::warn!(%error, "flows are no longer saved: a restart will cut connections"),
-            None => self.flow_file = Some(file),
-        }
+    fn write_flows(&mut self, now: Timestamp) {
+        let Self { lane, flow_file, counters, .. } = self;
+        lane.drain_dirty(|slot, entry| flow_file.write(slot, entry, counters, now));
+        flow_file.catch_up(counters, now);
     }
 
     /// Opens the device again after somebody deleted it. Returns when to try next, if it did not work.

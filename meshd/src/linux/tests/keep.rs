@@ -127,6 +127,34 @@ fn a_new_pod_block_is_guarded_at_once() {
 }
 
 #[test]
+fn what_the_kernel_refuses_is_told_and_all_else_is_put_back() {
+    in_namespace(|| async {
+        let good = shape(&[]);
+        close_range(&good).await.unwrap();
+        let _device = tun("mesh0");
+        attach(&good).await.unwrap();
+        let (upkeep, mut seen) = watch::channel(Upkeep::default());
+        let keeper = Keeper::start(good.clone(), upkeep).unwrap();
+        seen.changed().await.unwrap();
+
+        // Less than IPv4 needs, which no kernel takes.
+        keeper.set_shape(Shape { mtu: 1, ..good.clone() });
+        let refused = |upkeep: &Upkeep| upkeep.failed.len() == 1 && upkeep.failed[0].to_string().contains("mesh0");
+        tokio::time::timeout(PROMISE, seen.wait_for(refused)).await.unwrap().unwrap();
+        let mended = seen.borrow_and_update().mended;
+        damage(Damage::NodeAddress).await;
+        let back = seen.wait_for(|upkeep| upkeep.mended > mended && refused(upkeep));
+        let stopped = tokio::time::timeout(PROMISE, back).await.unwrap().unwrap().stopped;
+        assert!(!stopped, "packets pass with another MTU");
+
+        keeper.set_shape(good);
+        let healed = seen.wait_for(|upkeep| upkeep.failed.is_empty());
+        tokio::time::timeout(PROMISE, healed).await.unwrap().unwrap();
+        keeper.stop().await;
+    });
+}
+
+#[test]
 fn an_interface_that_is_gone_is_told_and_the_range_stays_closed() {
     in_namespace(|| async {
         let shape = shape(&[]);
@@ -139,7 +167,7 @@ fn an_interface_that_is_gone_is_told_and_the_range_stays_closed() {
         drop(device);
 
         let gone = KernelError::NoInterface("mesh0".to_owned());
-        let told = seen.wait_for(|upkeep| upkeep.failed.as_ref() == Some(&gone));
+        let told = seen.wait_for(|upkeep| upkeep.failed == [gone.clone()]);
         tokio::time::timeout(PROMISE, told).await.unwrap().unwrap();
         let routes = Routes::open().unwrap();
         assert!(routes.lookup(Ipv4Addr::new(241, 0, 0, 1).into()).await.is_none());

@@ -1,0 +1,155 @@
+//! The file in which flows outlive the process, as one lane writes it. What the file system refuses is told, and written
+//! as it is then as soon as it takes it: a file that is behind would cut connections at the next start.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::base::clock::Timestamp;
+use mesh_proto::dataplane::flow::FlowTable;
+
+use crate::io::counters::Counters;
+
+/// The first pause before what was refused is written again, and the longest.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(8)];
+/// Most entries that are caught up with in one turn of the lane.
+const PER_TURN: usize = 256;
+
+/// The file, and which of its entries are behind.
+pub(crate) struct FlowFile {
+    /// None where flows do not outlive the process.
+    file: Option<Arc<File>>,
+    flows: Arc<FlowTable>,
+    /// A bit for each slot of which the file holds an older entry.
+    behind: Box<[u64]>,
+    /// When it is tried to catch up; none while nothing is behind.
+    due: Option<Timestamp>,
+    pause: Duration,
+}
+
+impl FlowFile {
+    /// Writes the entries of a table to a file.
+    pub(crate) fn new(file: Option<Arc<File>>, flows: Arc<FlowTable>) -> Self {
+        let behind = vec![0; flows.slots().div_ceil(64)].into();
+        Self { file, flows, behind, due: None, pause: PAUSES[0] }
+    }
+
+    /// Returns when it wants to be asked to catch up.
+    pub(crate) fn due(&self) -> Option<Timestamp> {
+        self.due
+    }
+
+    /// Writes an entry that changed, or notes that it is behind.
+    pub(crate) fn write(&mut self, slot: usize, entry: &[u8], counters: &Counters, now: Timestamp) {
+        let Some(file) = &self.file else { return };
+        let written = match self.due {
+            None => write(file, slot, entry),
+            // Not one call for each entry while all are refused.
+            Some(_) => return self.mark(slot),
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, "flows are not saved for now: a restart would cut connections");
+            self.mark(slot);
+            self.refused(&error, counters, now);
+        }
+    }
+
+    /// Writes what is behind, if it is time to try.
+    pub(crate) fn catch_up(&mut self, counters: &Counters, now: Timestamp) {
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        match self.write_behind() {
+            Ok(true) => {
+                self.due = None;
+                self.pause = PAUSES[0];
+                counters.set_flow_file(None);
+                tracing::info!("flows are saved again");
+            }
+            Ok(false) => self.due = Some(now),
+            Err(error) => self.refused(&error, counters, now),
+        }
+    }
+
+    /// Writes some of what is behind; says whether that was all.
+    fn write_behind(&mut self) -> io::Result<bool> {
+        let Self { file: Some(file), flows, behind, .. } = self else { return Ok(true) };
+        let mut left = PER_TURN;
+        for (i, word) in behind.iter_mut().enumerate() {
+            while *word != 0 {
+                if left == 0 {
+                    return Ok(false);
+                }
+                left -= 1;
+                let slot = i * 64 + word.trailing_zeros() as usize;
+                write(file, slot, &flows.entry(slot))?;
+                *word &= *word - 1;
+            }
+        }
+        Ok(true)
+    }
+
+    fn refused(&mut self, error: &io::Error, counters: &Counters, now: Timestamp) {
+        self.due = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(PAUSES[1]);
+        counters.set_flow_file(Some(error));
+    }
+
+    fn mark(&mut self, slot: usize) {
+        if let Some(word) = self.behind.get_mut(slot / 64) {
+            *word |= 1 << (slot % 64);
+        }
+    }
+}
+
+fn write(file: &File, slot: usize, entry: &[u8]) -> io::Result<()> {
+    file.write_all_at(entry, slot as u64 * FlowTable::ENTRY_BYTES as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn what_a_full_disk_refuses_is_written_as_soon_as_there_is_room() {
+        let flows = Arc::new(FlowTable::new(1 << 10));
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut file = FlowFile::new(Some(Arc::new(full)), Arc::clone(&flows));
+        let counters = Counters::default();
+        let at = Timestamp::from_millis;
+        let entry = [7; FlowTable::ENTRY_BYTES];
+        for slot in 0..300 {
+            file.write(slot, &entry, &counters, at(0));
+        }
+        assert_eq!(counters.read().flow_file.unwrap().raw_os_error(), rustix::io::Errno::NOSPC.raw_os_error());
+        assert_eq!(file.due(), Some(at(1000)));
+        let mut now = at(0);
+        for _ in 0..10 {
+            now = file.due().unwrap();
+            file.catch_up(&counters, now);
+        }
+        assert_eq!(file.due(), Some(now + PAUSES[1]), "it is asked no more often than that");
+
+        let room = tempfile::tempfile().unwrap();
+        file.file = Some(Arc::new(room.try_clone().unwrap()));
+        file.catch_up(&counters, now);
+        assert_eq!(room.metadata().unwrap().len(), 0, "it is not time yet");
+        let now = file.due().unwrap();
+        file.catch_up(&counters, now);
+        assert!(file.due() == Some(now) && counters.read().flow_file.is_some(), "one turn is not enough");
+        file.catch_up(&counters, now);
+        assert!(file.due().is_none() && counters.read().flow_file.is_none());
+        let mut bytes = [0; FlowTable::ENTRY_BYTES];
+        for slot in 0..300 {
+            room.read_exact_at(&mut bytes, (slot * FlowTable::ENTRY_BYTES) as u64).unwrap();
+            assert_eq!(bytes, flows.entry(slot), "as it is now");
+        }
+        file.write(3, &entry, &counters, now);
+        room.read_exact_at(&mut bytes, (3 * FlowTable::ENTRY_BYTES) as u64).unwrap();
+        assert_eq!(bytes, entry);
+    }
+}
