@@ -298,6 +298,23 @@ impl Namespace {
         mounted.map_err(|e| NetnsError::System(what, e.into()))
     }
 
+    /// Returns the MTU of an interface, in bytes.
+    ///
+    /// # Errors
+    /// `NetnsError` where there is none of that name.
+    pub fn mtu_of(&self, interface: &str) -> Result<u32, NetnsError> {
+        let index = self.index(interface)?;
+        self.netlink(format!("read the MTU of {interface}"), move |handle| async move {
+            use futures_util::TryStreamExt;
+            use netlink_packet_route::link::LinkAttribute;
+            let found = handle.link().get().match_index(index).execute().try_next().await?;
+            let attributes = found.map(|link| link.attributes).unwrap_or_default();
+            let mtu =
+                attributes.into_iter().find_map(|a| if let LinkAttribute::Mtu(mtu) = a { Some(mtu) } else { None });
+            Ok(mtu.unwrap_or(0))
+        })
+    }
+
     /// Takes an interface away.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use ipnet::Ipv4Net;
 use meshd::linux::KernelError;
-use meshd::linux::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, chains, rules, tables};
+use meshd::linux::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, Meta, PayloadBase, chains, rules, tables};
 
 use crate::netns::Namespace;
 
@@ -52,6 +52,32 @@ pub fn forward_drop(node: &Namespace, bridge: &str, underlay: &str) -> Result<()
             batch = batch.add_rule(&chain, &exprs);
         }
         batch.commit()
+    })
+}
+
+/// Has a router drop, without a word, UDP packets to a prefix that are as long as a power of two, or longer.
+///
+/// # Errors
+/// If the kernel has no nftables or does not permit it.
+pub fn swallow(router: &Namespace, to: Ipv4Net, from_bytes: u16) -> Result<(), KernelError> {
+    router.run(move || {
+        let chain = Chain {
+            family: Family::Ip,
+            table: "hole".into(),
+            name: "forward".into(),
+            base: Some(Base { kind: "filter".into(), hook: Hook::Forward, priority: 0, policy: Fate::Accept }),
+        };
+        let mut exprs = Expr::destination_in(to);
+        exprs.extend([
+            Expr::Meta(Meta::Transport),
+            Expr::Equal(vec![17]),
+            // The total length of the IP header: none of its upper bits may be set.
+            Expr::Payload { header: PayloadBase::Network, offset: 2, length: 2 },
+            Expr::Mask((!(from_bytes.next_power_of_two() - 1)).to_be_bytes().to_vec()),
+            Expr::Differs(vec![0, 0]),
+            Expr::Verdict(Fate::Drop),
+        ]);
+        Batch::new().add_table(Family::Ip, "hole").add_chain(&chain).add_rule(&chain, &exprs).commit()
     })
 }
 

@@ -92,10 +92,13 @@ fn services(registry: &mut Registry, status: &Status) {
 fn peers(registry: &mut Registry, status: &Status) {
     let handshake = Gauges::default();
     let rtt = Gauges::default();
+    let (mtu, narrow) = (Gauges::default(), Gauges::default());
     let (rx, tx) = (Counters::default(), Counters::default());
     let name = "peer_last_handshake";
     registry.register_with_unit(name, "Time since the last handshake", Unit::Seconds, handshake.clone());
     registry.register_with_unit("peer_rtt", "Round trip through the tunnel", Unit::Seconds, rtt.clone());
+    registry.register_with_unit("peer_mtu", "The largest packet that is sent to it", Unit::Bytes, mtu.clone());
+    registry.register("peer_narrow", "Whether larger packets vanish on the way to it", narrow.clone());
     registry.register_with_unit("tunnel_rx", "Bytes received through the tunnel", Unit::Bytes, rx.clone());
     registry.register_with_unit("tunnel_tx", "Bytes sent through the tunnel", Unit::Bytes, tx.clone());
     for peer in &status.peers {
@@ -106,6 +109,8 @@ fn peers(registry: &mut Registry, status: &Status) {
         if let Some(ms) = peer.rtt_ms {
             rtt.get_or_create(&labels).set(ms / 1000.0);
         }
+        mtu.get_or_create(&labels).set(f64::from(peer.mtu));
+        narrow.get_or_create(&labels).set(f64::from(u8::from(peer.narrow_s.is_some())));
         rx.get_or_create(&labels).inc_by(peer.rx_bytes);
         tx.get_or_create(&labels).inc_by(peer.tx_bytes);
     }
@@ -189,6 +194,8 @@ mod tests {
             post_quantum: true,
             rx_bytes: 10,
             tx_bytes: 20,
+            mtu: 1280,
+            narrow_s: Some(5),
         });
         status.services.push(ServiceStatus {
             name: "cart".parse().unwrap(),
@@ -224,6 +231,8 @@ mod tests {
             "meshd_peer_rtt_seconds{peer=\"n2\"} 0.0015",
             "meshd_peer_last_handshake_seconds{peer=\"n2\"} 7.0",
             "meshd_tunnel_rx_bytes_total{peer=\"n2\"} 10",
+            "meshd_peer_mtu_bytes{peer=\"n2\"} 1280.0",
+            "meshd_peer_narrow{peer=\"n2\"} 1.0",
             "meshd_tunnel_tx_bytes_total{peer=\"n2\"} 20",
             "meshd_service_backends{service=\"cart\",namespace=\"default\"} 0.0",
             "meshd_lane_packets_total{lane=\"1\",side=\"tun\",direction=\"rx\"} 50",

@@ -147,7 +147,9 @@ async fn why(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::W
     {
         return Ok(Json(why));
     }
-    Ok(Json(status::why(&view, src, dst, udp)?))
+    let plane = daemon.subscriber.plane.borrow().clone();
+    let narrow = |peer| plane.as_ref().and_then(|plane| plane.narrow(peer));
+    Ok(Json(status::why(&view, src, dst, udp, narrow)?))
 }
 
 /// Measures the way to a node. The connection takes this future with it when it ends, and that ends the measurement.

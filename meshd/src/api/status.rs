@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use mesh_host::clock::now;
-use mesh_host::table::age;
-use mesh_proto::base::id::ServiceKey;
+use mesh_host::table::{self, age};
+use mesh_proto::base::id::{NodeId, ServiceKey};
 use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
 use mesh_proto::dataplane::flow::{Flow, FlowState};
 use mesh_proto::dataplane::verdict::Refuse;
-use mesh_proto::dataplane::view::View;
-use mesh_proto::model::netmap::{NetMap, Service};
+use mesh_proto::dataplane::view::{MIN_MTU, View};
+use mesh_proto::model::netmap::{NetMap, Peer, Service};
 use mesh_proto::ops::status as doc;
 use mesh_proto::packet::{FiveTuple, protocol_name};
 use mesh_proto::wire::About;
@@ -26,6 +26,8 @@ use crate::linux::Upkeep;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
 
+/// Most peers that one warning names.
+const MAX_NAMED: usize = 5;
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
 
@@ -89,15 +91,27 @@ pub fn flows(snapshot: &Snapshot) -> Vec<doc::FlowStatus> {
     opened(snapshot).iter().take(MAX_FLOWS).map(shown).collect()
 }
 
-/// Judges a call as the engine would.
+/// Judges a call as the engine would, and says if large packets do not get through; `narrow` tells how large may be what
+/// goes to a peer to which they do not.
 ///
 /// # Errors
 /// `NameError` if a word names nothing.
-pub fn why(view: &View, source: &str, destination: &str, udp: bool) -> Result<doc::Why, NameError> {
+pub fn why(
+    view: &View,
+    source: &str,
+    destination: &str,
+    udp: bool,
+    narrow: impl Fn(NodeId) -> Option<u16>,
+) -> Result<doc::Why, NameError> {
     let map = view.netmap();
     let from = names::source(map, source)?;
     let to = names::target(map, destination, udp)?;
-    let explained = explain(view, from, to.address, to.protocol, to.port);
+    let mut explained = explain(view, from, to.address, to.protocol, to.port);
+    let carrier = explained.peer.as_ref().and_then(|name| Some((name, map.peers.get(name)?)));
+    if let Some((name, bytes)) = carrier.and_then(|(name, peer)| Some((name, narrow(peer.id)?))) {
+        let outcome = format!("packets of more than {bytes} bytes vanish on the way to {name}; smaller ones are sent");
+        explained.steps.push(doc::WhyStep { name: "way".into(), outcome, ok: true });
+    }
     Ok(why_document((source, from), (destination, to), explained))
 }
 
@@ -168,6 +182,7 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
     }
     let mut list = grave(snapshot);
     list.extend(snapshot.lane_death.clone());
+    list.extend(narrow_ways(snapshot));
     list.extend(snapshot.log_loss.clone());
     list.extend(snapshot.offers.warnings.iter().cloned());
     list.extend(snapshot.preshared.1.clone());
@@ -254,7 +269,7 @@ fn coordinator(snapshot: &Snapshot) -> doc::CoordinatorStatus {
 }
 
 fn peers(map: &NetMap, stats: &DataPlaneStats) -> Vec<doc::PeerStatus> {
-    let peer = |(name, peer): (&mesh_proto::base::id::NodeName, &mesh_proto::model::netmap::Peer)| {
+    let peer = |(name, peer): (&mesh_proto::base::id::NodeName, &Peer)| {
         let seen = stats.peers.get(&peer.id).cloned().unwrap_or_default();
         doc::PeerStatus {
             name: name.clone(),
@@ -267,9 +282,40 @@ fn peers(map: &NetMap, stats: &DataPlaneStats) -> Vec<doc::PeerStatus> {
             post_quantum: stats.post_quantum.contains(&peer.id),
             rx_bytes: seen.rx_bytes,
             tx_bytes: seen.tx_bytes,
+            mtu: most(peer, stats),
+            narrow_s: seen.narrow.map(|(_, age)| age.as_secs()),
         }
     };
     map.peers.iter().map(peer).collect()
+}
+
+/// The largest packet that is sent to a peer, in bytes.
+fn most(peer: &Peer, stats: &DataPlaneStats) -> u16 {
+    let seen = stats.peers.get(&peer.id).and_then(|seen| seen.narrow);
+    // Without a data path nothing is known of this end.
+    let own = if stats.mtu == 0 { u16::MAX } else { stats.mtu };
+    let full = peer.mtu.max(MIN_MTU).min(own);
+    seen.map_or(full, |(bytes, _)| bytes.min(full))
+}
+
+/// Says to whom large packets do not get through, and what the operator can do about it.
+fn narrow_ways(snapshot: &Snapshot) -> Vec<String> {
+    let Some((view, stats)) = snapshot.view.as_ref().zip(snapshot.stats.as_ref()) else { return Vec::new() };
+    let narrow = |peer: &Peer| stats.peers.get(&peer.id).and_then(|seen| seen.narrow);
+    let narrow = view.netmap().peers.iter().filter_map(|(name, peer)| Some((name, most(peer, stats), narrow(peer)?)));
+    let narrow: Vec<_> = narrow.collect();
+    let Some(least) = narrow.iter().map(|(_, most, _)| *most).min() else { return Vec::new() };
+    let named: Vec<String> = { narrow.iter().take(MAX_NAMED) }
+        .map(|(name, most, (_, age))| format!("`{name}` ({most} bytes, for {})", table::age(age.as_secs(), 1)))
+        .collect();
+    let more = match narrow.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    vec![format!(
+        "larger packets vanish on the way to {}{more}: smaller ones are sent, and more is tried now and then; let ICMP \"fragmentation needed\" and fragments pass there, or set `mtu = {least}` in meshd.toml",
+        named.join(", "),
+    )]
 }
 
 fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> doc::ServiceStatus {

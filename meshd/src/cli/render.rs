@@ -102,7 +102,7 @@ fn coordinator(c: &doc::CoordinatorStatus) -> String {
 /// Shows the other nodes.
 pub fn peers(peers: &[doc::PeerStatus]) -> String {
     let mut table =
-        table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "KEY", "RX", "TX"], &[4, 5, 7, 8]);
+        table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "KEY", "MTU", "RX", "TX"], &[4, 5, 7, 8, 9]);
     for p in peers {
         table.add_row([
             p.name.to_string(),
@@ -112,6 +112,7 @@ pub fn peers(peers: &[doc::PeerStatus]) -> String {
             p.rtt_ms.map_or_else(dash, |ms| format!("{ms:.2} ms")),
             p.last_handshake_s.map_or_else(dash, |s| format!("{} ago", age(s, 1))),
             if p.post_quantum { "pq".into() } else { dash() },
+            if p.narrow_s.is_some() { format!("{} (narrow)", p.mtu) } else { p.mtu.to_string() },
             bytes(p.rx_bytes),
             bytes(p.tx_bytes),
         ]);

@@ -6,6 +6,7 @@ mod keys;
 mod values;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use mesh_host::toml_reader::{Mistakes, Reader, Value};
 /// Where meshd looks for its configuration.
 pub const CONFIG: &str = "/etc/meshd/meshd.toml";
 /// The keys of the file.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "name",
     "state_dir",
     "runtime_dir",
@@ -38,6 +39,7 @@ const KEYS: [&str; 16] = [
     "socket",
     "metrics",
     "lanes",
+    "mtu",
     "dns",
     "offload",
     "keys",
@@ -47,6 +49,9 @@ const KEYS: [&str; 16] = [
 const DNS_KEYS: [&str; 2] = ["enabled", "upstreams"];
 /// The keys of `[offload]`.
 const OFFLOAD_KEYS: [&str; 2] = ["tun", "udp"];
+/// What the mesh interface's MTU may be, in bytes: from what every IPv4 host must take (RFC 791) to jumbo frames less the
+/// outer headers. Loopback's 65536 would only make fragments elsewhere.
+pub const MTUS: RangeInclusive<u16> = 576..=8920;
 /// The shortest `max_offline`: a coordinator's restart takes no longer.
 const LEAST_OFFLINE: Duration = Duration::from_secs(10);
 /// Most upstream name servers.
@@ -79,6 +84,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// `lanes`: worker threads, 1 to 16.
     pub lanes: usize,
+    /// `mtu`: that of the mesh interface, in bytes, within `MTUS`; `None` for what the underlay leaves.
+    pub mtu: Option<u16>,
     /// `[dns]`.
     pub dns: Dns,
     /// `[offload]`.
@@ -114,6 +121,7 @@ impl Default for Config {
             socket: "/run/meshd/meshd.sock".into(),
             metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9586))),
             lanes: cores.min(MAX_LANES),
+            mtu: None,
             dns: Dns { enabled: true, upstreams: Vec::new() },
             offload: Offload::default(),
             keys: KeysConfig::default(),
@@ -205,6 +213,18 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
             reader.mistake(
                 value.span(),
                 format!("lane i takes port + i, so with {} lanes the port is at most {most}", config.lanes),
+            );
+        }
+    }
+    if let Some(value) = get("mtu") {
+        config.mtu = values::whole(value).filter(|mtu| MTUS.contains(mtu));
+        if config.mtu.is_none() {
+            let (least, most) = (MTUS.start(), MTUS.end());
+            reader.mistake(
+                value.span(),
+                format!(
+                    "`mtu` is the largest packet on the mesh interface, a number of bytes from {least} to {most} without quotes; leave it out to have it follow the network"
+                ),
             );
         }
     }

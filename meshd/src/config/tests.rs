@@ -30,6 +30,7 @@ fn every_key_is_read() {
         socket = "/r/m.sock"
         metrics = "127.0.0.1:1"
         lanes = 2
+        mtu = 1300
         max_offline = "12h"
         [dns]
         enabled = false
@@ -48,7 +49,7 @@ fn every_key_is_read() {
     assert_eq!(config.endpoints, ["192.0.2.1:4000".parse().unwrap(), "[2001:db8::1]:7".parse().unwrap()]);
     assert_eq!(config.pods, ["10.8.1.0/24".parse().unwrap()]);
     assert_eq!(config.pod_interfaces, ["lxc*", "eni1"]);
-    assert_eq!(config.lanes, 2);
+    assert_eq!((config.lanes, config.mtu), (2, Some(1300)));
     assert!(!config.dns.enabled);
     assert_eq!(config.dns.upstreams, ["192.0.2.53:53".parse().unwrap()]);
     assert_eq!(config.offload, Offload { tun: false, udp: true });
@@ -105,6 +106,19 @@ fn an_offload_is_auto_or_off() {
 fn preshared_keys_are_auto_or_off() {
     assert_eq!(mistakes("[keys]\npreshared = true\n"), ["m.toml:2:13: `preshared` is \"auto\" or \"off\""]);
     assert!(Config::parse("m.toml", "[keys]\npreshared = \"auto\"").unwrap().keys.preshared);
+}
+
+#[test]
+fn an_mtu_below_what_every_host_must_take_is_refused_with_a_sentence_and_so_is_nonsense() {
+    for wrong in ["575", "0", "-1", "8921", "70000", "\"1420\"", "\"auto\"", "1420.5", "true", "[1420]"] {
+        let found = mistakes(&format!("mtu = {wrong}"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("m.toml:1:7: `mtu` is ") && found[0].contains("576 to 8920"), "{found:?}");
+    }
+    for good in [576, 1280, 8920] {
+        assert_eq!(Config::parse("m.toml", &format!("mtu = {good}")).unwrap().mtu, Some(good));
+    }
+    assert_eq!(Config::default().mtu, None);
 }
 
 #[test]

@@ -47,13 +47,17 @@ pub(super) fn interfaces(reader: &mut Reader<'_>, value: &Value<'_>, most: usize
 }
 
 pub(super) fn number(reader: &mut Reader<'_>, value: &Value<'_>, least: u16, most: u16) -> Option<u16> {
-    let integer = value.get_ref().as_integer();
-    let number = integer.and_then(|i| u16::from_str_radix(i.as_str(), i.radix()).ok());
-    let number = number.filter(|n| (least..=most).contains(n));
+    let number = whole(value).filter(|n| (least..=most).contains(n));
     if number.is_none() {
         reader.mistake(value.span(), format!("this must be a number from {least} to {most}, without quotes"));
     }
     number
+}
+
+/// A whole number that fits; no mistake is noted.
+pub(super) fn whole(value: &Value<'_>) -> Option<u16> {
+    let integer = value.get_ref().as_integer();
+    integer.and_then(|i| u16::from_str_radix(i.as_str(), i.radix()).ok())
 }
 
 pub(super) fn sockets(reader: &mut Reader<'_>, value: &Value<'_>, port: u16, most: usize) -> Vec<SocketAddr> {

@@ -1,7 +1,7 @@
 //! One connection to one coordinator: TLS, HTTP/2, and the three requests of the wire.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,6 +105,9 @@ pub enum ChannelError {
     /// The mesh does not list this coordinator any more.
     #[error("the coordinator at {0} does not serve this mesh any more; going on to another")]
     Retired(String),
+    /// The connection's own address is gone, and nothing comes back to it.
+    #[error("this host has the address {0} no more; connecting from another")]
+    Moved(IpAddr),
     /// The node has another identity key now.
     #[error("the identity key of this node has changed; connecting with the new one")]
     Renewed,
@@ -174,6 +177,8 @@ pub fn adopt(mesh: &Mesh, coordinators: &mut Vec<String>, pins: &mut Vec<Identit
 pub struct Channel {
     /// The key that the coordinator proved.
     pub key: Option<IdentityKey>,
+    /// The own address that it is from.
+    pub local: Option<IpAddr>,
     sender: SendRequest<Full<Bytes>>,
     driver: JoinHandle<()>,
 }
@@ -197,6 +202,7 @@ impl Channel {
 
     async fn dial(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
         let stream = connect(address).await?;
+        let local = stream.local_addr().ok().map(|local| local.ip());
         stream.set_nodelay(true).ok();
         keep_alive(&stream).ok();
         let named = |error| ChannelError::Tls { address: address.into(), error };
@@ -222,7 +228,7 @@ impl Channel {
                 tracing::debug!(%error, "control connection ended");
             }
         });
-        Ok(Self { key, sender, driver })
+        Ok(Self { key, local, sender, driver })
     }
 
     /// Asks to become a member.

@@ -13,6 +13,7 @@ pub(crate) mod map_guard;
 mod network_lock;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +138,8 @@ pub struct ChannelKeeper {
     pub report: watch::Receiver<Option<Report>>,
     /// Identities that never come back.
     pub expelled: watch::Receiver<Arc<BTreeSet<IdentityKey>>>,
+    /// All addresses of this host; empty while they are not known.
+    pub own: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
 }
 
 impl ChannelKeeper {
@@ -147,8 +150,10 @@ impl ChannelKeeper {
         let mut attempt = 0_usize;
         let mut turn = 0_usize;
         let mut keys = self.dial.keys.clone();
+        let mut own = self.own.clone();
         loop {
             keys.mark_unchanged();
+            own.mark_unchanged();
             let count = self.dial.coordinators.len().max(1);
             let address = self.dial.coordinators.get(turn % count).cloned();
             let address = address.unwrap_or_default();
@@ -157,6 +162,12 @@ impl ChannelKeeper {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
+            if let ChannelError::Moved(_) = error {
+                tracing::info!(coordinator = address, "{error}");
+                self.state.send_modify(|s| s.connected = false);
+                (down_since, attempt) = (Instant::now(), 0);
+                continue;
+            }
             if matches!(error, ChannelError::Renewed) {
                 tracing::info!(coordinator = address, "{error}");
                 self.state.send_modify(|s| s.connected = false);
@@ -193,6 +204,7 @@ impl ChannelKeeper {
                 | ChannelError::Malformed(_)
                 | ChannelError::Leaving
                 | ChannelError::Renewed
+                | ChannelError::Moved(_)
                 | ChannelError::Retired(_) => false,
             };
             let handed_over = matches!(error, ChannelError::Leaving) && count > 1;
@@ -209,6 +221,8 @@ impl ChannelKeeper {
                 // It ends the wait, which is no harm: nobody is expelled often.
                 Ok(()) = self.expelled.changed() => self.judge_again().await,
                 Ok(()) = keys.changed() => {}
+                // Perhaps there is a way now.
+                Ok(()) = own.changed() => down_since = Instant::now(),
             }
         }
     }
@@ -216,10 +230,21 @@ impl ChannelKeeper {
     async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, ChannelError> {
         let mut keys = self.dial.keys.clone();
         keys.mark_unchanged();
-        let mut channel = Channel::open(&self.dial, address).await?;
+        let mut own = self.own.clone();
+        own.mark_unchanged();
+        let before = Arc::clone(&own.borrow());
         let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
         let epoch = self.current.as_ref().map_or(0, |map| map.epoch.number);
-        let mut watch = channel.watch(from, epoch).await?;
+        let open = async {
+            let mut channel = Channel::open(&self.dial, address).await?;
+            let watch = channel.watch(from, epoch).await?;
+            Ok::<_, ChannelError>((channel, watch))
+        };
+        let (mut channel, mut watch) = tokio::select! {
+            opened = open => opened?,
+            gone = gone(&mut own, |own| before.difference(own).next().copied()) => return Err(ChannelError::Moved(gone)),
+        };
+        let local = channel.local;
         let key = channel.key;
         let mut report = self.report.clone();
         let refused = self.state.clone();
@@ -251,6 +276,9 @@ impl ChannelKeeper {
                 event = watch.next() => event?,
                 error = &mut reports => return Err(error),
                 Ok(()) = keys.changed() => return Err(ChannelError::Renewed),
+                gone = gone(&mut own, |own| local.filter(|local| !own.contains(local))) => {
+                    return Err(ChannelError::Moved(gone));
+                }
                 Ok(()) = self.expelled.changed() => {
                     self.judge_again().await;
                     continue;
@@ -327,6 +355,22 @@ impl ChannelKeeper {
             s.lock = self.guard.lock();
         });
         self.maps.send_replace(Some(admitted.map));
+    }
+}
+
+/// Waits until an address is gone from those of this host, and returns it.
+async fn gone(
+    own: &mut watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    which: impl Fn(&BTreeSet<IpAddr>) -> Option<IpAddr>,
+) -> IpAddr {
+    loop {
+        let missing = Some(own.borrow_and_update()).filter(|own| !own.is_empty()).and_then(|own| which(&own));
+        if let Some(missing) = missing {
+            return missing;
+        }
+        if own.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -119,6 +119,7 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
         state: state.clone(),
         report: facts.subscribe(),
         expelled: watch::Sender::default().subscribe(),
+        own: watch::Sender::default().subscribe(),
     };
     let running = tokio::spawn(link.run());
 
@@ -151,6 +152,7 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
         state: watch::Sender::new(ChannelState::default()),
         report: watch::Sender::new(None).subscribe(),
         expelled: watch::Sender::default().subscribe(),
+        own: watch::Sender::default().subscribe(),
     };
     let mut newest = maps.subscribe();
     let running = tokio::spawn(link.run());
@@ -180,6 +182,7 @@ async fn a_coordinator_that_went_back_is_not_followed_also_after_a_restart() {
             state: state.clone(),
             report: watch::Sender::new(None).subscribe(),
             expelled: watch::Sender::default().subscribe(),
+            own: watch::Sender::default().subscribe(),
         };
         let running = tokio::spawn(link.run());
         let mut state = state.subscribe();
@@ -209,6 +212,7 @@ async fn what_the_coordinator_had_no_time_for_is_sent_again() {
         state: state.clone(),
         report: watch::Sender::new(Some(report)).subscribe(),
         expelled: watch::Sender::default().subscribe(),
+        own: watch::Sender::default().subscribe(),
     };
     let running = tokio::spawn(link.run());
 

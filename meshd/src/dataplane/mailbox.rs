@@ -2,7 +2,8 @@
 //!
 //! It has a lock, and is looked into only after its bell rang: never for a packet.
 
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,11 +15,14 @@ use mesh_proto::trust::audit_log::LogPosition;
 use rustix::io::Errno;
 
 use crate::dataplane::bell::Bell;
+use crate::dataplane::lane::NarrowWays;
 use crate::keys::lanes::LaneKey;
 use crate::wireguard::peers::TunnelPeers;
 
 /// Most peers that may wait to be pinged.
 const PINGS: usize = 64;
+/// Most answers about sizes that may wait for lane 0; lost are those after, as any datagram may be.
+const ANSWERS: usize = 256;
 /// Most peers that may wait to be greeted; others are when there is something to send.
 const GREETS: usize = 1024;
 
@@ -42,6 +46,12 @@ pub(crate) struct Mail {
     pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
     pub(crate) greets: Vec<NodeId>,
+    pub(crate) mtu: Option<u16>,
+    /// The addresses of this host, after they changed, and whom to call then; no more than there are peers.
+    pub(crate) own: Option<(Arc<BTreeSet<IpAddr>>, Vec<NodeId>)>,
+    pub(crate) narrow: Option<NarrowWays>,
+    /// Who answered which of lane 0's questions.
+    pub(crate) answers: Vec<(NodeId, u64)>,
 }
 
 impl Mailbox {
@@ -83,6 +93,29 @@ impl Mailbox {
     /// Another lane has a session with a peer: this one will be wanted, too.
     pub(crate) fn greet(&self, peer: NodeId) {
         self.put(|mail| add(&mut mail.greets, peer, GREETS));
+    }
+
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        self.put(|mail| mail.mtu = Some(mtu));
+    }
+
+    /// This host has these addresses now, and no others; these peers are to hear of it even without a tunnel.
+    pub(crate) fn move_to(&self, own: Arc<BTreeSet<IpAddr>>, calls: Vec<NodeId>) {
+        self.put(|mail| mail.own = Some((own, calls)));
+    }
+
+    /// Lane 0 found which peers large packets do not reach.
+    pub(crate) fn set_narrow(&self, narrow: NarrowWays) {
+        self.put(|mail| mail.narrow = Some(narrow));
+    }
+
+    /// A peer answered a question of lane 0's to another lane.
+    pub(crate) fn answer(&self, peer: NodeId, clock: u64) {
+        self.put(|mail| {
+            if mail.answers.len() < ANSWERS {
+                mail.answers.push((peer, clock));
+            }
+        });
     }
 
     pub(crate) fn stop(&self) {

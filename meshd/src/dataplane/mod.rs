@@ -19,9 +19,10 @@ pub(crate) mod worker;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,7 +31,7 @@ use mesh_host::clock::now;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::dataplane::flow::{Direction, Flow, FlowTable, Key};
-use mesh_proto::dataplane::view::View;
+use mesh_proto::dataplane::view::{MIN_MTU, View};
 use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::LogPosition;
 use tokio::sync::watch;
@@ -54,7 +55,7 @@ use crate::io::udp::{Sockets, UdpError};
 pub use crate::keys::lanes::{LaneKeys, MAX_LANES};
 use crate::keys::psk_policy::PskMode;
 use crate::keys::psk_store::PskStore;
-use crate::wireguard::peers::TunnelPeers;
+use crate::wireguard::peers::{Cell, TunnelPeers};
 
 /// Entries of the flow table, two per flow: some 5 MiB.
 const FLOW_SLOTS: usize = 1 << 16;
@@ -167,7 +168,7 @@ struct Shared {
     /// What the lanes do for who measures.
     phases: watch::Sender<Phase>,
     /// The MTU of the TUN interface, in bytes.
-    mtu: u16,
+    mtu: AtomicU16,
 }
 
 impl DataPlane {
@@ -204,7 +205,7 @@ impl DataPlane {
             flow_file: setup.flow_file.clone(),
             counters: (0..lanes).map(|_| Arc::default()).collect(),
             phases: watch::Sender::default(),
-            mtu: setup.mtu,
+            mtu: AtomicU16::new(setup.mtu),
         };
         let mut plane = Self { handle: Handle(Arc::new(shared)), threads: Vec::new() };
         let handover = Arc::new(Handover::new());
@@ -325,6 +326,37 @@ impl Handle {
         }
     }
 
+    /// Sets the largest packet that the mesh interface takes, in bytes.
+    pub fn set_mtu(&self, mtu: u16) {
+        self.0.mtu.store(mtu, Ordering::Relaxed);
+        for mailbox in self.0.mailboxes.iter() {
+            mailbox.set_mtu(mtu);
+        }
+    }
+
+    /// This host has these addresses now, and no others: peers hear it by every open tunnel, and those without one are
+    /// called, if they ever were spoken to; all are if `all`, as when no coordinator is there to tell them.
+    pub fn move_to(&self, own: &Arc<BTreeSet<IpAddr>>, all: bool) {
+        let (_, peers) = self.current();
+        for (lane, mailbox) in self.0.mailboxes.iter().enumerate() {
+            // Lane 0 calls; where it is answered, the others follow.
+            let calls = peers.iter().filter(|peer| lane == 0 && (all || peer.cell.endpoint().is_some()));
+            mailbox.move_to(Arc::clone(own), calls.map(|peer| peer.id).collect());
+        }
+    }
+
+    /// Returns the largest packet that gets through to a peer, in bytes, if larger ones vanish on the way.
+    pub fn narrow(&self, peer: NodeId) -> Option<u16> {
+        let (_, peers) = self.current();
+        Some(peers.get(peer)?.cell.narrow()?.0)
+    }
+
+    /// Returns the largest packet that may go to a peer now, in bytes.
+    fn most(&self, peer: &Peer, cell: &Cell) -> u16 {
+        let full = peer.mtu.max(MIN_MTU).min(self.0.mtu.load(Ordering::Relaxed));
+        cell.narrow().map_or(full, |(bytes, _)| bytes.min(full))
+    }
+
     /// Returns what the data path did so far. It reads the whole flow table: not for a loop.
     pub fn stats(&self) -> DataPlaneStats {
         let now = now();
@@ -346,7 +378,8 @@ impl Handle {
         let slots = self.0.flows.slots();
         let refused = lanes.iter().find_map(|lane| lane.flow_file);
         let unwritten = self.0.flow_file.clone().zip(refused);
-        DataPlaneStats { peers, post_quantum, drops, lanes, flows: entries.div_ceil(2), slots, opened, unwritten }
+        let mtu = self.0.mtu.load(Ordering::Relaxed);
+        DataPlaneStats { peers, post_quantum, drops, lanes, mtu, flows: entries.div_ceil(2), slots, opened, unwritten }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
@@ -378,11 +411,12 @@ impl Handle {
     pub(crate) fn bench(&self, peer: &Peer) -> Option<Measurement> {
         let (view, peers) = self.current();
         let take = |phase: &mut Phase| phase.is_none() && phase.replace(Arc::default()).is_none();
+        let cell = peers.get(peer.id).map_or_else(Arc::default, |peer| Arc::clone(&peer.cell));
         self.0.phases.send_if_modified(take).then(|| Measurement {
             peer: peer.id,
             way: [view.address(), peer.address],
-            mtu: peer.mtu.min(self.0.mtu),
-            cell: peers.get(peer.id).map_or_else(Arc::default, |peer| Arc::clone(&peer.cell)),
+            mtu: self.most(peer, &cell),
+            cell,
             lanes: Arc::clone(&self.0.mailboxes),
             phases: self.0.phases.clone(),
         })
@@ -488,7 +522,7 @@ mod tests {
             flow_file: None,
             counters: Vec::new(),
             phases: watch::Sender::default(),
-            mtu: 1420,
+            mtu: AtomicU16::new(1420),
         }));
         let retain = |shown: &VerifiedMap, full: &VerifiedMap| {
             plane.set_view(view(shown));

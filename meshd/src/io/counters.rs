@@ -29,6 +29,8 @@ pub struct DataPlaneStats {
     pub drops: BTreeMap<&'static str, u64>,
     /// What each lane did.
     pub lanes: Vec<LaneStats>,
+    /// The largest packet that the mesh interface takes, in bytes.
+    pub mtu: u16,
     /// Slots of the flow table that hold a flow.
     pub flows: usize,
     /// Slots that it has.
@@ -54,6 +56,8 @@ pub struct PeerStats {
     pub rx_bytes: u64,
     /// Bytes of inner packets sent.
     pub tx_bytes: u64,
+    /// The largest packet that gets through, in bytes, and for how long this is known; none while all that should do.
+    pub narrow: Option<(u16, Duration)>,
 }
 
 macro_rules! counters {

@@ -106,6 +106,14 @@ impl Outbox {
         self.runs.push(DatagramRun { endpoint, start, len, segment: len, ecn });
     }
 
+    /// The same, but it goes by itself, whatever the kernel could divide: on the way of large packets that vanish somebody may
+    /// look at what is not divided yet.
+    pub fn commit_alone(&mut self, len: usize, endpoint: Endpoint, ecn: Ecn) {
+        let start = self.used;
+        self.used += len.min(self.room());
+        self.runs.push(DatagramRun { endpoint, start, len, segment: len, ecn });
+    }
+
     /// Appends a datagram. Says whether there was room.
     pub fn push(&mut self, datagram: &[u8], endpoint: Endpoint) -> bool {
         let Some(space) = self.space().get_mut(..datagram.len()) else { return false };
@@ -196,6 +204,15 @@ mod tests {
         outbox.commit(100, endpoint(1));
         let runs: Vec<_> = outbox.runs().iter().map(|run| (run.ecn, run.count())).collect();
         assert_eq!(runs, [(Ecn::Ect0, 2), (Ecn::Ce, 1), (Ecn::Ect0, 1), (Ecn::NotEct, 1)]);
+    }
+
+    #[test]
+    fn what_is_to_go_by_itself_does() {
+        let mut outbox = Outbox::new(1 << 20);
+        outbox.commit(100, endpoint(1));
+        (0..3).for_each(|_| outbox.commit_alone(100, endpoint(1), Ecn::NotEct));
+        let starts: Vec<_> = outbox.runs().iter().map(|run| (run.start, run.count())).collect();
+        assert_eq!(starts, [(0, 1), (100, 1), (200, 1), (300, 1)]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What this host knows of its own network: addresses that peers may reach it at, its routes, its MTU.
+//! What this host knows of its own network: addresses that peers may reach it at, its routes, its MTU, and when that
+//! changes.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,8 +11,10 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::RouteType;
+use rtnetlink::MulticastGroup;
 
 use super::error::KernelError;
+use super::events::Events;
 use super::route::{self, Link, PROTOCOL, Routes};
 
 /// Most routes that are looked at for a collision; a host with a full table of the Internet has a million.
@@ -20,8 +23,6 @@ pub const MAX_ROUTES: usize = 100_000;
 /// the default routes lead.
 const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
-/// The MTU of a host without a default route.
-const ETHERNET: u16 = 1500;
 
 /// A route of this host, for the check whether the mesh range is free.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,15 +37,25 @@ pub struct HostRoute {
     pub gateway: Option<Ipv4Addr>,
 }
 
+/// What lies beneath the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostUnderlay {
+    /// Addresses that peers may reach this host at, the likeliest first; at most `MAX_ENDPOINTS`.
+    pub addresses: Vec<IpAddr>,
+    /// All addresses that it has, by which it may be spoken to or not; empty if that is not known.
+    pub own: BTreeSet<IpAddr>,
+    /// The least MTU of the interfaces of the default routes, or else of those with such an address; in bytes, 0 if there
+    /// is none.
+    pub mtu: u16,
+}
+
 /// What this host knows of its own network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
-    /// Addresses that peers may reach it at, the likeliest first; at most `MAX_ENDPOINTS`.
-    pub addresses: Vec<IpAddr>,
+    /// What lies beneath the tunnel.
+    pub underlay: HostUnderlay,
     /// Its IPv4 routes without default routes and our own; at most `MAX_ROUTES`.
     pub routes: Vec<HostRoute>,
-    /// The MTU of the interface of the default route, in bytes.
-    pub mtu: u16,
 }
 
 impl HostFacts {
@@ -66,18 +77,57 @@ struct DefaultRoutes {
     sources: Vec<IpAddr>,
 }
 
-/// Reads them in the network namespace of the calling thread.
+/// The kernel's word that addresses, interfaces or routes changed.
+pub struct UnderlayEvents(Events);
+
+impl UnderlayEvents {
+    /// Begins to listen, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// `KernelError` if no netlink socket can be opened.
+    pub fn open() -> Result<Self, KernelError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        Events::open(&groups).map(Self).map_err(|error| KernelError::Socket(error.to_string()))
+    }
+
+    /// Waits for a change, and forgets it with those that came meanwhile.
+    pub async fn wait(&self) {
+        self.0.wait().await;
+    }
+}
+
+/// Reads what lies beneath the tunnel, in the network namespace of the calling thread.
+pub(super) async fn read_underlay() -> Result<HostUnderlay, KernelError> {
+    let routes = Routes::open()?;
+    let (links, own) = (routes.links().await?, own_interfaces(&routes).await?);
+    underlay(&routes, &links, &own).await
+}
+
+async fn underlay(routes: &Routes, links: &[Link], own: &BTreeSet<u32>) -> Result<HostUnderlay, KernelError> {
+    let default = default_routes(routes).await;
+    let addresses = routes.addresses(None).await?;
+    let candidates = candidates(&addresses, links, own, &default);
+    let carries = |message: &&AddressMessage| address(message).is_some_and(|address| candidates.contains(&address));
+    let carrying = addresses.iter().filter(carries).map(|message| message.header.index).collect();
+    Ok(HostUnderlay {
+        own: addresses.iter().filter_map(address).collect(),
+        mtu: underlay_mtu(links, &default, &carrying),
+        addresses: candidates,
+    })
+}
+
+/// Reads all of it in the network namespace of the calling thread.
 pub(super) async fn read() -> Result<HostFacts, KernelError> {
     let routes = Routes::open()?;
-    let links = routes.links().await?;
-    let own = own_interfaces(&routes).await?;
-    let default = default_routes(&routes).await;
-    let addresses = routes.addresses(None).await?;
-    Ok(HostFacts {
-        addresses: candidates(&addresses, &links, &own, &default),
-        routes: host_routes(&routes, &links, &own).await?,
-        mtu: underlay_mtu(&links, &default),
-    })
+    let (links, own) = (routes.links().await?, own_interfaces(&routes).await?);
+    let underlay = underlay(&routes, &links, &own).await?;
+    Ok(HostFacts { underlay, routes: host_routes(&routes, &links, &own).await? })
 }
 
 async fn own_interfaces(routes: &Routes) -> Result<BTreeSet<u32>, KernelError> {
@@ -139,20 +189,23 @@ fn usable(message: &AddressMessage) -> Option<IpAddr> {
     if secondary && message.header.family == AddressFamily::Inet6 {
         return None;
     }
+    address(message).filter(|address| match address {
+        IpAddr::V4(a) => !(a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_unspecified()),
+        IpAddr::V6(a) => !(a.is_loopback() || a.is_unicast_link_local() || a.is_multicast() || a.is_unspecified()),
+    })
+}
+
+fn address(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {
         if let AddressAttribute::Local(address) = attribute {
             // On a point-to-point link `Address` is the other end.
-            found = Some(*address);
-            break;
+            return Some(*address);
         } else if let AddressAttribute::Address(address) = attribute {
             found = Some(*address);
         }
     }
-    found.filter(|address| match address {
-        IpAddr::V4(a) => !(a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_unspecified()),
-        IpAddr::V6(a) => !(a.is_loopback() || a.is_unicast_link_local() || a.is_multicast() || a.is_unspecified()),
-    })
+    found
 }
 
 /// Says whether an interface is of a kind that leads to pods, or into another tunnel.
@@ -194,8 +247,8 @@ async fn host_routes(routes: &Routes, links: &[Link], own: &BTreeSet<u32>) -> Re
     Ok(found)
 }
 
-fn underlay_mtu(links: &[Link], default: &DefaultRoutes) -> u16 {
-    let is_default = |link: &&Link| default.interfaces.contains(&link.index);
-    let least = links.iter().filter(is_default).map(|link| link.mtu).min();
-    least.map_or(ETHERNET, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
+fn underlay_mtu(links: &[Link], default: &DefaultRoutes, carrying: &BTreeSet<u32>) -> u16 {
+    let least = |uses: &dyn Fn(u32) -> bool| links.iter().filter(|link| uses(link.index)).map(|link| link.mtu).min();
+    let mtu = least(&|index| default.interfaces.contains(&index)).or_else(|| least(&|index| carrying.contains(&index)));
+    mtu.map_or(0, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
 }

@@ -18,6 +18,7 @@ mod claim;
 mod cleaning;
 mod conflicts;
 mod error;
+mod events;
 mod forward;
 mod guards;
 mod host;
@@ -34,7 +35,7 @@ mod source_guard;
 pub use claim::{Claim, claim, rival};
 pub use cleaning::{Cleaned, Extent, cleanup, forget, meshes};
 pub use error::KernelError;
-pub use host::{HostFacts, HostRoute, MAX_ROUTES};
+pub use host::{HostFacts, HostRoute, HostUnderlay, MAX_ROUTES, UnderlayEvents};
 pub use mark::Owner;
 pub use meshes::{Life, Mesh};
 use names::check_name;
@@ -92,6 +93,14 @@ pub async fn notes(shape: &Shape) -> Vec<String> {
     let Ok(routes) = Routes::open() else { return Vec::new() };
     let shape = pod_interfaces::found(&routes, shape).await;
     pod_interfaces::exempt(&shape).into_iter().chain(guards::dropped(&shape)).collect()
+}
+
+/// Reads what lies beneath the tunnel.
+///
+/// # Errors
+/// `KernelError` if the kernel does not answer.
+pub async fn underlay() -> Result<HostUnderlay, KernelError> {
+    host::read_underlay().await
 }
 
 /// Reads what this host knows of its own network.

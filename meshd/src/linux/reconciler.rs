@@ -7,14 +7,13 @@
 use std::io;
 use std::time::Duration;
 
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::error::KernelError;
+use super::events::Events;
 use super::route::{Link, Routes};
 use super::{conflicts, guards, names, pod_interfaces};
 use crate::linux::shape::{Guards, Obstacle, Shape};
@@ -59,7 +58,9 @@ impl Keeper {
     /// `KernelError` if no netlink socket can be opened.
     pub fn start(shape: Shape, upkeep: watch::Sender<Upkeep>) -> Result<Self, KernelError> {
         let socket = |error: io::Error| KernelError::Socket(error.to_string());
-        let events = Events::open().map_err(socket)?;
+        let groups =
+            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule];
+        let events = Events::open(&groups).map_err(socket)?;
         let routes = Routes::open()?;
         let (shape, shapes) = watch::channel(shape);
         let task = tokio::spawn(reconcile(routes, events, shapes, upkeep));
@@ -213,33 +214,6 @@ impl Device {
                 Ok((link, vec![format!("renamed `{}` back to `{name}`", other.name)]))
             }
             (Some(other), None | Some(_)) => Err(KernelError::Renamed { interface: name.clone(), present: other.name }),
-        }
-    }
-}
-
-/// The kernel's announcements. What they say does not matter, only that there was one.
-struct Events(TokioSocket);
-
-impl Events {
-    fn open() -> io::Result<Self> {
-        let groups =
-            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Rule];
-        let mask = groups.iter().map(|&group| 1 << (group as u32 - 1)).sum();
-        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        socket.socket_mut().bind(&SocketAddr::new(0, mask))?;
-        Ok(Self(socket))
-    }
-
-    /// Waits for an announcement, and forgets it with those that came meanwhile.
-    async fn wait(&self) {
-        // An overrun (ENOBUFS) is an event as well.
-        let _first = self.0.recv(&mut Vec::with_capacity(64)).await;
-        // What is left after these is waited for at once.
-        for _ in 0..1024 {
-            let mut start = Vec::with_capacity(64);
-            if self.0.socket_ref().recv(&mut start, libc::MSG_DONTWAIT).is_err() {
-                return;
-            }
         }
     }
 }

@@ -3,41 +3,38 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::model::netmap::LaneInfo;
 use mesh_proto::services::ServeSpec;
 use mesh_proto::wire::{MAX_ENDPOINTS, NodeFacts};
-use rtnetlink::MulticastGroup;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use crate::config::Config;
+use crate::config::{Config, MTUS};
 use crate::keys::lanes::LaneKeys;
-use crate::linux::{HostFacts, HostRoute};
+use crate::linux::{HostFacts, HostRoute, HostUnderlay, UnderlayEvents};
 use crate::node::services_file;
 
 /// What an outer header takes of a packet, in bytes: IPv6, UDP, WireGuard's own and its tag.
 const OVERHEAD: u16 = 80;
 /// The inner MTU where the underlay's is not known: 1500 less the overhead.
 const MTU: u16 = 1420;
-/// The least inner MTU that every IPv4 host must take.
-const MIN_MTU: u16 = 576;
-/// The most: jumbo frames less the overhead. Loopback's 65536 would only make fragments elsewhere.
-const MAX_MTU: u16 = 8920;
-/// How long addresses must be quiet before they are read again.
-const SETTLE: Duration = Duration::from_millis(200);
+/// How long what follows a change is waited for, as the route follows an address, before all is read.
+const SETTLE: Duration = Duration::from_millis(50);
+/// The least time between two reads, so that a storm of changes costs little.
+const PAUSE: Duration = Duration::from_millis(200);
 
-/// Returns the MTU of the mesh interface.
-pub fn mtu(host: &HostFacts) -> u16 {
-    match host.mtu {
-        0 => MTU,
-        underlay => underlay.saturating_sub(OVERHEAD).clamp(MIN_MTU, MAX_MTU),
+/// Returns the MTU of the mesh interface: what the operator set, or what the underlay leaves.
+pub fn mtu(config: &Config, host: &HostUnderlay) -> u16 {
+    match (config.mtu, host.mtu) {
+        (Some(mtu), _) => mtu,
+        (None, 0) => MTU,
+        (None, underlay) => underlay.saturating_sub(OVERHEAD).clamp(*MTUS.start(), *MTUS.end()),
     }
 }
 
 /// Gathers what the coordinator is told.
-pub fn gather(config: &Config, keys: &LaneKeys, host: &HostFacts, serve: &[ServeSpec], guarded: bool) -> NodeFacts {
+pub fn gather(config: &Config, keys: &LaneKeys, host: &HostUnderlay, serve: &[ServeSpec], guarded: bool) -> NodeFacts {
     let lane = |(key, port)| LaneInfo { key, port };
     let own = host.addresses.iter().map(|&ip| SocketAddr::new(ip, config.port));
     let mut endpoints = config.endpoints.clone();
@@ -52,7 +49,7 @@ pub fn gather(config: &Config, keys: &LaneKeys, host: &HostFacts, serve: &[Serve
         endpoints,
         pods: config.pods.clone(),
         serve: services_file::offers(serve),
-        mtu: mtu(host),
+        mtu: mtu(config, host),
         guarded,
         software: env!("CARGO_PKG_VERSION").into(),
         ..NodeFacts::default()
@@ -60,7 +57,7 @@ pub fn gather(config: &Config, keys: &LaneKeys, host: &HostFacts, serve: &[Serve
 }
 
 /// Returns the host's own IPv4 addresses, which tunnels must not lead to.
-pub fn locals(host: &HostFacts) -> Vec<Ipv4Addr> {
+pub fn locals(host: &HostUnderlay) -> Vec<Ipv4Addr> {
     let v4 = |ip: &IpAddr| match ip {
         IpAddr::V4(v4) => Some(*v4),
         IpAddr::V6(_) => None,
@@ -74,25 +71,21 @@ pub fn next_hops(host: &HostFacts) -> Vec<NextHop> {
     host.routes.iter().filter_map(hop).collect()
 }
 
-/// Sends a word whenever the host's addresses changed and settled, until nobody listens.
-pub async fn address_changes(tell: mpsc::Sender<()>) {
-    let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
-    let (connection, _handle, mut messages) = match rtnetlink::new_multicast_connection(&groups) {
-        Ok(opened) => opened,
+/// Sends a word whenever addresses, interfaces or routes of the host changed, until nobody listens; a few each second at
+/// most, whatever happens. The first comes at once, for what changed before anybody listened.
+pub async fn changes(tell: mpsc::Sender<()>) {
+    let events = match UnderlayEvents::open() {
+        Ok(events) => events,
         Err(error) => {
-            tracing::warn!(%error, "address changes are not noticed");
+            tracing::warn!(%error, "changes of addresses and interfaces are not noticed");
             return;
         }
     };
-    let connection = tokio::spawn(connection);
-    while messages.next().await.is_some() {
-        while let Ok(Some(_)) = timeout(SETTLE, messages.next()).await {}
-        if tell.send(()).await.is_err() {
-            break;
-        }
+    while tell.send(()).await.is_ok() {
+        sleep(PAUSE).await;
+        events.wait().await;
         sleep(SETTLE).await;
     }
-    connection.abort();
 }
 
 #[cfg(test)]
@@ -106,17 +99,18 @@ mod tests {
     #[test]
     fn the_inner_mtu_leaves_room_for_the_outer_header() {
         for (underlay, inner) in [(0, 1420), (1500, 1420), (9001, 8920), (65535, 8920), (600, 576)] {
-            let host = HostFacts { mtu: underlay, ..HostFacts::default() };
-            assert_eq!(mtu(&host), inner);
+            let host = HostUnderlay { mtu: underlay, ..HostUnderlay::default() };
+            assert_eq!(mtu(&Config::default(), &host), inner);
+            assert_eq!(mtu(&Config { mtu: Some(1300), ..Config::default() }, &host), 1300);
         }
     }
 
     #[test]
     fn own_addresses_are_endpoints_unless_the_operator_names_others() {
         let keys = LaneKeys::derive(&StaticSecret::from([1; 32]), 2);
-        let host = HostFacts {
+        let host = HostUnderlay {
             addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
-            ..HostFacts::default()
+            ..HostUnderlay::default()
         };
         let mut config = Config { port: 5000, ..Config::default() };
         let facts = gather(&config, &keys, &host, &[], true);

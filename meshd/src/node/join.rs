@@ -142,6 +142,7 @@ impl Credential {
             | ChannelError::Ended
             | ChannelError::Leaving
             | ChannelError::Renewed
+            | ChannelError::Moved(_)
             | ChannelError::Retired(_)
             | ChannelError::Silent
             | ChannelError::Malformed(_) => true,
@@ -190,7 +191,7 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
     if enrolment.pins.is_empty() {
         enrolment.pins = credential.pins().to_vec();
     }
-    let shape = shape(config, &enrolment, facts::mtu(&host));
+    let shape = shape(config, &enrolment, facts::mtu(config, &host.underlay));
     if let Some(sentence) = linux::rival(&shape).await? {
         return Err(KernelError::Taken(sentence).into());
     }
@@ -233,7 +234,7 @@ async fn ask(
     serve: &[ServeSpec],
 ) -> Result<JoinResponse, JoinError> {
     let lanes = keys.lanes(config.lanes);
-    let facts = facts::gather(config, &lanes, host, serve, config.pods.is_empty());
+    let facts = facts::gather(config, &lanes, &host.underlay, serve, config.pods.is_empty());
     let (token, secret, oidc) = match credential {
         Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
         Credential::Oidc { file, .. } => {

@@ -17,7 +17,8 @@ pub mod services_file;
 pub mod snapshot;
 pub(crate) mod tunnel_key_rotation;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -46,7 +47,7 @@ use crate::dns::server;
 use crate::keys::lanes::LaneKeys;
 use crate::keys::node::NodeKeys;
 use crate::keys::psk_store::PskStore;
-use crate::linux::{self, HostFacts, Keeper, MARK, Shape};
+use crate::linux::{self, HostUnderlay, Keeper, MARK, Shape};
 use crate::node::error::DaemonError;
 use crate::node::identity_rotation::Renewer;
 use crate::node::offline_lease::LastHeard;
@@ -99,7 +100,9 @@ pub(crate) struct Membership<'d> {
     map: VerifiedMap,
     lease: Lease,
     last_heard: LastHeard,
-    host: HostFacts,
+    host: HostUnderlay,
+    /// All addresses of this host, for who has a connection from one of them.
+    own: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     enrolment: Enrolment,
     shape: Shape,
     keeper: Keeper,
@@ -134,8 +137,11 @@ impl<'d> Membership<'d> {
         let lanes = keys.lanes(config.lanes);
         let (switch, vault) = Switch::start(state, config.keys.preshared);
         publisher.preshared.send_replace((switch.mode(), switch.sentence()));
-        let host = linux::host_facts().await?;
-        let shape = join::shape(config, &enrolment, facts::mtu(&host));
+        let known = linux::host_facts().await?;
+        let next_hops = facts::next_hops(&known).into();
+        let host = known.underlay;
+        let own = watch::Sender::new(Arc::new(host.own.clone()));
+        let shape = join::shape(config, &enrolment, facts::mtu(config, &host));
         let guards = linux::close_range(&shape).await?;
         publisher.upkeep.send_modify(|upkeep| upkeep.guards = guards);
         let mut guard = MapGuard::new(Some(state.clone())).claiming(config.pods.clone());
@@ -158,7 +164,7 @@ impl<'d> Membership<'d> {
                 vault: vault.clone(),
                 view: Arc::clone(&view),
                 locals: facts::locals(&host).into(),
-                next_hops: facts::next_hops(&host).into(),
+                next_hops,
                 active: active.iter().map(activity).collect(),
             })
         };
@@ -170,7 +176,7 @@ impl<'d> Membership<'d> {
         let keeper = Keeper::start(shape.clone(), publisher.upkeep.clone())?;
         let mut tasks = JoinSet::new();
         let (tell, addresses) = mpsc::channel(1);
-        tasks.spawn(facts::address_changes(tell));
+        tasks.spawn(facts::changes(tell));
         if let Some(vault) = vault.clone() {
             tasks.spawn(vault.keep(state.clone()));
         }
@@ -208,6 +214,7 @@ impl<'d> Membership<'d> {
             lease,
             last_heard,
             host,
+            own,
             shape,
             keeper,
             splices: Splices::new(bytes.clone()),
@@ -236,6 +243,7 @@ impl<'d> Membership<'d> {
             state: publisher.link.clone(),
             report: report.subscribe(),
             expelled: expelled.subscribe(),
+            own: member.own.subscribe(),
         };
         let mut member = member;
         if !member.lanes.former_publics().is_empty() {
@@ -414,18 +422,51 @@ impl<'d> Membership<'d> {
         }
     }
 
+    /// Looks at what lies beneath the tunnel, and tells everybody what changed.
     async fn refresh_host(&mut self) {
-        match linux::host_facts().await {
-            Ok(host) if host != self.host => {
-                tracing::info!(addresses = ?host.addresses, "addresses of this host changed");
-                self.host = host;
-                let locals: Arc<[_]> = facts::locals(&self.host).into();
-                self.plane.handle().set_locals(locals);
-                self.plane.handle().set_next_hops(facts::next_hops(&self.host).into());
-                self.report();
+        let mut host = match linux::underlay().await {
+            Ok(host) => host,
+            Err(error) => return tracing::warn!(%error, "addresses of this host not read"),
+        };
+        if host.mtu == 0 {
+            // Without an interface: the next one may well be as the last one was.
+            host.mtu = self.host.mtu;
+        }
+        if host == self.host {
+            return;
+        }
+        let before = std::mem::replace(&mut self.host, host);
+        if self.host.addresses != before.addresses || self.host.own != before.own {
+            let own = Arc::new(self.host.own.clone());
+            let locals: Arc<[_]> = facts::locals(&self.host).into();
+            let plane = self.plane.handle();
+            plane.set_locals(locals);
+            match linux::host_facts().await {
+                Ok(facts) => plane.set_next_hops(facts::next_hops(&facts).into()),
+                Err(error) => tracing::warn!(%error, "routes of this host not read"),
             }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "addresses of this host not read"),
+            if self.host.addresses != before.addresses {
+                tracing::info!(addresses = ?self.host.addresses, "addresses of this host changed");
+                plane.move_to(&own, !self.publisher.link.borrow().connected);
+            }
+            self.own.send_replace(own);
+        }
+        self.follow_mtu().await;
+        self.report();
+    }
+
+    /// Has interface and data path take packets as large as the underlay leaves.
+    async fn follow_mtu(&mut self) {
+        let mtu = facts::mtu(self.config, &self.host);
+        if mtu == self.shape.mtu {
+            return;
+        }
+        tracing::info!(from = self.shape.mtu, to = mtu, "the MTU of the mesh interface follows the underlay's");
+        self.shape.mtu = mtu;
+        self.keeper.set_shape(self.shape.clone());
+        self.plane.handle().set_mtu(mtu);
+        if let Err(error) = linux::attach(&self.shape).await {
+            tracing::error!(%error, "new MTU not set; it is tried again");
         }
     }
 

@@ -8,7 +8,7 @@
 //! The same bytes go to every candidate; the peer takes the first that arrives and drops the others as
 //! replays. Each attempt begins one candidate further on, lest one that hears but cannot answer hides the rest.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
@@ -41,6 +41,13 @@ impl Path {
     /// Returns where the peer answered last.
     pub(crate) fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint
+    }
+
+    /// Lets the kernel choose the own address, if the one spoken to is gone.
+    pub(crate) fn leave_local(&mut self, is_own: impl Fn(IpAddr) -> bool) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.local = endpoint.local.filter(|&local| is_own(local));
+        }
     }
 
     /// Starts to offer an initiation, in place of an earlier one. Says whether there is anybody to offer it to.
@@ -104,7 +111,7 @@ mod tests {
         for ms in times {
             while let Some((to, initiation)) = path.poll(Timestamp::from_millis(ms)) {
                 assert_eq!(initiation, &[9; INITIATION]);
-                let std::net::IpAddr::V4(ip) = to.remote.ip() else { continue };
+                let IpAddr::V4(ip) = to.remote.ip() else { continue };
                 tried.push((ms - from, ip.octets()[3]));
             }
         }

@@ -197,6 +197,11 @@ impl TunnelPeer {
         }
     }
 
+    /// Says whether a map tells of other endpoints than the one before did.
+    pub(crate) fn moved_since(&self, before: &Self) -> bool {
+        self.endpoints != before.endpoints
+    }
+
     /// Returns where a lane may be, in the order to be tried: where lane 0 answered last, then what the map says.
     pub(crate) fn candidates(&self, lane: usize, last: Option<SocketAddr>) -> Vec<SocketAddr> {
         let port = self.lanes.get(lane).map(|info| info.port).filter(|_| lane > 0);
@@ -241,6 +246,9 @@ pub(crate) struct Cell {
     agreed: AtomicU64,
     /// What it said last of the log.
     heard: Seqlock,
+    /// The largest packet that gets through in the low 16 bits, since when above them in microseconds; 0 while nothing
+    /// is known to be swallowed.
+    narrow: AtomicU64,
 }
 
 impl Cell {
@@ -335,6 +343,18 @@ impl Cell {
         self.heard.get()
     }
 
+    /// Takes note of the largest packet that gets through, and since when this is known; none for all that should.
+    pub(crate) fn set_narrow(&self, narrow: Option<(u16, Timestamp)>) {
+        let word = narrow.map_or(0, |(bytes, since)| since.as_micros() << 16 | u64::from(bytes));
+        self.narrow.store(word, Ordering::Relaxed);
+    }
+
+    /// Returns the largest packet that gets through, and since when this is known; none while all do.
+    pub(crate) fn narrow(&self) -> Option<(u16, Timestamp)> {
+        let word = self.narrow.load(Ordering::Relaxed);
+        (word != 0).then_some((word as u16, Timestamp::from_micros(word >> 16)))
+    }
+
     /// Takes note that lane 0 has no room for one more packet to wait.
     pub(crate) fn set_full(&self, now: Timestamp) {
         self.full.store(now.as_micros(), Ordering::Relaxed);
@@ -364,6 +384,7 @@ impl Cell {
             last_handshake: micros(&self.handshake).map(|at| now.since(Timestamp::from_micros(at))),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
+            narrow: self.narrow().map(|(bytes, since)| (bytes, now.since(since))),
         };
         (stats != PeerStats::default()).then_some(stats)
     }

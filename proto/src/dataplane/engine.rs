@@ -23,6 +23,7 @@ mod icmp;
 mod probe;
 mod refuse;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ use fragments::Fragments;
 use probe::Probes;
 use refuse::Replies;
 
-pub use probe::{PROBE_PORT, RESERVED, read_reserved, write_reserved};
+pub use probe::{PROBE, PROBE_PORT, RESERVED, read_reserved, write_reserved};
 
 /// Most flow entries remembered as changed between two calls of `drain_dirty`; further changes are
 /// written at their flow's next change.
@@ -57,6 +58,8 @@ pub struct Engine {
     locals: Arc<[Ipv4Addr]>,
     next_hops: Arc<[NextHop]>,
     mtu: u16,
+    /// What narrow ways let through, in bytes.
+    narrow: Arc<BTreeMap<NodeId, u16>>,
     fragments: Fragments,
     replies: Replies,
     dirty: Vec<usize>,
@@ -91,6 +94,7 @@ impl Engine {
             locals: Arc::from([]),
             next_hops: Arc::from([]),
             mtu: DEFAULT_MTU,
+            narrow: Arc::default(),
             fragments: Fragments::new(),
             replies: Replies::new(),
             dirty: Vec::with_capacity(MAX_DIRTY),
@@ -131,8 +135,27 @@ impl Engine {
         self.mtu = mtu.max(MIN_MTU);
     }
 
+    /// Sets which peers larger packets do not reach than so many bytes; `MIN_MTU` is the least.
+    pub fn set_narrow(&mut self, narrow: Arc<BTreeMap<NodeId, u16>>) {
+        self.narrow = narrow;
+    }
+
+    /// Returns the largest packet that may go to a peer where nothing on the way swallows it, in bytes.
+    pub fn full(&self, peer: NodeId) -> u16 {
+        self.view.mtu(peer).min(self.mtu)
+    }
+
     /// Decides what becomes of a packet from the TUN, and rewrites it.
     pub fn outbound(&mut self, bytes: &mut [u8], checksum: Checksum, now: Timestamp) -> Verdict {
+        self.outbound_in(bytes, None, checksum, now)
+    }
+
+    /// The same for a super-packet that is to leave in segments of so many bytes of payload.
+    pub fn outbound_super(&mut self, bytes: &mut [u8], segment: u16, checksum: Checksum, now: Timestamp) -> Verdict {
+        self.outbound_in(bytes, Some(segment), checksum, now)
+    }
+
+    fn outbound_in(&mut self, bytes: &mut [u8], segment: Option<u16>, checksum: Checksum, now: Timestamp) -> Verdict {
         self.replies.clear();
         let header = match Header::parse(bytes) {
             Ok(header) => header,
@@ -165,7 +188,13 @@ impl Engine {
             Ok(hit) => hit,
             Err(why) => return self.replies.refuse(bytes, &header, why, self.mtu, now),
         };
-        let too_big = self.way(hit.flow.remote).filter(|&mtu| checksum == Checksum::Complete && header.total_len > mtu);
+        // What is not complete is to be segmented by somebody, who says himself how.
+        let longest = match segment {
+            Some(segment) => header.total_len.min(header.headers_len(bytes) + usize::from(segment)),
+            None if checksum == Checksum::Complete => header.total_len,
+            None => 0,
+        };
+        let too_big = self.way(hit.flow.remote).filter(|&mtu| longest > mtu);
         if let Some(mtu) = too_big {
             return self.replies.refuse_size(bytes, &header, mtu as u16, now);
         }
@@ -245,6 +274,14 @@ impl Engine {
         let own = self.view.address();
         let Some(peer) = self.view.peer(to).map(|peer| peer.address) else { return false };
         self.replies.make(now, |out| self.probes.ask(out, own, peer, now))
+    }
+
+    /// Writes a probe as long as `out` for a peer, of at least `PROBE` bytes: whether so much gets through. The answer
+    /// brings the clock back, as a round trip since then. Says whether the peer is known.
+    pub fn ask_size(&self, to: NodeId, clock: u64, out: &mut [u8]) -> bool {
+        let own = self.view.address();
+        let peer = self.view.peer(to).map(|peer| peer.address);
+        peer.is_some_and(|peer| self.probes.ask_size(out, own, peer, clock) > 0)
     }
 
     /// Rewrites a packet of a flow that may pass.
@@ -348,7 +385,8 @@ impl Engine {
 
     /// Returns the largest packet that may go to the other end, if that is a peer.
     fn way(&self, remote: Option<NodeId>) -> Option<usize> {
-        remote.map(|peer| usize::from(self.view.mtu(peer).min(self.mtu)))
+        let narrow = |peer| self.narrow.get(&peer).copied().unwrap_or(u16::MAX).max(MIN_MTU);
+        remote.map(|peer| usize::from(self.full(peer).min(narrow(peer))))
     }
 
     fn mark(&mut self, place: FlowSlot) {

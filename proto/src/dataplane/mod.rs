@@ -1,6 +1,7 @@
 //! The way of a packet: from a compiled map to one fate for each.
 
 pub mod balancer;
+pub mod black_hole;
 pub mod engine;
 pub mod explain;
 pub mod flow;

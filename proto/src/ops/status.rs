@@ -240,6 +240,13 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent through the tunnel.
     pub tx_bytes: u64,
+    /// The largest packet that is sent to it, in bytes.
+    #[serde(default)]
+    pub mtu: u16,
+    /// Seconds for which larger packets are known to vanish on the way to it, although both ends and their networks would
+    /// take them; absent while none do.
+    #[serde(default)]
+    pub narrow_s: Option<u64>,
 }
 
 /// A service as this node sees it.

@@ -229,6 +229,7 @@ async fn an_expelled_peer_leaves_the_map_in_force_at_once_also_without_a_coordin
             state: state.clone(),
             report: watch::Sender::new(None).subscribe(),
             expelled: expelled.subscribe(),
+            own: watch::Sender::default().subscribe(),
         };
         let running = tokio::spawn(link.run());
         let has = |map: &Option<VerifiedMap>, peers| map.as_ref().is_some_and(|map| map.peers.len() == peers);

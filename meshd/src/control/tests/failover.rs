@@ -22,6 +22,7 @@ fn link(dial: Dial) -> ChannelKeeper {
         state: watch::Sender::default(),
         report: watch::Sender::new(None).subscribe(),
         expelled: watch::Sender::default().subscribe(),
+        own: watch::Sender::default().subscribe(),
     }
 }
 

@@ -245,6 +245,7 @@ async fn the_channel_goes_on_with_the_next_key_without_a_restart() {
         state: watch::Sender::default(),
         report: watch::Sender::new(None).subscribe(),
         expelled: watch::Sender::default().subscribe(),
+        own: watch::Sender::default().subscribe(),
     };
     let running = tokio::spawn(link.run());
     server.wait(|asked| asked.iter().any(|asked| asked.by == former)).await;

@@ -10,12 +10,14 @@
 
 mod gro;
 
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
-use mesh_proto::dataplane::engine::{Engine, NextHop};
+use mesh_proto::dataplane::black_hole::{self, Ways};
+use mesh_proto::dataplane::engine::{Engine, NextHop, PROBE};
 use mesh_proto::dataplane::flow::{FlowTable, FlowTraffic};
 use mesh_proto::dataplane::verdict::{Drop, Verdict};
 use mesh_proto::dataplane::view::View;
@@ -52,6 +54,12 @@ impl Out {
         self.tun.room() < ROOM || self.udp.room() < ROOM
     }
 }
+
+/// What narrow ways let through, by peer, in bytes.
+pub(crate) type NarrowWays = Arc<BTreeMap<NodeId, u16>>;
+
+/// Most answers about sizes that wait to be told to lane 0; there are no more questions in a second.
+const MAX_ANSWERS: usize = black_hole::MOST_A_SECOND;
 
 /// Who speaks to peers on the reserved port beside the engine, in what real traffic leaves of a lane's turns.
 pub(crate) trait Speaker: std::fmt::Debug + Send {
@@ -91,6 +99,15 @@ pub(crate) struct Lane {
     speaker: Box<dyn Speaker>,
     /// Packets received that others may continue.
     train: Option<Train>,
+    number: usize,
+    /// Which ways swallow large packets; lane 0 finds out for all.
+    ways: Ways,
+    /// What lane 0 found, for the others.
+    narrow: Option<NarrowWays>,
+    /// Answers to questions of lane 0's that came to this one.
+    answers: Vec<(NodeId, u64)>,
+    /// Where a question is written.
+    question: Vec<u8>,
 }
 
 impl Lane {
@@ -99,14 +116,59 @@ impl Lane {
         let sessions = Sessions::new(lane, key, Arc::clone(&peers), Arc::clone(&counters));
         let mut engine = Engine::new(view, flows);
         engine.set_mtu(mtu);
-        Self { engine, sessions, peers, counters, handover, handed_over: false, speaker, train: None }
+        Self {
+            engine,
+            sessions,
+            peers,
+            counters,
+            handover,
+            handed_over: false,
+            speaker,
+            train: None,
+            number: lane,
+            ways: Ways::default(),
+            narrow: None,
+            answers: Vec::new(),
+            question: Vec::new(),
+        }
     }
 
     /// Puts another map in force.
     pub(crate) fn set_view(&mut self, view: Arc<View>, peers: Arc<TunnelPeers>) {
         self.engine.set_view(view);
         self.sessions.set_peers(Arc::clone(&peers));
+        self.ways.retain(|peer| peers.get(peer).is_some());
         self.peers = peers;
+    }
+
+    /// Sets the largest packet that the mesh interface takes, in bytes.
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        self.engine.set_mtu(mtu);
+    }
+
+    /// Says which peers large packets do not reach.
+    pub(crate) fn set_narrow(&mut self, narrow: NarrowWays) {
+        self.engine.set_narrow(narrow);
+    }
+
+    /// This host has these addresses now, and no others.
+    pub(crate) fn move_to(&mut self, own: &BTreeSet<IpAddr>, now: Timestamp) {
+        self.sessions.move_to(own, now);
+    }
+
+    /// A peer answered lane 0's question of that clock.
+    pub(crate) fn hear_size(&mut self, peer: NodeId, clock: u64, now: Timestamp) {
+        self.ways.heard(peer, clock, now);
+    }
+
+    /// Returns what lane 0 found since the last call, for the other lanes.
+    pub(crate) fn take_narrow(&mut self) -> Option<NarrowWays> {
+        self.narrow.take()
+    }
+
+    /// Returns the next answer that is lane 0's.
+    pub(crate) fn next_answer(&mut self) -> Option<(NodeId, u64)> {
+        self.answers.pop()
     }
 
     /// Puts other keys of its own in force.
@@ -151,7 +213,13 @@ impl Lane {
         }
         let settled = vnet.and_then(|vnet| Some((vnet, finish_checksum(packet, vnet)?)));
         let Some((vnet, checksum)) = settled else { return self.counters.count_dropped(Drop::Malformed) };
-        match self.engine.outbound(packet, checksum, now) {
+        let verdict = match vnet.gso {
+            Gso::None => self.engine.outbound(packet, checksum, now),
+            Gso::Tcp4 { .. } | Gso::Tcp6 { .. } | Gso::Udp => {
+                self.engine.outbound_super(packet, vnet.gso_size, checksum, now)
+            }
+        };
+        match verdict {
             Verdict::Forward(peer) if vnet.gso == Gso::None => self.forward(peer, packet, &mut out.udp, now),
             Verdict::Forward(peer) => self.split(peer, packet, vnet, checksum, out, now),
             Verdict::Deliver => {
@@ -237,7 +305,10 @@ impl Lane {
             }
             Verdict::Drop(reason) => self.counters.count_dropped_many(reason, u64::from(count)),
             Verdict::RoundTrip(micros) => {
-                if let Some(peer) = self.peers.get(peer) {
+                let clock = now.as_micros().saturating_sub(micros.into());
+                if black_hole::is_question(clock) {
+                    self.take_answer(peer, clock, now);
+                } else if let Some(peer) = self.peers.get(peer) {
                     peer.cell.set_rtt(micros);
                 }
             }
@@ -288,6 +359,7 @@ impl Lane {
                 self.answer_peer(peer, out, now);
             }
         }
+        self.watch_ways(out, now);
         if out.udp.room() >= ROOM {
             let Self { speaker, sessions, counters, .. } = self;
             let mut send = |peer, packet: &[u8]| {
@@ -303,7 +375,62 @@ impl Lane {
 
     /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
     pub(crate) fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
-        self.sessions.poll_timeout(now).into_iter().chain(self.speaker.poll_timeout(now)).min()
+        let (sessions, speaker) = (self.sessions.poll_timeout(now), self.speaker.poll_timeout(now));
+        sessions.into_iter().chain(speaker).chain(self.ways.poll_timeout()).min()
+    }
+
+    /// Finds out which ways swallow large packets.
+    fn watch_ways(&mut self, out: &mut Out, now: Timestamp) {
+        while let Some(peer) = self.sessions.next_roamed() {
+            self.ways.moved(peer, now);
+        }
+        while let Some(peer) = self.sessions.next_active() {
+            self.ways.traffic(peer, self.engine.full(peer), now);
+        }
+        while out.udp.room() >= ROOM
+            && let Some(asked) = self.ways.poll(now)
+        {
+            self.question.resize(usize::from(asked.bytes).max(PROBE), 0);
+            if !self.engine.ask_size(asked.peer, asked.clock, &mut self.question) {
+                continue;
+            }
+            let sealed = self.sessions.seal(asked.peer, &self.question, Traffic::Own, &mut out.udp, now);
+            if let Sealed::Dropped(reason) = sealed {
+                self.counters.count_dropped(reason);
+            }
+        }
+        if self.ways.take_changed() {
+            self.tell_narrow();
+        }
+    }
+
+    /// Puts in force, and makes known, which ways are narrow.
+    fn tell_narrow(&mut self) {
+        let narrow: BTreeMap<_, _> = self.ways.narrowed().collect();
+        for peer in self.peers.iter() {
+            let known = narrow.get(&peer.id).map(|narrow| (narrow.bytes, narrow.since));
+            let before = peer.cell.narrow();
+            peer.cell.set_narrow(known);
+            match (before, known) {
+                (Some(_), None) => tracing::info!(peer = %peer.id, "large packets get through again"),
+                (before, Some((bytes, _))) if before.is_none_or(|(before, _)| before != bytes) => {
+                    tracing::warn!(peer = %peer.id, bytes, "larger packets vanish on the way: none are sent");
+                }
+                (Some(_) | None, Some(_) | None) => {}
+            }
+        }
+        let narrow: NarrowWays = Arc::new(narrow.into_iter().map(|(peer, narrow)| (peer, narrow.bytes)).collect());
+        self.engine.set_narrow(Arc::clone(&narrow));
+        self.narrow = Some(narrow);
+    }
+
+    /// Takes an answer about a size, or keeps it for lane 0.
+    fn take_answer(&mut self, peer: NodeId, clock: u64, now: Timestamp) {
+        if self.number == 0 {
+            self.ways.heard(peer, clock, now);
+        } else if self.answers.len() < MAX_ANSWERS {
+            self.answers.push((peer, clock));
+        }
     }
 
     /// Calls `f` with every flow entry that changed since the last call.

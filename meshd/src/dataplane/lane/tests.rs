@@ -21,6 +21,7 @@ use crate::dataplane::bench::lane_end::{LaneEnd, Phase};
 use crate::io::udp_outbox::Endpoint;
 
 mod bench;
+mod hole;
 mod told;
 
 use crate::io::tun_outbox::Taken;
@@ -42,6 +43,8 @@ struct Pair {
     closed: Option<u16>,
     /// What the way makes of every outer ECN field.
     mark: Option<Ecn>,
+    /// The largest datagram to node 1 that the way does not swallow.
+    most: Option<usize>,
     now: Timestamp,
 }
 
@@ -139,7 +142,7 @@ impl Node {
 impl Pair {
     fn new(allowed: bool) -> Self {
         let nodes = [Node::new(0, allowed), Node::new(1, allowed)];
-        Self { nodes, closed: None, mark: None, now: Timestamp::from_millis(1_000_000) }
+        Self { nodes, closed: None, mark: None, most: None, now: Timestamp::from_millis(1_000_000) }
     }
 
     /// Does something with a lane and lets everything that follows happen.
@@ -160,6 +163,9 @@ impl Pair {
                     continue;
                 }
                 let message = out.udp.bytes(run);
+                if peer == 1 && self.most.is_some_and(|most| run.segment > most) {
+                    continue;
+                }
                 let mut out = Out::new(2 * ROOM);
                 let target = usize::from(port - PORT);
                 let from = Endpoint { remote: outer(node, lane), local: Some(to.remote.ip()) };

@@ -109,7 +109,7 @@ impl Worker {
             if ready & 1 << TIME != 0 {
                 alarm.acknowledge();
             }
-            if ready & 1 << MAIL != 0 && !self.take_mail() {
+            if ready & 1 << MAIL != 0 && !self.take_mail(now) {
                 return Ok(());
             }
             let before = self.counters.received_bytes();
@@ -163,6 +163,13 @@ impl Worker {
         if self.lane.take_handed_over() {
             self.mailboxes[0].ring();
         }
+        if let Some(narrow) = self.lane.take_narrow() {
+            let others = self.mailboxes.iter().enumerate().filter(|(lane, _)| *lane != self.number);
+            others.for_each(|(_, mailbox)| mailbox.set_narrow(Arc::clone(&narrow)));
+        }
+        while let Some((peer, clock)) = self.lane.next_answer() {
+            self.mailboxes[0].answer(peer, clock);
+        }
         while let Some(peer) = self.lane.next_met() {
             let others = self.mailboxes.iter().enumerate().filter(|(lane, _)| *lane != self.number);
             others.for_each(|(_, mailbox)| mailbox.greet(peer));
@@ -183,7 +190,7 @@ impl Worker {
     }
 
     /// Takes what is in the mailbox. Says whether to go on.
-    fn take_mail(&mut self) -> bool {
+    fn take_mail(&mut self, now: Timestamp) -> bool {
         let Self { lane, mailboxes, number, .. } = self;
         let Some(mail) = mailboxes[*number].take() else { return false };
         if let Some((view, peers)) = mail.view {
@@ -201,6 +208,17 @@ impl Worker {
         if let Some(key) = mail.key {
             lane.set_key(&key);
         }
+        if let Some(mtu) = mail.mtu {
+            lane.set_mtu(mtu);
+        }
+        if let Some((own, calls)) = mail.own {
+            lane.move_to(&own, now);
+            calls.into_iter().for_each(|peer| lane.greet(peer));
+        }
+        if let Some(narrow) = mail.narrow {
+            lane.set_narrow(narrow);
+        }
+        mail.answers.into_iter().for_each(|(peer, clock)| lane.hear_size(peer, clock, now));
         mail.pings.into_iter().for_each(|peer| lane.ping(peer));
         mail.greets.into_iter().for_each(|peer| lane.greet(peer));
         true

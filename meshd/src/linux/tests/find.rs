@@ -200,9 +200,9 @@ fn facts_name_the_underlay_first_and_neither_the_mesh_nor_pods() {
 
         let facts = host_facts().await.unwrap();
 
-        let addresses: Vec<String> = facts.addresses.iter().map(ToString::to_string).collect();
+        let addresses: Vec<String> = facts.underlay.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["192.0.2.1", "192.0.2.77", "198.51.100.7"]);
-        assert_eq!(facts.mtu, 1500);
+        assert_eq!(facts.underlay.mtu, 1500);
         assert_eq!(facts.collision(shape.range), None);
         let taken = facts.collision("10.0.0.0/8".parse().unwrap()).unwrap();
         assert!(taken.contains("10.8.1.") && taken.contains("cni0"), "{taken}");

@@ -15,13 +15,14 @@
 //! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`psk_exchanges`). While
 //! one of the two does not know that of the other, plain tunnels go on (`upkeep`).
 
+mod moving;
 mod psk_exchange;
 mod psk_exchanges;
 mod session;
 mod upkeep;
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_proto::base::clock::Timestamp;
@@ -38,11 +39,14 @@ use crate::keys::lanes::LaneKey;
 use crate::wireguard::lane0_fallback::Lane0Fallback;
 use crate::wireguard::peers::TunnelPeers;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
-use crate::wireguard::timing::{GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK};
+use crate::wireguard::timing::{
+    FIRST_BACKOFF, GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK,
+};
 use crate::wireguard::tunnel::{
     HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened,
 };
 
+use moving::Moving;
 use psk_exchanges::PskExchanges;
 use session::Session;
 
@@ -73,6 +77,12 @@ pub(crate) struct Sessions {
     probes: Vec<NodeId>,
     /// Peers that this lane has a new session with.
     met: Vec<NodeId>,
+    /// Peers that there is traffic with on any lane, as lane 0 saw at its last tick.
+    active: Vec<NodeId>,
+    /// Peers that answered lane 0 from elsewhere.
+    roamed: Vec<NodeId>,
+    /// What is to be said after an address changed.
+    moving: Moving,
     /// The agreements on preshared keys; lane 0's alone.
     talks: PskExchanges,
     detour: Lane0Fallback,
@@ -102,6 +112,9 @@ impl Sessions {
             greeting: BTreeSet::new(),
             probes: Vec::new(),
             met: Vec::new(),
+            active: Vec::new(),
+            roamed: Vec::new(),
+            moving: Moving::default(),
             talks: PskExchanges::new(keys),
             detour: Lane0Fallback::default(),
             next_tick: None,
@@ -190,6 +203,9 @@ impl Sessions {
         }
         let Some(endpoint) = session.path.endpoint() else { return Sealed::Dropped(Drop::NoEndpoint) };
         match session.tunnel.seal(packet, outbox.space()) {
+            Some(Made::Message(len)) if session.peer.cell.narrow().is_some() => {
+                outbox.commit_alone(len, endpoint, Ecn::of_packet(packet));
+            }
             Some(Made::Message(len)) => outbox.commit_with(len, endpoint, Ecn::of_packet(packet)),
             Some(Made::Initiation | Made::Nothing | Made::Expired) => return self.lost_session(index, outbox, now),
             None => return Sealed::Dropped(Drop::SocketFull),
@@ -263,6 +279,32 @@ impl Sessions {
         self.met.pop()
     }
 
+    /// Returns the next peer that there was traffic with in the last 10 s; lane 0's alone.
+    pub(crate) fn next_active(&mut self) -> Option<NodeId> {
+        self.active.pop()
+    }
+
+    /// Returns the next peer that was heard from elsewhere; lane 0's alone.
+    pub(crate) fn next_roamed(&mut self) -> Option<NodeId> {
+        self.roamed.pop()
+    }
+
+    /// This host has these addresses now, and no others: what left from one that is gone leaves from another, and every
+    /// open tunnel says so.
+    pub(crate) fn move_to(&mut self, own: &BTreeSet<IpAddr>, now: Timestamp) {
+        for (number, session) in self.slab.iter_mut().enumerate() {
+            let Some(session) = session else { continue };
+            session.path.leave_local(|local| own.contains(&local));
+            let calls = session.initiated || session.retry.is_some() || session.waiting > 0;
+            if !session.ready && calls {
+                // It calls from where it was, or rests because nobody answered there.
+                (session.repeated, session.retry, session.backoff) = (0, None, FIRST_BACKOFF);
+                self.moving.displace(number as u32);
+            }
+        }
+        self.moving.begin(now);
+    }
+
     /// Starts a turn: new budgets for what strangers may cause.
     pub(crate) fn begin_turn(&mut self) {
         self.handshakes_left = HANDSHAKES_PER_TURN;
@@ -274,6 +316,7 @@ impl Sessions {
         self.flush(outbox, now);
         self.race(outbox, now);
         self.tend_talks(outbox, now);
+        self.say_where(outbox, now);
         for _ in 0..GREETINGS_PER_TURN {
             let Some(peer) = self.greeting.pop_first() else { break };
             self.greet_now(peer, outbox, now);
@@ -299,7 +342,8 @@ impl Sessions {
         let tick = if self.ticking.is_empty() { None } else { Some(self.next_tick.unwrap_or(now)) };
         let greeting = (!self.greeting.is_empty()).then(|| now + GREETING);
         let flushing = (!self.flushing.is_empty()).then_some(now);
-        races.chain(tick).chain(greeting).chain(flushing).chain(self.talks.poll_timeout()).min()
+        let talks = self.talks.poll_timeout();
+        races.chain(tick).chain(greeting).chain(flushing).chain(talks).chain(self.moving.poll_timeout(now)).min()
     }
 
     /// Says whether what waited for a session is still to be sent: before anything newer, lest that overtakes it.
@@ -355,6 +399,9 @@ impl Sessions {
                     gone.push(index as u32);
                     continue;
                 };
+                if peer.moved_since(&session.peer) && session.is_elsewhere(peer) {
+                    self.moving.displace(index as u32);
+                }
                 session.peer = Arc::clone(peer);
                 session.set_fresh(self.door.key());
             }
@@ -487,6 +534,7 @@ impl Sessions {
         for list in [&mut self.ticking, &mut self.racing, &mut self.flushing] {
             list.retain(|&number| is_open(number));
         }
+        self.moving.retain(is_open);
     }
 
     /// Lets a packet wait in its tunnel for the handshake.

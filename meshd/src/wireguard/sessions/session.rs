@@ -122,6 +122,12 @@ impl Session {
         self.ready && self.unanswered.is_none_or(|since| now.since(since) < SILENCE)
     }
 
+    /// Says whether it leads to where a peer, as a map describes it, does not say to be.
+    pub(super) fn is_elsewhere(&self, peer: &TunnelPeer) -> bool {
+        let candidates = || peer.candidates(self.peer_lane, None);
+        self.path.endpoint().is_some_and(|endpoint| !candidates().contains(&endpoint.remote))
+    }
+
     /// Takes note that one more packet waits in the tunnel.
     pub(super) fn hold_packet(&mut self, now: Timestamp) {
         self.held.get_or_insert(now);

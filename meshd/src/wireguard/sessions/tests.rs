@@ -17,6 +17,7 @@ use crate::wireguard::peers::test_peers;
 mod crossing;
 mod hostile;
 mod many;
+mod moving;
 mod order;
 mod preshared;
 mod rotate;

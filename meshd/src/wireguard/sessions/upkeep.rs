@@ -11,12 +11,13 @@ use mesh_proto::dataplane::verdict::Drop;
 use super::Sessions;
 use super::psk_exchange::{PskExchange, PskOutcome, agreed};
 use super::psk_exchanges::{AGAIN, TALK_ROOM};
+use super::session::Session;
 use crate::base::entropy::random;
 use crate::io::udp_outbox::{Endpoint, Outbox};
 use crate::psk::{PresharedKey, Progress};
 use crate::wireguard::peers::TunnelPeer;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
-use crate::wireguard::timing::{FIRST_BACKOFF, NUDGE_INTERVAL, QUICK_PROBES, REPEATS};
+use crate::wireguard::timing::{FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM};
 use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeResponder, INITIATION, MAX_WAITING, Made};
 
 /// The longest pause before starting again once a tunnel gave up.
@@ -30,6 +31,10 @@ const QUICK_PROBE: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(5);
 /// A peer without traffic for this long is not probed.
 const PROBED: Duration = Duration::from_secs(30);
+/// A peer with traffic within this time is asked which sizes get through.
+const BUSY: Duration = Duration::from_secs(10);
+/// Words said per turn after this host moved; more wait for the next.
+const WORDS_PER_TURN: usize = 256;
 /// How long after an agreement a handshake that does not open is no sign of another key: it may be an older one's.
 const TRUST: Duration = Duration::from_secs(2);
 /// How long an open tunnel stays that does not fit, at most: less than WireGuard keeps a session (180 s).
@@ -157,6 +162,7 @@ impl Sessions {
             self.by_endpoint.insert(from.remote, number);
             if self.lane == 0 && session.peer_lane == 0 {
                 session.peer.cell.set_endpoint(from.remote);
+                self.roamed.push(session.peer.id);
             }
         }
         if !session.ready && session.tunnel.has_session() {
@@ -235,6 +241,33 @@ impl Sessions {
             }
             session.path.poll_timeout().is_some()
         });
+    }
+
+    /// Says from where it speaks now, and calls who is elsewhere, as far as that is due and there is room.
+    pub(super) fn say_where(&mut self, outbox: &mut Outbox, now: Timestamp) {
+        for _ in 0..GREETINGS_PER_TURN {
+            let Some(number) = self.moving.next_call() else { break };
+            self.wake(number, outbox, now);
+            self.initiate(number, outbox, now);
+        }
+        if let Some(moved) = self.moving.begin_round(now) {
+            let unheard = |s: &Session| s.ready && s.heard.is_none_or(|heard| heard < moved);
+            let numbers = (0..).zip(&self.slab).filter(|(_, session)| session.as_ref().is_some_and(unheard));
+            numbers.for_each(|(number, _)| self.moving.add(number));
+        }
+        for _ in 0..WORDS_PER_TURN {
+            if outbox.room() < ROOM {
+                return;
+            }
+            let Some(number) = self.moving.next_word() else { return };
+            let Some(session) = self.slab[number as usize].as_mut() else { continue };
+            let open = session.ready && session.tunnel.has_session();
+            let Some(endpoint) = session.path.endpoint().filter(|_| open) else { continue };
+            let mut word = [0; INITIATION];
+            if let Some(Made::Message(len)) = session.tunnel.seal(&[], &mut word) {
+                outbox.push(&word[..len], endpoint);
+            }
+        }
     }
 
     pub(super) fn greet_now(&mut self, peer: NodeId, outbox: &mut Outbox, now: Timestamp) {
@@ -344,6 +377,10 @@ impl Sessions {
     /// Lane 0 measures the round trip to a peer that there is traffic with, on any lane.
     fn ask_for_probe(&mut self, number: u32, now: Timestamp) {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
+        if self.lane == 0 && session.peer_lane == 0 && session.hears(now) && session.peer.cell.active_within(BUSY, now)
+        {
+            self.active.push(session.peer.id);
+        }
         let due = session.probe_due.is_none_or(|due| due <= now);
         if self.lane > 0 || session.peer_lane > 0 || !due || !session.hears(now) {
             return;

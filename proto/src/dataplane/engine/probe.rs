@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
-//!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end
+//!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end │
+//!                                                                 zeros, where it is asked whether so much gets through
 //!                                                         3, 4    see `ops::bench`
 //!                                                         5       agreements: in tunnels of their own, not here
 //! ```
@@ -14,6 +15,7 @@ use super::refuse::Replies;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
+use crate::dataplane::black_hole::plain_clock;
 use crate::dataplane::verdict::{Drop, Verdict};
 use crate::dataplane::view::View;
 use crate::ops::bench::{DATA, REPORT};
@@ -27,8 +29,8 @@ pub const PROBE_PORT: u16 = 51999;
 const HEADERS: usize = 28;
 /// Bytes before what follows the kind.
 pub const RESERVED: usize = HEADERS + 6;
-/// Bytes of a probe.
-const PROBE: usize = HEADERS + 16 + LogPosition::BYTES;
+/// Bytes of a probe that asks for no more than an answer.
+pub const PROBE: usize = HEADERS + 16 + LogPosition::BYTES;
 const MAGIC: [u8; 4] = *b"MESH";
 const VERSION: u8 = 1;
 const ASK: u8 = 1;
@@ -47,7 +49,13 @@ pub(super) struct Probes {
 impl Probes {
     /// Builds a probe for a peer. Returns its length, 0 if it does not fit.
     pub(super) fn ask(&self, out: &mut [u8], own: Flat, peer: Flat, now: Timestamp) -> usize {
-        build(out, own, peer, ASK, now.as_micros(), self.told)
+        out.get_mut(..PROBE).map_or(0, |out| build(out, own, peer, ASK, plain_clock(now), self.told))
+    }
+
+    /// Builds a probe as long as `out`; the answer, which is a short one, brings the clock back. Returns its length, 0 if it
+    /// does not fit.
+    pub(super) fn ask_size(&self, out: &mut [u8], own: Flat, peer: Flat, clock: u64) -> usize {
+        build(out, own, peer, ASK, clock, self.told)
     }
 
     /// Answers a peer's probe, or takes its answer to ours; tells what belongs to a measurement.
@@ -74,7 +82,9 @@ impl Probes {
         let said = whole.and_then(|body| LogPosition::read(body[16..].first_chunk()?));
         let told = self.told;
         match body[5] {
-            ASK if replies.make(now, |out| build(out, own, peer, ANSWER, clock, told)) => {
+            ASK if replies
+                .make(now, |out| out.get_mut(..PROBE).map_or(0, |out| build(out, own, peer, ANSWER, clock, told))) =>
+            {
                 self.heard = said;
                 Verdict::Reply
             }
@@ -92,7 +102,9 @@ impl Probes {
 }
 
 fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<LogPosition>) -> usize {
-    let Some(out) = out.get_mut(..PROBE) else { return 0 };
+    if !(PROBE..=usize::from(u16::MAX)).contains(&out.len()) {
+        return 0;
+    }
     out.fill(0);
     headers(out, source, destination);
     out[28..32].copy_from_slice(&MAGIC);
@@ -102,7 +114,7 @@ fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, 
     if let Some((told, out)) = told.zip(out[44..].first_chunk_mut()) {
         told.write(out);
     }
-    PROBE
+    out.len()
 }
 
 /// Writes a packet of the reserved port that says nothing but its kind; `out` is as long as the packet is to be.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::fixture::{self, B, CART, NEAR, NODE_A, NODE_B, POD_A, POD_A2, POD_B, RuleAt, STORE};
 use crate::model::netmap::NetMap;
-use crate::packet::UDP;
+use crate::packet::{TCP, UDP};
 use std::time::Duration;
 
 mod bench;
@@ -253,6 +253,57 @@ fn a_packet_too_big_for_the_peer_is_refused_with_the_callers_own_addresses() {
 }
 
 #[test]
+fn a_super_packet_whose_segments_do_not_fit_is_refused_like_any_other_and_one_whose_segments_fit_passes() {
+    let mut map = fixture::netmap(&open());
+    map.peers.values_mut().for_each(|p| p.mtu = 1000);
+    let mut engine = engine_of(map);
+    out(&mut engine, &mut tcp(REAL_A, 40000, CART, 7070, SYN));
+    let long = || {
+        let mut body = tcp(REAL_A, 40000, CART, 7070, ACK)[20..].to_vec();
+        body.resize(20 + 5000, 0);
+        ipv4(TCP, REAL_A, CART, DF, &body)
+    };
+    for (segment, verdict) in [(957, Verdict::Refuse(Refuse::TooBig)), (956, Verdict::Forward(B))] {
+        assert_eq!(engine.outbound_super(&mut long(), segment, Checksum::Partial, NOW), verdict, "{segment}");
+    }
+    // Nothing else is known of what is not complete.
+    assert_eq!(engine.outbound(&mut long(), Checksum::Partial, NOW), Verdict::Forward(B));
+
+    engine.set_narrow(Arc::new([(B, 700)].into()));
+    assert_eq!(
+        engine.outbound_super(&mut long(), 956, Checksum::Partial, NOW),
+        Verdict::Refuse(Refuse::TooBig),
+        "the way is narrower than the map says"
+    );
+    assert_eq!(engine.reply()[26..28], 700u16.to_be_bytes());
+    let mut syn = tcp(REAL_A, 40001, CART, 7070, SYN);
+    assert_eq!(out(&mut engine, &mut syn), Verdict::Forward(B));
+    assert_eq!(syn[42..44], 660u16.to_be_bytes());
+    engine.set_narrow(Arc::new([(B, 100)].into()));
+    engine.outbound_super(&mut long(), 956, Checksum::Partial, NOW);
+    assert_eq!(engine.reply()[26..28], MIN_MTU.to_be_bytes(), "no way is narrower");
+}
+
+#[test]
+fn a_probe_of_any_size_has_a_short_answer_that_brings_its_clock_back() {
+    let a = engine(&[]);
+    let mut map = fixture::netmap(&[]);
+    std::mem::swap(&mut map.node.address, &mut map.peers.values_mut().next().unwrap().address);
+    let mut b = engine_of(map);
+    for bytes in [PROBE, 576, 1420, 8920] {
+        let mut asked = vec![1; bytes];
+        let clock = NOW.as_micros() - 5;
+        assert!(a.ask_size(B, clock, &mut asked));
+        assert_eq!(b.inbound(B, &mut asked, NOW), Verdict::Reply);
+        let mut answer = b.reply().to_vec();
+        assert_eq!(answer.len(), PROBE);
+        let mut a = engine(&[]);
+        assert_eq!(a.inbound(B, &mut answer, NOW), Verdict::RoundTrip(5));
+    }
+    assert!(!a.ask_size(B, 1, &mut [0; PROBE - 1]) && !a.ask_size(NodeId(77), 1, &mut [0; PROBE]));
+}
+
+#[test]
 fn the_serving_node_is_the_authority() {
     let mut engine = engine(&[]);
     let mut call = tcp(POD_B, 1, POD_A, 8080, SYN);
@@ -375,7 +426,7 @@ fn a_flow_survives_a_restart_through_its_file() {
     let mut engine = engine(&open());
     out(&mut engine, &mut tcp(REAL_A, 40000, CART, 7070, SYN));
     out(&mut engine, &mut tcp(REAL_A, 40000, CART, 7070, ACK));
-    let mut file = std::collections::BTreeMap::new();
+    let mut file = BTreeMap::new();
     engine.drain_dirty(|slot, bytes| {
         file.insert(slot, bytes.to_vec());
     });

@@ -193,7 +193,7 @@ fn restarted(map: &NetMap) -> Engine {
     out(&mut before, &mut tcp(REAL_A, 40000, CART, 7070, SYN));
     inn(&mut before, &mut tcp(POD_B, 8070, POD_A, 40000, SYN | ACK));
     out(&mut before, &mut tcp(REAL_A, 40000, CART, 7070, ACK));
-    let mut file = std::collections::BTreeMap::new();
+    let mut file = BTreeMap::new();
     before.drain_dirty(|slot, bytes| {
         file.insert(slot, bytes.to_vec());
     });
