@@ -31,14 +31,13 @@ const LOCKS: [&str; 9] =
 /// What empties a file, or writes over it.
 const EMPTIES: [&str; 5] = ["truncate(true)", "File::create(", "fs::write(", "fs::copy(", ".set_len("];
 /// Files that do so, by which word, and why it is never the only copy of something.
-const EMPTIED: [(&str, &str, &str); 7] = [
+const EMPTIED: [(&str, &str, &str); 6] = [
     ("coordinator/src/base/noted_epoch.rs", "fs::write(", "a draft, which takes the note's place when it is whole"),
     ("coordinator/src/cli/restore.rs", "fs::copy(", "a copy of a backup, to be read"),
     ("coordinator/src/core/shared_store.rs", "fs::write(", "a draft, which takes the note's place when it is whole"),
     ("coordinator/src/store/disk.rs", ".set_len(", "how long its file is the database's own business"),
     ("coordinator/src/store/journal.rs", ".set_len(", "a torn last line, which was never acknowledged"),
     ("coordinator/src/store/reserve.rs", ".set_len(", "space, and nothing in it"),
-    ("meshd/src/dataplane/mod.rs", ".set_len(", "a flow table of another size, which this version cannot read"),
 ];
 /// What a crate never depends on, directly.
 const NEVER: [(&str, &[&str]); 4] = [

@@ -42,8 +42,8 @@ fn text(status: &Status, lane_deaths: u64) -> String {
         ("unstored_files", "Files of the state directory that wait for the disk", status.unstored.len() as f64),
         ("upkeep_failed", "Things in the kernel that meshd cannot put back", status.upkeep.failed.len() as f64),
         ("upkeep_stopped", "Whether one of them stops packets", stopped),
-        ("flows", "Entries of the flow table in use", status.flows.used as f64),
-        ("flow_slots", "Entries that the flow table can hold", status.flows.slots as f64),
+        ("flows", "Flows in the flow table", status.flows.used as f64),
+        ("flow_slots", "Flows that the flow table can hold", status.flows.slots as f64),
         ("warnings", "Warnings that meshd status shows", status.warnings.len() as f64),
     ] {
         let gauge = Gauge::<f64, AtomicU64>::default();
@@ -56,6 +56,7 @@ fn text(status: &Status, lane_deaths: u64) -> String {
         ("log_alarms", "Times that the coordinator's log was not what it should be", alarms),
         ("store_failures", "Times that the state directory refused something", status.store_failures),
         ("upkeep_mended", "Times that something in the kernel was put back", status.upkeep.mended),
+        ("flows_displaced", "Flows that had to go for others because the flow table was full", status.flows.displaced),
         ("lane_deaths", "Lanes that died since the machine started; meshd ended with each", lane_deaths),
         ("log_lines_dropped", "Lines of the log that standard error did not take", status.log_lines_dropped),
     ] {
@@ -174,7 +175,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use mesh_proto::base::addr::Flat;
-    use mesh_proto::ops::status::{LaneStatus, PeerStatus, ServiceStatus};
+    use mesh_proto::ops::status::{FlowCount, LaneStatus, PeerStatus, ServiceStatus};
 
     use super::*;
 
@@ -183,6 +184,7 @@ mod tests {
         let mut status = status::status(&Snapshot::default());
         status.drops.insert("denied".into(), 3);
         status.log_lines_dropped = 6;
+        status.flows = FlowCount { used: 40, slots: 50, displaced: 3 };
         status.peers.push(PeerStatus {
             name: "n2".parse().unwrap(),
             site: "c1".parse().unwrap(),
@@ -225,6 +227,9 @@ mod tests {
         for line in [
             "meshd_control_connected 0.0",
             "meshd_lane_deaths_total 2",
+            "meshd_flows 40.0",
+            "meshd_flow_slots 50.0",
+            "meshd_flows_displaced_total 3",
             "meshd_log_lines_dropped_total 6",
             "meshd_config_revision 0.0",
             "meshd_packets_dropped_total{reason=\"denied\"} 3",

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use mesh_host::clock::now;
 use mesh_host::table::{self, age};
 use mesh_proto::base::id::{NodeId, ServiceKey};
 use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
-use mesh_proto::dataplane::flow::{Flow, FlowState};
+use mesh_proto::dataplane::flow::{Flow, FlowState, Holder};
 use mesh_proto::dataplane::verdict::Refuse;
 use mesh_proto::dataplane::view::{MIN_MTU, View};
 use mesh_proto::model::netmap::{NetMap, Peer, Service};
@@ -20,7 +21,7 @@ use crate::base::state_dir::advice;
 use crate::base::text::JOIN_HINT;
 use crate::base::unstored::RefusedFile;
 use crate::config::accepted::Settings;
-use crate::dataplane::DataPlaneStats;
+use crate::dataplane::{DataPlaneStats, FlowStats};
 use crate::keys::psk_policy::PskMode;
 use crate::linux::Upkeep;
 use crate::node::services_file::Offers;
@@ -30,6 +31,9 @@ use crate::node::snapshot::Snapshot;
 const MAX_NAMED: usize = 5;
 /// Most flows that are listed.
 const MAX_FLOWS: usize = 10_000;
+
+/// How long a flow table that lost a flow counts as full.
+const LOSES: Duration = Duration::from_secs(60);
 
 /// Connections alive, by dialled address and backend address.
 type Connections = BTreeMap<(Ipv4Addr, Ipv4Addr), u64>;
@@ -52,7 +56,7 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
         drops: drops.collect(),
         warnings: warnings(snapshot),
         lanes: stats.lanes.iter().enumerate().map(|(lane, stats)| stats.status(lane)).collect(),
-        flows: doc::FlowCount { used: stats.flows, slots: stats.slots },
+        flows: flow_count(stats),
         file: file(&snapshot.offers),
         log_lines_dropped: snapshot.log_lines_dropped,
         settings: settings(snapshot),
@@ -183,6 +187,7 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut list = grave(snapshot);
     list.extend(snapshot.lane_death.clone());
     list.extend(narrow_ways(snapshot));
+    list.extend(flow_table(snapshot, false));
     list.extend(snapshot.log_loss.clone());
     list.extend(snapshot.offers.warnings.iter().cloned());
     list.extend(snapshot.preshared.1.clone());
@@ -207,6 +212,7 @@ fn grave(snapshot: &Snapshot) -> Vec<String> {
     if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {
         list.push(format!("no control channel: {error}"));
     }
+    list.extend(flow_table(snapshot, true));
     list.extend(link.alarms.iter().cloned());
     list.extend(link.refused.iter().cloned());
     list.extend(link.rejected.iter().cloned());
@@ -218,6 +224,35 @@ fn grave(snapshot: &Snapshot) -> Vec<String> {
 fn unkept(snapshot: &Snapshot) -> Vec<String> {
     let stored = snapshot.unstored.sentences().cloned().chain(flow_file(snapshot));
     stored.chain(snapshot.notes.iter().cloned()).collect()
+}
+
+fn flow_count(stats: &DataPlaneStats) -> doc::FlowCount {
+    let FlowStats { used, room, displaced, .. } = stats.flows;
+    doc::FlowCount { used, slots: room, displaced }
+}
+
+/// Tells of a flow table that is nearly full, or of one that is `full`, so that flows were lost in the last minute.
+fn flow_table(snapshot: &Snapshot, full: bool) -> Option<String> {
+    let FlowStats { used, room, last_loss, largest, .. } = snapshot.stats.as_ref()?.flows;
+    let loses = last_loss.is_some_and(|ago| ago <= LOSES);
+    if loses != full || used <= room / 5 * 4 && !full {
+        return None;
+    }
+    let most = largest.map_or_else(String::new, |(holder, count)| {
+        let peer = |id| snapshot.view.as_deref().and_then(|view| view.peer_name(id));
+        let holder = match holder {
+            Holder::Own(address) => format!("{address} of this node"),
+            Holder::Peer(id) => peer(id).map_or_else(|| "a former peer".to_owned(), |name| format!("peer {name}")),
+        };
+        format!(", {count} of them opened by {holder}")
+    });
+    let what = if full {
+        "is full: the cheapest flow of whoever holds most goes for each new one"
+    } else {
+        "is nearly full; when it is, the cheapest flow of whoever holds most goes for each new one"
+    };
+    let hint = "`meshd flows` lists them: let the caller reuse connections and source ports";
+    Some(format!("the flow table {what} ({used} of {room} flows{most}); {hint}"))
 }
 
 fn health(snapshot: &Snapshot) -> doc::Health {
@@ -408,5 +443,32 @@ fn file(offers: &Offers) -> doc::File {
         in_force: offers.error.is_none(),
         error: offers.error.as_ref().map(|(error, _)| error.clone()),
         error_age_s: offers.error.as_ref().map(|(_, since)| since.elapsed().as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_table_that_fills_is_told_of_before_it_loses_anything() {
+        let told = |used, last_loss| {
+            let largest = Some((Holder::Own(Ipv4Addr::new(10, 8, 0, 10)), 700));
+            let flows = FlowStats { used, room: 1000, displaced: 0, last_loss, largest };
+            let stats = Some(DataPlaneStats { flows, ..DataPlaneStats::default() });
+            let snapshot = Snapshot { stats, ..Snapshot::default() };
+            let is_grave = grave(&snapshot).iter().any(|sentence| sentence.contains("flow table"));
+            (flow_table(&snapshot, false), is_grave, flow_table(&snapshot, true))
+        };
+        assert_eq!(told(800, None), (None, false, None));
+        let (warning, is_grave, full) = told(801, Some(LOSES + Duration::from_secs(1)));
+        let warning = warning.unwrap_or_default();
+        assert_eq!((is_grave, full), (false, None), "nothing is lost yet");
+        assert!(
+            warning.contains("nearly full") && warning.contains("801 of 1000 flows, 700 of them opened by 10.8.0.10")
+        );
+        let (warning, is_grave, full) = told(990, Some(LOSES));
+        assert_eq!((warning, is_grave), (None, true));
+        assert!(full.is_some_and(|full| full.contains("is full")));
     }
 }

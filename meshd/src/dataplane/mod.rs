@@ -10,6 +10,7 @@
 pub(crate) mod adversary;
 pub(crate) mod bell;
 pub mod bench;
+mod flow_file;
 pub(crate) mod handover;
 pub(crate) mod lane;
 pub(crate) mod mailbox;
@@ -17,10 +18,9 @@ pub(crate) mod supervisor;
 pub(crate) mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +30,8 @@ use std::time::Duration;
 use mesh_host::clock::now;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
 use mesh_proto::dataplane::engine::NextHop;
-use mesh_proto::dataplane::flow::{Direction, Flow, FlowTable, Key};
+use mesh_proto::dataplane::flow::room::flows_for;
+use mesh_proto::dataplane::flow::{Direction, Flow, FlowTable, Holder, Key};
 use mesh_proto::dataplane::view::{MIN_MTU, View};
 use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::LogPosition;
@@ -41,24 +42,24 @@ use crate::base::state_dir::advice;
 use crate::control::LogGossip;
 use crate::dataplane::bench::Measurement;
 use crate::dataplane::bench::lane_end::{LaneEnd, Phase};
+use crate::dataplane::flow_file::TakenOver;
 use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Parts};
 use crate::dataplane::mailbox::Mailbox;
 pub use crate::dataplane::supervisor::LaneDeath;
 use crate::dataplane::worker::Worker;
-use crate::dataplane::worker::flow_file::FlowFile;
+use crate::dataplane::worker::flow_writer::FlowWriter;
 use crate::io::counters::Counters;
-pub use crate::io::counters::{DataPlaneStats, LaneStats, PeerStats};
+pub use crate::io::counters::{DataPlaneStats, FlowStats, LaneStats, PeerStats};
 pub use crate::io::offloads::{Offload, Offloads};
 use crate::io::tun::{self, Queue, TunError};
 use crate::io::udp::{Sockets, UdpError};
 pub use crate::keys::lanes::{LaneKeys, MAX_LANES};
 use crate::keys::psk_policy::PskMode;
 use crate::keys::psk_store::PskStore;
+use crate::linux::memory;
 use crate::wireguard::peers::{Cell, TunnelPeers};
 
-/// Entries of the flow table, two per flow: some 5 MiB.
-const FLOW_SLOTS: usize = 1 << 16;
 /// How long a tunnel is good after its handshake: Reject-After-Time (WireGuard, section 6.1).
 const SESSION: Duration = Duration::from_secs(180);
 /// How long a peer counts as active after its last packet.
@@ -188,8 +189,9 @@ impl DataPlane {
         let open = |port| Sockets::open(port, setup.mark, setup.offload.udp);
         let sockets: Vec<Sockets> = ports.take(lanes).map(open).collect::<Result<_, _>>()?;
         let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
-        let flows = Arc::new(FlowTable::with_seed(FLOW_SLOTS, setup.keys.flow_seed()));
-        let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?.map(Arc::new);
+        let flows = Arc::new(FlowTable::for_flows(flows_for(memory::limit()), setup.keys.flow_seed()));
+        let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?;
+        let flow_file = flow_file.flatten().map(Arc::new);
         let own_keys = own_keys(&setup.keys);
         let peers = Arc::new(TunnelPeers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
@@ -254,7 +256,7 @@ impl DataPlane {
             sockets,
             number,
             mailboxes: Arc::clone(&shared.mailboxes),
-            flow_file: FlowFile::new(flow_file, Arc::clone(&shared.flows)),
+            flow_file: FlowWriter::new(flow_file, Arc::clone(&shared.flows)),
             counters,
             interface: setup.interface.clone(),
             offload: setup.offload,
@@ -367,19 +369,29 @@ impl Handle {
         self.0.counters.iter().for_each(|lane| lane.add_drops(&mut drops));
         let mut entries = 0usize;
         let mut opened = Vec::new();
+        let mut held = BTreeMap::<Holder, usize>::new();
         let look = |key: Key, flow: Flow| {
             entries += 1;
+            if flow.opened {
+                *held.entry(key.holder(&flow)).or_default() += 1;
+            }
             if flow.opened && key.side == Direction::Outbound {
                 opened.push((key.tuple, flow));
             }
         };
         aside(|| self.0.flows.for_each(now, look));
         let lanes: Vec<LaneStats> = self.0.counters.iter().map(|lane| lane.read()).collect();
-        let slots = self.0.flows.slots();
         let refused = lanes.iter().find_map(|lane| lane.flow_file);
         let unwritten = self.0.flow_file.clone().zip(refused);
         let mtu = self.0.mtu.load(Ordering::Relaxed);
-        DataPlaneStats { peers, post_quantum, drops, lanes, mtu, flows: entries.div_ceil(2), slots, opened, unwritten }
+        let flows = FlowStats {
+            used: entries.div_ceil(2),
+            room: self.0.flows.flows(),
+            displaced: self.0.flows.displaced(),
+            last_loss: self.0.flows.last_loss().map(|at| now.since(at)),
+            largest: held.into_iter().max_by_key(|&(_, count)| count),
+        };
+        DataPlaneStats { peers, post_quantum, drops, lanes, mtu, flows, opened, unwritten }
     }
 
     /// Returns the peers that sent or received a packet in the last ten minutes, with their endpoints.
@@ -459,33 +471,21 @@ fn own_keys(keys: &LaneKeys) -> Vec<TunnelKey> {
     [keys.publics(), keys.former_publics(), keys.agreement_publics()].concat()
 }
 
-/// Opens the file of flows, takes back what is in it, and makes it as long as the table.
-fn open_flows(path: &Path, flows: &FlowTable) -> Result<File, DataPlaneError> {
+/// Takes over the flows of before. Without a new file the node goes on, and that of before stays where it is.
+fn open_flows(path: &Path, flows: &FlowTable) -> Result<Option<File>, DataPlaneError> {
     let fail = |source| DataPlaneError::FlowFile { path: path.to_owned(), source };
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(fail)?;
-    let length = (flows.slots() * FlowTable::ENTRY_BYTES) as u64;
-    if file.metadata().map_err(fail)?.len() == length {
-        let taken = restore(&file, flows).map_err(fail)?;
-        tracing::info!(entries = taken, "connections of before go on");
-    } else {
-        file.set_len(0).and_then(|()| file.set_len(length)).map_err(fail)?;
+    match flow_file::take_over(path, flows) {
+        Ok((file, TakenOver { taken, left })) => {
+            tracing::info!(entries = taken, left, room = flows.flows(), "connections of before go on");
+            Ok(Some(file))
+        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let path = path.display();
+            tracing::warn!(%error, %path, "flows are not saved: a restart will cut connections; make room and restart");
+            Ok(None)
+        }
+        Err(error) => Err(fail(error)),
     }
-    Ok(file)
-}
-
-fn restore(mut file: &File, flows: &FlowTable) -> io::Result<usize> {
-    let now = now();
-    let mut chunk = vec![0; 512 * FlowTable::ENTRY_BYTES];
-    let mut taken = 0;
-    for first in (0..flows.slots()).step_by(512) {
-        let entries = 512.min(flows.slots() - first);
-        let bytes = &mut chunk[..entries * FlowTable::ENTRY_BYTES];
-        file.read_exact(bytes)?;
-        let entries = bytes.chunks_exact(FlowTable::ENTRY_BYTES).enumerate();
-        taken += entries.filter(|(i, entry)| flows.restore(first + i, entry, now)).count();
-    }
-    Ok(taken)
 }
 
 #[cfg(test)]

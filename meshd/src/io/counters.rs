@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mesh_proto::base::id::NodeId;
-use mesh_proto::dataplane::flow::Flow;
+use mesh_proto::dataplane::flow::{Flow, Holder};
 use mesh_proto::dataplane::verdict::{Drop, Refuse};
 use mesh_proto::ops::status::LaneStatus;
 use mesh_proto::packet::FiveTuple;
@@ -31,14 +31,27 @@ pub struct DataPlaneStats {
     pub lanes: Vec<LaneStats>,
     /// The largest packet that the mesh interface takes, in bytes.
     pub mtu: u16,
-    /// Slots of the flow table that hold a flow.
-    pub flows: usize,
-    /// Slots that it has.
-    pub slots: usize,
-    /// The flows that this node's callers opened, as the caller's packets look; at most half of the slots.
+    /// How full the flow table is.
+    pub flows: FlowStats,
+    /// The flows that this node's callers opened, as the caller's packets look; at most as many as it holds.
     pub opened: Vec<(FiveTuple, Flow)>,
     /// The file of flows and why it is behind, while it is.
     pub unwritten: Option<(PathBuf, Errno)>,
+}
+
+/// How full the flow table is, and of whose flows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowStats {
+    /// The flows in it.
+    pub used: usize,
+    /// The flows that it can hold.
+    pub room: usize,
+    /// Flows that had to go for others since the start.
+    pub displaced: u64,
+    /// How long ago the last one went, or a new one was refused.
+    pub last_loss: Option<Duration>,
+    /// Who holds most, and how many.
+    pub largest: Option<(Holder, usize)>,
 }
 
 /// What is known about one peer, over all lanes.

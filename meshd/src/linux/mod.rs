@@ -23,6 +23,7 @@ mod forward;
 mod guards;
 mod host;
 mod mark;
+pub mod memory;
 mod meshes;
 mod names;
 mod nfnetlink;

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | engine/hot … | look-up and rewrite of one packet, or of one super-packet, of a known flow | ≤ 150 ns |
 //! | engine/new flow … | look-up, backend, policy of 10,000 rules, both directions remembered, rewrite | ≤ 1 µs |
+//! | engine/new flow in a full table … | the same, and a flow that goes for it | |
 //! | segment/… | 47 packets of 1,420 bytes: the super-packet split, its segments coalesced | |
 //! | view/compile | what a new map costs a node | |
 //!
@@ -20,6 +21,7 @@ use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::engine::Engine;
 use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::flow::room::MAX_FLOWS;
 use mesh_proto::dataplane::verdict::Verdict;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::packet::gso::{Gso, SegmentRun, Segments};
@@ -29,8 +31,8 @@ use mesh_proto::verifier::VerifiedMap;
 use mesh::{ACK, PEER, POD, PORT, SYN, Size, TARGET, backend, netmap, tcp, vip};
 
 const NOW: Timestamp = Timestamp::from_millis(5_000_000);
-/// Entries of the flow table, as meshd makes it.
-const SLOTS: usize = 1 << 16;
+/// Flows of a table that a minute of new flows fills.
+const FEW: usize = 1 << 14;
 const SMALL: Size = Size { peers: 1, services: 4, rules: 1 };
 const LARGE: Size = Size { peers: 1000, services: 1000, rules: 10_000 };
 /// Bytes of headers that a rewrite may touch.
@@ -48,8 +50,9 @@ fn main() {
     criterion.final_summary();
 }
 
-fn engine(size: Size) -> Engine {
-    Engine::new(Arc::new(View::compile(VerifiedMap::by_hand(netmap(size)))), Arc::new(FlowTable::new(SLOTS)))
+fn engine(size: Size, flows: usize) -> Engine {
+    let view = View::compile(VerifiedMap::by_hand(netmap(size)));
+    Engine::new(Arc::new(view), Arc::new(FlowTable::for_flows(flows, 0)))
 }
 
 /// The pod's call to the service that the last rule allows, and the answer to it.
@@ -76,7 +79,7 @@ struct Call {
 fn hot(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("engine/hot");
     for (name, size) in [("one peer", SMALL), ("1000 peers", LARGE)] {
-        let mut engine = engine(size);
+        let mut engine = engine(size, MAX_FLOWS);
         let Call { from, to, far, image, peer } = call(size);
         let outbound = Verdict::Forward(peer);
         assert_eq!(engine.outbound(&mut tcp(from, to, SYN, 0, 0), Checksum::Complete, NOW), outbound);
@@ -105,14 +108,18 @@ fn hot(criterion: &mut Criterion) {
 
 fn new_flows(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("engine/new flow");
-    for (name, size) in [("1 rule", SMALL), ("10000 rules", LARGE)] {
-        let mut engine = engine(size);
+    for (name, size, flows) in [
+        ("outbound through a VIP, 1 rule", SMALL, MAX_FLOWS),
+        ("outbound through a VIP, 10000 rules", LARGE, MAX_FLOWS),
+        ("in a full table, 1 rule", SMALL, FEW),
+    ] {
+        let mut engine = engine(size, flows);
         let Call { from, to, .. } = call(size);
         let template = tcp(from, to, SYN, 0, 0);
         let mut packet = template.clone();
         let (mut port, mut now) = (1_u16, NOW.as_millis());
-        group.bench_function(format!("outbound through a VIP, {name}"), |b| {
-            // A flow per millisecond: when a port comes again, after a minute, its old flow has lost its place.
+        group.bench_function(name, |b| {
+            // A flow per millisecond: when a port comes again, after a minute, its old flow has expired.
             b.iter(|| {
                 port = port.wrapping_add(1).max(1);
                 packet.copy_from_slice(&template);

@@ -32,6 +32,7 @@ use ipnet::Ipv4Net;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
+use crate::dataplane::flow::record;
 use crate::dataplane::flow::{Direction, Flow, FlowSlot, FlowState, FlowTable, FlowTraffic, Key, Touched};
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
 use crate::dataplane::view::{AddressOwner, DEFAULT_MTU, MIN_MTU, View};
@@ -261,10 +262,10 @@ impl Engine {
         self.replies.bytes()
     }
 
-    /// Calls `f` with every flow entry that changed since the last call: its slot and `FlowTable::ENTRY_BYTES` bytes.
+    /// Calls `f` with the record of every flow entry that changed since the last call: its slot and `RECORD_BYTES` bytes.
     pub fn drain_dirty(&mut self, mut f: impl FnMut(usize, &[u8])) {
         for slot in self.dirty.drain(..) {
-            f(slot, &self.flows.entry(slot));
+            record::write(&self.flows, slot, |record| f(slot, record));
         }
     }
 
@@ -298,7 +299,7 @@ impl Engine {
             let mtu = self.way(flow.remote).unwrap_or_else(|| usize::from(self.mtu)) as u16;
             packet::clamp_mss(bytes, header, mtu - TCP_HEADERS, checksum);
         }
-        let seen = FlowTraffic { packets: 1, bytes: header.total_len, tcp_flags };
+        let seen = FlowTraffic { packets: 1, tcp_flags };
         match self.flows.touch(place, key, &flow, seen, now) {
             Touched::Nothing => {}
             Touched::Aged => self.flows.keep(key.answer(&flow), now),
@@ -378,7 +379,7 @@ impl Engine {
     /// A reset ends both directions, and only one of them shows it: the other would hold its place as a busy flow.
     fn end_answers(&mut self, key: Key, now: Timestamp) {
         if let Some((place, flow)) = self.flows.find(key, now) {
-            self.flows.touch(place, key, &flow, FlowTraffic { packets: 0, bytes: 0, tcp_flags: RST }, now);
+            self.flows.touch(place, key, &flow, FlowTraffic { packets: 0, tcp_flags: RST }, now);
             self.mark(place);
         }
     }

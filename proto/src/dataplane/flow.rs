@@ -1,34 +1,46 @@
 //! The flow table: what was decided for a conversation, so that its other packets need no decision.
 //!
 //! One table for all lanes, of fixed size. A flow is two entries, one per direction, each found by what a
-//! packet looks like *before* it is rewritten. Entries are eight words of 64 bits in buckets of eight;
-//! readers take no lock (a version per bucket tells them to read again), writers claim the bucket for the
-//! length of a copy. Because the table is shared, a flow keeps its backend and verdict whichever TUN queue
-//! or lane its packets take, and nothing has to be handed from lane to lane.
+//! packet looks like *before* it is rewritten. An entry lies in one of two buckets, the emptier when it came; readers
+//! take no lock, writers claim the buckets for the length of a copy (`bucket.rs`). Because the table is shared, a flow
+//! keeps its backend and verdict whichever TUN queue or lane its packets take, and nothing has to be handed from lane
+//! to lane. Whoever alters an entry that it found alters it only while it is still that flow's.
 //!
-//! Entries can be written to a file as they change and restored after a crash: `entry` and `restore`.
+//! Entries can be written to a file as they change and taken back after a crash: `record.rs`.
 //!
-//! Bounds: when a bucket is full the entry that is worth least goes: expired, then closing, then half-open (only
-//! one side has spoken, so that nobody fills the table alone), then idle for over a minute, then the oldest of a
-//! peer that holds half of the bucket. Otherwise the new flow is refused (`Drop::FlowTableFull`).
+//! Bounds: `flows` flows, in four times as many places, so that both buckets of a key are never full before the table
+//! is. Nobody's share counts until then; what a new flow takes the place of after that, or why it is refused, says
+//! `room.rs`.
+
+mod bucket;
+mod holders;
+pub mod record;
+pub mod room;
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{NodeId, Revision};
 use crate::packet::{FiveTuple, ICMP, TCP, UDP};
 
-const WAYS: usize = 8;
-const WORDS: usize = 8;
-/// A busy flow heard of this recently is never given up for a new one.
-const BUSY: Duration = Duration::from_secs(60);
+use bucket::{Buckets, Claim, GENERATION_BITS, PACKETS, SEEN, WAYS, WORDS, Words, count, mix};
+use holders::Holders;
+
+pub use holders::Holder;
+
 /// `last_seen` moves in steps of this, so that a packet of a busy flow writes no shared memory.
 const SEEN_STEP: Duration = Duration::from_secs(1);
+/// Places per flow: two entries, and as many free.
+const PLACES_PER_FLOW: usize = 4;
+/// Buckets swept per new flow when the table is nearly full.
+const SWEPT: usize = 8;
+/// Packets of one side after which a UDP flow is more than a question and its answer.
+const FEW: u64 = 2;
 
-/// The stamp of a flow that no map of this process has judged: it came from a file.
-pub const UNJUDGED: Revision = Revision(u64::MAX);
+/// The stamp of a flow that no map of this process has judged: it came from a file. No view has it.
+pub const UNJUDGED: Revision = Revision(0);
 
 /// Which way a packet goes through this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,8 +77,6 @@ pub struct Flow {
     pub last_seen: Timestamp,
     /// Packets so far.
     pub packets: u64,
-    /// Bytes so far.
-    pub bytes: u64,
 }
 
 /// How far one direction of a flow has come.
@@ -76,32 +86,56 @@ pub enum FlowState {
     Reset,
     /// A TCP FIN was seen.
     Closing,
-    /// Only one side has spoken.
+    /// Only one side has spoken; of UDP, neither side said more than two packets.
     HalfOpen,
-    /// Both sides have spoken.
+    /// It is a conversation.
     Open,
 }
 
-/// Where an entry stands; valid as long as it is not replaced, which every use checks.
+/// Where an entry stands; valid as long as it is not replaced, which every use checks by the generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowSlot(u32);
+pub struct FlowSlot {
+    slot: u32,
+    generation: u16,
+}
 
 impl FlowSlot {
-    /// Returns the slot number, for `FlowTable::entry`.
+    fn new(bucket: usize, way: usize, generation: u16) -> Self {
+        Self { slot: (bucket * WAYS + way) as u32, generation }
+    }
+
+    /// Returns the slot number, as `record.rs` counts them.
     pub fn slot(self) -> usize {
-        self.0 as usize
+        self.slot as usize
     }
 }
 
-/// All places for a new flow are taken by busy ones.
+/// The table is full, and nothing in it may go for the new flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
 /// The flow table of one node.
 #[derive(Debug)]
 pub struct FlowTable {
-    buckets: Box<[Bucket]>,
+    buckets: Buckets,
     seed: u64,
+    /// Most flows.
+    flows: usize,
+    /// Places in use, two per flow.
+    used: AtomicUsize,
+    holders: Holders,
+    /// The bucket where the next look for room begins.
+    hand: AtomicUsize,
+    /// Flows that had to go for others.
+    displaced: AtomicU64,
+    /// When one went, or a new one was refused; 0 for never.
+    lost: AtomicU64,
+}
+
+/// Where a key may lie.
+struct Home {
+    buckets: [usize; 2],
+    tag: u16,
 }
 
 impl Key {
@@ -112,6 +146,15 @@ impl Key {
             (Direction::Outbound, None) | (Direction::Inbound, _) => Direction::Outbound,
         };
         Self { side, tuple: flow.to.reverse() }
+    }
+
+    /// Returns whose the flow is that this key is of.
+    pub fn holder(self, flow: &Flow) -> Holder {
+        match (self.side, flow.opened, flow.remote) {
+            (Direction::Outbound, true, _) => Holder::Own(self.tuple.source),
+            (Direction::Inbound, true, Some(peer)) | (Direction::Outbound, false, Some(peer)) => Holder::Peer(peer),
+            (Direction::Inbound, _, _) | (Direction::Outbound, false, None) => Holder::Own(flow.to.destination),
+        }
     }
 
     fn words(self) -> [u64; 2] {
@@ -126,7 +169,7 @@ impl Key {
         ]
     }
 
-    fn from_words(w: &[u64; WORDS]) -> Option<Self> {
+    fn from_words(w: &Words) -> Option<Self> {
         let side = match w[1] & 0xff {
             1 => Direction::Outbound,
             2 => Direction::Inbound,
@@ -151,15 +194,17 @@ fn tuple(addresses: u64, ports: u64, protocol: u8) -> FiveTuple {
 }
 
 const NO_REMOTE: u64 = u32::MAX as u64;
-const OPENED: u64 = 0x100;
+const OPENED: u64 = 4;
+/// Bits of the word that says when a flow was seen, below the time: state, opener, generation.
+const BELOW_TIME: u32 = 24;
 
 impl Flow {
     /// A flow at its first packet.
     pub fn new(to: FiveTuple, remote: Option<NodeId>, revision: Revision, opened: bool, now: Timestamp) -> Self {
-        Self { to, remote, revision, opened, state: FlowState::HalfOpen, last_seen: now, packets: 0, bytes: 0 }
+        Self { to, remote, revision, opened, state: FlowState::HalfOpen, last_seen: now, packets: 0 }
     }
 
-    fn words(&self, key: Key) -> [u64; WORDS] {
+    fn words(&self, key: Key) -> Words {
         let [addresses, ports] = key.words();
         let remote = self.remote.map_or(NO_REMOTE, |id| u64::from(id.0));
         [
@@ -168,38 +213,42 @@ impl Flow {
             pair(self.to.source, self.to.destination),
             u64::from(self.to.source_port) << 48 | u64::from(self.to.destination_port) << 32 | remote,
             self.revision.0,
-            self.seen_word(),
-            self.packets,
-            self.bytes,
+            self.seen_word(0),
+            self.packets << GENERATION_BITS,
+            0,
         ]
     }
 
-    fn seen_word(&self) -> u64 {
+    fn seen_word(&self, generation: u16) -> u64 {
+        self.last_seen.as_millis() << BELOW_TIME | self.flags() << GENERATION_BITS | u64::from(generation)
+    }
+
+    fn flags(&self) -> u64 {
         let state = match self.state {
             FlowState::Reset => 0,
             FlowState::Closing => 1,
             FlowState::HalfOpen => 2,
             FlowState::Open => 3,
         };
-        self.last_seen.as_millis() << 16 | if self.opened { OPENED } else { 0 } | state
+        if self.opened { OPENED | state } else { state }
     }
 
-    fn from_words(w: &[u64; WORDS], protocol: u8) -> Self {
+    fn from_words(w: &Words, protocol: u8) -> Self {
         let remote = w[3] & 0xffff_ffff;
+        let flags = w[SEEN] >> GENERATION_BITS;
         Self {
             to: tuple(w[2], w[3], protocol),
             remote: (remote != NO_REMOTE).then_some(NodeId(remote as u32)),
             revision: Revision(w[4]),
-            opened: w[5] & OPENED != 0,
-            state: match w[5] & 0xff {
+            opened: flags & OPENED != 0,
+            state: match flags & 3 {
                 0 => FlowState::Reset,
                 1 => FlowState::Closing,
                 2 => FlowState::HalfOpen,
                 _ => FlowState::Open,
             },
-            last_seen: Timestamp::from_millis(w[5] >> 16),
-            packets: w[6],
-            bytes: w[7],
+            last_seen: Timestamp::from_millis(w[SEEN] >> BELOW_TIME),
+            packets: w[PACKETS] >> GENERATION_BITS,
         }
     }
 
@@ -220,194 +269,307 @@ impl Flow {
     fn alive(&self, now: Timestamp) -> bool {
         now.since(self.last_seen) <= self.lifetime()
     }
-
-    /// What a new flow may replace, cheapest first; none for what must stay.
-    fn worth(&self, now: Timestamp) -> Option<(FlowState, Timestamp)> {
-        let idle = now.since(self.last_seen) > BUSY;
-        (idle || self.state < FlowState::Open).then_some((self.state, self.last_seen))
-    }
 }
 
 impl FlowTable {
-    /// Length of an entry in a file, in bytes: its words and a checksum.
-    pub const ENTRY_BYTES: usize = (WORDS + 1) * 8;
-
-    /// Makes a table of at least `slots` entries (two per flow); rounded up to a power of two, 64 at least.
+    /// Makes a table of at least `slots` places, four per flow; rounded up to a power of two, 64 at least.
     pub fn new(slots: usize) -> Self {
         Self::with_seed(slots, 0)
     }
 
-    /// Makes a table whose places an outsider cannot predict. The seed must be the same after a restart.
+    /// Makes a table whose places an outsider cannot predict.
     pub fn with_seed(slots: usize, seed: u64) -> Self {
         let buckets = slots.div_ceil(WAYS).max(8).next_power_of_two();
-        Self { buckets: (0..buckets).map(|_| Bucket::default()).collect(), seed }
+        Self {
+            buckets: Buckets::new(buckets),
+            seed,
+            flows: buckets * WAYS / PLACES_PER_FLOW,
+            used: AtomicUsize::new(0),
+            holders: Holders::new(seed),
+            hand: AtomicUsize::new(0),
+            displaced: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
     }
 
-    /// Returns the number of entries that fit.
+    /// Makes a table for so many flows, whose places an outsider cannot predict.
+    pub fn for_flows(flows: usize, seed: u64) -> Self {
+        Self::with_seed(flows * PLACES_PER_FLOW, seed)
+    }
+
+    /// Returns the number of places.
     pub fn slots(&self) -> usize {
-        self.buckets.len() * WAYS
+        self.buckets.count() * WAYS
+    }
+
+    /// Returns how many flows it holds at most.
+    pub fn flows(&self) -> usize {
+        self.flows
+    }
+
+    /// Returns how many flows had to go for others so far.
+    pub fn displaced(&self) -> u64 {
+        self.displaced.load(Ordering::Relaxed)
+    }
+
+    /// Returns when a flow had to go for another, or found no room, for the last time, to the millisecond.
+    pub fn last_loss(&self) -> Option<Timestamp> {
+        let millis = self.lost.load(Ordering::Relaxed);
+        (millis > 0).then_some(Timestamp::from_millis(millis))
     }
 
     /// Finds the flow of a packet.
     pub fn find(&self, key: Key, now: Timestamp) -> Option<(FlowSlot, Flow)> {
-        let index = self.bucket(key);
-        let bucket = &self.buckets[index];
         let words = key.words();
-        loop {
-            let before = bucket.version.load(Ordering::Acquire);
-            if before & 1 == 1 {
-                std::hint::spin_loop();
-                continue;
+        let home = self.home(words);
+        for index in home.buckets {
+            if let Some((way, entry)) = self.buckets.get(index).find(words, home.tag) {
+                let flow = Flow::from_words(&entry, key.tuple.protocol);
+                let place = FlowSlot::new(index, way, entry[SEEN] as u16);
+                return flow.alive(now).then_some((place, flow));
             }
-            let found = bucket.way(words).map(|way| (way, bucket.read(way)));
-            fence(Ordering::Acquire);
-            if bucket.version.load(Ordering::Relaxed) != before {
-                continue;
+        }
+        None
+    }
+
+    /// Remembers both directions of a new flow, of which `flow` is the one that `key` opens. `forgotten` hears of each
+    /// place whose flow went for it.
+    ///
+    /// # Errors
+    /// `Full` if nothing may go; then nothing is remembered.
+    pub fn open(
+        &self,
+        key: Key,
+        flow: &Flow,
+        now: Timestamp,
+        mut forgotten: impl FnMut(FlowSlot),
+    ) -> Result<[FlowSlot; 2], Full> {
+        let newcomer = key.holder(flow);
+        if self.used.load(Ordering::Relaxed) + 2 > self.flows * 2 && !self.displace(newcomer, now, &mut forgotten) {
+            return Err(Full);
+        }
+        let answer = key.answer(flow);
+        let back = Flow { to: key.tuple.reverse(), opened: !flow.opened, ..*flow };
+        let place = self.insert(key, flow, now, &mut forgotten)?;
+        match self.insert(answer, &back, now, &mut forgotten) {
+            Ok(other) => Ok([place, other]),
+            Err(Full) => {
+                self.remove(key, flow.to);
+                Err(Full)
             }
-            let (way, entry) = found?;
-            let flow = Flow::from_words(&entry, key.tuple.protocol);
-            return flow.alive(now).then_some((FlowSlot((index * WAYS + way) as u32), flow));
         }
     }
 
     /// Adds or replaces one direction of a flow.
-    ///
-    /// # Errors
-    /// `Full` if the key's bucket holds busy flows only.
-    pub fn insert(&self, key: Key, flow: &Flow, now: Timestamp) -> Result<FlowSlot, Full> {
-        let index = self.bucket(key);
-        let bucket = &self.buckets[index];
-        bucket.write(|| {
-            let own = bucket.way(key.words());
-            let way = own.or_else(|| bucket.cheapest(now)).or_else(|| bucket.excess(flow.remote)).ok_or(Full)?;
-            bucket.store(way, &flow.words(key));
-            Ok(FlowSlot((index * WAYS + way) as u32))
+    fn insert(
+        &self,
+        key: Key,
+        flow: &Flow,
+        now: Timestamp,
+        forgotten: &mut dyn FnMut(FlowSlot),
+    ) -> Result<FlowSlot, Full> {
+        let home = self.home(key.words());
+        if let Some(place) = self.put(&home, key, flow, now) {
+            return Ok(place);
+        }
+        // Chance filled both of its buckets before the table was full.
+        if self.displace_of(home.buckets.into_iter(), key.holder(flow), now, forgotten) {
+            return self.put(&home, key, flow, now).ok_or(Full);
+        }
+        Err(Full)
+    }
+
+    /// Puts an entry where its key was, or into the emptier bucket, or over an expired one.
+    fn put(&self, home: &Home, key: Key, flow: &Flow, now: Timestamp) -> Option<FlowSlot> {
+        let words = key.words();
+        self.claimed(home, |claims| {
+            let own = (0..2).find_map(|at| Some((at, claims[at].way(words, home.tag)?)));
+            let room = || {
+                let rooms = [0, 1].map(|at: usize| claims[at].room().map(|(way, count)| (count, at, way)));
+                let [one, other] = rooms;
+                let (_, at, way) = if other.map(|room| room.0) > one.map(|room| room.0) { other? } else { one? };
+                Some((at, way))
+            };
+            let expired = || (0..2).find_map(|at| Some((at, expired(claims[at], now)?)));
+            let (at, way) = own.or_else(room).or_else(expired)?;
+            self.account(&claims[at].read(way), &flow.words(key));
+            let generation = claims[at].store(way, home.tag, flow.words(key));
+            Some(FlowSlot::new(home.buckets[at], way, generation))
         })
     }
 
     /// Forgets the direction of a flow that is rewritten to `to`; returns its place if it was there. Another flow that
     /// has the key by now stays.
     pub fn remove(&self, key: Key, to: FiveTuple) -> Option<FlowSlot> {
-        let index = self.bucket(key);
-        let bucket = &self.buckets[index];
-        bucket.write(|| {
-            let way = bucket.way(key.words())?;
-            if Flow::from_words(&bucket.read(way), key.tuple.protocol).to != to {
+        let words = key.words();
+        let home = self.home(words);
+        for index in home.buckets {
+            let claim = self.buckets.get(index).claim();
+            let Some(way) = claim.way(words, home.tag) else { continue };
+            let entry = claim.read(way);
+            if Flow::from_words(&entry, key.tuple.protocol).to != to {
                 return None;
             }
-            bucket.store(way, &[0; WORDS]);
-            Some(FlowSlot((index * WAYS + way) as u32))
-        })
+            self.empty(&claim, way, &entry);
+            return Some(FlowSlot::new(index, way, entry[SEEN] as u16));
+        }
+        None
     }
 
     /// Notes a packet of a flow that `find` returned. Says what changed.
     pub fn touch(&self, place: FlowSlot, key: Key, flow: &Flow, seen: FlowTraffic, now: Timestamp) -> Touched {
-        let words = &self.buckets[place.slot() / WAYS].ways[place.slot() % WAYS];
-        words[6].fetch_add(u64::from(seen.packets), Ordering::Relaxed);
-        words[7].fetch_add(seen.bytes as u64, Ordering::Relaxed);
+        let FlowSlot { generation, .. } = place;
+        let words = self.buckets.get(place.slot() / WAYS).place(place.slot() % WAYS);
+        if seen.packets > 0 && !count(&words[PACKETS], generation, seen.packets.into()) {
+            return Touched::Nothing;
+        }
         let state = flow.state.after(key.tuple.protocol, seen.tcp_flags);
         let aged = now.since(flow.last_seen) >= SEEN_STEP;
         if !aged && state == flow.state {
             return Touched::Nothing;
         }
-        let [addresses, ports] = key.words();
-        let same = words[0].load(Ordering::Relaxed) == addresses && words[1].load(Ordering::Relaxed) == ports;
-        let old = flow.seen_word();
-        let new = Flow { state, last_seen: now, ..*flow }.seen_word();
+        let old = flow.seen_word(generation);
+        let new = Flow { state, last_seen: now, ..*flow }.seen_word(generation);
         // Another lane may have noted the same moment; then its note stands.
-        if same {
-            let _ = words[5].compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
-        }
+        let _ = words[SEEN].compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
         if state == flow.state { Touched::Aged } else { Touched::State }
     }
 
-    /// Counts a half-open flow as open if its other direction has shown a packet too. Says whether it has: then
-    /// both entries changed. Call it after `touch`.
+    /// Counts a half-open flow as open if it is more by now: its other direction has shown a packet too or, for UDP,
+    /// one of the two more than a few. Says whether it is: then both entries changed. Call it after `touch`.
     pub fn assure(&self, key: Key, flow: &Flow, now: Timestamp) -> bool {
         let answer = key.answer(flow);
-        if self.find(answer, now).is_none_or(|(_, other)| other.packets == 0) {
+        let packets = |key| self.find(key, now).map_or(0, |(_, flow)| flow.packets);
+        let is_open =
+            if key.tuple.protocol == UDP { packets(key).max(packets(answer)) > FEW } else { packets(answer) > 0 };
+        if !is_open {
             return false;
         }
         for key in [key, answer] {
             if let Some((place, flow)) = self.find(key, now).filter(|(_, flow)| flow.state == FlowState::HalfOpen) {
-                let open = Flow { state: FlowState::Open, ..flow }.seen_word();
-                let words = &self.buckets[place.slot() / WAYS].ways[place.slot() % WAYS];
-                let _ = words[5].compare_exchange(flow.seen_word(), open, Ordering::Relaxed, Ordering::Relaxed);
+                let open = Flow { state: FlowState::Open, ..flow }.seen_word(place.generation);
+                let words = self.buckets.get(place.slot() / WAYS).place(place.slot() % WAYS);
+                let old = flow.seen_word(place.generation);
+                let _ = words[SEEN].compare_exchange(old, open, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
         true
     }
 
     /// Marks a flow as allowed by another map.
-    pub fn stamp(&self, place: FlowSlot, key: Key, revision: Revision) {
-        let bucket = &self.buckets[place.slot() / WAYS];
-        bucket.write(|| {
-            if bucket.way(key.words()) == Some(place.slot() % WAYS) {
-                bucket.ways[place.slot() % WAYS][4].store(revision.0, Ordering::Relaxed);
-            }
-        });
+    pub fn stamp(&self, place: FlowSlot, revision: Revision) {
+        let claim = self.buckets.get(place.slot() / WAYS).claim();
+        if claim.read(place.slot() % WAYS)[SEEN] as u16 == place.generation {
+            claim.stamp(place.slot() % WAYS, revision.0);
+        }
     }
 
     /// Keeps the other direction of a busy flow alive.
     pub fn keep(&self, key: Key, now: Timestamp) {
         if let Some((place, flow)) = self.find(key, now) {
-            self.touch(place, key, &flow, FlowTraffic { packets: 0, bytes: 0, tcp_flags: 0 }, now);
+            self.touch(place, key, &flow, FlowTraffic { packets: 0, tcp_flags: 0 }, now);
         }
+    }
+
+    /// Forgets some of what has expired: the next bucket, more when the table is nearly full. `forgotten` hears of each
+    /// place, 64 at most.
+    pub fn sweep(&self, now: Timestamp, mut forgotten: impl FnMut(FlowSlot)) {
+        let nearly_full = self.used.load(Ordering::Relaxed) > self.flows * 2 / 8 * 7;
+        for index in self.next_buckets(if nearly_full { SWEPT } else { 1 }) {
+            for way in 0..WAYS {
+                let expired = self.at(index * WAYS + way).filter(|(_, _, flow)| !flow.alive(now));
+                if let Some((place, _, _)) = expired.filter(|(place, _, _)| self.vacate(*place)) {
+                    forgotten(place);
+                }
+            }
+        }
+    }
+
+    /// Takes one direction of a flow back from a file, if it is not over and there is room. Says whether it was taken.
+    pub fn restore(&self, key: Key, flow: &Flow) -> bool {
+        let room = self.used.load(Ordering::Relaxed) < self.flows * 2;
+        let home = self.home(key.words());
+        room && flow.state > FlowState::Closing && self.put(&home, key, flow, flow.last_seen).is_some()
     }
 
     /// Calls `f` for every live entry. Not for the packet path: it reads the whole table.
     pub fn for_each(&self, now: Timestamp, mut f: impl FnMut(Key, Flow)) {
         for slot in 0..self.slots() {
-            let words = self.buckets[slot / WAYS].read(slot % WAYS);
-            let Some(key) = Key::from_words(&words) else { continue };
-            let flow = Flow::from_words(&words, key.tuple.protocol);
-            if flow.alive(now) {
+            if let Some((_, key, flow)) = self.at(slot).filter(|(_, _, flow)| flow.alive(now)) {
                 f(key, flow);
             }
         }
     }
 
-    /// Returns a slot as bytes, to be written to a file at `slot * ENTRY_BYTES`.
-    pub fn entry(&self, slot: usize) -> [u8; Self::ENTRY_BYTES] {
-        let words = self.buckets[slot / WAYS].read(slot % WAYS);
-        let mut bytes = [0; Self::ENTRY_BYTES];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words.into_iter().chain([checksum(&words)])) {
-            chunk.copy_from_slice(&word.to_le_bytes());
+    /// Returns what is in a slot.
+    fn at(&self, slot: usize) -> Option<(FlowSlot, Key, Flow)> {
+        let bucket = self.buckets.get(slot / WAYS);
+        if bucket.is_empty(slot % WAYS) {
+            return None;
         }
-        bytes
+        let words = bucket.whole(slot % WAYS);
+        let key = Key::from_words(&words)?;
+        let place = FlowSlot::new(slot / WAYS, slot % WAYS, words[SEEN] as u16);
+        Some((place, key, Flow::from_words(&words, key.tuple.protocol)))
     }
 
-    /// Takes an entry back from a file, as seen just now and judged by no map. Bytes that are torn, empty, closed or from a table of
-    /// another shape or seed are ignored. Says whether it was taken.
-    pub fn restore(&self, slot: usize, bytes: &[u8], now: Timestamp) -> bool {
-        let mut words = [0u64; WORDS + 1];
-        if bytes.len() != Self::ENTRY_BYTES || slot >= self.slots() {
-            return false;
+    /// Empties a place if it is still the same flow's. Says whether it was.
+    fn vacate(&self, place: FlowSlot) -> bool {
+        let claim = self.buckets.get(place.slot() / WAYS).claim();
+        let entry = claim.read(place.slot() % WAYS);
+        let same = entry[SEEN] as u16 == place.generation;
+        if same {
+            self.empty(&claim, place.slot() % WAYS, &entry);
         }
-        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = u64::from_le_bytes(chunk.try_into().unwrap_or_default());
-        }
-        let Some((words, [sum])) = words.split_first_chunk::<WORDS>() else { return false };
-        let Some(key) = Key::from_words(words).filter(|_| *sum == checksum(words)) else { return false };
-        let flow = Flow { last_seen: now, revision: UNJUDGED, ..Flow::from_words(words, key.tuple.protocol) };
-        if flow.state <= FlowState::Closing || self.bucket(key) != slot / WAYS {
-            return false;
-        }
-        let bucket = &self.buckets[slot / WAYS];
-        bucket.write(|| bucket.store(slot % WAYS, &flow.words(key)));
-        true
+        same
     }
 
-    fn bucket(&self, key: Key) -> usize {
-        // The finaliser of MurmurHash3 (Appleby, public domain), once per word.
-        let mix = |h: u64, w: u64| {
-            let h = (h ^ w ^ h >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
-            let h = (h ^ h >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-            h ^ h >> 33
+    fn empty(&self, claim: &Claim<'_>, way: usize, entry: &Words) {
+        self.account(entry, &[0; WORDS]);
+        claim.clear(way);
+    }
+
+    /// Counts what leaves a place and what comes into it.
+    fn account(&self, leaves: &Words, comes: &Words) {
+        let of = |words: &Words| {
+            let key = Key::from_words(words)?;
+            let flow = Flow::from_words(words, key.tuple.protocol);
+            Some(flow.opened.then(|| key.holder(&flow)))
         };
-        let hash = key.words().into_iter().fold(self.seed ^ 0x6d65_7368, mix);
-        hash as usize & (self.buckets.len() - 1)
+        if let Some(opener) = of(comes) {
+            self.used.fetch_add(1, Ordering::Relaxed);
+            opener.inspect(|&holder| self.holders.add(holder));
+        }
+        if let Some(opener) = of(leaves) {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+            opener.inspect(|&holder| self.holders.subtract(holder));
+        }
     }
+
+    /// Claims both buckets of a key, the lower one first, so that no two writers wait for each other.
+    fn claimed<T>(&self, home: &Home, change: impl FnOnce([&Claim<'_>; 2]) -> T) -> T {
+        let [one, other] = home.buckets;
+        let low = self.buckets.get(one.min(other)).claim();
+        let high = self.buckets.get(one.max(other)).claim();
+        change(if one < other { [&low, &high] } else { [&high, &low] })
+    }
+
+    fn home(&self, words: [u64; 2]) -> Home {
+        let hash = words.into_iter().fold(self.seed ^ 0x6d65_7368, mix);
+        let mask = self.buckets.count() - 1;
+        let (one, other) = (hash as usize & mask, (hash >> 24) as usize & mask);
+        // Two, and no tag is that of an empty place.
+        let other = if other == one { one ^ 1 } else { other };
+        Home { buckets: [one, other], tag: ((hash >> 48) as u16).max(1) }
+    }
+}
+
+/// Returns a place whose flow has expired.
+fn expired(claim: &Claim<'_>, now: Timestamp) -> Option<usize> {
+    (0..WAYS).find(|&way| {
+        let words = claim.read(way);
+        Key::from_words(&words).is_some_and(|key| !Flow::from_words(&words, key.tuple.protocol).alive(now))
+    })
 }
 
 /// A packet, or a super-packet, of a flow.
@@ -415,8 +577,6 @@ impl FlowTable {
 pub struct FlowTraffic {
     /// Packets on the wire.
     pub packets: u32,
-    /// Bytes.
-    pub bytes: usize,
     /// TCP flags; 0 for others.
     pub tcp_flags: u8,
 }
@@ -452,84 +612,5 @@ impl FlowState {
     }
 }
 
-/// FNV-1a over the words: it tells a torn write from a whole one, no more.
-fn checksum(words: &[u64]) -> u64 {
-    let bytes = words.iter().flat_map(|w| w.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
-/// Eight entries that share a lock-free version: what readers may see and what a newcomer may replace.
-///
-/// Aligned, so that an entry is one line of the cache and not two.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket {
-    /// Even: at rest. Odd: a writer is in it.
-    version: AtomicU64,
-    ways: [[AtomicU64; WORDS]; WAYS],
-}
-
-impl Bucket {
-    fn way(&self, [addresses, ports]: [u64; 2]) -> Option<usize> {
-        let is = |way: &[AtomicU64; WORDS]| {
-            way[0].load(Ordering::Relaxed) == addresses && way[1].load(Ordering::Relaxed) == ports
-        };
-        self.ways.iter().position(is)
-    }
-
-    fn read(&self, way: usize) -> [u64; WORDS] {
-        std::array::from_fn(|i| self.ways[way][i].load(Ordering::Relaxed))
-    }
-
-    fn store(&self, way: usize, words: &[u64; WORDS]) {
-        for (place, word) in self.ways[way].iter().zip(words) {
-            place.store(*word, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns the way that a new flow may take: an empty or expired one, or the one that is worth least.
-    fn cheapest(&self, now: Timestamp) -> Option<usize> {
-        let worth = |way: usize| {
-            let words = self.read(way);
-            let Some(key) = Key::from_words(&words) else { return Some(None) };
-            let flow = Flow::from_words(&words, key.tuple.protocol);
-            if flow.alive(now) { flow.worth(now).map(Some) } else { Some(None) }
-        };
-        let candidates = (0..WAYS).filter_map(|way| worth(way).map(|w| (w, way)));
-        candidates.min().map(|(_, way)| way)
-    }
-
-    /// Returns the oldest way of a peer other than the newcomer's that holds at least half of the bucket.
-    fn excess(&self, newcomer: Option<NodeId>) -> Option<usize> {
-        let flows: [Option<Flow>; WAYS] = std::array::from_fn(|way| {
-            let words = self.read(way);
-            Key::from_words(&words).map(|key| Flow::from_words(&words, key.tuple.protocol))
-        });
-        let held = |remote| flows.iter().flatten().filter(|flow| flow.remote == remote).count();
-        let too_many = |flow: &Flow| flow.remote != newcomer && held(flow.remote) >= WAYS / 2;
-        let candidates = (0..WAYS).filter_map(|way| flows[way].filter(too_many).map(|flow| (flow.last_seen, way)));
-        candidates.min().map(|(_, way)| way)
-    }
-
-    /// Runs `change` while no other writer is in the bucket. It copies a few words and never waits, so
-    /// a second writer spins for that long at most.
-    fn write<T>(&self, change: impl FnOnce() -> T) -> T {
-        loop {
-            let version = self.version.load(Ordering::Relaxed) & !1;
-            let claimed =
-                self.version.compare_exchange_weak(version, version + 1, Ordering::Acquire, Ordering::Relaxed);
-            if claimed.is_err() {
-                std::hint::spin_loop();
-                continue;
-            }
-            fence(Ordering::Release);
-            let result = change();
-            self.version.store(version + 2, Ordering::Release);
-            return result;
-        }
-    }
-}
-
 #[cfg(test)]
-#[path = "flow/tests.rs"]
 mod tests;

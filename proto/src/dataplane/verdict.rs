@@ -67,6 +67,11 @@ reasons!(
         BackendGone = "backend_gone",
         /// The packet is larger than the way to the peer takes, and must not be fragmented.
         TooBig = "too_big",
+        /// The flow table is full, and nothing in it may go for a flow of whoever holds most.
+        FlowTableFull = "flow_table_full",
+        /// Each source port that was tried for a call is taken by another call to the same place; a protocol without
+        /// ports has room for one.
+        NoSourcePort = "no_source_port",
     }
 );
 
@@ -87,11 +92,6 @@ reasons!(
         FragmentUnmatched = "fragment_unmatched",
         /// An ICMP error that quotes no packet of a live flow.
         IcmpUnmatched = "icmp_unmatched",
-        /// The flow table has no place that may be given up.
-        FlowTableFull = "flow_table_full",
-        /// Each source port that was tried for a call is taken by another call to the same place; a protocol without
-        /// ports has room for one.
-        NoSourcePort = "no_source_port",
         /// Answers of our own making are limited, and the limit is reached.
         ReplyLimited = "reply_limited",
         /// The packet may not be fragmented by us, is larger than the way takes, and asks for no error.

@@ -94,7 +94,11 @@ impl View {
         let named = netmap.names.iter().map(|(key, vip)| (vip.0, key.clone())).collect();
         let access = Access::compile(&netmap);
         // Revisions of two epochs may be equal.
-        let stamp = Revision(netmap.epoch.number.rotate_right(16) ^ netmap.revision.0);
+        let stamp = match netmap.epoch.number.rotate_right(16) ^ netmap.revision.0 {
+            // That of what no map has judged.
+            0 => Revision(u64::MAX),
+            stamp => Revision(stamp),
+        };
         Self { netmap, stamp, names, mtus, owners, by_vip, named, services, access }
     }
 

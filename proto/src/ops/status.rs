@@ -352,10 +352,13 @@ pub struct LaneStatus {
 /// How full the flow table is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCount {
-    /// Entries in use.
+    /// Flows in it.
     pub used: usize,
-    /// Entries it can hold.
+    /// Flows it can hold.
     pub slots: usize,
+    /// Flows that had to go for others since the start.
+    #[serde(default)]
+    pub displaced: u64,
 }
 
 /// The state of a configuration file that is watched.

@@ -583,7 +583,7 @@ impl Model {
         }
         let other_port = self.taken(other, sent, instead_of);
         if other_port && !matches!(t.protocol, TCP | UDP | ICMP) {
-            return drops(Drop::NoSourcePort);
+            return refuses(Refuse::NoSourcePort);
         }
         let all = self.begin(p, End::Tun, t, other, sent, caller, goal, service);
         all.into_iter().map(|o| ModelOutcome { other_port, ..o }).collect()

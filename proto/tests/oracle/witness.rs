@@ -116,7 +116,9 @@ pub(crate) fn answer(
                 | Refuse::UnknownService
                 | Refuse::NoRoute
                 | Refuse::ClosedPort
-                | Refuse::BackendGone => (bytes[21], 0),
+                | Refuse::BackendGone
+                | Refuse::FlowTableFull
+                | Refuse::NoSourcePort => (bytes[21], 0),
             };
             Body::Error { kind: 3, code, extra, quote: Box::new(to.clone()), len: bytes.len() - 28 }
         }

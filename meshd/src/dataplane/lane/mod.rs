@@ -288,7 +288,7 @@ impl Lane {
                 let Some(mut run) = run.filter(|_| count > 1) else {
                     return out.tun.commit(len, VnetHeader::default());
                 };
-                let more = FlowTraffic { packets: count - 1, bytes: len - first, tcp_flags: run.tcp_flags() };
+                let more = FlowTraffic { packets: count - 1, tcp_flags: run.tcp_flags() };
                 self.engine.more(more, now);
                 let stride = run.stride();
                 match run.finish_as(packet) {

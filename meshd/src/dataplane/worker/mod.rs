@@ -8,7 +8,7 @@
 //! starve the other; epoll is level-triggered, so what is left is found in the next turn.
 
 mod busy_poll;
-pub(crate) mod flow_file;
+pub(crate) mod flow_writer;
 mod timerfd;
 
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use self::busy_poll::Patience;
-use self::flow_file::FlowFile;
+use self::flow_writer::FlowWriter;
 use self::timerfd::Alarm;
 use crate::dataplane::lane::{Lane, Out};
 use crate::dataplane::mailbox::Mailbox;
@@ -60,7 +60,7 @@ pub(crate) struct Worker {
     pub(crate) number: usize,
     /// The mailboxes of all lanes.
     pub(crate) mailboxes: Arc<[Mailbox]>,
-    pub(crate) flow_file: FlowFile,
+    pub(crate) flow_file: FlowWriter,
     pub(crate) counters: Arc<Counters>,
     pub(crate) interface: String,
     pub(crate) offload: Offload,

@@ -4,11 +4,11 @@
 
 use std::net::Ipv4Addr;
 
-use super::{ACK, Engine, Fate, Hit, SYN};
+use super::{ACK, Engine, Fate, Hit, MAX_DIRTY, SYN};
 use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
-use crate::dataplane::flow::{Direction, Flow, FlowState, Full, Key};
+use crate::dataplane::flow::{Direction, Flow, FlowSlot, FlowState, Full, Key};
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::verdict::{Drop, Refuse};
 use crate::dataplane::view::AddressOwner;
@@ -79,7 +79,7 @@ impl Engine {
         let key = Key { side: Direction::Outbound, tuple };
         let flow = Flow::new(to, remote, self.view.stamp(), true, now);
         let flow = self.with_free_port(key, flow, now)?;
-        self.remember(key, flow, now)
+        self.remember(key, flow, now).map(|[there, _]| there)
     }
 
     /// Finds where a packet goes: through a VIP to a backend, or straight to a mesh address.
@@ -157,7 +157,7 @@ impl Engine {
             let step = attempt.wrapping_mul(7919).wrapping_add(1);
             flow.to.source_port = wanted.wrapping_add(step).max(1024);
         }
-        Err(Fate::Drop(Drop::NoSourcePort))
+        Err(Fate::Refuse(Refuse::NoSourcePort))
     }
 
     /// A packet from the middle of a connection that a peer opened and this node forgot: if that peer may
@@ -173,11 +173,7 @@ impl Engine {
         let to = header.tuple.reverse();
         self.judge(key, to, Some(peer)).map_err(|_| denied)?;
         let flow = Flow::new(to, Some(peer), self.view.stamp(), true, now);
-        let back = Key { side: Direction::Outbound, tuple: header.tuple };
-        let answer = Flow { to: opening.reverse(), opened: false, ..flow };
-        self.remember(key, flow, now)?;
-        let (place, _) = self.flows.find(back, now).ok_or(Fate::Drop(Drop::FlowTableFull))?;
-        Ok(Hit { key: back, place, flow: answer })
+        self.remember(key, flow, now).map(|[_, back]| back)
     }
 
     /// Decides a new flow from a peer. That the source is the peer's was checked before.
@@ -200,7 +196,7 @@ impl Engine {
         }
         let to = FiveTuple { destination: real.0, ..tuple };
         let flow = Flow::new(to, Some(from), self.view.stamp(), true, now);
-        self.remember(Key { side: Direction::Inbound, tuple }, flow, now)
+        self.remember(Key { side: Direction::Inbound, tuple }, flow, now).map(|[there, _]| there)
     }
 
     /// A packet from the middle of a connection that this node opened to the peer and forgot: if it may open
@@ -216,10 +212,7 @@ impl Engine {
         let to = header.tuple.reverse();
         self.judge(key, to, Some(from)).map_err(|_| denied)?;
         let flow = Flow::new(to, Some(from), self.view.stamp(), true, now);
-        self.remember(key, flow, now)?;
-        let back = Key { side: Direction::Inbound, tuple: header.tuple };
-        let (place, flow) = self.flows.find(back, now).ok_or(Fate::Drop(Drop::FlowTableFull))?;
-        Ok(Hit { key: back, place, flow })
+        self.remember(key, flow, now).map(|[_, back]| back)
     }
 
     fn forget(&mut self, hit: &Hit) {
@@ -247,7 +240,7 @@ impl Engine {
             self.forget(&hit);
             return Err(why);
         }
-        self.flows.stamp(place, key, self.view.stamp());
+        self.flows.stamp(place, self.view.stamp());
         self.mark(place);
         Ok(hit)
     }
@@ -300,21 +293,25 @@ impl Engine {
         view.access().judge(&question).map(|_rule| ()).ok_or(Refuse::Denied)
     }
 
-    /// Remembers both directions of a new flow; `flow` is the one that `key` opens.
-    fn remember(&mut self, key: Key, flow: Flow, now: Timestamp) -> Result<Hit, Fate> {
-        let answer = key.answer(&flow);
-        let back = Flow { to: key.tuple.reverse(), opened: !flow.opened, ..flow };
-        let full = |Full| Fate::Drop(Drop::FlowTableFull);
-        let place = self.flows.insert(key, &flow, now).map_err(full)?;
-        match self.flows.insert(answer, &back, now) {
-            Ok(other) => self.mark(other),
-            Err(Full) => {
-                self.flows.remove(key, flow.to);
-                return Err(full(Full));
+    /// Remembers both directions of a new flow, and returns both; `flow` is the one that `key` opens.
+    fn remember(&mut self, key: Key, flow: Flow, now: Timestamp) -> Result<[Hit; 2], Fate> {
+        let Self { flows, dirty, .. } = self;
+        let dirty_room = dirty.len() < MAX_DIRTY / 2;
+        let mut mark = |place: FlowSlot| {
+            if dirty.len() < MAX_DIRTY {
+                dirty.push(place.slot());
             }
+        };
+        // Of the flows that are noted, new ones come first.
+        if dirty_room {
+            flows.sweep(now, &mut mark);
         }
-        self.mark(place);
-        Ok(Hit { key, place, flow })
+        let opened = flows.open(key, &flow, now, &mut mark);
+        let places = opened.map_err(|Full| Fate::Refuse(Refuse::FlowTableFull))?;
+        places.into_iter().for_each(mark);
+        let back = Flow { to: key.tuple.reverse(), opened: !flow.opened, ..flow };
+        let [place, other] = places;
+        Ok([Hit { key, place, flow }, Hit { key: key.answer(&flow), place: other, flow: back }])
     }
 
     /// Returns the mesh address that an address on this host stands for.

@@ -58,7 +58,8 @@ impl Replies {
         let error = match why {
             // A node does not know what it may not call, so that the one looks to the caller as the other.
             Refuse::Denied | Refuse::UnknownService | Refuse::NoRoute => Unreachable::Prohibited,
-            Refuse::NoBackend => Unreachable::Host,
+            // What may work later, and elsewhere.
+            Refuse::NoBackend | Refuse::FlowTableFull | Refuse::NoSourcePort => Unreachable::Host,
             Refuse::ClosedPort | Refuse::BackendGone => Unreachable::Port,
             Refuse::TooBig => Unreachable::TooBig { mtu },
         };

@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
+use crate::dataplane::flow::record::Layout;
 use crate::fixture::{self, B, CART, NEAR, NODE_A, NODE_B, POD_A, POD_A2, POD_B, RuleAt, STORE};
 use crate::model::netmap::NetMap;
 use crate::packet::{TCP, UDP};
@@ -31,6 +32,12 @@ fn engine_of(map: NetMap) -> Engine {
 /// Allows everything that the tests of translation need.
 fn open() -> Vec<RuleAt<'static>> {
     vec![RuleAt(1, &["any"], &["any", "cart", "near", "store"])]
+}
+
+/// Gives an engine the records of a file, and says how many it took.
+fn taken_back<'a>(engine: &Engine, file: impl Iterator<Item = &'a Vec<u8>>) -> usize {
+    let read = file.filter_map(|record| Layout::Present.read(record, NOW));
+    read.filter(|(key, flow)| engine.flows.restore(*key, flow)).count()
 }
 
 /// Shows a packet as `source:port > destination:port`, after checking all of its checksums.
@@ -367,18 +374,49 @@ fn a_block_that_maps_to_loopback_is_never_delivered_to() {
     assert_eq!(verdict, Verdict::Drop(Drop::ForbiddenDestination));
 }
 
+/// Lets a pod and cart say so much to each other that the table has no room left, and returns what came of the last.
+fn fill(engine: &mut Engine) -> Verdict {
+    let mut call = |port| {
+        let mut verdict = Verdict::Drop(Drop::Malformed);
+        for _ in 0..3 {
+            verdict = out(engine, &mut udp(REAL_A, port, CART, 7070));
+            if verdict == Verdict::Forward(B) {
+                inn(engine, &mut udp(POD_B, 8070, POD_A, port));
+            }
+        }
+        verdict
+    };
+    (1..200).map(&mut call).last().unwrap()
+}
+
 #[test]
-fn a_full_table_drops_new_flows_and_answers_are_limited() {
+fn a_full_table_answers_a_new_flow_of_who_holds_most_and_makes_room_for_others() {
     let table = Arc::new(FlowTable::new(64));
     let view = Arc::new(View::compile(crate::verifier::VerifiedMap::by_hand(fixture::netmap(&open()))));
     let mut engine = Engine::new(view, table);
-    let mut call = |port| {
-        let verdict = out(&mut engine, &mut udp(REAL_A, port, CART, 7070));
-        inn(&mut engine, &mut udp(POD_B, 8070, POD_A, port));
-        verdict
-    };
-    assert!((1..200).any(|port| call(port) == Verdict::Drop(Drop::FlowTableFull)), "busy flows are kept");
-    let mut denied = self::engine(&[]);
+    assert_eq!(fill(&mut engine), Verdict::Refuse(Refuse::FlowTableFull));
+    assert_eq!(engine.flows.displaced(), 0, "conversations are kept");
+    assert_eq!(out(&mut engine, &mut udp(REAL_A, 999, CART, 7070)), Verdict::Refuse(Refuse::FlowTableFull));
+    assert_eq!(engine.reply()[20..22], [3, 1], "host unreachable");
+    assert_eq!(out(&mut engine, &mut tcp(REAL_A, 999, CART, 7070, SYN)), Verdict::Refuse(Refuse::FlowTableFull));
+    let Kind::Tcp(flags) = Header::parse(engine.reply()).unwrap().kind else { panic!("no TCP answer") };
+    assert_eq!(flags & RST, RST);
+    engine.drain_dirty(|_, _| {});
+    assert_eq!(out(&mut engine, &mut tcp(REAL_A2, 999, CART, 7070, SYN)), Verdict::Forward(B));
+    assert_eq!(inn(&mut engine, &mut tcp(POD_B, 999, POD_A, 8080, SYN)), Verdict::Deliver);
+    assert_eq!(engine.flows.displaced(), 2);
+    let mut written = std::collections::BTreeMap::new();
+    engine.drain_dirty(|slot, record| drop(written.insert(slot, record.to_vec())));
+    for slot in 0..64 {
+        let before = written.get(&slot).is_none_or(|record| record[..] == record::of_slot(&engine.flows, slot));
+        assert!(before, "the file has what the table has in slot {slot}");
+    }
+    assert!(written.len() >= 4);
+}
+
+#[test]
+fn answers_are_limited() {
+    let mut denied = engine(&[]);
     let last = (0..10_001).map(|_| out(&mut denied, &mut udp(REAL_A, 1, CART, 7070))).last();
     assert_eq!(last, Some(Verdict::Drop(Drop::ReplyLimited)));
 }
@@ -431,7 +469,7 @@ fn a_flow_survives_a_restart_through_its_file() {
         file.insert(slot, bytes.to_vec());
     });
     let mut after = self::engine(&open());
-    assert_eq!(file.iter().filter(|(slot, bytes)| after.flows.restore(**slot, bytes, NOW)).count(), 2);
+    assert_eq!(taken_back(&after, file.values()), 2);
     let mut back = tcp(POD_B, 8070, POD_A, 40000, ACK);
     assert_eq!(inn(&mut after, &mut back), Verdict::Deliver);
     assert_eq!(show(&back), format!("{CART}:7070 > {REAL_A}:40000"));

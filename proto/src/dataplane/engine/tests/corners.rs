@@ -99,7 +99,7 @@ fn two_callers_behind_the_node_do_not_share_a_protocol_without_ports() {
     engine.set_locals(Arc::new([ip("192.168.7.1")]));
     let gre = |source: &str| ipv4(47, source, NODE_B, DF, &[0; 16]);
     assert_eq!(out(&mut engine, &mut gre("192.168.7.1")), Verdict::Forward(B));
-    assert_eq!(out(&mut engine, &mut gre(NODE_A)), Verdict::Drop(Drop::NoSourcePort));
+    assert_eq!(out(&mut engine, &mut gre(NODE_A)), Verdict::Refuse(Refuse::NoSourcePort));
 }
 
 #[test]

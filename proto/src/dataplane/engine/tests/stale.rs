@@ -100,7 +100,7 @@ fn a_flow_of_a_former_owner_holds_no_place_that_a_new_one_needs() {
     change(&mut engine, &mut map, replace_b);
     assert_eq!(out(&mut engine, &mut gre(NODE_A)), Verdict::Forward(C));
     assert_eq!(engine.inbound(C, &mut ipv4(GRE, NODE_B, NODE_A, DF, &[0; 16]), NOW), Verdict::Deliver);
-    assert_eq!(out(&mut engine, &mut gre("192.168.7.1")), Verdict::Drop(Drop::NoSourcePort));
+    assert_eq!(out(&mut engine, &mut gre("192.168.7.1")), Verdict::Refuse(Refuse::NoSourcePort));
 }
 
 #[test]
@@ -164,26 +164,26 @@ fn a_call_to_an_address_that_left_this_node_follows_it() {
 }
 
 #[test]
-fn a_call_without_a_free_source_port_is_dropped_for_that_reason() {
+fn a_call_without_a_free_source_port_is_refused_for_that_reason() {
     let mut engine = engine(&open());
     let callers: Vec<Ipv4Addr> = (1..=65).map(|n| Ipv4Addr::new(192, 0, 2, n)).collect();
     engine.set_locals(callers.clone().into());
     let verdicts: Vec<_> =
         callers.iter().map(|caller| out(&mut engine, &mut udp(&caller.to_string(), 40000, CART, 7070))).collect();
     assert_eq!(verdicts[..64], [Verdict::Forward(B); 64]);
-    assert_eq!(verdicts[64], Verdict::Drop(Drop::NoSourcePort));
+    assert_eq!(verdicts[64], Verdict::Refuse(Refuse::NoSourcePort));
 }
 
 #[test]
 fn a_forgotten_connection_that_finds_no_place_is_not_said_to_be_denied() {
     let table = Arc::new(FlowTable::new(64));
     let mut engine = Engine::new(view(&fixture::netmap(&[RuleAt(1, &["cart"], &["front"])])), table);
-    for port in 1..400 {
+    for port in (1..400).flat_map(|port| [port; 3]) {
         inn(&mut engine, &mut udp(POD_B, port, POD_A, 8080));
         out(&mut engine, &mut udp(REAL_A, 8080, POD_B, port));
     }
     let resumed: Vec<_> = (1..100).map(|port| out(&mut engine, &mut tcp(REAL_A, 8080, POD_B, port, ACK))).collect();
-    assert!(resumed.contains(&Verdict::Drop(Drop::FlowTableFull)), "{resumed:?}");
+    assert!(resumed.contains(&Verdict::Refuse(Refuse::FlowTableFull)), "{resumed:?}");
     assert!(!resumed.contains(&Verdict::Refuse(Refuse::Denied)), "{resumed:?}");
 }
 
@@ -198,7 +198,7 @@ fn restarted(map: &NetMap) -> Engine {
         file.insert(slot, bytes.to_vec());
     });
     let after = engine_of(map.clone());
-    assert_eq!(file.iter().filter(|(slot, bytes)| after.flows.restore(**slot, bytes, NOW)).count(), 2);
+    assert_eq!(taken_back(&after, file.values()), 2);
     after
 }
 

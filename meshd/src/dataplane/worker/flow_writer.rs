@@ -1,15 +1,15 @@
-//! The file in which flows outlive the process, as one lane writes it. What the file system refuses is told, and written
+//! What one lane writes to the file in which flows outlive the process. What the file system refuses is told, and written
 //! as it is then as soon as it takes it: a file that is behind would cut connections at the next start.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
-use mesh_proto::dataplane::flow::FlowTable;
+use mesh_proto::dataplane::flow::{FlowTable, record};
 
+use crate::dataplane::flow_file::write_slot;
 use crate::io::counters::Counters;
 
 /// The first pause before what was refused is written again, and the longest.
@@ -18,7 +18,7 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(8)];
 const PER_TURN: usize = 256;
 
 /// The file, and which of its entries are behind.
-pub(crate) struct FlowFile {
+pub(crate) struct FlowWriter {
     /// None where flows do not outlive the process.
     file: Option<Arc<File>>,
     flows: Arc<FlowTable>,
@@ -29,7 +29,7 @@ pub(crate) struct FlowFile {
     pause: Duration,
 }
 
-impl FlowFile {
+impl FlowWriter {
     /// Writes the entries of a table to a file.
     pub(crate) fn new(file: Option<Arc<File>>, flows: Arc<FlowTable>) -> Self {
         let behind = vec![0; flows.slots().div_ceil(64)].into();
@@ -45,7 +45,7 @@ impl FlowFile {
     pub(crate) fn write(&mut self, slot: usize, entry: &[u8], counters: &Counters, now: Timestamp) {
         let Some(file) = &self.file else { return };
         let written = match self.due {
-            None => write(file, slot, entry),
+            None => write_slot(file, slot, entry),
             // Not one call for each entry while all are refused.
             Some(_) => return self.mark(slot),
         };
@@ -84,7 +84,7 @@ impl FlowFile {
                 }
                 left -= 1;
                 let slot = i * 64 + word.trailing_zeros() as usize;
-                write(file, slot, &flows.entry(slot))?;
+                write_slot(file, slot, &record::of_slot(flows, slot))?;
                 *word &= *word - 1;
             }
         }
@@ -104,13 +104,13 @@ impl FlowFile {
     }
 }
 
-fn write(file: &File, slot: usize, entry: &[u8]) -> io::Result<()> {
-    file.write_all_at(entry, slot as u64 * FlowTable::ENTRY_BYTES as u64)
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::os::unix::fs::FileExt as _;
+
+    use mesh_proto::dataplane::flow::record::RECORD_BYTES;
 
     use super::*;
 
@@ -118,10 +118,10 @@ mod tests {
     fn what_a_full_disk_refuses_is_written_as_soon_as_there_is_room() {
         let flows = Arc::new(FlowTable::new(1 << 10));
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut file = FlowFile::new(Some(Arc::new(full)), Arc::clone(&flows));
+        let mut file = FlowWriter::new(Some(Arc::new(full)), Arc::clone(&flows));
         let counters = Counters::default();
         let at = Timestamp::from_millis;
-        let entry = [7; FlowTable::ENTRY_BYTES];
+        let entry = [7; RECORD_BYTES];
         for slot in 0..300 {
             file.write(slot, &entry, &counters, at(0));
         }
@@ -143,13 +143,13 @@ mod tests {
         assert!(file.due() == Some(now) && counters.read().flow_file.is_some(), "one turn is not enough");
         file.catch_up(&counters, now);
         assert!(file.due().is_none() && counters.read().flow_file.is_none());
-        let mut bytes = [0; FlowTable::ENTRY_BYTES];
+        let mut bytes = [0; RECORD_BYTES];
         for slot in 0..300 {
-            room.read_exact_at(&mut bytes, (slot * FlowTable::ENTRY_BYTES) as u64).unwrap();
-            assert_eq!(bytes, flows.entry(slot), "as it is now");
+            room.read_exact_at(&mut bytes, record::offset(slot)).unwrap();
+            assert_eq!(bytes, record::of_slot(&flows, slot), "as it is now");
         }
         file.write(3, &entry, &counters, now);
-        room.read_exact_at(&mut bytes, (3 * FlowTable::ENTRY_BYTES) as u64).unwrap();
+        room.read_exact_at(&mut bytes, record::offset(3)).unwrap();
         assert_eq!(bytes, entry);
     }
 }
