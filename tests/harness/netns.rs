@@ -205,6 +205,18 @@ impl Namespace {
         })
     }
 
+    /// Sets an interface down: what is connected to its other end is cut off, and is not told.
+    ///
+    /// # Errors
+    /// `NetnsError` where the kernel refuses.
+    pub fn down(&self, interface: &str) -> Result<(), NetnsError> {
+        let index = self.index(interface)?;
+        self.netlink(format!("set {interface} down"), move |handle| async move {
+            let link = LinkUnspec::new_with_index(index).down().build();
+            handle.link().set(link).execute().await
+        })
+    }
+
     /// Makes a bridge, up.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 pub(crate) mod context;
 pub(crate) mod coordinators;
 pub(crate) mod export;
+mod gone;
 pub(crate) mod issuers;
 pub(crate) mod log;
 pub(crate) mod network_lock;

@@ -36,8 +36,8 @@ pub(crate) async fn serve(socket: Socket, state: AdminState, stop: Stop) {
 fn routes(state: AdminState) -> Router {
     Router::new()
         .route("/v1/status", get(async |State(state): State<AdminState>| Json(status::status(&state).await)))
-        .route("/v1/nodes", get(async |State(core): State<Arc<Core>>| Json(status::nodes(&core).await)))
-        .route("/v1/services", get(async |State(core): State<Arc<Core>>| Json(status::services(&core.world()))))
+        .route("/v1/nodes", get(async |State(state): State<AdminState>| Json(status::nodes(&state).await)))
+        .route("/v1/services", get(async |State(state): State<AdminState>| Json(status::services(&state).await)))
         .route(
             "/v1/tokens",
             get(async |State(core): State<Arc<Core>>| Json(status::tokens(&core).await)).post(token_create),

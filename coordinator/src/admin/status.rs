@@ -13,6 +13,7 @@ use mesh_proto::world::{NodeRecord, World};
 
 use crate::admin::context::AdminState;
 use crate::admin::coordinators::replicas;
+use crate::admin::gone::Gone;
 use crate::core::{Core, documents};
 use crate::registry::{LiveNode, TokenRecord};
 
@@ -28,7 +29,8 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
     if services.state == documents::FileState::Accepted && shared.is_other_in_force(core).await {
         services.state = documents::FileState::Superseded;
     }
-    let mut live = documents::LiveDocument { current: 0, connected: 0, nodes: 0 };
+    let mut live = documents::LiveDocument { current: 0, connected: 0, nodes: 0, gone: 0 };
+    let gone = gone(state, &world, &notes);
     let (mut warnings, mut behind) = (Vec::new(), Vec::new());
     for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
         let note = notes.get(name);
@@ -36,6 +38,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
         let current = note.is_some_and(|note| core.is_current(name, note.applied));
         live.nodes += 1;
         live.connected += usize::from(connected);
+        live.gone += usize::from(gone.is(name, true));
         live.current += usize::from(current);
         if !current && behind.len() < MAX_BEHIND {
             let applied = note.map(|note| note.applied).filter(|revision| revision.0 > 0);
@@ -89,12 +92,15 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
 }
 
 /// Lists the nodes.
-pub(crate) async fn nodes(core: &Arc<Core>) -> documents::Nodes {
+pub(crate) async fn nodes(state: &AdminState) -> documents::Nodes {
+    let core = &state.core;
     let (world, notes) = snapshot(core).await;
-    let now = now();
+    let gone = gone(state, &world, &notes);
     let nodes = world.nodes.iter().map(|(name, record)| {
         let connected = core.watches().is_open(name);
-        documents::NodeDocument { waits: world.waits(record), ..node(name, record, connected, notes.get(name), now) }
+        let document = node(name, record, connected, notes.get(name), gone.now);
+        let gone = gone.is(name, record.identity.is_some());
+        documents::NodeDocument { waits: world.waits(record), gone, ..document }
     });
     documents::Nodes { schema: documents::NODES.into(), revision: world.revision, nodes: nodes.collect() }
 }
@@ -121,6 +127,7 @@ fn node(
         endpoints,
         blocks: record.blocks.clone(),
         // An open watch answers pings all the time.
+        gone: false,
         last_seen_s: if connected { Some(0) } else { heard },
         software: record.facts.software.clone(),
         waits: false,
@@ -131,8 +138,16 @@ fn node(
 }
 
 /// Lists the services, as the file has them and as nodes are told of them.
-pub(crate) fn services(world: &World) -> documents::ServicesDocument {
-    let told = told_backends(world);
+pub(crate) async fn services(state: &AdminState) -> documents::ServicesDocument {
+    let (world, notes) = snapshot(&state.core).await;
+    let world = &*world;
+    let gone = gone(state, world, &notes);
+    let mut told = told_backends(world);
+    for backend in told.values_mut().flatten() {
+        let is_member = world.nodes.get(&backend.node).is_some_and(|node| node.identity.is_some());
+        backend.gone = gone.is(&backend.node, is_member);
+        backend.live = !backend.gone;
+    }
     let services = world.services.services.iter().filter_map(|spec| {
         let vip = world.vips.get(&spec.key)?.address;
         let told = told.get(&spec.key).map(Vec::as_slice).unwrap_or_default();
@@ -149,7 +164,7 @@ pub(crate) fn services(world: &World) -> documents::ServicesDocument {
     documents::ServicesDocument { schema: documents::SERVICES.into(), revision: world.revision, services }
 }
 
-/// The live backends of every service; the same for every node but for their order.
+/// The backends of every service that nodes are told of; the same for every node but for their order.
 fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<documents::BackendDocument>> {
     let chart = plan::PlanIndex::new(Arc::new(world.clone()));
     let told = chart.all_services().map(|(key, service)| {
@@ -159,6 +174,7 @@ fn told_backends(world: &World) -> BTreeMap<ServiceKey, Vec<documents::BackendDo
             address: Some(backend.address),
             weight: backend.weight,
             live: true,
+            gone: false,
         });
         (key.clone(), backends.collect())
     });
@@ -177,6 +193,7 @@ fn backends(world: &World, spec: &ServiceSpec, told: &[documents::BackendDocumen
                 address,
                 weight: backend.weight.unwrap_or(100),
                 live: false,
+                gone: false,
             });
         }
     }
@@ -214,6 +231,12 @@ fn token(id: &str, record: &TokenRecord, now: UnixTime) -> documents::TokenDocum
         uses_left: record.uses_left,
         usable: record.is_usable(now),
     }
+}
+
+/// What says which nodes are gone.
+fn gone<'n>(state: &'n AdminState, world: &World, notes: &'n BTreeMap<NodeName, LiveNode>) -> Gone<'n> {
+    let started = state.shown.borrow().started;
+    Gone { watches: state.core.watches(), notes, started, now: now(), is_alone: Gone::is_alone(world) }
 }
 
 /// The world, and what is known of its nodes, at one moment.

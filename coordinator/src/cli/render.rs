@@ -25,12 +25,13 @@ pub fn status(status: &StatusDocument) -> String {
     line(
         "revision",
         &format!(
-            "revision {} live on {}/{} nodes, {} connected{}",
+            "revision {} live on {}/{} nodes, {} connected{}{}",
             status.revision,
             live.current,
             live.nodes,
             live.connected,
-            if status.coordinators.len() > 1 { " to this coordinator" } else { "" }
+            if status.coordinators.len() > 1 { " to this coordinator" } else { "" },
+            if live.gone > 0 { format!(", {} gone", live.gone) } else { String::new() }
         ),
     );
     if !status.behind.is_empty() {
@@ -166,7 +167,11 @@ pub fn services(services: &ServicesDocument) -> String {
             row.push(backend.node.to_string());
             row.push(backend.address.map_or_else(|| "-".into(), |address| address.to_string()));
             row.push(backend.weight.to_string());
-            row.push(if backend.live { "live" } else { "not joined" }.into());
+            row.push(match (backend.live, backend.gone) {
+                (true, _) => "live".into(),
+                (false, true) => "gone".into(),
+                (false, false) => "not joined".into(),
+            });
             table.add_row(row);
         }
         if service.backends.is_empty() {

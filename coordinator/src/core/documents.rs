@@ -126,6 +126,10 @@ pub struct LiveDocument {
     pub connected: usize,
     /// All nodes that have joined.
     pub nodes: usize,
+    /// Those of them whose control channel ended, or that did not come since the start; 0 where another coordinator may
+    /// have their channels.
+    #[serde(default)]
+    pub gone: usize,
 }
 
 /// A node that has not the present revision in force.
@@ -205,6 +209,9 @@ pub struct NodeDocument {
     pub endpoints: Vec<SocketAddr>,
     /// Its pod blocks and their images.
     pub blocks: Vec<BlockMap>,
+    /// Whether its control channel ended, or it did not come since the start.
+    #[serde(default)]
+    pub gone: bool,
     /// Seconds since it was last heard of; none if it was not since the coordinator started.
     pub last_seen_s: Option<u64>,
     /// The version of its meshd.
@@ -258,8 +265,11 @@ pub struct BackendDocument {
     pub address: Option<Flat>,
     /// Its share of new connections.
     pub weight: u32,
-    /// Whether nodes are told of it.
+    /// Whether nodes are told of it, and its node is not gone.
     pub live: bool,
+    /// Whether its node is gone: nodes are told of it, and use others if it does not answer.
+    #[serde(default)]
+    pub gone: bool,
 }
 
 /// The join tokens.

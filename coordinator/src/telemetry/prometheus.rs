@@ -11,7 +11,8 @@ use axum::routing::get;
 use mesh_host::http::{self, Stop};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -52,6 +53,7 @@ pub(crate) async fn text(state: &AdminState, own: &Counters) -> Result<String, f
     let good_file = matches!(status.services.state, FileState::Accepted | FileState::Superseded);
     let gauges = [
         ("coordinator_nodes", "Nodes that have joined", status.live.nodes),
+        ("coordinator_nodes_gone", "Nodes whose channel ended or never came since the start", status.live.gone),
         ("coordinator_nodes_connected", "Nodes that listen for changes", status.live.connected),
         ("coordinator_nodes_current", "Connected nodes that have the present revision in force", status.live.current),
         ("coordinator_watchers", "Open watches", state.core.watches().count()),
@@ -64,6 +66,13 @@ pub(crate) async fn text(state: &AdminState, own: &Counters) -> Result<String, f
     for (name, help, value) in gauges {
         let value = i64::try_from(value).unwrap_or(i64::MAX);
         registry.register(name, help, ConstGauge::new(value));
+    }
+    let connected = Family::<[(&str, String); 1], Gauge>::default();
+    registry.register("coordinator_node_connected", "Whether the node listens for changes", connected.clone());
+    let world = state.core.world();
+    for (name, _) in world.nodes.iter().filter(|(_, node)| node.identity.is_some()) {
+        let is_open = state.core.watches().is_open(name);
+        connected.get_or_create(&[("node", name.to_string())]).set(i64::from(is_open));
     }
     let revision = i64::try_from(status.revision.0).unwrap_or(i64::MAX);
     registry.register("coordinator_revision", "The revision in force", ConstGauge::new(revision));

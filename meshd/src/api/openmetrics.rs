@@ -94,6 +94,8 @@ fn peers(registry: &mut Registry, status: &Status) {
     let handshake = Gauges::default();
     let rtt = Gauges::default();
     let (mtu, narrow) = (Gauges::default(), Gauges::default());
+    let answers = Gauges::default();
+    registry.register("peer_answers", "Whether the peer answers what is sent to it", answers.clone());
     let (rx, tx) = (Counters::default(), Counters::default());
     let name = "peer_last_handshake";
     registry.register_with_unit(name, "Time since the last handshake", Unit::Seconds, handshake.clone());
@@ -104,6 +106,7 @@ fn peers(registry: &mut Registry, status: &Status) {
     registry.register_with_unit("tunnel_tx", "Bytes sent through the tunnel", Unit::Bytes, tx.clone());
     for peer in &status.peers {
         let labels = vec![("peer", peer.name.to_string())];
+        answers.get_or_create(&labels).set(f64::from(u8::from(peer.not_answering_s.is_none())));
         if let Some(seconds) = peer.last_handshake_s {
             handshake.get_or_create(&labels).set(seconds as f64);
         }
@@ -194,6 +197,8 @@ mod tests {
             rtt_count: 1,
             last_handshake_s: Some(7),
             post_quantum: true,
+            not_answering_s: Some(14),
+            wanted_s: Some(2),
             rx_bytes: 10,
             tx_bytes: 20,
             mtu: 1280,
@@ -233,6 +238,7 @@ mod tests {
             "meshd_log_lines_dropped_total 6",
             "meshd_config_revision 0.0",
             "meshd_packets_dropped_total{reason=\"denied\"} 3",
+            "meshd_peer_answers{peer=\"n2\"} 0.0",
             "meshd_peer_rtt_seconds{peer=\"n2\"} 0.0015",
             "meshd_peer_last_handshake_seconds{peer=\"n2\"} 7.0",
             "meshd_tunnel_rx_bytes_total{peer=\"n2\"} 10",

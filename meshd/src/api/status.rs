@@ -5,13 +5,13 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use mesh_host::clock::now;
-use mesh_host::table::{self, age};
-use mesh_proto::base::id::{NodeId, ServiceKey};
+use mesh_host::table::age;
+use mesh_proto::base::id::{NodeId, NodeName, ServiceKey};
 use mesh_proto::dataplane::explain::{Explanation, explain, explain_stranger};
 use mesh_proto::dataplane::flow::{Flow, FlowState, Holder};
 use mesh_proto::dataplane::verdict::Refuse;
 use mesh_proto::dataplane::view::{MIN_MTU, View};
-use mesh_proto::model::netmap::{NetMap, Peer, Service};
+use mesh_proto::model::netmap::{Peer, Service};
 use mesh_proto::ops::status as doc;
 use mesh_proto::packet::{FiveTuple, protocol_name};
 use mesh_proto::wire::About;
@@ -34,6 +34,10 @@ const MAX_FLOWS: usize = 10_000;
 
 /// How long a flow table that lost a flow counts as full.
 const LOSES: Duration = Duration::from_secs(60);
+/// Most peers that do not answer and are named each in a sentence.
+const MAX_SILENT: usize = 5;
+/// How long after its last packet a peer that does not answer is a trouble of this node's.
+const WANTED: Duration = Duration::from_secs(60);
 
 /// Connections alive, by dialled address and backend address.
 type Connections = BTreeMap<(Ipv4Addr, Ipv4Addr), u64>;
@@ -51,7 +55,7 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
         uptime_s: snapshot.uptime.as_secs(),
         node: node(snapshot),
         coordinator: coordinator(snapshot),
-        peers: view.map_or_else(Vec::new, |v| peers(v.netmap(), stats)),
+        peers: view.map_or_else(Vec::new, |v| peers(v, stats)),
         services: services(snapshot),
         drops: drops.collect(),
         warnings: warnings(snapshot),
@@ -70,7 +74,7 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
 pub fn peer_list(snapshot: &Snapshot) -> Vec<doc::PeerStatus> {
     let idle = DataPlaneStats::default();
     let stats = snapshot.stats.as_ref().unwrap_or(&idle);
-    snapshot.view.as_ref().map_or_else(Vec::new, |v| peers(v.netmap(), stats))
+    snapshot.view.as_ref().map_or_else(Vec::new, |v| peers(v, stats))
 }
 
 /// Reads the services with the connections of this node.
@@ -78,7 +82,7 @@ pub fn services(snapshot: &Snapshot) -> Vec<doc::ServiceStatus> {
     let Some(view) = &snapshot.view else { return Vec::new() };
     let connections = connections(snapshot, view);
     let services = view.netmap().services.iter();
-    services.map(|(key, s)| service(key, s, &connections)).collect()
+    services.map(|(key, s)| service(view, key, s, &connections)).collect()
 }
 
 /// Reads the live flows, opener's direction only; at most 10,000.
@@ -110,7 +114,7 @@ pub fn why(
     let map = view.netmap();
     let from = names::source(map, source)?;
     let to = names::target(map, destination, udp)?;
-    let mut explained = explain(view, from, to.address, to.protocol, to.port);
+    let mut explained = explain(view, from, to.address, to.protocol, to.port).and_answers(view, now());
     let carrier = explained.peer.as_ref().and_then(|name| Some((name, map.peers.get(name)?)));
     if let Some((name, bytes)) = carrier.and_then(|(name, peer)| Some((name, narrow(peer.id)?))) {
         let outcome = format!("packets of more than {bytes} bytes vanish on the way to {name}; smaller ones are sent");
@@ -213,6 +217,7 @@ fn grave(snapshot: &Snapshot) -> Vec<String> {
         list.push(format!("no control channel: {error}"));
     }
     list.extend(flow_table(snapshot, true));
+    list.extend(silences(snapshot));
     list.extend(link.alarms.iter().cloned());
     list.extend(link.refused.iter().cloned());
     list.extend(link.rejected.iter().cloned());
@@ -303,8 +308,8 @@ fn coordinator(snapshot: &Snapshot) -> doc::CoordinatorStatus {
     }
 }
 
-fn peers(map: &NetMap, stats: &DataPlaneStats) -> Vec<doc::PeerStatus> {
-    let peer = |(name, peer): (&mesh_proto::base::id::NodeName, &Peer)| {
+fn peers(view: &View, stats: &DataPlaneStats) -> Vec<doc::PeerStatus> {
+    let peer = |(name, peer): (&NodeName, &Peer)| {
         let seen = stats.peers.get(&peer.id).cloned().unwrap_or_default();
         doc::PeerStatus {
             name: name.clone(),
@@ -315,13 +320,15 @@ fn peers(map: &NetMap, stats: &DataPlaneStats) -> Vec<doc::PeerStatus> {
             rtt_count: seen.rtt_count,
             last_handshake_s: seen.last_handshake.map(|age| age.as_secs()),
             post_quantum: stats.post_quantum.contains(&peer.id),
+            not_answering_s: not_answering_s(view, peer.id),
+            wanted_s: seen.wanted.map(|age| age.as_secs()),
             rx_bytes: seen.rx_bytes,
             tx_bytes: seen.tx_bytes,
             mtu: most(peer, stats),
             narrow_s: seen.narrow.map(|(_, age)| age.as_secs()),
         }
     };
-    map.peers.iter().map(peer).collect()
+    view.netmap().peers.iter().map(peer).collect()
 }
 
 /// The largest packet that is sent to a peer, in bytes.
@@ -341,7 +348,7 @@ fn narrow_ways(snapshot: &Snapshot) -> Vec<String> {
     let narrow: Vec<_> = narrow.collect();
     let Some(least) = narrow.iter().map(|(_, most, _)| *most).min() else { return Vec::new() };
     let named: Vec<String> = { narrow.iter().take(MAX_NAMED) }
-        .map(|(name, most, (_, age))| format!("`{name}` ({most} bytes, for {})", table::age(age.as_secs(), 1)))
+        .map(|(name, most, (_, age))| format!("`{name}` ({most} bytes, for {})", age(age.as_secs(), 1)))
         .collect();
     let more = match narrow.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
@@ -353,7 +360,36 @@ fn narrow_ways(snapshot: &Snapshot) -> Vec<String> {
     )]
 }
 
-fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> doc::ServiceStatus {
+fn not_answering_s(view: &View, peer: NodeId) -> Option<u64> {
+    view.silent_since(peer).map(|since| now().since(since).as_secs())
+}
+
+/// What to do about peers that do not answer although packets for them came along in the last minute.
+fn silences(snapshot: &Snapshot) -> Vec<String> {
+    let Some((view, stats)) = snapshot.view.as_deref().zip(snapshot.stats.as_ref()) else { return Vec::new() };
+    let wanted = |id: &NodeId| {
+        let wanted = stats.peers.get(id).and_then(|peer| peer.wanted);
+        wanted.is_some_and(|age| age <= WANTED)
+    };
+    let peers = view.netmap().peers.iter().filter(|(_, peer)| wanted(&peer.id));
+    let silent: Vec<_> = peers.filter_map(|(name, peer)| Some((name, peer, not_answering_s(view, peer.id)?))).collect();
+    let sentence = |(name, peer, seconds): &(&NodeName, &Peer, u64)| {
+        let seen = stats.peers.get(&peer.id).and_then(|peer| peer.endpoint);
+        let at = seen.or_else(|| peer.endpoints.first().copied());
+        let at = at.map_or_else(|| "at no known address".into(), |at| format!("at UDP {at}"));
+        format!(
+            "{name} has not answered {at} for {}, although packets go to it: see there whether meshd runs (`systemctl status meshd`), and whether a firewall on the way drops that port; other backends are used meanwhile",
+            age(*seconds, 1)
+        )
+    };
+    let mut list: Vec<String> = silent.iter().take(MAX_SILENT).map(sentence).collect();
+    if let Some(more @ 1..) = silent.len().checked_sub(MAX_SILENT) {
+        list.push(format!("{more} more peers do not answer: `meshd peers` lists them"));
+    }
+    list
+}
+
+fn service(view: &View, key: &ServiceKey, service: &Service, connections: &Connections) -> doc::ServiceStatus {
     let port = |p: &mesh_proto::model::netmap::ServicePort| doc::Port {
         name: p.name.as_ref().map(ToString::to_string),
         transport: p.transport,
@@ -365,6 +401,7 @@ fn service(key: &ServiceKey, service: &Service, connections: &Connections) -> do
         node: b.node.clone(),
         address: b.address,
         weight: b.weight,
+        not_answering_s: view.netmap().peers.get(&b.node).and_then(|peer| not_answering_s(view, peer.id)),
         connections: connections.get(&(service.vip.0, b.address.0)).copied().unwrap_or(0),
     };
     doc::ServiceStatus {
@@ -448,7 +485,17 @@ fn file(offers: &Offers) -> doc::File {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::sync::Arc;
+
+    use mesh_proto::base::clock::Timestamp;
+    use mesh_proto::verifier::VerifiedMap;
+
     use super::*;
+    use crate::base::state_dir::Enrolment;
+    use crate::dataplane::PeerStats;
+    use crate::dataplane::lane::tests::netmap;
 
     #[test]
     fn a_flow_table_that_fills_is_told_of_before_it_loses_anything() {
@@ -470,5 +517,45 @@ mod tests {
         let (warning, is_grave, full) = told(990, Some(LOSES));
         assert_eq!((warning, is_grave), (None, true));
         assert!(full.is_some_and(|full| full.contains("is full")));
+    }
+
+    /// A node with one peer, which was wanted so long ago.
+    fn wanted(ago: u64) -> Snapshot {
+        let map = netmap(0, true);
+        let enrolment = Enrolment {
+            version: 1,
+            coordinators: Vec::new(),
+            pins: Vec::new(),
+            node: map.node.name.clone(),
+            id: map.node.id,
+            site: map.node.site.clone(),
+            mesh: map.mesh.name.clone(),
+            range: map.mesh.range,
+            address: map.node.address,
+            blocks: Vec::new(),
+            domains: Vec::new(),
+        };
+        let peer = PeerStats { wanted: Some(Duration::from_secs(ago)), ..PeerStats::default() };
+        let stats = DataPlaneStats { peers: [(NodeId(2), peer)].into(), ..DataPlaneStats::default() };
+        let view = Some(Arc::new(View::compile(VerifiedMap::by_hand(map))));
+        Snapshot { enrolment: Some(enrolment), view, stats: Some(stats), ..Snapshot::default() }
+    }
+
+    #[test]
+    fn a_silent_peer_degrades_the_node_for_as_long_as_it_was_wanted_in_the_last_minute() {
+        for (ago, silent, expected) in
+            [(59, true, doc::Health::Degraded), (59, false, doc::Health::Ok), (61, true, doc::Health::Ok)]
+        {
+            let snapshot = wanted(ago);
+            let since = silent.then(|| Timestamp::from_micros(now().as_micros().saturating_sub(20_000_000)));
+            snapshot.view.as_ref().unwrap().set_silent(NodeId(2), since);
+            let status = status(&snapshot);
+            assert_eq!(status.state, expected, "{ago} {silent}: {:?}", status.warnings);
+            assert_eq!(status.peers[0].not_answering_s.is_some(), silent, "it is shown all the same");
+            assert_eq!(
+                status.warnings.iter().any(|w| w.starts_with("n1 has not answered at UDP")),
+                status.state == doc::Health::Degraded
+            );
+        }
     }
 }

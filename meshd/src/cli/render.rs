@@ -24,9 +24,11 @@ pub fn status(status: &doc::Status) -> String {
     }
     let reached = status.peers.iter().filter(|p| p.last_handshake_s.is_some()).count();
     let secured = status.peers.iter().filter(|p| p.last_handshake_s.is_some() && p.post_quantum).count();
+    let silent = status.peers.iter().filter(|p| p.not_answering_s.is_some()).count();
+    let silent = if silent == 0 { String::new() } else { format!(", {silent} not answering") };
     let backends: usize = status.services.iter().map(|s| s.backends.len()).sum();
     lines.push(format!(
-        "{} ({reached} with a tunnel, {secured} of them post-quantum), {} with {}, {}, up {}",
+        "{} ({reached} with a tunnel, {secured} of them post-quantum{silent}), {} with {}, {}, up {}",
         count(status.peers.len(), "peer"),
         count(status.services.len(), "service"),
         count(backends, "backend"),
@@ -101,8 +103,10 @@ fn coordinator(c: &doc::CoordinatorStatus) -> String {
 
 /// Shows the other nodes.
 pub fn peers(peers: &[doc::PeerStatus]) -> String {
-    let mut table =
-        table(&["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "KEY", "MTU", "RX", "TX"], &[4, 5, 7, 8, 9]);
+    let mut table = table(
+        &["PEER", "SITE", "ADDRESS", "ENDPOINT", "RTT", "HANDSHAKE", "KEY", "MTU", "RX", "TX", "STATE"],
+        &[4, 5, 7, 8, 9],
+    );
     for p in peers {
         table.add_row([
             p.name.to_string(),
@@ -115,22 +119,35 @@ pub fn peers(peers: &[doc::PeerStatus]) -> String {
             if p.narrow_s.is_some() { format!("{} (narrow)", p.mtu) } else { p.mtu.to_string() },
             bytes(p.rx_bytes),
             bytes(p.tx_bytes),
+            silence(p.not_answering_s, p.last_handshake_s.is_some()),
         ]);
     }
     drawn(&table)
 }
 
+/// Says whether somebody answers, as far as it was asked.
+fn silence(not_answering_s: Option<u64>, has_answered: bool) -> String {
+    match not_answering_s {
+        Some(seconds) => format!("not answering since {} ago", age(seconds, 1)),
+        None if has_answered => "answers".into(),
+        None => dash(),
+    }
+}
+
 /// Shows services and their backends, one line per backend.
 pub fn services(services: &[doc::ServiceStatus]) -> String {
-    let mut table = table(&["SERVICE", "VIP", "PORTS", "BACKEND", "NODE", "ADDRESS", "WEIGHT", "CONNECTIONS"], &[6, 7]);
+    let columns = ["SERVICE", "VIP", "PORTS", "BACKEND", "NODE", "ADDRESS", "WEIGHT", "CONNECTIONS", "STATE"];
+    let mut table = table(&columns, &[6, 7]);
     for s in services {
         let name =
             if s.namespace.as_str() == "default" { s.name.to_string() } else { format!("{}.{}", s.name, s.namespace) };
         let ports: Vec<String> = s.ports.iter().map(port).collect();
         let head = [name, s.vip.to_string(), ports.join(" ")];
-        let none = [dash(), dash(), dash(), dash(), dash()];
+        let none: [String; 6] = std::array::from_fn(|_| dash());
         let row = |b: &doc::BackendStatus| {
-            [b.name.clone(), b.node.to_string(), b.address.to_string(), b.weight.to_string(), b.connections.to_string()]
+            let (weight, connections) = (b.weight.to_string(), b.connections.to_string());
+            let state = silence(b.not_answering_s, false);
+            [b.name.clone(), b.node.to_string(), b.address.to_string(), weight, connections, state]
         };
         let rows: Vec<_> = s.backends.iter().map(row).collect();
         let rows = if rows.is_empty() { vec![none] } else { rows };

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
 use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::dataplane::view::View;
@@ -26,6 +27,9 @@ const ANSWERS: usize = 256;
 /// Most peers that may wait to be greeted; others are when there is something to send.
 const GREETS: usize = 1024;
 
+/// Most peers that may wait to be watched; others are noticed again.
+const UNANSWERED: usize = 1024;
+
 /// What others want from a lane: the newest of each, and a bell.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
@@ -34,6 +38,8 @@ pub(crate) struct Mailbox {
     /// Whether somebody waits for the mail to be taken.
     asked: AtomicBool,
     mail: Mutex<Mail>,
+    /// Apart, because lanes put it in by themselves, as often as twice a second, and may not allocate.
+    unanswered: Mutex<Vec<(NodeId, Timestamp)>>,
 }
 
 /// What lies in a mailbox.
@@ -57,7 +63,8 @@ pub(crate) struct Mail {
 impl Mailbox {
     pub(crate) fn new() -> Result<Self, Errno> {
         let (stop, asked) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { bell: Bell::new()?, stop, asked, mail: Mutex::default() })
+        let unanswered = Mutex::new(Self::room_for_unanswered());
+        Ok(Self { bell: Bell::new()?, stop, asked, mail: Mutex::default(), unanswered })
     }
 
     /// Puts something in, and wakes the lane.
@@ -116,6 +123,28 @@ impl Mailbox {
                 mail.answers.push((peer, clock));
             }
         });
+    }
+
+    /// Another lane sent something to a peer at a time and heard nothing since.
+    pub(crate) fn watch(&self, peer: NodeId, sent: Timestamp) {
+        {
+            let mut unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = unanswered.iter().any(|(other, _)| *other == peer);
+            if !known && unanswered.len() < UNANSWERED {
+                unanswered.push((peer, sent));
+            }
+        }
+        self.ring();
+    }
+
+    /// Takes out, into an empty list, what other lanes sent and heard nothing after. Neither list ever grows.
+    pub(crate) fn take_unanswered(&self, into: &mut Vec<(NodeId, Timestamp)>) {
+        std::mem::swap(&mut *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner), into);
+    }
+
+    /// Makes a list that holds as many as may wait.
+    pub(crate) fn room_for_unanswered() -> Vec<(NodeId, Timestamp)> {
+        Vec::with_capacity(UNANSWERED)
     }
 
     pub(crate) fn stop(&self) {

@@ -164,6 +164,8 @@ struct Shared {
     died: watch::Sender<Option<LaneDeath>>,
     /// Where flows outlive this process.
     flow_file: Option<PathBuf>,
+    /// How often others were active than before, or elsewhere.
+    activity: watch::Sender<u64>,
     /// What each lane counts.
     counters: Vec<Arc<Counters>>,
     /// What the lanes do for who measures.
@@ -205,6 +207,7 @@ impl DataPlane {
             mailboxes,
             died: watch::Sender::default(),
             flow_file: setup.flow_file.clone(),
+            activity: watch::Sender::default(),
             counters: (0..lanes).map(|_| Arc::default()).collect(),
             phases: watch::Sender::default(),
             mtu: AtomicU16::new(setup.mtu),
@@ -260,6 +263,8 @@ impl DataPlane {
             counters,
             interface: setup.interface.clone(),
             offload: setup.offload,
+            activity: shared.activity.clone(),
+            unanswered: Mailbox::room_for_unanswered(),
         };
         let thread = supervisor::spawn(number, shared.died.clone(), || worker.run());
         self.threads.push(thread.map_err(DataPlaneError::Thread)?);
@@ -406,6 +411,11 @@ impl Handle {
         named.collect()
     }
 
+    /// Returns what changes whenever others are active than before, or elsewhere: `activity` differs.
+    pub fn activity_changes(&self) -> watch::Receiver<u64> {
+        self.0.activity.subscribe()
+    }
+
     /// Returns the peers with a tunnel that can carry packets.
     pub fn talking(&self) -> BTreeSet<NodeName> {
         let now = now();
@@ -520,6 +530,7 @@ mod tests {
             mailboxes: Arc::new([]),
             died: watch::Sender::default(),
             flow_file: None,
+            activity: watch::Sender::default(),
             counters: Vec::new(),
             phases: watch::Sender::default(),
             mtu: AtomicU16::new(1420),

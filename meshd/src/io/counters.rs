@@ -63,6 +63,8 @@ pub struct PeerStats {
     pub rtt: Option<Duration>,
     /// How often it was measured.
     pub rtt_count: u64,
+    /// Time since a packet for it came along.
+    pub wanted: Option<Duration>,
     /// Time since the latest handshake on any lane.
     pub last_handshake: Option<Duration>,
     /// Bytes of inner packets received.

@@ -59,8 +59,10 @@ use crate::node::services_file::Offers;
 use crate::node::tunnel_key_rotation::Rotation;
 use crate::proxy::loopback::{self, Splices};
 
-/// How often the active peers are stored, if they changed.
+/// How often is looked whether other peers are active than those that are stored; new ones are stored at once.
 const ACTIVITY: Duration = Duration::from_secs(10);
+/// How often they are stored although they are the same: what is older than ten minutes counts for nothing at a start.
+const ACTIVITY_AGAIN: Duration = Duration::from_secs(240);
 /// How often is looked whether the keys are to be changed.
 const TURN: Duration = Duration::from_secs(1);
 /// The topic of what is to be said of the cached map.
@@ -114,7 +116,9 @@ pub(crate) struct Membership<'d> {
     addresses: mpsc::Receiver<()>,
     store: watch::Sender<Option<Arc<NetMap>>>,
     storing: JoinHandle<()>,
+    /// The active peers as they are stored, and since when; none until this process stored them.
     active: Vec<Active>,
+    active_stored: Option<Instant>,
     /// Dropping the set ends its tasks: the link, DNS, the address watch.
     tasks: JoinSet<()>,
 }
@@ -225,6 +229,7 @@ impl<'d> Membership<'d> {
             store,
             storing,
             active,
+            active_stored: None,
             tasks,
             enrolment,
         };
@@ -276,6 +281,7 @@ impl<'d> Membership<'d> {
         let mut turn = interval(TURN);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let plane = self.plane.handle().clone();
+        let mut activity = plane.activity_changes();
         let first_death = plane.first_death();
         tokio::pin!(first_death);
         loop {
@@ -312,6 +318,7 @@ impl<'d> Membership<'d> {
                     self.ask_for_identity();
                     self.switch_preshared();
                 }
+                Ok(()) = activity.changed() => self.save_activity(),
                 _ = tick.tick() => self.save_activity(),
             }
         }
@@ -529,13 +536,15 @@ impl<'d> Membership<'d> {
     fn save_activity(&mut self) {
         let active = self.plane.handle().activity();
         let active: Vec<Active> = active.into_iter().map(|a| Active { peer: a.peer, endpoint: a.endpoint }).collect();
-        if active == self.active {
+        let is_fresh = self.active_stored.is_some_and(|at| at.elapsed() < ACTIVITY_AGAIN);
+        if active == self.active && (is_fresh || active.is_empty()) {
             return;
         }
         if let Err(error) = self.state.save_activity(&active) {
             tracing::warn!(%error, "active peers not stored");
         }
         self.active = active;
+        self.active_stored = Some(Instant::now());
     }
 }
 

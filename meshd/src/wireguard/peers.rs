@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub(crate) struct TunnelPeer {
     /// Whether it is spoken to without a preshared key for as long as there is none.
     pub(crate) lenient: bool,
     pub(crate) address: Option<Flat>,
+    /// Whether it runs meshd, and answers probes inside its tunnels; plain WireGuard answers handshakes alone.
+    pub(crate) is_member: bool,
     endpoints: Vec<SocketAddr>,
     pub(crate) cell: Arc<Cell>,
 }
@@ -93,7 +95,9 @@ impl TunnelPeers {
             }
             let address = Some(peer.address);
             let lenient = mode.is_lenient();
-            let peer = TunnelPeer { id: peer.id, lanes, former, agreement, lenient, address, endpoints, cell };
+            let is_member = peer.proof.is_some();
+            let peer =
+                TunnelPeer { id: peer.id, lanes, former, agreement, lenient, address, is_member, endpoints, cell };
             peers.add(known.filter(|known| known.is_like(&peer)).map_or_else(|| Arc::new(peer), Arc::clone));
         }
         peers
@@ -161,9 +165,9 @@ impl TunnelPeers {
 impl TunnelPeer {
     /// Says whether a map tells the same of it.
     fn is_like(&self, other: &Self) -> bool {
-        let Self { id, lanes, former, agreement, lenient, address, endpoints, cell } = self;
+        let Self { id, lanes, former, agreement, lenient, address, is_member, endpoints, cell } = self;
         Arc::ptr_eq(cell, &other.cell)
-            && (*id, *lenient, *address) == (other.id, other.lenient, other.address)
+            && (*id, *lenient, *address, *is_member) == (other.id, other.lenient, other.address, other.is_member)
             && (lanes, former, agreement) == (&other.lanes, &other.former, &other.agreement)
             && *endpoints == other.endpoints
     }
@@ -235,6 +239,11 @@ pub(crate) struct Cell {
     rtt_count: AtomicU64,
     handshake: AtomicU64,
     active: AtomicU64,
+    /// When something genuine came last, and when a packet for it did: microseconds, 0 is never.
+    heard_at: AtomicU64,
+    wanted: AtomicU64,
+    /// Whether lane 0 asks it whether it is there.
+    watched: AtomicBool,
     /// Since when packets wait on lane 0, and until when they did: microseconds, 0 is never.
     held: AtomicU64,
     released: AtomicU64,
@@ -300,6 +309,31 @@ impl Cell {
     pub(crate) fn shook_hands_within(&self, span: Duration, now: Timestamp) -> bool {
         let at = self.handshake.load(Ordering::Relaxed);
         at != 0 && now.since(Timestamp::from_micros(at)) <= span
+    }
+
+    /// Takes note that something genuine came from it.
+    pub(crate) fn note_heard(&self, at: Timestamp) {
+        self.heard_at.fetch_max(at.as_micros(), Ordering::Relaxed);
+    }
+
+    /// Returns when something genuine came from it last, on any lane; up to a tick late.
+    pub(crate) fn heard(&self) -> Option<Timestamp> {
+        Some(self.heard_at.load(Ordering::Relaxed)).filter(|&at| at != 0).map(Timestamp::from_micros)
+    }
+
+    /// Takes note that a packet for it came along.
+    pub(crate) fn note_wanted(&self, at: Timestamp) {
+        self.wanted.fetch_max(at.as_micros(), Ordering::Relaxed);
+    }
+
+    /// Says whether lane 0 asks it from now on whether it is there.
+    pub(crate) fn set_watched(&self, watched: bool) {
+        self.watched.store(watched, Ordering::Relaxed);
+    }
+
+    /// Says whether lane 0 asks it whether it is there.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_active(&self, at: Timestamp) {
@@ -381,6 +415,7 @@ impl Cell {
             endpoint: self.endpoint(),
             rtt_count,
             rtt: micros(&self.rtt).map(Duration::from_micros),
+            wanted: micros(&self.wanted).map(|at| now.since(Timestamp::from_micros(at))),
             last_handshake: micros(&self.handshake).map(|at| now.since(Timestamp::from_micros(at))),
             rx_bytes: self.rx_bytes.load(Ordering::Relaxed),
             tx_bytes: self.tx_bytes.load(Ordering::Relaxed),
@@ -397,6 +432,14 @@ pub(crate) fn test_peers(list: Vec<(NodeId, Vec<LaneInfo>, Vec<SocketAddr>)>) ->
     for (id, lanes, endpoints) in list {
         peers.add(Arc::new(test_one(id, lanes, Vec::new(), endpoints)));
     }
+    peers
+}
+
+/// The same with one more, which speaks plain WireGuard.
+#[cfg(test)]
+pub(crate) fn test_plain(mut peers: TunnelPeers, peer: &TunnelPeer) -> TunnelPeers {
+    let plain = test_one(peer.id, peer.lanes.clone(), Vec::new(), peer.endpoints.clone());
+    peers.add(Arc::new(TunnelPeer { is_member: false, ..plain }));
     peers
 }
 
@@ -440,5 +483,6 @@ pub(crate) fn test_one(
     endpoints: Vec<SocketAddr>,
 ) -> TunnelPeer {
     let address = Some(Flat(std::net::Ipv4Addr::new(241, 1, 0, id.0 as u8)));
-    TunnelPeer { id, lanes, former, agreement: Vec::new(), lenient: false, address, endpoints, cell: Arc::default() }
+    let (agreement, cell) = (Vec::new(), Arc::default());
+    TunnelPeer { id, lanes, former, agreement, lenient: false, address, is_member: true, endpoints, cell }
 }

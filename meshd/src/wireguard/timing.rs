@@ -11,6 +11,8 @@ pub(crate) const HANDSHAKES_PER_TURN: u32 = 16;
 pub(crate) const NUDGES_PER_TURN: u32 = 4;
 /// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.
 pub(crate) const SILENCE: Duration = Duration::from_secs(12);
+/// How long something stays unanswered before a lane looks into it.
+pub(crate) const NOTICED: Duration = Duration::from_millis(500);
 /// A way that carried something so recently may still hold it, in the socket of an overloaded peer: a flow that changed
 /// to another would overtake itself.
 pub(crate) const MOMENT: Duration = Duration::from_secs(1);

@@ -3,11 +3,17 @@
 //! Weights are exact, not by chance: a service has one ticket counter over all lanes, and ticket n goes to
 //! the backend that a smooth weighted round robin names for place n of its cycle. One `fetch_add` per new
 //! connection, no lock; 80/20 is 4 of 5 in every run of 5, whichever lanes drew the tickets.
+//!
+//! A ticket of a backend whose node does not answer is lost, and another is drawn: what the others get stays in
+//! proportion. Where a whole tier does not answer, the next takes its place; where nobody does, all count as if they did.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::base::clock::Timestamp;
+use crate::base::id::NodeName;
+use crate::dataplane::liveness::Silence;
 use crate::model::netmap::{Backend, Service};
 
 /// The longest cycle, in places; weights whose cycle would be longer are rounded to fit, each at least 1.
@@ -17,53 +23,106 @@ const MAX_CYCLE: u64 = 4096;
 #[derive(Debug)]
 pub struct Balancer {
     backends: Vec<Backend>,
-    /// Indices into `backends`, in the order in which tickets use them.
-    cycle: Vec<u16>,
+    /// What is known of the node of each backend; none of this node's own.
+    silences: Vec<Option<Arc<Silence>>>,
+    /// A cycle for each tier that has a weight, the lowest first: indices into `backends`, in the order in which tickets
+    /// use them.
+    tiers: Vec<Vec<u16>>,
     tickets: Arc<AtomicU64>,
     sticky: bool,
 }
 
 impl Balancer {
-    /// Prepares a service; takes over the tickets of `previous` if its cycle is the same.
-    pub fn new(service: &Service, previous: Option<&Self>) -> Self {
+    /// Prepares a service; takes over the tickets of `previous` if its cycles are the same. `silence` knows the nodes.
+    pub fn new(
+        service: &Service,
+        silence: impl Fn(&NodeName) -> Option<Arc<Silence>>,
+        previous: Option<&Self>,
+    ) -> Self {
         let backends = service.backends.clone();
-        let cycle = cycle(&backends);
-        let same = previous.filter(|p| p.cycle == cycle && p.backends == backends);
+        let silences = backends.iter().map(|backend| silence(&backend.node)).collect();
+        let tiers = tiers(&backends);
+        let same = previous.filter(|p| p.tiers == tiers && p.backends == backends);
         let tickets = same.map_or_else(Arc::default, |p| Arc::clone(&p.tickets));
-        Self { backends, cycle, tickets, sticky: service.sticky }
+        Self { backends, silences, tiers, tickets, sticky: service.sticky }
     }
 
     /// Chooses the backend of a new connection, or none if no live backend takes any.
     pub fn choose(&self, client: Ipv4Addr) -> Option<&Backend> {
-        if self.cycle.is_empty() {
-            return None;
-        }
-        let ticket = if self.sticky {
-            u64::from(u32::from(client)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
-        } else {
-            self.tickets.fetch_add(1, Ordering::Relaxed)
-        };
-        let place = (ticket % self.cycle.len() as u64) as usize;
-        self.backends.get(usize::from(self.cycle[place]))
+        self.find(|attempt| match self.sticky {
+            true => place_of(client, attempt),
+            false => self.tickets.fetch_add(1, Ordering::Relaxed),
+        })
     }
 
     /// Returns the backend that the next connection would go to, without drawing its ticket.
     pub fn peek(&self) -> Option<&Backend> {
-        let place = self.tickets.load(Ordering::Relaxed).checked_rem(self.cycle.len() as u64)?;
-        self.backends.get(usize::from(self.cycle[place as usize]))
+        let next = self.tickets.load(Ordering::Relaxed);
+        self.find(|attempt| next.wrapping_add(u64::from(attempt)))
     }
 
     /// Returns all backends, those that take no new connections included.
     pub fn backends(&self) -> &[Backend] {
         &self.backends
     }
+
+    /// Returns the backends whose nodes do not answer, and since when. Unless no other answers either, they take no new
+    /// connections.
+    pub fn silent(&self) -> impl Iterator<Item = (&Backend, Timestamp)> {
+        let known = self.backends.iter().zip(&self.silences);
+        known.filter_map(|(backend, silence)| Some((backend, silence.as_ref()?.since()?)))
+    }
+
+    /// Finds the backend of a ticket; `draw` gives one for each attempt.
+    fn find(&self, draw: impl Fn(u32) -> u64) -> Option<&Backend> {
+        let place =
+            |cycle: &[u16], ticket: u64| Some(usize::from(cycle[ticket.checked_rem(cycle.len() as u64)? as usize]));
+        let mut ticket = draw(0);
+        let first = place(self.tiers.first()?, ticket)?;
+        if self.answers(first) {
+            return self.backends.get(first);
+        }
+        let answers = |index: &&u16| self.answers(usize::from(**index));
+        let Some(cycle) = self.tiers.iter().find(|cycle| cycle.iter().any(|index| answers(&index))) else {
+            return self.backends.get(first);
+        };
+        for attempt in 1..=cycle.len() as u32 {
+            let next = place(cycle, ticket)?;
+            if self.answers(next) {
+                return self.backends.get(next);
+            }
+            ticket = draw(attempt);
+        }
+        // Other lanes drew in between.
+        let any = cycle.iter().find(answers).map_or(first, |&index| usize::from(index));
+        self.backends.get(any)
+    }
+
+    fn answers(&self, index: usize) -> bool {
+        let silence = self.silences.get(index).and_then(Option::as_ref);
+        silence.is_none_or(|silence| silence.since().is_none())
+    }
 }
 
-/// Lays out one cycle over the lowest tier that has a weight: smooth weighted round robin, in which every
-/// place goes to the backend with the largest deficit.
-fn cycle(backends: &[Backend]) -> Vec<u16> {
-    let live = |b: &&Backend| b.weight > 0;
-    let Some(tier) = backends.iter().filter(live).map(|b| b.tier).min() else { return Vec::new() };
+/// Returns the ticket that a client always has; where its backend does not answer, further ones, which differ between the
+/// clients of one backend.
+fn place_of(client: Ipv4Addr, attempt: u32) -> u64 {
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    let own = u64::from(u32::from(client)).wrapping_mul(GOLDEN) >> 32;
+    if attempt == 0 { own } else { (own << 16 | u64::from(attempt)).wrapping_mul(GOLDEN) >> 32 }
+}
+
+/// Lays out a cycle for each tier that has a weight, the lowest first.
+fn tiers(backends: &[Backend]) -> Vec<Vec<u16>> {
+    let mut tiers: Vec<u8> = backends.iter().filter(|b| b.weight > 0).map(|b| b.tier).collect();
+    tiers.sort_unstable();
+    tiers.dedup();
+    tiers.into_iter().map(|tier| cycle(backends, tier)).collect()
+}
+
+/// Lays out one cycle over a tier: smooth weighted round robin, in which every place goes to the backend with the
+/// largest deficit.
+fn cycle(backends: &[Backend], tier: u8) -> Vec<u16> {
     let weight = |b: &Backend| {
         if b.tier == tier { u64::from(b.weight) } else { 0 }
     };
@@ -124,6 +183,21 @@ mod tests {
         }
     }
 
+    /// A balancer of nodes that all answer.
+    fn balancer(service: &Service, previous: Option<&Balancer>) -> Balancer {
+        Balancer::new(service, |_| None, previous)
+    }
+
+    /// A balancer of nodes of which each may fall silent.
+    fn judged(service: &Service) -> (Balancer, Vec<Arc<Silence>>) {
+        let silences: Vec<Arc<Silence>> = service.backends.iter().map(|_| Arc::default()).collect();
+        let of =
+            |node: &NodeName| service.backends.iter().position(|b| b.node == *node).map(|i| Arc::clone(&silences[i]));
+        (Balancer::new(service, of, None), silences.clone())
+    }
+
+    const NOW: Option<Timestamp> = Some(Timestamp::from_millis(1));
+
     fn counts(balancer: &Balancer, draws: usize) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for _ in 0..draws {
@@ -135,7 +209,7 @@ mod tests {
 
     #[test]
     fn eighty_to_twenty_is_exact_in_every_five() {
-        let balancer = Balancer::new(&service(&[(80, 0), (20, 0)]), None);
+        let balancer = balancer(&service(&[(80, 0), (20, 0)]), None);
         for _ in 0..40 {
             assert_eq!(counts(&balancer, 5), BTreeMap::from([("n0".into(), 4), ("n1".into(), 1)]));
         }
@@ -143,7 +217,7 @@ mod tests {
 
     #[test]
     fn eight_lanes_share_one_account() {
-        let balancer = Balancer::new(&service(&[(70, 0), (20, 0), (10, 0)]), None);
+        let balancer = balancer(&service(&[(70, 0), (20, 0), (10, 0)]), None);
         let drawn = std::thread::scope(|scope| {
             let lanes: Vec<_> = (0..8).map(|_| scope.spawn(|| counts(&balancer, 1250))).collect();
             let mut sum = BTreeMap::<String, usize>::new();
@@ -157,39 +231,98 @@ mod tests {
 
     #[test]
     fn the_lowest_tier_with_a_weight_takes_all() {
-        let balancer = Balancer::new(&service(&[(0, 0), (100, 1), (100, 2)]), None);
+        let balancer = balancer(&service(&[(0, 0), (100, 1), (100, 2)]), None);
         assert_eq!(counts(&balancer, 10), BTreeMap::from([("n1".into(), 10)]));
     }
 
     #[test]
     fn nobody_is_chosen_when_all_are_drained() {
-        assert!(Balancer::new(&service(&[(0, 0)]), None).choose(Ipv4Addr::LOCALHOST).is_none());
-        assert!(Balancer::new(&service(&[]), None).peek().is_none());
+        assert!(balancer(&service(&[(0, 0)]), None).choose(Ipv4Addr::LOCALHOST).is_none());
+        assert!(balancer(&service(&[]), None).peek().is_none());
     }
 
     #[test]
     fn an_unchanged_service_keeps_its_account_and_a_changed_one_starts_anew() {
-        let first = Balancer::new(&service(&[(1, 0), (1, 0)]), None);
+        let first = balancer(&service(&[(1, 0), (1, 0)]), None);
         counts(&first, 1);
-        let same = Balancer::new(&service(&[(1, 0), (1, 0)]), Some(&first));
+        let same = balancer(&service(&[(1, 0), (1, 0)]), Some(&first));
         assert_eq!(same.choose(Ipv4Addr::LOCALHOST).unwrap().node.as_str(), "n1");
-        let changed = Balancer::new(&service(&[(1, 0), (2, 0)]), Some(&first));
+        let changed = balancer(&service(&[(1, 0), (2, 0)]), Some(&first));
         assert_eq!(changed.tickets.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn huge_and_uneven_weights_stay_within_the_cycle_and_leave_nobody_out() {
-        let balancer = Balancer::new(&service(&[(1_000_000, 0), (1, 0), (999_983, 0)]), None);
-        assert!(balancer.cycle.len() as u64 <= MAX_CYCLE + 3);
-        assert_eq!(counts(&balancer, balancer.cycle.len()).len(), 3);
+        let balancer = balancer(&service(&[(1_000_000, 0), (1, 0), (999_983, 0)]), None);
+        assert!(balancer.tiers[0].len() as u64 <= MAX_CYCLE + 3);
+        assert_eq!(counts(&balancer, balancer.tiers[0].len()).len(), 3);
     }
 
     #[test]
     fn a_sticky_client_keeps_its_backend() {
         let mut sticky = service(&[(1, 0), (1, 0), (1, 0)]);
         sticky.sticky = true;
-        let balancer = Balancer::new(&sticky, None);
+        let balancer = balancer(&sticky, None);
         let first = balancer.choose(Ipv4Addr::new(241, 2, 9, 9)).unwrap().node.clone();
         assert!((0..20).all(|_| balancer.choose(Ipv4Addr::new(241, 2, 9, 9)).unwrap().node == first));
+    }
+
+    #[test]
+    fn a_silent_backend_is_left_out_and_the_others_keep_their_proportion_until_it_is_back() {
+        let (balancer, silences) = judged(&service(&[(50, 0), (20, 0), (10, 0)]));
+        silences[0].set(NOW);
+        assert_eq!(counts(&balancer, 30), BTreeMap::from([("n1".into(), 20), ("n2".into(), 10)]));
+        assert_eq!(balancer.silent().map(|(b, _)| b.node.as_str()).collect::<Vec<_>>(), ["n0"]);
+
+        silences[0].set(None);
+        assert_eq!(counts(&balancer, 80), BTreeMap::from([("n0".into(), 50), ("n1".into(), 20), ("n2".into(), 10)]));
+    }
+
+    #[test]
+    fn where_nobody_answers_all_are_used_as_before() {
+        let (balancer, silences) = judged(&service(&[(3, 0), (1, 0), (1, 1)]));
+        silences.iter().for_each(|silence| silence.set(NOW));
+        assert_eq!(counts(&balancer, 40), BTreeMap::from([("n0".into(), 30), ("n1".into(), 10)]));
+    }
+
+    #[test]
+    fn the_next_tier_takes_what_a_silent_one_leaves_and_a_drained_backend_never() {
+        let (balancer, silences) = judged(&service(&[(1, 0), (0, 0), (1, 3), (1, 3)]));
+        silences[0].set(NOW);
+        assert_eq!(counts(&balancer, 10), BTreeMap::from([("n2".into(), 5), ("n3".into(), 5)]));
+        silences[2].set(NOW);
+        assert_eq!(counts(&balancer, 10), BTreeMap::from([("n3".into(), 10)]));
+        silences[3].set(NOW);
+        assert_eq!(counts(&balancer, 10), BTreeMap::from([("n0".into(), 10)]));
+    }
+
+    #[test]
+    fn the_backend_that_is_shown_is_the_one_that_is_taken() {
+        let (balancer, silences) = judged(&service(&[(5, 0), (2, 0), (1, 0), (1, 1)]));
+        for round in 0..64 {
+            silences.iter().enumerate().for_each(|(i, silence)| silence.set(NOW.filter(|_| round & 1 << i != 0)));
+            let shown = balancer.peek().unwrap().node.clone();
+            assert_eq!(balancer.choose(Ipv4Addr::LOCALHOST).unwrap().node, shown, "{round:b}");
+        }
+    }
+
+    #[test]
+    fn sticky_clients_of_a_silent_backend_spread_over_the_others_and_come_back() {
+        let mut sticky = service(&[(1, 0), (1, 0), (1, 0), (1, 0)]);
+        sticky.sticky = true;
+        let (balancer, silences) = judged(&sticky);
+        let clients = || (0..400u32).map(|i| Ipv4Addr::from(0xF102_0000 + i));
+        let homes = || clients().map(|client| balancer.choose(client).unwrap().node.clone()).collect::<Vec<_>>();
+        let before = homes();
+        silences[0].set(NOW);
+        let meanwhile = homes();
+        assert_eq!(homes(), meanwhile, "they stay where they are");
+        let moved: Vec<_> = before.iter().zip(&meanwhile).filter(|(b, m)| b != m).collect();
+        assert!(moved.iter().all(|(b, _)| b.as_str() == "n0") && moved.len() > 50, "{}", moved.len());
+        for node in ["n1", "n2", "n3"] {
+            assert!(moved.iter().filter(|(_, m)| m.as_str() == node).count() > 10, "{node}");
+        }
+        silences[0].set(None);
+        assert_eq!(homes(), before);
     }
 }

@@ -109,6 +109,11 @@ impl Engine {
         self.view = view;
     }
 
+    /// Makes known to all lanes since when a peer does not answer: flows that begin use other backends while there is one.
+    pub fn note_silence(&self, peer: NodeId, since: Option<Timestamp>) {
+        self.view.set_silent(peer, since);
+    }
+
     /// Says which addresses outside the mesh are the host's own: packets from them (a process that called a
     /// ClusterIP, say) leave as the node's address.
     pub fn set_locals(&mut self, locals: Arc<[Ipv4Addr]>) {

@@ -5,6 +5,7 @@
 use std::net::Ipv4Addr;
 
 use crate::base::addr::{Flat, Real, is_forbidden};
+use crate::base::clock::Timestamp;
 use crate::base::id::NodeName;
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::verdict::{Drop, Refuse};
@@ -15,12 +16,18 @@ use crate::ops::status::{RuleAt, WhyBackend, WhyStep};
 use crate::packet::protocol_name;
 use crate::wire::About;
 
+/// Most nodes that one sentence names.
+const MAX_NAMED: usize = 5;
+
+/// The verdict on what is allowed and goes to a peer that does not answer.
+pub const NOT_ANSWERING: &str = "not_answering";
+
 /// The way of a packet through the engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Explanation {
     /// The steps taken, the last one decides.
     pub steps: Vec<WhyStep>,
-    /// `forward`, `deliver`, or the label of why it is refused or dropped.
+    /// `forward`, `deliver`, `not_answering`, or the label of why it is refused or dropped.
     pub verdict: String,
     /// Whether it gets through.
     pub allowed: bool,
@@ -58,6 +65,28 @@ pub fn explain_stranger(view: &View, source: Ipv4Addr, destination: Ipv4Addr, st
     });
     let verdict = verdict.unwrap_or_else(|word: &str| word.to_owned());
     Explanation { steps: way.steps, verdict, allowed: false, ..way.out }
+}
+
+impl Explanation {
+    /// Adds whether the peer that would carry it answers: what is allowed does not get through to one that does not.
+    pub fn and_answers(mut self, view: &View, now: Timestamp) -> Self {
+        let peer = self.peer.as_ref().and_then(|name| Some((name, view.netmap().peers.get(name)?.id)));
+        let silent = peer.and_then(|(name, id)| Some((name, view.silent_since(id)?)));
+        if let Some((name, since)) = silent.filter(|_| self.allowed) {
+            let seconds = now.since(since).as_secs();
+            let others = match &self.backend {
+                Some(_) => "; no other backend answers",
+                None => "",
+            };
+            let outcome = format!(
+                "{name} has not answered for {seconds} s, although packets go to it{others}; see whether meshd runs there, and whether its UDP port can be reached from here"
+            );
+            self.steps.push(WhyStep { name: "answer".into(), outcome, ok: false });
+            self.verdict = NOT_ANSWERING.into();
+            self.allowed = false;
+        }
+        self
+    }
 }
 
 struct Tracer<'a> {
@@ -140,7 +169,17 @@ impl Tracer<'_> {
         let Backend { node, address, .. } = backend.clone();
         let target = backend.target(found);
         let count = service.balancer.backends().len();
-        self.pass("backend", format!("{address}:{target} at {node} takes the next connection (one of {count})"));
+        let silent: Vec<_> =
+            service.balancer.silent().map(|(b, _)| b.node.as_str()).filter(|n| *n != node.as_str()).collect();
+        let left_out = match silent.len() {
+            0 => String::new(),
+            1..=MAX_NAMED => format!("; not answering: {}", silent.join(", ")),
+            more => format!("; not answering: {} and {} more", silent[..MAX_NAMED].join(", "), more - MAX_NAMED),
+        };
+        self.pass(
+            "backend",
+            format!("{address}:{target} at {node} takes the next connection (one of {count}{left_out})"),
+        );
         self.out.backend = Some(WhyBackend { node, address, port: target });
         Ok(Goal { carrier: address, port: target, service: Some((index as u32, port)) })
     }
@@ -279,6 +318,25 @@ mod tests {
         assert_eq!(told.peer.unwrap().as_str(), "b");
         let steps: Vec<_> = told.steps.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(steps, ["source", "service", "backend", "route", "policy", "translate"]);
+    }
+
+    #[test]
+    fn an_allowed_call_to_a_peer_that_does_not_answer_does_not_get_through_and_a_denied_one_stays_denied() {
+        let at = Timestamp::from_millis;
+        let told = |rules: &[RuleAt<'_>], silent| {
+            let view = View::compile(crate::verifier::VerifiedMap::by_hand(fixture::netmap(rules)));
+            let b = view.netmap().peers.get(&"b".parse().unwrap()).unwrap().id;
+            view.set_silent(b, silent);
+            let (source, cart) = ("10.8.0.10".parse().unwrap(), fixture::CART.parse().unwrap());
+            explain(&view, source, cart, 6, 7070).and_answers(&view, at(13_000))
+        };
+        let rule = [RuleAt(7, &["front"], &["cart"])];
+        assert_eq!((told(&rule, None).verdict.as_str(), told(&rule, None).allowed), ("forward", true));
+        let silent = told(&rule, Some(at(1000)));
+        assert_eq!((silent.verdict.as_str(), silent.allowed), (NOT_ANSWERING, false));
+        let last = silent.steps.last().unwrap();
+        assert!(!last.ok && last.outcome.starts_with("b has not answered for 12 s"), "{last:?}");
+        assert_eq!(told(&[], Some(at(1000))).verdict, "denied");
     }
 
     #[test]

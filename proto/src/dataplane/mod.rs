@@ -5,6 +5,7 @@ pub mod black_hole;
 pub mod engine;
 pub mod explain;
 pub mod flow;
+pub mod liveness;
 pub mod policy_index;
 pub mod verdict;
 pub mod view;

@@ -1,4 +1,5 @@
-//! The View: a NetMap compiled for look-ups. Immutable; every lane reads the same one.
+//! The View: a NetMap compiled for look-ups. Every lane reads the same one. Immutable but for one word per peer: since
+//! when it does not answer, which outlasts the map.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -7,10 +8,12 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use crate::base::addr::{Flat, MeshRange, Real};
+use crate::base::clock::Timestamp;
 use crate::base::hash::OwnMap;
 use crate::base::id::{NodeId, NodeName, Revision, ServiceKey};
 use crate::base::lpm::PrefixTable;
 use crate::dataplane::balancer::Balancer;
+use crate::dataplane::liveness::Silence;
 use crate::dataplane::policy_index::Access;
 use crate::model::netmap::{NetMap, Peer, Service, ServicePort};
 use crate::verifier::VerifiedMap;
@@ -22,6 +25,7 @@ pub struct View {
     stamp: Revision,
     names: BTreeMap<NodeId, NodeName>,
     mtus: OwnMap<NodeId, u16>,
+    silences: OwnMap<NodeId, Arc<Silence>>,
     owners: PrefixTable<AddressOwner>,
     by_vip: OwnMap<Ipv4Addr, usize>,
     named: OwnMap<Ipv4Addr, ServiceKey>,
@@ -55,7 +59,7 @@ impl View {
     }
 
     /// Compiles a map and keeps the accounts of services whose backends did not change, so that
-    /// weights stay exact across revisions.
+    /// weights stay exact across revisions, and what is known of who does not answer.
     pub fn compile_after(map: VerifiedMap, previous: &Self) -> Self {
         Self::build(map, Some(previous))
     }
@@ -68,10 +72,12 @@ impl View {
         for block in &netmap.node.blocks {
             owners.insert(block.flat, AddressOwner::Own);
         }
-        let (mut names, mut mtus) = (BTreeMap::new(), OwnMap::default());
+        let (mut names, mut mtus, mut silences) = (BTreeMap::new(), OwnMap::default(), OwnMap::default());
         for (name, peer) in &netmap.peers {
             names.insert(peer.id, name.clone());
             mtus.insert(peer.id, peer.mtu.max(MIN_MTU));
+            let known = previous.and_then(|view| view.silences.get(&peer.id));
+            silences.insert(peer.id, known.map_or_else(Arc::default, Arc::clone));
             owners.insert(host(peer.address), AddressOwner::Peer(peer.id));
             for &block in &peer.blocks {
                 owners.insert(block, AddressOwner::Peer(peer.id));
@@ -83,12 +89,13 @@ impl View {
         for peer in netmap.peers.values() {
             owners.insert(second(peer.address), AddressOwner::Peer(peer.id));
         }
+        let silence = |node: &NodeName| silences.get(&netmap.peers.get(node)?.id).map(Arc::clone);
         let mut by_vip = OwnMap::default();
         let mut services = Vec::new();
         for (key, service) in &netmap.services {
             by_vip.insert(service.vip.0, services.len());
             let before = previous.and_then(|view| view.service_by_key(key));
-            let balancer = Balancer::new(service, before.map(|s| &s.balancer));
+            let balancer = Balancer::new(service, silence, before.map(|s| &s.balancer));
             services.push(ServiceView { key: key.clone(), balancer, ports: service.ports.clone() });
         }
         let named = netmap.names.iter().map(|(key, vip)| (vip.0, key.clone())).collect();
@@ -99,7 +106,7 @@ impl View {
             0 => Revision(u64::MAX),
             stamp => Revision(stamp),
         };
-        Self { netmap, stamp, names, mtus, owners, by_vip, named, services, access }
+        Self { netmap, stamp, names, mtus, silences, owners, by_vip, named, services, access }
     }
 
     /// Returns the map that this view was compiled from.
@@ -135,6 +142,18 @@ impl View {
     /// Returns a peer.
     pub fn peer(&self, id: NodeId) -> Option<&Peer> {
         self.names.get(&id).and_then(|name| self.netmap.peers.get(name))
+    }
+
+    /// Returns since when a peer does not answer; `None` if it does, was never asked, or is no peer.
+    pub fn silent_since(&self, peer: NodeId) -> Option<Timestamp> {
+        self.silences.get(&peer)?.since()
+    }
+
+    /// Makes known since when a peer does not answer, to all lanes and to the views of later maps.
+    pub fn set_silent(&self, peer: NodeId, since: Option<Timestamp>) {
+        if let Some(silence) = self.silences.get(&peer) {
+            silence.set(since);
+        }
     }
 
     /// Returns who carries a flat address: the longest prefix of the whole mesh decides, not a list per peer.

@@ -236,6 +236,10 @@ pub struct PeerStatus {
     /// Whether packets to it are sealed with a preshared key that the two made by ML-KEM-768.
     #[serde(default)]
     pub post_quantum: bool,
+    /// Seconds for which it has not answered what this node sent; absent while it answers, or was not sent anything.
+    pub not_answering_s: Option<u64>,
+    /// Seconds since this node had a packet for it; absent if it never had.
+    pub wanted_s: Option<u64>,
     /// Bytes received through the tunnel.
     pub rx_bytes: u64,
     /// Bytes sent through the tunnel.
@@ -288,6 +292,9 @@ pub struct BackendStatus {
     pub address: Flat,
     /// Its share of new connections.
     pub weight: u32,
+    /// Seconds for which its node has not answered this one; absent while it answers, or was not sent anything. New
+    /// connections go to other backends meanwhile, if one of them answers.
+    pub not_answering_s: Option<u64>,
     /// Connections from this node to it that are alive.
     pub connections: u64,
 }
@@ -426,7 +433,7 @@ pub struct Why {
     pub port: u16,
     /// Whether packets get through.
     pub allowed: bool,
-    /// `forward`, `deliver`, or the reason why it is refused or dropped.
+    /// `forward`, `deliver`, `not_answering`, or the reason why it is refused or dropped.
     pub verdict: String,
     /// The engine's steps, in order, up to the one that decided.
     pub steps: Vec<WhyStep>,

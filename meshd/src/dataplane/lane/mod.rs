@@ -201,6 +201,21 @@ impl Lane {
         self.sessions.ping(peer);
     }
 
+    /// Watches a peer that left unanswered, on another lane, what went out at a time.
+    pub(crate) fn watch(&mut self, peer: NodeId, sent: Timestamp) {
+        self.sessions.watch(peer, sent);
+    }
+
+    /// Returns the next peer that lane 0 is to watch, and since when it leaves something unanswered.
+    pub(crate) fn next_noticed(&mut self) -> Option<(NodeId, Timestamp)> {
+        self.sessions.next_noticed()
+    }
+
+    /// Says whether other peers are active, or elsewhere, than when this was asked last.
+    pub(crate) fn take_news(&mut self) -> bool {
+        self.sessions.take_news()
+    }
+
     /// Starts a turn: new budgets for what strangers may cause.
     pub(crate) fn begin_turn(&mut self) {
         self.sessions.begin_turn();
@@ -352,6 +367,9 @@ impl Lane {
     /// Does what is due.
     pub(crate) fn handle_timeout(&mut self, out: &mut Out, now: Timestamp) {
         self.sessions.handle_timeout(&mut out.udp, now);
+        while let Some((peer, since)) = self.sessions.next_found() {
+            self.engine.note_silence(peer, since);
+        }
         while out.udp.room() >= ROOM
             && let Some(peer) = self.sessions.next_probe()
         {

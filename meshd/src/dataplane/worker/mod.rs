@@ -17,9 +17,11 @@ use std::time::Duration;
 
 use mesh_host::clock::now;
 use mesh_proto::base::clock::Timestamp;
+use mesh_proto::base::id::NodeId;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::time::Timespec;
+use tokio::sync::watch;
 
 use self::busy_poll::Patience;
 use self::flow_writer::FlowWriter;
@@ -64,6 +66,10 @@ pub(crate) struct Worker {
     pub(crate) counters: Arc<Counters>,
     pub(crate) interface: String,
     pub(crate) offload: Offload,
+    /// Counts how often others were active than before, or elsewhere.
+    pub(crate) activity: watch::Sender<u64>,
+    /// What other lanes noticed; empty between two turns.
+    pub(crate) unanswered: Vec<(NodeId, Timestamp)>,
 }
 
 /// The worker's own buffers, made on its thread.
@@ -174,6 +180,12 @@ impl Worker {
             let others = self.mailboxes.iter().enumerate().filter(|(lane, _)| *lane != self.number);
             others.for_each(|(_, mailbox)| mailbox.greet(peer));
         }
+        while let Some((peer, sent)) = self.lane.next_noticed() {
+            self.mailboxes[0].watch(peer, sent);
+        }
+        if self.lane.take_news() {
+            self.activity.send_modify(|changes| *changes += 1);
+        }
         device
     }
 
@@ -191,7 +203,7 @@ impl Worker {
 
     /// Takes what is in the mailbox. Says whether to go on.
     fn take_mail(&mut self, now: Timestamp) -> bool {
-        let Self { lane, mailboxes, number, .. } = self;
+        let Self { lane, mailboxes, number, unanswered, .. } = self;
         let Some(mail) = mailboxes[*number].take() else { return false };
         if let Some((view, peers)) = mail.view {
             lane.set_view(view, peers);
@@ -221,6 +233,8 @@ impl Worker {
         mail.answers.into_iter().for_each(|(peer, clock)| lane.hear_size(peer, clock, now));
         mail.pings.into_iter().for_each(|peer| lane.ping(peer));
         mail.greets.into_iter().for_each(|peer| lane.greet(peer));
+        mailboxes[*number].take_unanswered(unanswered);
+        unanswered.drain(..).for_each(|(peer, sent)| lane.watch(peer, sent));
         true
     }
 

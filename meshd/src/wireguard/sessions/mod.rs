@@ -15,6 +15,7 @@
 //! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`psk_exchanges`). While
 //! one of the two does not know that of the other, plain tunnels go on (`upkeep`).
 
+mod answers;
 mod moving;
 mod psk_exchange;
 mod psk_exchanges;
@@ -46,6 +47,7 @@ use crate::wireguard::tunnel::{
     HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened,
 };
 
+use answers::Watches;
 use moving::Moving;
 use psk_exchanges::PskExchanges;
 use session::Session;
@@ -86,6 +88,8 @@ pub(crate) struct Sessions {
     /// The agreements on preshared keys; lane 0's alone.
     talks: PskExchanges,
     detour: Lane0Fallback,
+    /// Who left something unanswered.
+    watches: Watches,
     next_tick: Option<Timestamp>,
     handshakes_left: u32,
     nudges_left: u32,
@@ -117,6 +121,7 @@ impl Sessions {
             moving: Moving::default(),
             talks: PskExchanges::new(keys),
             detour: Lane0Fallback::default(),
+            watches: Watches::default(),
             next_tick: None,
             handshakes_left: 0,
             nudges_left: 0,
@@ -171,6 +176,7 @@ impl Sessions {
         if traffic == Traffic::Payload {
             session.wanted = Some(now);
             session.active = Some(now);
+            session.asked.get_or_insert(now);
         }
         if self.lane > 0 {
             let hears = session.hears(now);
@@ -269,6 +275,28 @@ impl Sessions {
         }
     }
 
+    /// Has lane 0 watch a peer that left unanswered what another lane sent at a time.
+    pub(crate) fn watch(&mut self, peer: NodeId, sent: Timestamp) {
+        if let Some(peer) = self.peers.get(peer) {
+            self.watches.watch(peer, sent);
+        }
+    }
+
+    /// Returns the next peer that lane 0 is to watch, and since when it leaves something unanswered.
+    pub(crate) fn next_noticed(&mut self) -> Option<(NodeId, Timestamp)> {
+        self.watches.next_noticed()
+    }
+
+    /// Returns the next peer that fell silent, and since when, or that answers again.
+    pub(crate) fn next_found(&mut self) -> Option<(NodeId, Option<Timestamp>)> {
+        self.watches.next_found()
+    }
+
+    /// Says whether other peers are active, or elsewhere, than when this was asked last.
+    pub(crate) fn take_news(&mut self) -> bool {
+        self.watches.take_news()
+    }
+
     /// Returns the next peer whose round trip is to be measured.
     pub(crate) fn next_probe(&mut self) -> Option<NodeId> {
         self.probes.pop()
@@ -334,6 +362,12 @@ impl Sessions {
             self.ticking.extend(started);
             self.next_tick = (!self.ticking.is_empty()).then(|| now + TICK);
         }
+        let Self { watches, peers, by_peer, slab, .. } = self;
+        let heard = |id: NodeId| by_peer.get(&id)?.iter().filter_map(|&n| slab[n as usize].as_ref()?.heard).max();
+        watches.judge(peers, heard, now);
+        while let Some((id, inquiry)) = self.watches.next_to_ask() {
+            self.ask(id, inquiry, outbox, now);
+        }
     }
 
     /// Returns when `handle_timeout` has something to do; `None` if nothing will be due.
@@ -342,8 +376,9 @@ impl Sessions {
         let tick = if self.ticking.is_empty() { None } else { Some(self.next_tick.unwrap_or(now)) };
         let greeting = (!self.greeting.is_empty()).then(|| now + GREETING);
         let flushing = (!self.flushing.is_empty()).then_some(now);
-        let talks = self.talks.poll_timeout();
-        races.chain(tick).chain(greeting).chain(flushing).chain(talks).chain(self.moving.poll_timeout(now)).min()
+        let (talks, watches) = (self.talks.poll_timeout(), self.watches.poll_timeout());
+        let moving = self.moving.poll_timeout(now);
+        races.chain(tick).chain(greeting).chain(flushing).chain(talks).chain(watches).chain(moving).min()
     }
 
     /// Says whether what waited for a session is still to be sent: before anything newer, lest that overtakes it.
@@ -387,6 +422,7 @@ impl Sessions {
     pub(crate) fn set_peers(&mut self, peers: Arc<TunnelPeers>) {
         self.peers = peers;
         self.limiter.retain_peers(|id| self.peers.get(id).is_some());
+        self.watches.review(&self.peers);
         let (mut unfit, mut gone) = (Vec::new(), Vec::new());
         for index in 0..self.slab.len() {
             let Some(session) = &mut self.slab[index] else { continue };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::TunnelKey;
+use mesh_proto::dataplane::liveness::WAIT;
 
 use crate::io::udp_outbox::{Endpoint, Outbox};
 use crate::psk::{Exchange, KemKeypair, MAX_PACKET, PresharedKey, Progress, PskFrame};
@@ -42,8 +43,9 @@ pub(super) struct PskExchange {
     pub(super) wants: bool,
     /// Whether an initiation of the peer's was answered that nothing has shown yet to be sent by the peer.
     pub(super) unproven: bool,
-    /// Initiations so far, and when the next is due.
+    /// Initiations so far, when the last was made, and when the next is due.
     initiations: usize,
+    called: Option<Timestamp>,
     due: Option<Timestamp>,
     /// When anything of the peer's was last heard, or it began.
     heard: Timestamp,
@@ -92,6 +94,7 @@ impl PskExchange {
             wants: false,
             unproven: false,
             initiations: 0,
+            called: None,
             due: None,
             heard: now,
             blocked: None,
@@ -105,6 +108,17 @@ impl PskExchange {
         if !self.ready {
             self.due.get_or_insert(now);
         }
+    }
+
+    /// Has it call now if it called in vain and only waits to call again. Says whether it does.
+    pub(super) fn hurry(&mut self, now: Timestamp) -> bool {
+        let in_vain = |at: Timestamp| now.since(at) >= WAIT;
+        let waits = self.wants && !self.ready && self.due.is_some_and(|due| due > now);
+        let hurries = waits && self.called.is_some_and(in_vain) && in_vain(self.heard);
+        if hurries {
+            self.due = Some(now);
+        }
+        hurries
     }
 
     /// There is a key. Says whether it was wanted here.
@@ -121,6 +135,7 @@ impl PskExchange {
         }
         let pause = REPEATS.get(self.initiations).copied().unwrap_or(PAUSE);
         self.initiations += 1;
+        self.called = Some(now);
         self.due = Some(now + pause);
         let mut candidates = self.peer.candidates(0, self.peer.cell.endpoint());
         if let Some(also) = also.map(|also| also.remote).filter(|also| !candidates.contains(also)) {

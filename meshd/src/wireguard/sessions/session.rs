@@ -43,6 +43,9 @@ pub(super) struct Session {
     /// Since when we send without hearing anything.
     pub(super) unanswered: Option<Timestamp>,
     pub(super) heard: Option<Timestamp>,
+    /// When the first packet came along since something was heard of the peer, by any tunnel and lane as far as that is
+    /// known. Answers and probes of our own are none: two idle nodes would ask each other for ever.
+    pub(super) asked: Option<Timestamp>,
     /// When a data message for an unknown session last made us initiate.
     pub(super) nudged: Option<Timestamp>,
     /// When a packet for the peer last came along.
@@ -93,6 +96,7 @@ impl Session {
             backoff: FIRST_BACKOFF,
             unanswered: None,
             heard: None,
+            asked: None,
             nudged: None,
             wanted: None,
             carried: None,

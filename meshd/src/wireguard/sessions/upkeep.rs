@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::Admission;
 use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::dataplane::liveness::{Inquiry, WAIT};
 use mesh_proto::dataplane::verdict::Drop;
 
 use super::Sessions;
@@ -152,6 +153,7 @@ impl Sessions {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         session.heard = Some(now);
         session.unanswered = None;
+        session.asked = None;
         session.initiated = false;
         session.repeated = 0;
         if let Some(former) = session.path.heard_from(from) {
@@ -163,8 +165,10 @@ impl Sessions {
             if self.lane == 0 && session.peer_lane == 0 {
                 session.peer.cell.set_endpoint(from.remote);
                 self.roamed.push(session.peer.id);
+                self.watches.note_news();
             }
         }
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
         if !session.ready && session.tunnel.has_session() {
             session.ready = true;
             session.quick_probes = QUICK_PROBES;
@@ -172,6 +176,7 @@ impl Sessions {
             let id = session.peer.id;
             self.met.push(id);
             self.opens(number, id, outbox, now);
+            self.publish(number, now);
         }
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         if session.ready && session.waiting > 0 && !self.flushing.contains(&number) {
@@ -179,6 +184,7 @@ impl Sessions {
             self.flush(outbox, now);
         }
     }
+
     /// A data message came for a session that we do not have, from where a peer is known to be: we lost it, most
     /// likely by a restart, and the peer would go on talking to us in vain.
     pub(super) fn nudge(&mut self, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
@@ -308,7 +314,10 @@ impl Sessions {
         } else {
             self.send_timed(number, made, &message, outbox, now);
         }
-        self.publish(number);
+        self.publish(number, now);
+        if let Some(session) = self.slab[number as usize].as_mut() {
+            self.watches.notice(self.lane, session, now);
+        }
         self.ask_for_probe(number, now);
     }
 
@@ -363,14 +372,37 @@ impl Sessions {
     }
 
     /// Makes known what this lane learned about the peer.
-    fn publish(&mut self, number: u32) {
+    fn publish(&mut self, number: u32, now: Timestamp) {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         let cell = &session.peer.cell;
         if session.rx_bytes | session.tx_bytes > 0 {
             cell.add(std::mem::take(&mut session.rx_bytes), std::mem::take(&mut session.tx_bytes));
         }
+        session.heard.into_iter().for_each(|at| cell.note_heard(at));
+        session.wanted.into_iter().for_each(|at| cell.note_wanted(at));
         if let Some(at) = session.active.take() {
+            if !cell.active_within(RECENT, now) {
+                self.watches.note_news();
+            }
             cell.set_active(at);
+        }
+    }
+
+    /// Asks a peer whether it is there: inside its tunnel, if it is a member and has one, and by a handshake where that may
+    /// not be enough.
+    pub(super) fn ask(&mut self, id: NodeId, inquiry: Inquiry, outbox: &mut Outbox, now: Timestamp) {
+        // Where there is no preshared key yet, the agreement on one is the question.
+        self.agree(id, None, outbox, now);
+        let Some(number) = self.tunnel_to(id, 0) else { return };
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab[number as usize].as_ref() else { return };
+        let inside = session.ready && session.path.endpoint().is_some() && session.peer.is_member;
+        let under_way = session.initiated && session.initiated_at.is_some_and(|at| now.since(at) < WAIT);
+        if inside && !self.probes.contains(&id) {
+            self.probes.push(id);
+        }
+        if !under_way && (!inside || inquiry == Inquiry::Urgent) {
+            self.initiate(number, outbox, now);
         }
     }
 
@@ -505,10 +537,27 @@ impl Sessions {
             peer.cell.set_full(now);
             return Sealed::Dropped(Drop::NoTunnel);
         }
+        let is_first = held.is_empty();
         held.push(packet.to_vec());
         peer.cell.set_holds(now, true);
+        peer.cell.note_wanted(now);
+        if !peer.cell.is_watched() {
+            self.watch(id, now);
+        }
         self.agree(id, None, outbox, now);
+        if is_first {
+            self.hurry_talk(id, outbox, now);
+        }
         Sealed::Done
+    }
+
+    /// The first packet for a peer does not wait for the next turn of a talk that nobody answered.
+    fn hurry_talk(&mut self, id: NodeId, outbox: &mut Outbox, now: Timestamp) {
+        let hurries =
+            |talk: &mut Option<PskExchange>| talk.as_mut().is_some_and(|talk| talk.peer.id == id && talk.hurry(now));
+        if let Some(at) = self.talks.slab.iter_mut().position(hurries) {
+            self.tend_talk(at, outbox, now);
+        }
     }
 
     /// Makes a preshared key with a peer that needs one and has none, unless peers are to call first. `from` is where it
@@ -601,6 +650,7 @@ impl Sessions {
         match talk.handshake(from, datagram, outbox, now) {
             PskOutcome::Heard(_) => {
                 talk.found(from, now);
+                talk.peer.cell.note_heard(now);
                 self.tend_talk(at, outbox, now);
                 Decrypted::Handled
             }
@@ -630,6 +680,7 @@ impl Sessions {
                 talk.found(from, now);
                 let initiated = std::mem::take(&mut talk.unproven);
                 let peer = Arc::clone(&talk.peer);
+                peer.cell.note_heard(now);
                 let mut wanted = matches!(progress, Progress::Agreed(_)) && talk.have_key(now);
                 wanted |= self.talks.tell_others(at, &progress, now);
                 let key = agreed(progress);

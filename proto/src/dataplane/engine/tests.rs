@@ -10,6 +10,7 @@ use std::time::Duration;
 mod bench;
 mod corners;
 mod packets;
+mod silent;
 mod stale;
 
 use packets::{echo, icmp_error, ip, ipv4, tcp, udp};
