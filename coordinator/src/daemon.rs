@@ -41,6 +41,7 @@ use crate::registry::OpenError;
 use crate::store::StoreError;
 use crate::tasks::backups::{self, Backups};
 use crate::tasks::ephemeral_nodes::tend;
+use crate::tasks::public_addresses::{PublicAddresses, watch_public_addresses};
 use crate::tasks::replicas::{enter, keep_up};
 use crate::tasks::services_file::{ServicesFile, begin, load, watch_services_file};
 use crate::telemetry::prometheus;
@@ -135,6 +136,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
         store,
         backups: config.backups.clone(),
         backup_failed: false,
+        public: Vec::new(),
         file: FileReport::new(config.services.clone()),
     });
     let shared = Arc::new(SharedStore::new(registry.follow(), config.state_dir.join(TAKEN)));
@@ -163,6 +165,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
         lost_lines,
         shown: shown.subscribe(),
     };
+    let own_entry = Arc::clone(&own);
     let context = Context {
         core: Arc::clone(&core),
         limits: Arc::new(Limits::new()),
@@ -183,6 +186,8 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
     helpers.spawn(watch_services_file(services.clone()));
     helpers.spawn(keep_up(Arc::clone(&core), Arc::clone(&shared)));
     let journal = config.state_dir.join(JOURNAL);
+    let public = PublicAddresses { core: Arc::clone(&core), own: own_entry, identity, shown: shown.clone() };
+    helpers.spawn(watch_public_addresses(public));
     helpers.spawn(backups::keep_backups(Backups { core: Arc::clone(&core), dir: config.backups, journal, shown }));
     helpers.spawn(tend(Arc::clone(&core), shared));
     if let Some(listener) = metrics_listener {

@@ -11,10 +11,14 @@ pub fn now() -> Timestamp {
     Timestamp::from_micros(time.tv_sec.unsigned_abs() * 1_000_000 + time.tv_nsec.unsigned_abs() / 1000)
 }
 
-/// Returns the time of day.
+/// Returns the time of day as time since 1970; zero before that.
+pub fn time_of_day() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Returns the time of day in seconds.
 pub fn unix() -> UnixTime {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    UnixTime(since.map_or(0, |since| since.as_secs()))
+    UnixTime(time_of_day().as_secs())
 }
 
 /// Returns the CPU time that this process has used.

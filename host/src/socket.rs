@@ -162,8 +162,8 @@ impl Listener for Kept {
 
 async fn strangers() -> (StatusCode, Json<ErrorBody>) {
     tracing::warn!("a user who is neither root nor ours tried the socket");
-    let message = "only root and the user of the daemon may ask; use sudo".into();
-    (StatusCode::FORBIDDEN, Json(ErrorBody { error: ErrorCode::Forbidden, message }))
+    let message = "only root and the user of the daemon may ask; use sudo";
+    (StatusCode::FORBIDDEN, Json(ErrorBody::new(ErrorCode::Forbidden, message)))
 }
 
 #[cfg(test)]

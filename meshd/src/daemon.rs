@@ -40,7 +40,7 @@ use crate::node::lane_deaths::{LaneDeaths, end_with_a_lane};
 use crate::node::publisher::Publisher;
 use crate::node::requests::{Order, Requests};
 use crate::node::services_file::Offers;
-use crate::node::{Membership, cached_map, join, services_file};
+use crate::node::{MemberEnd, Membership, cached_map, join, services_file};
 use crate::telemetry::prometheus;
 
 /// How long a second daemon waits for the first of the same state directory to end: less than systemd waits for a start
@@ -122,14 +122,20 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
         };
         works(&mut background, socket.take());
         tell(NotifyState::Ready);
-        if let Err(death) = member.run().await {
-            let _left_as_it_is = ManuallyDrop::new((member, claim));
-            if let Err(error) = lane_deaths.add(death.to_string(), SystemTime::now(), &deaths_file) {
-                tracing::warn!(%error, "the next start does not tell that a lane died");
+        let ended = match member.run().await {
+            Ok(ended) => ended,
+            Err(death) => {
+                let _left_as_it_is = ManuallyDrop::new((member, claim));
+                if let Err(error) = lane_deaths.add(death.to_string(), SystemTime::now(), &deaths_file) {
+                    tracing::warn!(%error, "the next start does not tell that a lane died");
+                }
+                return Err(death.into());
             }
-            return Err(death.into());
-        }
+        };
         member.stop().await;
+        if let MemberEnd::Copied(number) = ended {
+            return Err(DaemonError::Copied(number));
+        }
         if *order.borrow_and_update() == Order::Leave {
             match leave(&config, &state, &publisher, range).await {
                 // A disk that keeps the enrolment keeps the node in the mesh.

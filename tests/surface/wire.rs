@@ -5,7 +5,8 @@ use std::path::Path;
 
 use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::wire::{
-    About, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, Renewal, Report, ReportResponse, WatchEvent,
+    About, Copied, Countersign, ErrorBody, JoinRequest, JoinResponse, LockStanding, Renewal, Report, ReportResponse,
+    WatchEvent,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -43,9 +44,11 @@ pub(crate) fn stays() {
     same::<Roll>("roll");
     same::<LockStanding>("lock-standing");
     same::<Countersign>("countersign");
+    same::<Copied>("copied");
     for word in ERRORS {
         again::<ErrorBody>(word, &json!({"error": word, "message": "a sentence"}));
     }
+    same::<ErrorBody>("refused-record");
     for name in ["snapshot", "delta", "alive", "fenced", "leaving"] {
         same::<WatchEvent>(name);
     }

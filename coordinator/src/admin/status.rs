@@ -44,7 +44,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
             let applied = note.map(|note| note.applied).filter(|revision| revision.0 > 0);
             behind.push(documents::Behind { node: name.clone(), connected, applied });
         }
-        let said = note.map(|note| note.warnings.as_slice()).unwrap_or_default();
+        let said = note.map(|note| told(note, now())).unwrap_or_default();
         warnings.extend(said.iter().map(|warning| format!("{name}: {warning}")));
     }
     if let Some(error) = shared.error() {
@@ -60,6 +60,7 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
     if own.addresses.is_empty() {
         warnings.push("`public` is not set in coordinator.toml, so that no join token can be made".into());
     }
+    warnings.extend(shown.public);
     if let Some(address) = shown.unserved {
         warnings.push(format!(
             "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
@@ -133,8 +134,13 @@ fn node(
         waits: false,
         identity: record.identity,
         identity_changes: record.lineage.len(),
-        warnings: note.map(|note| note.warnings.clone()).unwrap_or_default(),
+        warnings: note.map(|note| told(note, now)).unwrap_or_default(),
     }
+}
+
+/// What the operator should know of a node: what it said last, and what outlives that.
+fn told(note: &LiveNode, now: UnixTime) -> Vec<String> {
+    note.copy_warning(now).into_iter().chain(note.warnings.iter().cloned()).collect()
 }
 
 /// Lists the services, as the file has them and as nodes are told of them.

@@ -1,6 +1,7 @@
 //! What nodes ask, and what they are answered.
 
 pub(crate) mod context;
+mod copied;
 pub(crate) mod identity;
 pub(crate) mod join;
 pub(crate) mod listener;

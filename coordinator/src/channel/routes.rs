@@ -7,7 +7,7 @@ use axum::Router;
 use axum::routing::{get, post};
 
 use crate::channel::context::Context;
-use crate::channel::{identity, join, log, lookup, network_lock, report, watch};
+use crate::channel::{copied, identity, join, log, lookup, network_lock, report, watch};
 use crate::core::failure::{no_such_path, wrong_method};
 
 /// Returns the routes of the control channel.
@@ -17,6 +17,7 @@ pub(crate) fn routes(context: Context) -> Router {
         .route("/v1/watch", get(watch::watch))
         .route("/v1/report", post(report::report))
         .route("/v1/identity", post(identity::renew))
+        .route("/v1/copied", post(copied::copied))
         .route("/v1/about", get(lookup::about))
         .route("/v1/log", get(log::log))
         .route("/v1/roll", get(log::roll))

@@ -32,7 +32,7 @@ impl Rejection {
 
     /// Refuses with another status than the word alone would have.
     pub(crate) fn with_status(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
-        Self(status, ErrorBody { error: code, message: message.into() })
+        Self(status, ErrorBody::new(code, message))
     }
 
     /// Returns what the peer is told.
@@ -74,7 +74,9 @@ impl From<Refused> for Rejection {
             | ErrorCode::Narrow
             | ErrorCode::Unknown(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::with_status(status, refused.code, refused.message)
+        let mut rejection = Self::with_status(status, refused.code, refused.message);
+        rejection.1.record = refused.record;
+        rejection
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct StatusSnapshot {
     pub(crate) backups: PathBuf,
     /// Whether the last of them could not be made.
     pub(crate) backup_failed: bool,
+    /// What is wrong with the addresses of `public`, in sentences.
+    pub(crate) public: Vec<String>,
     /// What is known of services.toml.
     pub(crate) file: FileReport,
 }

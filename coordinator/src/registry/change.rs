@@ -11,7 +11,7 @@ use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, Revision, ServiceKey
 use mesh_proto::services::Services;
 use mesh_proto::trust::join_token::TokenSecret;
 use mesh_proto::trust::network_lock::LockChange;
-use mesh_proto::trust::signed_record::{Epoch, NextKey, Signature};
+use mesh_proto::trust::signed_record::{Epoch, NextKey, Signature, SignedRecord};
 use mesh_proto::wire::{ErrorCode, JoinRequest, NodeFacts, Renewal};
 use serde::{Deserialize, Serialize};
 
@@ -350,13 +350,15 @@ pub struct Refused {
     pub code: ErrorCode,
     /// A sentence for people that ends with what to do.
     pub message: String,
+    /// What the node signed that is refused another record: it may have forgotten that.
+    pub record: Option<Box<SignedRecord>>,
 }
 
 impl Refused {
     /// Makes a refusal.
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { code, message }
+        Self { code, message, record: None }
     }
 }
 

@@ -1,10 +1,15 @@
 //! What is known of the nodes' connections: true while the coordinator runs, and not stored.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{NodeName, Revision};
 use mesh_proto::world::World;
+
+/// How long the operator is told that two machines have one identity.
+const COPIED: Duration = Duration::from_secs(24 * 3600);
 
 /// What is known of every node that was heard of since the start.
 #[derive(Debug, Default)]
@@ -21,6 +26,18 @@ pub struct LiveNode {
     pub last_seen: UnixTime,
     /// The sentences of its last report for the operator of the mesh.
     pub warnings: Vec<String>,
+    /// When, and from where, one of two machines with its identity told of the other last.
+    pub copied: Option<(UnixTime, IpAddr)>,
+}
+
+impl LiveNode {
+    /// Says that two machines have the node's identity, if one told so in the last day.
+    pub fn copy_warning(&self, now: UnixTime) -> Option<String> {
+        let (_, from) = self.copied.filter(|(at, _)| now.since(*at) < COPIED)?;
+        Some(format!(
+            "two machines have this node's identity: the one at {from} found a newer record than its own, which it did not sign, and stopped; see which is the copy, run `meshd leave` there, and let it join anew"
+        ))
+    }
 }
 
 impl Presence {
@@ -37,6 +54,11 @@ impl Presence {
         entry.applied = applied;
         entry.warnings = warnings;
         entry.last_seen = now;
+    }
+
+    /// Notes that a machine found another one with its identity.
+    pub fn copied(&mut self, node: &NodeName, from: IpAddr, now: UnixTime) {
+        self.0.entry(node.clone()).or_default().copied = Some((now, from));
     }
 
     /// Returns what is known of all nodes, by name.

@@ -21,7 +21,7 @@ impl State {
             "node `{name}` sent its record number {}, but number {} is known: was this machine brought back from a snapshot, or does a copy of it run? It signs a new one by itself when it has the newest map",
             facts.sequence, known.sequence
         );
-        Err(Refused::new(ErrorCode::Record, text))
+        Err(Refused { record: Some(Box::new(old.clone())), ..Refused::new(ErrorCode::Record, text) })
     }
 
     /// Refuses tunnel keys that an expelled node had.

@@ -2,5 +2,6 @@
 
 pub(crate) mod backups;
 pub(crate) mod ephemeral_nodes;
+pub(crate) mod public_addresses;
 pub(crate) mod replicas;
 pub(crate) mod services_file;

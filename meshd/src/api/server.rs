@@ -6,6 +6,7 @@
 //! POST /v1/bench?node=[&seconds=]   answers when it has measured; whoever hangs up ends it
 //! POST /v1/rotate[?identity=1]      another tunnel key, or another identity key: answers when that is confirmed
 //! GET  /v1/lock             who waits for the lock's signature, POST /v1/lock?node=&signature= admits one
+//! POST /v1/join?coordinators=&pins= addresses of a token of the same mesh are tried from now on, at once where none works
 //! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
 
@@ -18,6 +19,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use mesh_proto::base::id::IdentityKey;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::ops::status as doc;
 use mesh_proto::wire::{Countersign, ErrorCode};
@@ -30,6 +32,7 @@ use crate::base::text::JOIN_HINT;
 use crate::control;
 use crate::dataplane::bench::{BenchError, DEFAULT_SECONDS, SECONDS};
 use crate::node::identity_rotation;
+use crate::node::join::JoinError;
 use crate::node::publisher::Subscriber;
 use crate::node::requests::Requests;
 
@@ -86,6 +89,7 @@ pub fn routes(subscriber: Subscriber, requests: Requests) -> Router {
         .route("/v1/bench", post(bench))
         .route("/v1/probe", post(probe))
         .route("/v1/rotate", post(rotate))
+        .route("/v1/join", post(join))
         .route("/v1/reload", post(reload))
         .route("/v1/leave", post(leave))
         .route("/v1/stop", post(stop))
@@ -244,6 +248,26 @@ async fn lock(subscriber: &Subscriber, signed: Option<&Countersign>) -> Answer<d
         waiting: standing.waiting,
         aged: standing.aged,
     }))
+}
+
+/// Takes up where the coordinators are, as another token of this node's mesh says.
+async fn join(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::Done> {
+    let list = |name| words.get(name).map(|text| text.split(',').filter(|word| !word.is_empty()));
+    let (addresses, pins) = list("coordinators").zip(list("pins")).ok_or_else(|| malformed("coordinators and pins"))?;
+    let addresses: Vec<String> = addresses.map(str::to_owned).collect();
+    let pins: Vec<IdentityKey> = pins.filter_map(|pin| pin.parse().ok()).collect();
+    let (enrolment, dial) = (daemon.subscriber.enrolment.borrow().clone(), daemon.subscriber.dial.borrow().clone());
+    let (enrolment, dial) = enrolment.zip(dial).ok_or_else(not_joined)?;
+    if !enrolment.pins.iter().any(|pin| pins.contains(pin)) {
+        let elsewhere = JoinError::Elsewhere { mesh: enrolment.mesh, node: enrolment.node };
+        return Err(No(StatusCode::CONFLICT, ErrorCode::Exists, elsewhere.to_string()));
+    }
+    dial.book.send_modify(|book| {
+        if book.take_token(&addresses) {
+            tracing::info!(coordinators = ?addresses, "a token names other addresses of the coordinators; they are tried first");
+        }
+    });
+    Ok(done("the token's addresses are tried first"))
 }
 
 async fn reload(State(daemon): State<Daemon>) -> Json<doc::Done> {

@@ -21,6 +21,7 @@ use crate::base::state_dir::advice;
 use crate::base::text::JOIN_HINT;
 use crate::base::unstored::RefusedFile;
 use crate::config::accepted::Settings;
+use crate::control::AddressBook;
 use crate::dataplane::{DataPlaneStats, FlowStats};
 use crate::keys::psk_policy::PskMode;
 use crate::linux::Upkeep;
@@ -189,6 +190,7 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
         return list;
     }
     let mut list = grave(snapshot);
+    list.extend(unnamed(snapshot));
     list.extend(snapshot.lane_death.clone());
     list.extend(narrow_ways(snapshot));
     list.extend(flow_table(snapshot, false));
@@ -199,6 +201,19 @@ pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut seen = BTreeSet::new();
     list.retain(|sentence| seen.insert(sentence.clone()));
     list
+}
+
+/// Says that the coordinator is reached where it does not say that it is.
+fn unnamed(snapshot: &Snapshot) -> Option<String> {
+    let (link, enrolment) = (&snapshot.link, snapshot.enrolment.as_ref()?);
+    let address = link.address.as_ref().filter(|_| link.connected)?;
+    let named = &enrolment.coordinators;
+    (!named.contains(address)).then(|| {
+        format!(
+            "the coordinator is reached at {address}, which it does not name any more, but {}: see that `public` in coordinator.toml is right; this node keeps the address until all of those have worked",
+            named.join(", ")
+        )
+    })
 }
 
 /// What makes a node degraded.
@@ -299,6 +314,7 @@ fn coordinator(snapshot: &Snapshot) -> doc::CoordinatorStatus {
         connected: link.connected,
         revision: snapshot.view.as_deref().map(View::revision).unwrap_or_default(),
         address: link.address.clone(),
+        addresses: snapshot.enrolment.as_ref().map_or_else(Vec::new, |e| AddressBook::of(e).candidates(0)),
         last_heard_s: link.last_heard.map(|at| at.elapsed().as_secs()),
         error: link.error.clone(),
         records_refused: link.records_refused,

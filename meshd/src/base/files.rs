@@ -64,6 +64,8 @@ files! {
     IDENTITY_KEY = "identity.key",
     /// What the node last signed of itself.
     RECORD = "record.json",
+    /// The latest time that handshakes of the tunnel key have used.
+    HANDSHAKE_TIME = "handshake.time",
     /// The key of the network lock, where an operator put it.
     LOCK_KEY = "lock.key",
     /// The meshd.toml that a start took last, for one that finds it broken.

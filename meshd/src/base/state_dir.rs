@@ -118,8 +118,11 @@ pub struct StateLock(#[expect(dead_code, reason = "the lock lives as long as the
 pub struct Enrolment {
     /// The version of this file.
     pub version: u16,
-    /// Addresses of coordinators, as `host:port`.
+    /// Addresses of coordinators, as `host:port`, that the newest map or token names.
     pub coordinators: Vec<String>,
+    /// Those by which one was reached, the newest first; none where an older version joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub worked: Vec<String>,
     /// Keys of coordinators.
     pub pins: Vec<IdentityKey>,
     /// The node's name.
@@ -147,6 +150,7 @@ impl Enrolment {
         Self {
             version: 1,
             coordinators: response.coordinators.clone(),
+            worked: Vec::new(),
             pins: response.pins.clone(),
             node: response.node.clone(),
             id: response.id,

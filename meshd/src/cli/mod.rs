@@ -6,5 +6,6 @@ pub(crate) mod cleanup;
 pub mod error;
 pub mod network_lock;
 pub(crate) mod output;
+mod rejoin;
 pub mod render;
 pub mod verbs;

@@ -20,6 +20,7 @@ use crate::base::text::SOCKET;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, print, print_json, socket};
+use crate::cli::rejoin::rejoin;
 use crate::cli::{check, cleanup, network_lock, render};
 use crate::config::accepted::Loaded;
 use crate::config::{CONFIG, Config};
@@ -86,7 +87,7 @@ fn exit_code(error: &CommandError) -> u8 {
         NOT_RUNNING
     } else if matches!(error, CommandError::Config(_)) {
         USAGE
-    } else if matches!(error, CommandError::Daemon(DaemonError::Trust(_))) {
+    } else if matches!(error, CommandError::Daemon(DaemonError::Trust(_) | DaemonError::Copied(_))) {
         NO_TRUST
     } else {
         FAILED
@@ -123,8 +124,12 @@ async fn verb(
                 Some(file) => Credential::Oidc { file, coordinators: coordinator, pins: pin },
                 None => Credential::Token(join::read_token(token.as_deref(), token_file.as_deref())?),
             };
-            let joined = join::join(&load(&config, cli.socket)?, &credential, ephemeral).await?;
-            let mut done = vec![join::sentence(&joined)];
+            let config = load(&config, cli.socket)?;
+            let joined = join::join(&config, &credential, ephemeral).await?;
+            let mut done = match joined.before {
+                true => rejoin(&config, &credential, &joined).await?,
+                false => vec![format!("{}; next: meshd run (or systemctl start meshd)", join::sentence(&joined))],
+            };
             done.extend(joined.warnings.iter().map(|w| format!("warning: {w}")));
             finish(json, done)?;
             Ok(0)

@@ -1,7 +1,7 @@
 //! One connection to one coordinator: TLS, HTTP/2, and the three requests of the wire.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,16 +10,15 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use mesh_host::identity::verify;
 use mesh_host::tls;
 use mesh_proto::base::id::{IdentityKey, Revision};
-use mesh_proto::model::netmap::Mesh;
 use mesh_proto::trust::audit_log::{LogPage, Roll};
 use mesh_proto::trust::high_water_mark::WentBack;
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::query::with_query;
 use mesh_proto::wire::{
-    About, Countersign, ErrorBody, ErrorCode, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG, Renewal,
-    Report, ReportResponse, WatchEvent,
+    About, Copied, Countersign, ErrorBody, ErrorCode, JoinRequest, JoinResponse, LockStanding, MAX_EVENT, MAX_LOG,
+    Renewal, Report, ReportResponse, WatchEvent,
 };
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -31,12 +30,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::base::runtime::aside;
+use crate::control::address_book::AddressBook;
+use crate::control::race;
 use crate::keys::node::NodeKeys;
 
 /// How long a connection may take to be set up, from the name to HTTP/2.
 const CONNECT: Duration = Duration::from_secs(5);
-/// The same where there is another coordinator to go to.
-const CONNECT_ONE_OF_MANY: Duration = Duration::from_secs(2);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a watch may be silent: the coordinator promises a line in 10 s.
@@ -125,50 +124,24 @@ impl ChannelError {
     }
 }
 
-/// What is needed to reach the coordinators of one mesh.
+/// What is needed to reach the coordinators of one mesh. Clones share what is known of them.
 #[derive(Debug, Clone)]
 pub struct Dial {
-    /// Their addresses, as `host:port`.
-    pub coordinators: Vec<String>,
-    /// Their keys.
-    pub pins: Vec<IdentityKey>,
-    /// The node's own: those of the moment.
+    /// Where they are reached, and their keys.
+    pub book: watch::Sender<AddressBook>,
+    /// The node's own keys: those of the moment.
     pub keys: watch::Receiver<Arc<NodeKeys>>,
 }
 
 impl Dial {
-    /// Begins at another coordinator than the first, so that not all nodes go to the same; `random` says at which.
-    pub fn spread(mut self, random: u32) -> Self {
-        let count = self.coordinators.len().max(1);
-        self.coordinators.rotate_left(random as usize % count);
-        self
+    /// Begins with what is known of the coordinators, for the owner of some keys.
+    pub fn new(book: AddressBook, keys: watch::Receiver<Arc<NodeKeys>>) -> Self {
+        Self { book: watch::Sender::new(book), keys }
     }
 
-    /// Takes up which coordinators there are, as a map says; one that names none changes nothing.
-    pub fn adopt(&mut self, mesh: &Mesh) {
-        adopt(mesh, &mut self.coordinators, &mut self.pins);
-    }
-}
-
-/// Takes up addresses and keys of the coordinators that a map names. A map of an older coordinator names none,
-/// and one whose coordinators state no address leaves those that are known.
-pub fn adopt(mesh: &Mesh, coordinators: &mut Vec<String>, pins: &mut Vec<IdentityKey>) {
-    if mesh.coordinators.is_empty() {
-        return;
-    }
-    *pins = mesh.coordinators.iter().map(|coordinator| coordinator.key).collect();
-    // A coordinator's next key is as good as its present one, if that one says so.
-    for coordinator in &mesh.coordinators {
-        pins.extend(coordinator.next.filter(|next| next.is_by(&coordinator.key, verify)).map(|next| next.key));
-    }
-    let mut addresses: Vec<String> = Vec::new();
-    for address in mesh.coordinators.iter().flat_map(|coordinator| &coordinator.addresses) {
-        if !addresses.contains(address) {
-            addresses.push(address.clone());
-        }
-    }
-    if !addresses.is_empty() {
-        *coordinators = addresses;
+    /// Returns what is to be tried, beginning at one of the addresses that are named.
+    pub fn candidates(&self, turn: usize) -> Vec<String> {
+        self.book.borrow().candidates(turn)
     }
 }
 
@@ -190,14 +163,38 @@ impl Drop for Channel {
 }
 
 impl Channel {
-    /// Connects to one of the coordinators.
+    /// Connects to a coordinator by one address.
     ///
     /// # Errors
     /// `LinkError` that says which step failed.
     pub async fn open(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
-        let patience = if dial.coordinators.len() > 1 { CONNECT_ONE_OF_MANY } else { CONNECT };
-        let opened = timeout(patience, Self::dial(dial, address)).await;
+        let opened = timeout(CONNECT, Self::dial(dial, address)).await;
         opened.map_err(|_| ChannelError::Timeout(address.into()))?
+    }
+
+    /// Connects by whichever of some addresses leads to a coordinator first, and says which. They are tried beside each
+    /// other, a moment apart.
+    ///
+    /// # Errors
+    /// The most telling of what they failed at: a wrong key before anything else, then what the first failed at.
+    pub async fn open_first(dial: &Dial, addresses: &[String]) -> Result<(Self, String), ChannelError> {
+        let ways = addresses.iter().cloned().map(|address| Self::open_named(dial.clone(), address));
+        race::first(ways).await.map_err(|errors| {
+            let mut errors = errors.into_iter().peekable();
+            let first = errors.next_if(|error| !matches!(error, ChannelError::Pin(_)));
+            let wrong_key = errors.find(|error| matches!(error, ChannelError::Pin(_)));
+            wrong_key.or(first).unwrap_or_else(|| ChannelError::Malformed("no coordinator is named".into()))
+        })
+    }
+
+    async fn open_named(dial: Dial, address: String) -> Result<(Self, String), ChannelError> {
+        match Self::open(&dial, &address).await {
+            Ok(channel) => Ok((channel, address)),
+            Err(error) => {
+                tracing::debug!(coordinator = address, %error, "not reached");
+                Err(error)
+            }
+        }
     }
 
     async fn dial(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
@@ -207,7 +204,8 @@ impl Channel {
         keep_alive(&stream).ok();
         let named = |error| ChannelError::Tls { address: address.into(), error };
         let keys = Arc::clone(&dial.keys.borrow());
-        let config = tls::client(keys.own(), &dial.pins).map_err(|e| named(io::Error::other(e)))?;
+        let pins = dial.book.borrow().pins().to_vec();
+        let config = tls::client(keys.own(), &pins).map_err(|e| named(io::Error::other(e)))?;
         let name = ServerName::from(std::net::Ipv4Addr::UNSPECIFIED);
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream =
@@ -253,6 +251,14 @@ impl Channel {
     /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
     pub async fn renew(&mut self, renewal: &Renewal) -> Result<ReportResponse, ChannelError> {
         self.post("/v1/identity", renewal, MAX_ANSWER).await
+    }
+
+    /// Tells that another machine has this node's identity.
+    ///
+    /// # Errors
+    /// `LinkError::Refused` with the coordinator's sentence, or why there was no answer.
+    pub async fn copied(&mut self, record: SignedRecord) -> Result<ReportResponse, ChannelError> {
+        self.post("/v1/copied", &Copied { record }, MAX_ANSWER).await
     }
 
     /// Asks about a node that this one is not told of, by its name or address.
@@ -382,16 +388,13 @@ impl Watch {
 
 async fn connect(address: &str) -> Result<TcpStream, ChannelError> {
     let resolved = tokio::net::lookup_host(address).await;
-    let resolved: Vec<SocketAddr> =
-        resolved.map_err(|error| ChannelError::Resolve { address: address.into(), error })?.collect();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for socket in resolved {
-        match TcpStream::connect(socket).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(ChannelError::Connect { address: address.into(), error: last })
+    let resolved = resolved.map_err(|error| ChannelError::Resolve { address: address.into(), error })?;
+    let connected = race::first(resolved.map(TcpStream::connect)).await;
+    connected.map_err(|errors| {
+        let error = errors.into_iter().next_back();
+        let error = error.unwrap_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable));
+        ChannelError::Connect { address: address.into(), error }
+    })
 }
 
 /// Lets the kernel notice a dead path under a connection that has data in flight or is idle.

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //!   coordinator 1 ─┐                       ┌─▶ maps: the newest NetMap      (daemon applies it)
-//!   coordinator 2 ─┼─ tried in turn ─ Link ┼─▶ state: connected, last error (status, metrics)
+//!   coordinator 2 ─┼─ 250 ms apart ── Link ┼─▶ state: connected, last error (status, metrics)
 //!   …             ─┘                       └─◀ report: facts and revision in force
 //! ```
 //! Nothing in the data path waits for this: a coordinator that is dead for days costs nothing but news.
 
+mod address_book;
 mod channel;
 pub(crate) mod log_auditor;
 pub(crate) mod map_guard;
 mod network_lock;
+mod race;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,6 +22,7 @@ use std::time::Duration;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::LogPosition;
+use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::verifier::{Admitted, VerifiedMap};
 use mesh_proto::wire::{About, ErrorCode, JoinRequest, JoinResponse, Report, WatchEvent};
 use tokio::sync::watch;
@@ -28,7 +31,8 @@ use tokio::time::{Instant, sleep};
 use crate::base::entropy::share;
 use crate::base::runtime::aside;
 
-pub use channel::{Channel, ChannelError, Dial, Watch, adopt};
+pub use address_book::AddressBook;
+pub use channel::{Channel, ChannelError, Dial, Watch};
 pub use map_guard::MapGuard;
 pub use network_lock::lock_standing;
 
@@ -70,45 +74,48 @@ pub struct ChannelState {
     pub alarms: Vec<String>,
 }
 
-/// Asks the coordinators, in turn, about a node that this one is not told of; none if nobody knows it, or answers.
+/// Asks the coordinators, the first that answers, about a node that this one is not told of; none if nobody knows it.
 pub async fn about(dial: &Dial, word: &str) -> Option<About> {
-    for address in &dial.coordinators {
-        let Ok(mut channel) = Channel::open(dial, address).await else { continue };
+    let mut left = dial.candidates(0);
+    while let Ok((mut channel, address)) = Channel::open_first(dial, &left).await {
         match channel.about(word).await {
             Ok(about) => return Some(about),
             Err(ChannelError::Refused(_)) => return None,
             Err(error) => tracing::debug!(%error, "nobody tells who that is"),
         }
+        left.retain(|other| *other != address);
     }
     None
 }
 
-/// Asks the coordinators of a token, in turn, to let this node in.
+/// Asks the coordinators of a token, the first that answers, to let this node in. Says by which address that was.
 ///
 /// # Errors
 /// The first refusal; if nobody answered, what the last one failed at (a wrong key before anything else).
-pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<JoinResponse, ChannelError> {
+pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<(JoinResponse, String), ChannelError> {
+    let mut left = dial.candidates(0);
     let mut worst: Option<ChannelError> = None;
-    for address in &dial.coordinators {
-        let attempt = async || Channel::open(dial, address).await?.join(request).await;
-        let mut answer = attempt().await;
+    while !left.is_empty() {
+        let (mut channel, address) = match Channel::open_first(dial, &left).await {
+            Ok(opened) => opened,
+            // Another one had no time, or a store that does not answer, which says more.
+            Err(error) => return Err(worst.unwrap_or(error)),
+        };
+        let mut answer = channel.join(request).await;
         for _ in 0..BUSY_TRIES {
             if !matches!(&answer, Err(ChannelError::Refused(body)) if body.error == ErrorCode::Busy) {
                 break;
             }
             sleep(BUSY).await;
-            answer = attempt().await;
+            answer = async { Channel::open(dial, &address).await?.join(request).await }.await;
         }
         match answer {
-            Ok(response) => return Ok(response),
+            Ok(response) => return Ok((response, address)),
             // Another coordinator may have time, or a store that answers.
             Err(error @ ChannelError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
-            Err(error) => {
-                if !matches!(worst, Some(ChannelError::Pin(_))) {
-                    worst = Some(error);
-                }
-            }
+            Err(error) => worst = Some(error),
         }
+        left.retain(|other| *other != address);
     }
     Err(worst.unwrap_or_else(|| ChannelError::Malformed("the token names no coordinator".into())))
 }
@@ -121,11 +128,50 @@ pub trait LogGossip {
     fn peer_log_positions(&self) -> Vec<(NodeName, LogPosition)>;
 }
 
+/// What the coordinators have of this node's records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecordsKnown {
+    /// The highest number that they took from this process.
+    pub taken: Option<u64>,
+    /// What they have instead, where the last one was refused.
+    pub unknown: Option<SignedRecord>,
+    /// Whether it was refused by one that does not tell what it has, as an older one.
+    pub is_untold: bool,
+}
+
+impl RecordsKnown {
+    fn takes(&mut self, sequence: u64) {
+        *self = Self { taken: self.taken.max(Some(sequence)), unknown: None, is_untold: false };
+    }
+
+    fn refuses(&mut self, record: Option<Box<SignedRecord>>) {
+        self.is_untold = record.is_none();
+        self.unknown = record.map(|record| *record);
+    }
+
+    /// Says whether a number that a map tells may be signed above, unseen. Not once a record of ours was taken: a higher
+    /// one is another machine's then, which is to be noticed.
+    pub fn may_follow_map(&self) -> bool {
+        self.taken.is_none() || self.is_untold
+    }
+}
+
+/// Tells the coordinators, the first that answers, that another machine has this node's identity.
+///
+/// # Errors
+/// Why nobody was told.
+pub async fn tell_of_copy(dial: &Dial, record: SignedRecord) -> Result<(), ChannelError> {
+    let (mut channel, _) = Channel::open_first(dial, &dial.candidates(0)).await?;
+    channel.copied(record).await.map(|_| ())
+}
+
 /// Keeps one channel up.
 #[derive(Debug)]
 pub struct ChannelKeeper {
     /// Whom to reach, as whom.
     pub dial: Dial,
+    /// At which of the addresses that are named it begins: all nodes of a mesh are not to go to the same one.
+    pub turn: usize,
     /// The last map as it came, from which a watch resumes.
     pub current: Option<Arc<NetMap>>,
     /// What a map must pass.
@@ -136,6 +182,8 @@ pub struct ChannelKeeper {
     pub state: watch::Sender<ChannelState>,
     /// What is reported; `None` until the first facts are known.
     pub report: watch::Receiver<Option<Report>>,
+    /// Where is told what became of the records that were reported.
+    pub records: watch::Sender<RecordsKnown>,
     /// Identities that never come back.
     pub expelled: watch::Receiver<Arc<BTreeSet<IdentityKey>>>,
     /// All addresses of this host; empty while they are not known.
@@ -148,20 +196,23 @@ impl ChannelKeeper {
         self.state.send_modify(|s| s.lock = self.guard.lock());
         let mut down_since = Instant::now();
         let mut attempt = 0_usize;
-        let mut turn = 0_usize;
+        let mut turn = self.turn;
         let mut keys = self.dial.keys.clone();
         let mut own = self.own.clone();
+        let mut book = self.dial.book.subscribe();
         loop {
             keys.mark_unchanged();
             own.mark_unchanged();
-            let count = self.dial.coordinators.len().max(1);
-            let address = self.dial.coordinators.get(turn % count).cloned();
-            let address = address.unwrap_or_default();
-            self.state.send_modify(|s| s.address = Some(address.clone()));
-            let error = match self.session(&address).await {
+            let tokens = book.borrow().tokens();
+            let candidates = self.dial.candidates(turn);
+            // Two addresses may be those of one coordinator.
+            let has_others = self.dial.book.borrow().pins().len() > 1 && candidates.len() > 1;
+            self.state.send_modify(|s| s.address = candidates.first().cloned());
+            let error = match self.session(&candidates).await {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
+            let address = self.state.borrow().address.clone().unwrap_or_default();
             if let ChannelError::Moved(_) = error {
                 tracing::info!(coordinator = address, "{error}");
                 self.state.send_modify(|s| s.connected = false);
@@ -183,16 +234,16 @@ impl ChannelKeeper {
                 attempt = attempt.wrapping_add(1);
             }
             // The next one may be well whatever this one suffers from.
-            turn = turn.wrapping_add(1);
+            turn = book.borrow().turn_after(&address).unwrap_or(turn);
             if attempt == 1 {
                 tracing::warn!(coordinator = address, %error, "coordinator not reached; forwarding goes on from the last map");
             }
             let patient = match &error {
                 ChannelError::Fenced => true,
                 // Another coordinator may have newer data.
-                ChannelError::WentBack(_) => count == 1,
+                ChannelError::WentBack(_) => !has_others,
                 // Another coordinator may have time, or a store that answers.
-                refused @ ChannelError::Refused(_) => count == 1 || !refused.may_differ_elsewhere(),
+                refused @ ChannelError::Refused(_) => !has_others || !refused.may_differ_elsewhere(),
                 ChannelError::Resolve { .. }
                 | ChannelError::Connect { .. }
                 | ChannelError::Timeout(_)
@@ -207,7 +258,7 @@ impl ChannelKeeper {
                 | ChannelError::Moved(_)
                 | ChannelError::Retired(_) => false,
             };
-            let handed_over = matches!(error, ChannelError::Leaving) && count > 1;
+            let handed_over = matches!(error, ChannelError::Leaving) && has_others;
             self.state.send_modify(|s| {
                 s.connected = false;
                 s.error = Some(error.to_string());
@@ -223,11 +274,14 @@ impl ChannelKeeper {
                 Ok(()) = keys.changed() => {}
                 // Perhaps there is a way now.
                 Ok(()) = own.changed() => down_since = Instant::now(),
+                // An operator knows better where the coordinator is.
+                () = another_token(&mut book, tokens) => {}
             }
         }
     }
 
-    async fn session(&mut self, address: &str) -> Result<std::convert::Infallible, ChannelError> {
+    /// Keeps a channel up by the first of some addresses that leads to a coordinator; that one is in the state then.
+    async fn session(&mut self, candidates: &[String]) -> Result<std::convert::Infallible, ChannelError> {
         let mut keys = self.dial.keys.clone();
         keys.mark_unchanged();
         let mut own = self.own.clone();
@@ -236,18 +290,19 @@ impl ChannelKeeper {
         let from = self.current.as_ref().map_or(Revision(0), |map| map.revision);
         let epoch = self.current.as_ref().map_or(0, |map| map.epoch.number);
         let open = async {
-            let mut channel = Channel::open(&self.dial, address).await?;
+            let (mut channel, address) = Channel::open_first(&self.dial, candidates).await?;
+            self.state.send_modify(|s| s.address = Some(address.clone()));
             let watch = channel.watch(from, epoch).await?;
-            Ok::<_, ChannelError>((channel, watch))
+            Ok::<_, ChannelError>((channel, address, watch))
         };
-        let (mut channel, mut watch) = tokio::select! {
+        let (mut channel, address, mut watch) = tokio::select! {
             opened = open => opened?,
             gone = gone(&mut own, |own| before.difference(own).next().copied()) => return Err(ChannelError::Moved(gone)),
         };
         let local = channel.local;
         let key = channel.key;
         let mut report = self.report.clone();
-        let refused = self.state.clone();
+        let (refused, records) = (self.state.clone(), self.records.clone());
         let reports = async move {
             report.mark_changed();
             loop {
@@ -258,12 +313,18 @@ impl ChannelKeeper {
                 let newest = report.borrow_and_update().clone();
                 let Some(newest) = newest else { continue };
                 match channel.report(&newest).await {
-                    Ok(answer) => refused.send_modify(|s| s.refused = answer.refused),
+                    Ok(answer) => {
+                        records.send_modify(|records| records.takes(newest.facts.sequence));
+                        refused.send_modify(|s| s.refused = answer.refused);
+                    }
                     Err(ChannelError::Refused(body)) if body.error == ErrorCode::Busy => {
                         sleep(BUSY).await;
                         report.mark_changed();
                     }
                     Err(ChannelError::Refused(body)) => {
+                        if body.error == ErrorCode::Record {
+                            records.send_modify(|records| records.refuses(body.record));
+                        }
                         refused.send_modify(|s| s.refused = vec![body.message]);
                     }
                     Err(error) => return error,
@@ -293,10 +354,15 @@ impl ChannelKeeper {
                 s.last_heard = Some(Instant::now());
             });
             if first {
+                self.dial.book.send_if_modified(|book| {
+                    let before = book.clone();
+                    book.works(&address);
+                    *book != before
+                });
                 tracing::info!(coordinator = address, revision = %from, "control channel up");
             }
-            if key.is_some_and(|key| !self.dial.pins.contains(&key)) {
-                return Err(ChannelError::Retired(address.to_owned()));
+            if key.is_some_and(|key| !self.dial.book.borrow().pins().contains(&key)) {
+                return Err(ChannelError::Retired(address));
             }
         }
     }
@@ -328,9 +394,14 @@ impl ChannelKeeper {
             return Ok(());
         }
         let map = Arc::new(map);
-        let admitted = self.guard.admit(Arc::clone(&map), &self.dial.pins).await.map_err(ChannelError::WentBack)?;
+        let pins = self.dial.book.borrow().pins().to_vec();
+        let admitted = self.guard.admit(Arc::clone(&map), &pins).await.map_err(ChannelError::WentBack)?;
         // Not before: who went back names no coordinators.
-        self.dial.adopt(&map.mesh);
+        self.dial.book.send_if_modified(|book| {
+            let before = book.clone();
+            book.adopt(&map.mesh);
+            *book != before
+        });
         self.current = Some(map);
         self.pass(admitted);
         Ok(())
@@ -371,6 +442,13 @@ async fn gone(
         if own.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// Waits until more tokens were read than these.
+async fn another_token(book: &mut watch::Receiver<AddressBook>, tokens: u64) {
+    if book.wait_for(|book| book.tokens() != tokens).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

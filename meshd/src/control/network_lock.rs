@@ -4,25 +4,28 @@ use mesh_proto::wire::{Countersign, LockStanding};
 
 use super::channel::{Channel, ChannelError, Dial};
 
-/// Brings the coordinators, in turn, the lock's signature for a node, if there is one, and asks who else waits for it.
+/// Brings a coordinator, the first that answers, the lock's signature for a node, if there is one, and asks who else
+/// waits for it.
 ///
 /// # Errors
 /// What the last one said or failed at.
 pub async fn lock_standing(dial: &Dial, signed: Option<&Countersign>) -> Result<LockStanding, ChannelError> {
-    let mut last = ChannelError::Malformed("the mesh names no coordinator".into());
-    for address in &dial.coordinators {
-        let asked = async {
-            let mut channel = Channel::open(dial, address).await?;
-            match signed {
-                Some(signed) => channel.countersign(signed).await,
-                None => channel.lock().await,
-            }
+    let mut left = dial.candidates(0);
+    let mut last = None;
+    loop {
+        let (mut channel, address) = match Channel::open_first(dial, &left).await {
+            Ok(opened) => opened,
+            Err(error) => return Err(last.unwrap_or(error)),
         };
-        match asked.await {
+        let asked = match signed {
+            Some(signed) => channel.countersign(signed).await,
+            None => channel.lock().await,
+        };
+        match asked {
             Ok(standing) => return Ok(standing),
             Err(refused @ ChannelError::Refused(_)) if !refused.may_differ_elsewhere() => return Err(refused),
-            Err(error) => last = error,
+            Err(error) => last = Some(error),
         }
+        left.retain(|other| *other != address);
     }
-    Err(last)
 }

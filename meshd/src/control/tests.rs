@@ -54,9 +54,9 @@ async fn a_join_proves_both_keys() {
     })
     .await;
 
-    let response = join(&server.dial(&[server.key]), &request()).await.unwrap();
+    let (response, address) = join(&server.dial(&[server.key]), &request()).await.unwrap();
 
-    assert_eq!(response, welcome());
+    assert_eq!((response, address), (welcome(), server.address.clone()));
     let asked = server.asked();
     assert_eq!(asked[0].by, server.node.identity());
     let body: JoinRequest = serde_json::from_slice(&asked[0].body).unwrap();
@@ -86,9 +86,8 @@ async fn a_refusal_is_the_coordinators_own_sentence() {
 #[tokio::test]
 async fn the_next_coordinator_is_tried_when_one_is_gone() {
     let server = Server::start(|_| ok(&welcome())).await;
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let mut dial = server.dial(&[server.key]);
-    dial.coordinators.insert(0, gone.to_string());
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let dial = server.dial_of(&[&gone, &server.address], &[server.key]);
 
     assert!(join(&dial, &request()).await.is_ok());
 }
@@ -112,6 +111,8 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
     let facts = watch::Sender::new(Some(report));
     let link = ChannelKeeper {
+        turn: 0,
+        records: watch::Sender::default(),
         dial: server.dial(&[server.key]),
         current: None,
         guard: MapGuard::new(None),
@@ -141,10 +142,11 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
         (lines(&[snapshot, WatchEvent::Leaving]), lines(&[WatchEvent::Alive { revision: Revision(1), log: None }]));
     let leaving = Server::start(move |_| Response::new(Full::new(Bytes::from(first.clone())))).await;
     let staying = Server::start(move |_| open(second.clone())).await;
-    let mut dial = leaving.dial(&[leaving.key, staying.key]);
-    dial.coordinators.push(staying.address.clone());
+    let dial = leaving.dial_of(&[&leaving.address, &staying.address], &[leaving.key, staying.key]);
     let maps = watch::Sender::new(None);
     let link = ChannelKeeper {
+        turn: 0,
+        records: watch::Sender::default(),
         dial,
         current: None,
         guard: MapGuard::new(None),
@@ -175,6 +177,8 @@ async fn a_coordinator_that_went_back_is_not_followed_also_after_a_restart() {
         let maps = watch::Sender::new(None);
         let state = watch::Sender::new(ChannelState::default());
         let link = ChannelKeeper {
+            turn: 0,
+            records: watch::Sender::default(),
             dial: server.dial(&[server.key]),
             current: None,
             guard: MapGuard::new(Some(kept.clone())),
@@ -205,6 +209,8 @@ async fn what_the_coordinator_had_no_time_for_is_sent_again() {
     let state = watch::Sender::new(ChannelState::default());
     let report = Report { facts: NodeFacts::default(), applied: Revision(0), warnings: Vec::new() };
     let link = ChannelKeeper {
+        turn: 0,
+        records: watch::Sender::default(),
         dial: server.dial(&[server.key]),
         current: None,
         guard: MapGuard::new(None),
@@ -276,7 +282,7 @@ fn ok<T: serde::Serialize>(value: &T) -> Response<Full<Bytes>> {
 }
 
 fn refuse(code: &ErrorCode) -> Response<Full<Bytes>> {
-    let mut response = ok(&ErrorBody { error: code.clone(), message: "the token is used up; make another".into() });
+    let mut response = ok(&ErrorBody::new(code.clone(), "the token is used up; make another"));
     *response.status_mut() = StatusCode::FORBIDDEN;
     response
 }
@@ -365,11 +371,13 @@ impl Server {
     }
 
     fn dial(&self, pins: &[IdentityKey]) -> Dial {
-        Dial {
-            coordinators: vec![self.address.clone()],
-            pins: pins.to_vec(),
-            keys: watch::Sender::new(Arc::clone(&self.node)).subscribe(),
-        }
+        self.dial_of(&[&self.address], pins)
+    }
+
+    fn dial_of(&self, addresses: &[&str], pins: &[IdentityKey]) -> Dial {
+        let named = addresses.iter().map(|&address| address.to_owned()).collect();
+        let keys = watch::Sender::new(Arc::clone(&self.node)).subscribe();
+        Dial::new(AddressBook::new(named, pins.to_vec()), keys)
     }
 
     fn asked(&self) -> Vec<Asked> {

@@ -4,11 +4,14 @@
 //! so with one key a captured initiation of one lane could be replayed to another.
 
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use mesh_proto::base::id::TunnelKey;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroize;
+
+use crate::keys::handshake_clock::HandshakeClock;
 
 /// The most lanes that a node can have: one per core, and no gain was measured beyond.
 pub const MAX_LANES: usize = 16;
@@ -29,6 +32,7 @@ pub struct LaneKeys {
     /// Whether to call by the former ones, for peers have not heard of the others yet.
     calls_by_former: bool,
     flow_seed: u64,
+    clock: Arc<HandshakeClock>,
 }
 
 impl LaneKeys {
@@ -41,7 +45,14 @@ impl LaneKeys {
             former_agreement: None,
             calls_by_former: false,
             flow_seed: flow_seed(secret),
+            clock: Arc::default(),
         }
+    }
+
+    /// Notes the times that handshakes use in a clock that outlives these keys' copies.
+    #[must_use]
+    pub fn timed_by(self, clock: Arc<HandshakeClock>) -> Self {
+        Self { clock, ..self }
     }
 
     /// Answers to the keys of a former secret as well; calls by them, too, until told that peers know the others.
@@ -105,6 +116,7 @@ impl LaneKeys {
             calls_by_former: self.calls_by_former,
             agreement: Some(self.agreement.clone()).filter(|_| lane == 0),
             former_agreement: self.former_agreement.clone().filter(|_| lane == 0),
+            clock: Arc::clone(&self.clock),
         }
     }
 
@@ -124,6 +136,8 @@ pub(crate) struct LaneKey {
     /// The key at which preshared keys are agreed on, and the one before; lane 0 alone has them.
     pub(crate) agreement: Option<StaticSecret>,
     pub(crate) former_agreement: Option<StaticSecret>,
+    /// The times that handshakes of the node have used.
+    pub(crate) clock: Arc<HandshakeClock>,
 }
 
 impl fmt::Debug for LaneKey {

@@ -27,6 +27,11 @@ pub enum DaemonError {
     /// The data path cannot start.
     #[error(transparent)]
     DataPlane(#[from] DataPlaneError),
+    /// Another machine has this node's identity.
+    #[error(
+        "another machine has this node's identity: the coordinator has record number {0} of it, signed by this node's key after it took ours, and not by us. meshd ends, and does not start again by itself; if this is the copy, run `meshd leave` here and join anew, else do that there, and start meshd again"
+    )]
+    Copied(u64),
     /// A lane is dead.
     #[error(
         "{0}: its packets would be lost, so meshd ends; a start goes on from the flow table. Report this with the log"

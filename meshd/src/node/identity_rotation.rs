@@ -241,31 +241,27 @@ fn succession(node: NodeId, present: &NodeKeys, next: &NodeKeys) -> Succession {
 
 /// Asks the coordinators, beginning at another one each time, until one answers or may have acted.
 async fn attempt(dial: &Dial, renewal: &Renewal, turn: usize) -> IdentityAnswer {
-    let count = dial.coordinators.len();
-    let mut why = "the mesh names no coordinator".to_owned();
-    for address in dial.coordinators.iter().cycle().skip(turn % count.max(1)).take(count) {
-        let mut channel = match Channel::open(dial, address).await {
-            Ok(channel) => channel,
-            Err(error) => {
-                why = error.to_string();
-                continue;
-            }
+    let mut left = dial.candidates(turn);
+    let mut why = None;
+    loop {
+        let (mut channel, address) = match Channel::open_first(dial, &left).await {
+            Ok(opened) => opened,
+            Err(error) => return IdentityAnswer::Later(why.unwrap_or_else(|| error.to_string())),
         };
         let said = match channel.renew(renewal).await {
             Ok(_) => return IdentityAnswer::Taken,
             Err(ChannelError::Refused(said)) => said,
             Err(error) => return IdentityAnswer::Unknown(error.to_string()),
         };
-        // It has no time, or our record has to be newer.
-        if matches!(said.error, ErrorCode::Busy | ErrorCode::Record) {
-            why = said.message;
-            continue;
-        }
         // Its store may have it all the same.
         if said.error == ErrorCode::Internal {
             return IdentityAnswer::Unknown(said.message);
         }
-        return IdentityAnswer::Refused { is_final: said.error == ErrorCode::Identity, why: said.message };
+        // It has no time, or our record has to be newer.
+        if !matches!(said.error, ErrorCode::Busy | ErrorCode::Record) {
+            return IdentityAnswer::Refused { is_final: said.error == ErrorCode::Identity, why: said.message };
+        }
+        why = Some(said.message);
+        left.retain(|other| *other != address);
     }
-    IdentityAnswer::Later(why)
 }

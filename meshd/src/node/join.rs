@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_proto::base::addr::{Flat, MeshRange};
-use mesh_proto::base::id::{IdentityKey, MeshName, NodeName, SiteName};
+use mesh_proto::base::addr::MeshRange;
+use mesh_proto::base::id::{IdentityKey, MeshName, NodeName};
 use mesh_proto::services::ServeSpec;
 use mesh_proto::trust::join_token::{JoinToken, OidcToken, TokenError, TokenSecret};
 use mesh_proto::wire::{ErrorCode, JoinRequest, JoinResponse, VERSION};
@@ -15,11 +15,11 @@ use tokio::time::sleep;
 
 use crate::base::state_dir::{Enrolment, State, StateError};
 use crate::config::Config;
-use crate::control::{self, ChannelError, Dial};
+use crate::control::{self, AddressBook, ChannelError, Dial};
 use crate::keys::node::NodeKeys;
 use crate::linux::{self, Home, HostFacts, KernelError, Shape};
 use crate::node::self_record::Author;
-use crate::node::{facts, psk_rollout, services_file};
+use crate::node::{facts, psk_rollout, self_record, services_file};
 
 /// Longest token file that is read, in bytes.
 const MAX_TOKEN: u64 = 64 * 1024;
@@ -115,18 +115,25 @@ pub enum Credential {
 }
 
 impl Credential {
-    fn coordinators(&self) -> &[String] {
+    /// Returns the addresses of coordinators that it names, as `host:port`.
+    pub fn coordinators(&self) -> &[String] {
         match self {
             Self::Token(token) => &token.coordinators,
             Self::Oidc { coordinators, .. } => coordinators,
         }
     }
 
-    fn pins(&self) -> &[IdentityKey] {
+    /// Returns their keys.
+    pub fn pins(&self) -> &[IdentityKey] {
         match self {
             Self::Token(token) => &token.pins,
             Self::Oidc { pins, .. } => pins,
         }
+    }
+
+    /// Returns what it says of the coordinators.
+    fn book(&self) -> AddressBook {
+        AddressBook::new(self.coordinators().to_vec(), self.pins().to_vec())
     }
 
     /// Says whether another attempt may end better: another token may lie there, the coordinator may have newer keys.
@@ -167,7 +174,7 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
     let (serve, mut warnings) = services_file::read_to_join(&config.services, &state).map_err(JoinError::Services)?;
     let host = linux::host_facts().await?;
     let mut attempt = 1;
-    let response = loop {
+    let (response, address) = loop {
         match ask(config, credential, ephemeral, &state, NodeKeys::load_or_make(&state)?, &host, &serve).await {
             // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
             Err(JoinError::Link(ChannelError::Refused(body))) if body.error == ErrorCode::Revoked => {
@@ -185,6 +192,8 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
         return Err(JoinError::Collision(collision));
     }
     let mut enrolment = Enrolment::new(&response);
+    // The coordinator may name only addresses that are wrong.
+    enrolment.worked.push(address);
     if enrolment.coordinators.is_empty() {
         enrolment.coordinators = credential.coordinators().to_vec();
     }
@@ -232,7 +241,7 @@ async fn ask(
     keys: NodeKeys,
     host: &HostFacts,
     serve: &[ServeSpec],
-) -> Result<JoinResponse, JoinError> {
+) -> Result<(JoinResponse, String), JoinError> {
     let lanes = keys.lanes(config.lanes);
     let facts = facts::gather(config, &lanes, &host.underlay, serve, config.pods.is_empty());
     let (token, secret, oidc) = match credential {
@@ -242,17 +251,28 @@ async fn ask(
             (String::new(), TokenSecret([0; 32]), Some(OidcToken(text.trim().to_owned())))
         }
     };
-    let request = JoinRequest {
+    let mut author = Author::new(state);
+    let mut request = JoinRequest {
         version: VERSION,
         token,
         secret,
         oidc,
         name: config.name.clone(),
-        facts: Author::new(state).sealed(&keys, facts, 0),
+        facts: author.sealed(&keys, facts.clone(), 0),
         ephemeral,
     };
-    let keys = watch::Sender::new(Arc::new(keys)).subscribe();
-    let dial = Dial { coordinators: credential.coordinators().to_vec(), pins: credential.pins().to_vec(), keys };
+    let keys = Arc::new(keys);
+    let dial = Dial::new(credential.book(), watch::Sender::new(Arc::clone(&keys)).subscribe());
+    let answer = control::join(&dial, &request).await;
+    let stored = match &answer {
+        Err(ChannelError::Refused(body)) => body.record.as_deref(),
+        Ok(_) | Err(_) => None,
+    };
+    // This machine was brought back from a snapshot, and forgot what it signed since.
+    let Some(number) = stored.and_then(|record| self_record::number_by(record, &keys.identity())) else {
+        return Ok(answer?);
+    };
+    request.facts = author.sealed(&keys, facts, number.saturating_add(1));
     Ok(control::join(&dial, &request).await?)
 }
 
@@ -285,18 +305,25 @@ pub(crate) fn home(config: &Config) -> Home {
     }
 }
 
-/// Says in one line what came of a join.
-pub fn sentence(joined: &Joined) -> String {
-    let Enrolment { mesh, node, site, address, .. } = &joined.enrolment;
-    if joined.before {
-        already(mesh, node, site, *address)
-    } else {
-        format!("joined mesh {mesh} as {node} (site {site}), {address}; next: meshd run (or systemctl start meshd)")
-    }
+/// Notes where the coordinators are, as another token of the node's mesh says, for a daemon that does not run.
+///
+/// # Errors
+/// `JoinError` if a daemon has the state directory, or it cannot be written.
+pub fn remember(config: &Config, credential: &Credential) -> Result<(), JoinError> {
+    let state = State::open(&config.state_dir)?;
+    let _lock = state.lock()?;
+    let Some(mut enrolment) = state.enrolment()? else { return Ok(()) };
+    let mut book = AddressBook::of(&enrolment);
+    book.take_token(credential.coordinators());
+    book.keep_in(&mut enrolment);
+    Ok(state.save_enrolment(&enrolment)?)
 }
 
-fn already(mesh: &MeshName, node: &NodeName, site: &SiteName, address: Flat) -> String {
-    format!("already joined mesh {mesh} as {node} (site {site}), {address}; the token was not used")
+/// Says in one line that a node belongs to a mesh, as which one.
+pub fn sentence(joined: &Joined) -> String {
+    let Enrolment { mesh, node, site, address, .. } = &joined.enrolment;
+    let begun = if joined.before { "already joined" } else { "joined" };
+    format!("{begun} mesh {mesh} as {node} (site {site}), {address}")
 }
 
 /// Returns the range that must be closed at boot, from the stored enrolment.
@@ -324,6 +351,28 @@ mod tests {
             id: [9; 8],
             secret: TokenSecret([5; 32]),
         }
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_run_finds_the_addresses_of_another_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { state_dir: dir.path().join("s"), ..Config::default() };
+        let state = State::open(&config.state_dir).unwrap();
+        let before = Enrolment {
+            coordinators: vec!["198.51.100.1:7700".into()],
+            worked: vec!["203.0.113.1:7700".into()],
+            ..crate::base::state_dir::tests::enrolment()
+        };
+        state.save_enrolment(&before).unwrap();
+
+        remember(&config, &Credential::Token(token())).unwrap();
+        let after = state.enrolment().unwrap().unwrap();
+        assert_eq!(AddressBook::of(&after).candidates(0), ["192.0.2.1:7700", "198.51.100.1:7700", "203.0.113.1:7700"]);
+        assert_eq!(after.pins, before.pins, "a token adds no keys");
+
+        let _running = state.lock().unwrap();
+        let refused = remember(&config, &Credential::Token(token())).unwrap_err();
+        assert!(matches!(refused, JoinError::State(StateError::Locked(_))), "{refused}");
     }
 
     #[test]

@@ -60,6 +60,8 @@ impl Membership<'_> {
                 let forgotten = NodeKeys::forget_former(self.state).and_then(|()| self.reload_keys(false));
                 if forgotten.is_ok() {
                     self.rotation = None;
+                    // What the former key has used does not count for the present one.
+                    self.clock.forget();
                     self.report();
                     tracing::info!("the former tunnel key is forgotten");
                 }
@@ -84,7 +86,8 @@ impl Membership<'_> {
     /// Puts the keys of the state directory in force.
     fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
         self.keys = Arc::new(NodeKeys::load(self.state)?);
-        self.lanes = self.keys.lanes(self.config.lanes).calling_by_former(calls_by_former);
+        let lanes = self.keys.lanes(self.config.lanes).timed_by(Arc::clone(&self.clock));
+        self.lanes = lanes.calling_by_former(calls_by_former);
         self.plane.handle().set_keys(&self.lanes);
         Ok(())
     }
@@ -99,11 +102,7 @@ impl Membership<'_> {
     pub(super) fn ask_for_identity(&mut self) {
         let Some(next) = self.renewer.due() else { return };
         let facts = self.sealed(&next);
-        let dial = Dial {
-            coordinators: self.enrolment.coordinators.clone(),
-            pins: self.enrolment.pins.clone(),
-            keys: self.renewer.keys(),
-        };
+        let dial = Dial { book: self.book.clone(), keys: self.renewer.keys() };
         self.renewer.ask(&mut self.tasks, dial, facts);
     }
 

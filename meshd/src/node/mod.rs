@@ -2,6 +2,7 @@
 //! to the coordinator, puts every new map in force before it stores it, and reports what changed.
 
 pub(crate) mod cached_map;
+mod clock;
 pub mod error;
 pub mod facts;
 pub mod identity_rotation;
@@ -11,6 +12,7 @@ pub mod lane_deaths;
 pub(crate) mod offline_lease;
 pub mod psk_rollout;
 pub mod publisher;
+mod record_conflicts;
 pub mod requests;
 pub(crate) mod self_record;
 pub mod services_file;
@@ -27,6 +29,7 @@ use mesh_host::table::age;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::offline_lease::Lease;
+use mesh_proto::trust::record_conflict::RecordConflicts;
 use mesh_proto::verifier::VerifiedMap;
 use mesh_proto::wire::{NodeFacts, Report};
 use tokio::runtime::Handle;
@@ -41,9 +44,10 @@ use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
 use crate::config::Config;
 use crate::control::log_auditor::LogAuditor;
-use crate::control::{self, ChannelKeeper, ChannelState, Dial, MapGuard};
+use crate::control::{AddressBook, ChannelKeeper, ChannelState, Dial, MapGuard, RecordsKnown};
 use crate::dataplane::{Activity, DataPlane, DataPlaneSetup, LaneDeath};
 use crate::dns::server;
+use crate::keys::handshake_clock::HandshakeClock;
 use crate::keys::lanes::LaneKeys;
 use crate::keys::node::NodeKeys;
 use crate::keys::psk_store::PskStore;
@@ -74,6 +78,15 @@ const HALF_LEASE: &str = "half of the lease";
 /// How long each part may take to stop.
 const STOP: Duration = Duration::from_millis(400);
 
+/// Why a member stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberEnd {
+    /// It was ordered to.
+    Ordered,
+    /// Another machine has its identity, and signed this number.
+    Copied(u64),
+}
+
 /// Everything that runs while the node belongs to a mesh.
 pub(crate) struct Membership<'d> {
     config: &'d Config,
@@ -84,12 +97,19 @@ pub(crate) struct Membership<'d> {
     plane: DataPlane,
     keys: Arc<NodeKeys>,
     lanes: LaneKeys,
+    /// The times that handshakes have used, what of it is stored, and whether that was told to lie ahead.
+    clock: Arc<HandshakeClock>,
+    stored_second: u64,
+    is_clock_behind: bool,
     /// The preshared keys; none for plain WireGuard.
     vault: Option<Arc<PskStore>>,
     switch: Switch,
     /// The number of the record that was reported last.
     sequence: u64,
     author: Author,
+    conflicts: RecordConflicts,
+    /// What the coordinators have of this node's records.
+    records: watch::Receiver<RecordsKnown>,
     renewer: Renewer,
     rotation: Option<Rotation>,
     /// Whether another tunnel key was asked for, which the disk did not take yet.
@@ -106,6 +126,8 @@ pub(crate) struct Membership<'d> {
     /// All addresses of this host, for who has a connection from one of them.
     own: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     enrolment: Enrolment,
+    /// What is known of the coordinators; the enrolment keeps it.
+    book: watch::Sender<AddressBook>,
     shape: Shape,
     keeper: Keeper,
     splices: Splices,
@@ -139,6 +161,8 @@ impl<'d> Membership<'d> {
     ) -> Result<Self, DaemonError> {
         let keys = Arc::new(NodeKeys::load(state)?);
         let lanes = keys.lanes(config.lanes);
+        let clock = HandshakeClock::load(state, &lanes.public(0));
+        let lanes = lanes.timed_by(Arc::clone(&clock));
         let (switch, vault) = Switch::start(state, config.keys.preshared);
         publisher.preshared.send_replace((switch.mode(), switch.sentence()));
         let known = linux::host_facts().await?;
@@ -194,6 +218,7 @@ impl<'d> Membership<'d> {
         let renewer = Renewer::new(state, notes, renewed, enrolment.id, Arc::clone(&keys));
         let report = watch::Sender::new(None);
         let maps = watch::Sender::new(None);
+        let records = watch::Sender::default();
         let (store, storing) = storing(state.clone());
         let mut member = Self {
             config,
@@ -204,11 +229,16 @@ impl<'d> Membership<'d> {
             plane,
             keys,
             lanes,
+            stored_second: clock.latest_second(),
+            clock,
+            is_clock_behind: false,
             vault,
             switch,
             // The coordinator may have the record that the next key signed.
             sequence: renewer.next().map_or(0, |next| author.number(&next.identity())),
             author,
+            conflicts: RecordConflicts::default(),
+            records: records.subscribe(),
             renewer,
             rotation: None,
             is_rotation_wanted: false,
@@ -231,22 +261,24 @@ impl<'d> Membership<'d> {
             active,
             active_stored: None,
             tasks,
+            book: watch::Sender::new(AddressBook::of(&enrolment)),
             enrolment,
         };
         member.say_lease();
+        member.look_at_clock();
         member.report();
-        let Enrolment { coordinators, pins, .. } = member.enrolment.clone();
-        let dial = Dial { coordinators, pins, keys: member.renewer.keys() };
-        let dial = dial.spread(random() as u32);
+        let dial = Dial { book: member.book.clone(), keys: member.renewer.keys() };
         publisher.dial.send_replace(Some(dial.clone()));
         let expelled = watch::Sender::default();
         let link = ChannelKeeper {
             dial: dial.clone(),
+            turn: usize::from(random() as u16),
             current,
             guard,
             maps,
             state: publisher.link.clone(),
             report: report.subscribe(),
+            records,
             expelled: expelled.subscribe(),
             own: member.own.subscribe(),
         };
@@ -264,11 +296,11 @@ impl<'d> Membership<'d> {
         Ok(member)
     }
 
-    /// Runs until the daemon is ordered to do something else.
+    /// Runs until the daemon is ordered to do something else, or finds another machine with its identity.
     ///
     /// # Errors
     /// If a lane died: then it is not to be stopped but left as it is, for who waits for a lane that hangs waits for ever.
-    pub(crate) async fn run(&mut self) -> Result<(), LaneDeath> {
+    pub(crate) async fn run(&mut self) -> Result<MemberEnd, LaneDeath> {
         let mut order = self.requests.order();
         let mut rotations = self.requests.rotations();
         let mut renewals = self.requests.renewals();
@@ -276,6 +308,8 @@ impl<'d> Membership<'d> {
         offers.mark_unchanged();
         let mut upkeep = self.publisher.upkeep.subscribe();
         let mut link = self.publisher.link.subscribe();
+        let mut book = self.book.subscribe();
+        let mut records = self.records.clone();
         let mut tick = interval(ACTIVITY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = interval(TURN);
@@ -287,7 +321,7 @@ impl<'d> Membership<'d> {
         loop {
             tokio::select! {
                 biased;
-                _ = order.wait_for(|&order| order != Order::Run) => return Ok(()),
+                _ = order.wait_for(|&order| order != Order::Run) => return Ok(MemberEnd::Ordered),
                 death = &mut first_death => return Err(death),
                 changed = self.maps.changed() => {
                     let newest = self.maps.borrow_and_update().clone();
@@ -303,6 +337,10 @@ impl<'d> Membership<'d> {
                     self.report();
                 }
                 Ok(()) = upkeep.changed() => self.report(),
+                Ok(()) = records.changed() => if let Some(end) = self.judge_records().await {
+                    return Ok(end);
+                },
+                Ok(()) = book.changed() => self.keep(self.enrolment.clone()),
                 Ok(()) = link.changed(), if self.trial.is_some() || self.lease.left().is_some() => {
                     self.try_cache(&link.borrow_and_update().clone());
                     self.look_at_lease();
@@ -314,9 +352,13 @@ impl<'d> Membership<'d> {
                 _ = turn.tick() => {
                     self.try_cache(&ChannelState::default());
                     self.look_at_lease();
+                    self.look_at_clock();
                     self.turn();
                     self.ask_for_identity();
                     self.switch_preshared();
+                    if let Some(end) = self.judge_records().await {
+                        return Ok(end);
+                    }
                 }
                 Ok(()) = activity.changed() => self.save_activity(),
                 _ = tick.tick() => self.save_activity(),
@@ -327,6 +369,7 @@ impl<'d> Membership<'d> {
     /// Ends every part; rule, unreachable route and guards stay.
     pub(crate) async fn stop(mut self) {
         cached_map::pass(self.state);
+        self.look_at_clock();
         self.tasks.shutdown().await;
         self.publisher.plane.send_replace(None);
         let stopped = tokio::task::spawn_blocking(|| self.plane.stop());
@@ -402,23 +445,15 @@ impl<'d> Membership<'d> {
         self.publisher.notes.set(LEASE, sentence);
     }
 
-    /// Follows a change of the node's own address or blocks, or of the coordinators.
+    /// Follows a change of the node's own address or blocks.
     async fn enrol(&mut self, map: &NetMap) {
         let mut enrolment = self.enrolment.clone();
         enrolment.site = map.node.site.clone();
         enrolment.address = map.node.address;
         enrolment.blocks = map.node.blocks.clone();
         enrolment.domains = map.mesh.domains.clone();
-        control::adopt(&map.mesh, &mut enrolment.coordinators, &mut enrolment.pins);
-        if enrolment == self.enrolment {
-            return;
-        }
         let shape = join::shape(self.config, &enrolment, self.shape.mtu);
-        self.enrolment = enrolment;
-        self.publisher.enrolment.send_replace(Some(self.enrolment.clone()));
-        if let Err(error) = self.state.keep_enrolment(&self.enrolment) {
-            tracing::error!(%error, "enrolment not stored");
-        }
+        self.keep(enrolment);
         if shape == self.shape {
             return;
         }
@@ -426,6 +461,19 @@ impl<'d> Membership<'d> {
         self.keeper.set_shape(self.shape.clone());
         if let Err(error) = linux::attach(&self.shape).await {
             tracing::error!(%error, "new address not set; it is tried again");
+        }
+    }
+
+    /// Stores an enrolment, with what is known of the coordinators by now, if it is another one.
+    fn keep(&mut self, mut enrolment: Enrolment) {
+        self.book.borrow().keep_in(&mut enrolment);
+        if enrolment == self.enrolment {
+            return;
+        }
+        self.enrolment = enrolment;
+        self.publisher.enrolment.send_replace(Some(self.enrolment.clone()));
+        if let Err(error) = self.state.keep_enrolment(&self.enrolment) {
+            tracing::error!(%error, "enrolment not stored");
         }
     }
 
@@ -489,7 +537,8 @@ impl<'d> Membership<'d> {
         let guarded = self.publisher.upkeep.borrow().guards.masquerade;
         let serve = self.offers.borrow().serve.clone();
         let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
-        let known = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        let told = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
+        let known = if self.records.borrow().may_follow_map() { told } else { 0 };
         // Whichever key signed the last one, and whether or not it was heard.
         let facts = self.author.sealed(keys, facts, known.max(self.sequence));
         self.sequence = facts.sequence;

@@ -33,6 +33,11 @@ impl Author {
         last.map_or(0, |last| last.sequence)
     }
 
+    /// Says whether a record is the last one that this process signed or found.
+    pub(crate) fn is_last(&self, record: &SignedRecord) -> bool {
+        self.last.as_ref() == Some(record)
+    }
+
     /// Returns facts with their number and the node's signature. `known` is the number of the last one that the
     /// coordinator has: higher than ours where this machine was brought back from a snapshot.
     pub(crate) fn sealed(&mut self, keys: &NodeKeys, facts: NodeFacts, known: u64) -> NodeFacts {
@@ -57,6 +62,11 @@ impl Author {
         self.last = Some(record.clone());
         NodeFacts { signed: Some(record), ..facts }
     }
+}
+
+/// Returns the number of a record, if a key signed it.
+pub(crate) fn number_by(record: &SignedRecord, identity: &IdentityKey) -> Option<u64> {
+    NodeFacts::of(record).filter(|_| record.is_by(identity, verify)).map(|facts| facts.sequence)
 }
 
 /// Says whether the last record names an agreement key.

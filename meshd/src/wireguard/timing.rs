@@ -26,6 +26,9 @@ pub(crate) const REPEATS: [Duration; 4] =
     [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1200), Duration::from_millis(1600)];
 /// At most one initiation per tunnel in this time because of a data message for an unknown session.
 pub(crate) const NUDGE_INTERVAL: Duration = Duration::from_secs(5);
+/// A peer heard within this time has our session, whatever else comes from its address. It is less than a restart takes:
+/// one whose clock was set back meanwhile has to be called.
+pub(crate) const TALKING: Duration = Duration::from_millis(250);
 /// Round trips measured quickly after a session starts.
 pub(crate) const QUICK_PROBES: u8 = 5;
 /// How often tunnels are ticked.

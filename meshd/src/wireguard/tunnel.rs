@@ -2,17 +2,20 @@
 //!
 //! A `Door` is what a lane shows to strangers: it sorts datagrams, checks mac1 and cookies, and reads
 //! who a handshake is from. A `Tunnel` is one relation between two lane keys. Neither knows addresses,
-//! peers or time; `sessions` does. boringtun panics on buffers that are too short, so every buffer is checked
+//! peers or when to do what; `sessions` does. boringtun panics on buffers that are too short, so every buffer is checked
 //! here, before it sees one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
+use mesh_host::clock::{now, time_of_day};
+use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::TunnelKey;
 
 use crate::psk::PresharedKey;
@@ -118,7 +121,7 @@ impl HandshakeResponder {
         }
         let limiter = Some(Arc::clone(&self.inner));
         let preshared = preshared.map(|key| *key.bytes());
-        Some(Tunnel(Tunn::new(self.secret.clone(), key, preshared, None, number, limiter)))
+        Some(Tunnel(Tunn::new(self.secret.clone(), key, preshared, None, number, limiter), Born::now()))
     }
 }
 
@@ -129,7 +132,16 @@ impl std::fmt::Debug for HandshakeResponder {
 }
 
 /// A relation between two lane keys: sessions, their renewal, and packets that wait for the first.
-pub(crate) struct Tunnel(Tunn);
+pub(crate) struct Tunnel(Tunn, Born);
+
+/// When a tunnel was made: by the time of day, which its handshakes count on from, and since boot.
+struct Born(Duration, Timestamp);
+
+impl Born {
+    fn now() -> Self {
+        Self(time_of_day(), now())
+    }
+}
 
 /// What a tunnel wants sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +237,20 @@ impl Tunnel {
     /// Runs the timers; to be called every 250 ms, and before anything else after a pause.
     pub(crate) fn tick(&mut self, into: &mut [u8; INITIATION]) -> Made {
         made(self.0.update_timers(into))
+    }
+
+    /// Returns the time that an initiation of now shows, as time since 1970: the time of day at which the tunnel was
+    /// made, and how long ago that was.
+    pub(crate) fn stamp(&self) -> Duration {
+        self.1.0 + now().since(self.1.1)
+    }
+
+    /// Writes what makes a peer initiate that knows where we are: a data message of a session that it does not have.
+    pub(crate) fn write_nudge(into: &mut [u8; INITIATION]) {
+        into.fill(0);
+        into[0] = 4;
+        // The highest number of all, which no lane has come to.
+        into[4..8].copy_from_slice(&((MAX_TUNNELS - 1) << 8).to_le_bytes());
     }
 
     /// Says whether a packet would be sealed at once.

@@ -179,6 +179,9 @@ pub struct CoordinatorStatus {
     pub revision: Revision,
     /// The coordinator's address, of the channel that is up or was tried last.
     pub address: Option<String>,
+    /// All addresses that are tried: those that the newest map or token names, then those that once worked.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Seconds since the coordinator was last heard.
     pub last_heard_s: Option<u64>,
     /// Why the last attempt failed.

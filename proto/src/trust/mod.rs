@@ -7,4 +7,5 @@ pub mod join_token;
 pub mod jwt;
 pub mod network_lock;
 pub mod offline_lease;
+pub mod record_conflict;
 pub mod signed_record;

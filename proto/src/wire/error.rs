@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::trust::signed_record::SignedRecord;
+
 /// The longest word of another version that is kept, in bytes; the rest of a longer one is cut off.
 pub const MAX_CODE: usize = 64;
 
@@ -131,6 +133,16 @@ pub struct ErrorBody {
     pub error: ErrorCode,
     /// A sentence for people that ends with what to do.
     pub message: String,
+    /// With `ErrorCode::Record`: the node's record that the coordinator has, as it was signed; none from an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<Box<SignedRecord>>,
+}
+
+impl ErrorBody {
+    /// Says why a request failed.
+    pub fn new(error: ErrorCode, message: impl Into<String>) -> Self {
+        Self { error, message: message.into(), record: None }
+    }
 }
 
 #[cfg(test)]
@@ -184,7 +196,7 @@ mod tests {
         assert_eq!(ErrorCode::ALL.iter().map(ErrorCode::as_str).collect::<Vec<_>>(), WORDS);
         for (code, word) in ErrorCode::ALL.iter().zip(WORDS) {
             let body = format!(r#"{{"error":"{word}","message":"m"}}"#);
-            assert_eq!(read(&body), ErrorBody { error: code.clone(), message: "m".into() });
+            assert_eq!(read(&body), ErrorBody::new(code.clone(), "m"));
             assert_eq!(serde_json::to_string(&read(&body)).unwrap(), body);
             assert_eq!(code.label(), word);
         }
@@ -205,7 +217,7 @@ mod tests {
         #[test]
         fn whatever_comes_is_read_or_refused_and_stays_what_it_is(bytes: Vec<u8>, word: String, message: String) {
             let _ = serde_json::from_slice::<ErrorBody>(&bytes);
-            let body = ErrorBody { error: ErrorCode::from(word.as_str()), message };
+            let body = ErrorBody::new(ErrorCode::from(word.as_str()), message);
             let text = serde_json::to_string(&body).unwrap();
             prop_assert_eq!(&serde_json::from_str::<ErrorBody>(&text).unwrap(), &body);
             prop_assert!(word.starts_with(body.error.as_str()));

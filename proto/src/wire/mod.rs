@@ -5,6 +5,7 @@
 //! GET  /v1/watch?revision=N                ─▶  one `WatchEvent` per line, for as long as the node listens
 //! POST /v1/report   Report                 ─▶  ReportResponse
 //! POST /v1/identity Renewal                ─▶  ReportResponse
+//! POST /v1/copied   Copied                 ─▶  ReportResponse
 //! GET  /v1/about?name=NODE                 ─▶  About
 //! GET  /v1/log?after=N                     ─▶  LogPage
 //! GET  /v1/roll                            ─▶  Roll
@@ -31,7 +32,7 @@ use crate::trust::audit_log::LogPosition;
 use crate::trust::identity_rotation::Succession;
 use crate::trust::join_token::{OidcToken, TokenSecret};
 use crate::trust::network_lock::{LockedMember, NetworkLock};
-use crate::trust::signed_record::Signature;
+use crate::trust::signed_record::{Signature, SignedRecord};
 pub use error::{ErrorBody, ErrorCode, MAX_CODE};
 pub use node_facts::{NodeFacts, ServeOffer};
 
@@ -157,6 +158,13 @@ pub struct Renewal {
     pub succession: Succession,
     /// What the node says of itself, signed by the next key under a number above all before.
     pub facts: NodeFacts,
+}
+
+/// Tells that another machine has this node's identity; the one that tells stops.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// The record that the other one signed.
+    pub record: SignedRecord,
 }
 
 /// What is known of a node that the asking one is not told of: no rule lets either call the other.

@@ -28,6 +28,8 @@ fn a_record_never_goes_back() {
         assert_refused(ask(&mut registry, 1, asked_again), ErrorCode::Record, &["number 8 is known"]);
         assert_eq!(node(&registry, "n1").facts.mtu, 1400, "{what}");
     }
+    let refused = report(&mut registry, 1, numbered(1, 8, 1300)).unwrap_err();
+    assert_eq!(refused.record.as_deref(), numbered(1, 8, 1400).signed.as_ref(), "it is told what it forgot");
     assert!(!report(&mut registry, 1, numbered(1, 8, 1400)).unwrap().altered, "the same again is no news");
     assert_eq!(mesh_proto::plan::plan(&registry.world(), &"n1".parse().unwrap()).unwrap().node.sequence, 8);
 }

@@ -45,6 +45,7 @@ pub(crate) fn enrolment() -> Enrolment {
     Enrolment {
         version: 1,
         coordinators: vec!["192.0.2.1:7700".into()],
+        worked: Vec::new(),
         pins: vec![IdentityKey([1; 32])],
         node: "n1".parse().unwrap(),
         id: NodeId(1),

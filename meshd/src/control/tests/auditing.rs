@@ -222,6 +222,8 @@ async fn an_expelled_peer_leaves_the_map_in_force_at_once_also_without_a_coordin
         let expelled = watch::Sender::default();
         let kept = State::open(&dir.path().join(format!("s{stays}"))).unwrap();
         let link = ChannelKeeper {
+            turn: 0,
+            records: watch::Sender::default(),
             dial: server.dial(&[server.key]),
             current: None,
             guard: MapGuard::new(Some(kept.clone())),

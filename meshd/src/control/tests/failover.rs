@@ -17,6 +17,8 @@ fn link(dial: Dial) -> ChannelKeeper {
     ChannelKeeper {
         guard: MapGuard::new(None),
         dial,
+        turn: 0,
+        records: watch::Sender::default(),
         current: None,
         maps: watch::Sender::new(None),
         state: watch::Sender::default(),
@@ -63,21 +65,16 @@ async fn a_dead_coordinator_costs_a_second_and_a_busy_one_no_more() {
     let busy = Server::start(|_| refuse(&ErrorCode::Busy)).await;
     let good = Server::start(|_| naming(1, &[])).await;
     for turn in 0..3 {
-        let mut dial = good.dial(&[busy.key, good.key]);
-        dial.coordinators = vec![gone.clone(), busy.address.clone(), good.address.clone()];
-        dial.coordinators.rotate_left(turn);
+        let dial = good.dial_of(&[&gone, &busy.address, &good.address], &[busy.key, good.key]);
         let asked = good.asked().len();
         let began = Instant::now();
-        let running = tokio::spawn(link(dial).run());
+        let running = tokio::spawn(ChannelKeeper { turn, ..link(dial) }.run());
         good.wait(|all| all.len() > asked).await;
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         running.abort();
     }
-    let mut dial = good.dial(&[busy.key, good.key]);
-    dial.coordinators = vec![gone, busy.address.clone(), good.address.clone()];
     let joined = Server::start(|_| ok(&welcome())).await;
-    dial.coordinators[2].clone_from(&joined.address);
-    dial.pins.push(joined.key);
+    let dial = good.dial_of(&[&gone, &busy.address, &joined.address], &[busy.key, joined.key]);
     assert!(join(&dial, &request()).await.is_ok(), "a busy coordinator is no refusal while there is another");
 }
 
@@ -91,9 +88,46 @@ async fn a_next_key_is_trusted_if_the_present_one_signed_it() {
         let next = Some(NextKey { key: next, signature });
         let named = Coordinator { key: present.identity(), addresses: vec!["c:1".into()], next };
         let mesh = Mesh { coordinators: vec![named], ..netmap(1).mesh };
-        let (mut addresses, mut pins) = (Vec::new(), vec![IdentityKey([1; 32])]);
-        adopt(&mesh, &mut addresses, &mut pins);
+        let mut book = AddressBook::new(Vec::new(), vec![IdentityKey([1; 32])]);
+        book.adopt(&mesh);
         let expected = if trusted { vec![present.identity(), good] } else { vec![present.identity()] };
-        assert_eq!(pins, expected);
+        assert_eq!(book.pins(), expected);
     }
+}
+
+#[tokio::test]
+async fn the_address_that_works_is_kept_beside_wrong_ones_and_found_again() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let stranger = Server::start(|_| naming(1, &[])).await;
+    let own = Arc::new(Mutex::new(None));
+    let (told, wrong) = (Arc::clone(&own), vec![gone.clone(), stranger.address.clone()]);
+    let good = Server::start(move |_| {
+        let key = told.lock().unwrap().unwrap();
+        naming(1, &[Coordinator { key, addresses: wrong.clone(), next: None }])
+    })
+    .await;
+    *own.lock().unwrap() = Some(good.key);
+    let dial = good.dial(&[good.key]);
+    let book = dial.book.clone();
+    let running = tokio::spawn(link(dial).run());
+
+    good.wait(|asked| asked.len() > 3).await;
+    assert_eq!(book.borrow().candidates(0), [gone, stranger.address.clone(), good.address.clone()]);
+    assert!(stranger.asked().is_empty(), "who has another key is asked nothing");
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_node_that_waits_tries_the_addresses_of_a_token_at_once() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let good = Server::start(|_| naming(1, &[])).await;
+    let dial = good.dial_of(&[&gone], &[good.key]);
+    let (book, link) = (dial.book.clone(), link(dial));
+    let mut state = link.state.subscribe();
+    let running = tokio::spawn(link.run());
+    state.wait_for(|state| state.error.is_some()).await.unwrap();
+
+    book.send_modify(|book| assert!(book.take_token(std::slice::from_ref(&good.address))));
+    good.wait(|asked| !asked.is_empty()).await;
+    running.abort();
 }

@@ -223,8 +223,8 @@ async fn a_coordinator_that_is_gone_or_busy_leaves_it_to_the_next() {
     let node = Node::new();
     let mut renewer = node.start();
     renewer.begin();
-    let coordinators = vec![gone, busy.address.clone(), good.address.clone()];
-    let dial = Dial { coordinators, pins: vec![busy.key, good.key], keys: renewer.keys() };
+    let dial = good.dial_of(&[&gone, &busy.address, &good.address], &[busy.key, good.key]);
+    let dial = Dial { keys: renewer.keys(), ..dial };
     let mut tasks = JoinSet::new();
     renewer.ask(&mut tasks, dial, NodeFacts::default());
     assert_eq!(renewer.next_answer().await, Some(IdentityAnswer::Taken));
@@ -239,6 +239,8 @@ async fn the_channel_goes_on_with_the_next_key_without_a_restart() {
     let mut renewer = node.start();
     let link = ChannelKeeper {
         dial: Dial { keys: renewer.keys(), ..server.dial(&[server.key]) },
+        turn: 0,
+        records: watch::Sender::default(),
         current: None,
         guard: MapGuard::new(None),
         maps: watch::Sender::new(None),

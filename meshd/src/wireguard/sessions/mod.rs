@@ -10,7 +10,7 @@
 //!
 //! Handshakes are lazy. Besides a packet to send, these start one: a peer that was active before the restart,
 //! a data message for a session that we lost, 12 s of silence after we sent, and a failed attempt while the
-//! peer is still wanted. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
+//! peer is still wanted. A node whose clock was set back has itself called instead. A tunnel is ticked every 250 ms until it expires and costs nothing after that.
 //!
 //! A peer that has an agreement key has no tunnel before there is a preshared key with it; lane 0 makes one (`psk_exchanges`). While
 //! one of the two does not know that of the other, plain tunnels go on (`upkeep`).
@@ -36,6 +36,7 @@ use crate::base::entropy::random;
 use crate::io::counters::Counters;
 use crate::io::offloads::MAX_PACKET;
 use crate::io::udp_outbox::{Endpoint, Outbox};
+use crate::keys::handshake_clock::HandshakeClock;
 use crate::keys::lanes::LaneKey;
 use crate::wireguard::lane0_fallback::Lane0Fallback;
 use crate::wireguard::peers::TunnelPeers;
@@ -44,7 +45,7 @@ use crate::wireguard::timing::{
     FIRST_BACKOFF, GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK,
 };
 use crate::wireguard::tunnel::{
-    HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened,
+    HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened, Tunnel,
 };
 
 use answers::Watches;
@@ -61,6 +62,8 @@ pub(crate) struct Sessions {
     former: Option<HandshakeResponder>,
     calls_by_former: bool,
     limiter: HandshakeLimiter,
+    /// The times that handshakes of this node have used.
+    clock: Arc<HandshakeClock>,
     peers: Arc<TunnelPeers>,
     counters: Arc<Counters>,
     slab: Vec<Option<Session>>,
@@ -104,6 +107,7 @@ impl Sessions {
             former: keys.former.as_ref().map(HandshakeResponder::new),
             calls_by_former: keys.calls_by_former,
             limiter: HandshakeLimiter::new(random()),
+            clock: Arc::clone(&keys.clock),
             peers,
             counters,
             slab: Vec::new(),
@@ -457,6 +461,7 @@ impl Sessions {
         self.door = HandshakeResponder::new(&keys.current);
         self.former = keys.former.as_ref().map(HandshakeResponder::new);
         self.calls_by_former = keys.calls_by_former;
+        self.clock = Arc::clone(&keys.clock);
         let (present, former) = (self.door.key(), self.former.as_ref().map(HandshakeResponder::key));
         let mut gone = Vec::new();
         for index in 0..self.slab.len() {
@@ -624,10 +629,17 @@ impl Sessions {
         }
     }
 
-    /// Offers the initiation that stands at the start of the scratch buffer to the peer's addresses.
+    /// Offers the initiation that stands at the start of the scratch buffer to the peer's addresses; or, where our clock
+    /// was set back, has the peer call us, which would not take it.
     fn offer_scratch(&mut self, number: u32, outbox: &mut Outbox, now: Timestamp) {
-        let Some(initiation) = self.scratch.first_chunk::<INITIATION>() else { return };
+        let Some(initiation) = self.scratch.first_chunk_mut::<INITIATION>() else { return };
         let Some(session) = self.slab[number as usize].as_mut().filter(|session| !session.stale) else { return };
+        let stamp = session.tunnel.stamp();
+        if session.is_taken || !self.clock.is_past(stamp) {
+            self.clock.used(stamp);
+        } else if session.is_next_call_made() {
+            Tunnel::write_nudge(initiation);
+        }
         let candidates = session.peer.candidates(session.peer_lane, session.peer.cell.endpoint());
         session.initiated = true;
         session.initiated_at = Some(now);

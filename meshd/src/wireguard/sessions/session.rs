@@ -35,6 +35,10 @@ pub(super) struct Session {
     pub(super) initiated: bool,
     /// When the last initiation was made, and how often it was repeated ahead of WireGuard's own timer.
     pub(super) initiated_at: Option<Timestamp>,
+    /// Whether the peer took an initiation of this tunnel, and takes all later ones.
+    pub(super) is_taken: bool,
+    /// How often we had to have ourselves called.
+    pub(super) asked: u8,
     pub(super) repeated: usize,
     pub(super) expired: bool,
     /// When to start again after giving up, and how long to wait the next time.
@@ -90,6 +94,8 @@ impl Session {
             ready: false,
             initiated: false,
             initiated_at: None,
+            is_taken: false,
+            asked: 0,
             repeated: 0,
             expired: false,
             retry: None,
@@ -114,6 +120,13 @@ impl Session {
     pub(super) fn set_fresh(&mut self, own: TunnelKey) {
         let theirs = self.peer.lanes.get(self.peer_lane).is_some_and(|lane| lane.key == self.key);
         self.fresh = u8::from(theirs) + u8::from(self.own == own);
+    }
+
+    /// Says whether the peer is to call, instead of us: twice of three times, for it may have restarted as well, or its
+    /// clock may be as wrong as ours.
+    pub(super) fn is_next_call_made(&mut self) -> bool {
+        self.asked = (self.asked + 1) % 3;
+        self.asked != 0
     }
 
     /// Returns which of several that hear the peer is the one to use: the greatest.

@@ -17,6 +17,7 @@ use crate::wireguard::peers::{test_peers, test_plain};
 mod answers;
 mod crossing;
 mod hostile;
+mod late;
 mod many;
 mod moving;
 mod order;

@@ -18,7 +18,9 @@ use crate::io::udp_outbox::{Endpoint, Outbox};
 use crate::psk::{PresharedKey, Progress};
 use crate::wireguard::peers::TunnelPeer;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
-use crate::wireguard::timing::{FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM};
+use crate::wireguard::timing::{
+    FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING,
+};
 use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeResponder, INITIATION, MAX_WAITING, Made};
 
 /// The longest pause before starting again once a tunnel gave up.
@@ -141,6 +143,7 @@ impl Sessions {
                 return Decrypted::Dropped(Drop::Unauthenticated);
             }
         }
+        session.is_taken = true;
         session.backoff = FIRST_BACKOFF;
         session.peer.cell.set_handshake(now);
         self.counters.handshakes.add(1);
@@ -201,8 +204,8 @@ impl Sessions {
             number
         });
         let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
-        let recent = |at: Option<Timestamp>| at.is_some_and(|at| now.since(at) < NUDGE_INTERVAL);
-        if recent(session.nudged) || session.ready && recent(session.heard) {
+        let within = |at: Option<Timestamp>, span| at.is_some_and(|at| now.since(at) < span);
+        if within(session.nudged, NUDGE_INTERVAL) || session.ready && within(session.heard, TALKING) {
             return;
         }
         session.nudged = Some(now);
