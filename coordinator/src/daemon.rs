@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mesh_host::http::host_names::HostNames;
 use mesh_host::log::LostLines;
 use mesh_host::socket::{Socket, SocketError};
 use mesh_host::tls;
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::signed_record::Epoch;
-use tokio::net::TcpListener;
+use rustix::process::{Resource, getrlimit};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -48,6 +50,11 @@ use crate::telemetry::prometheus;
 
 /// How long connections may take to finish when the coordinator stops.
 const GRACE: Duration = Duration::from_millis(1500);
+/// Connections that the kernel may hold until we take them: one that it drops tries again after a second only.
+const BACKLOG: u32 = 4096;
+
+/// The least limit of open files: what it holds itself, and some for verbs and nodes.
+const DESCRIPTORS: u64 = 64;
 
 /// Says why the coordinator does not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +71,11 @@ pub enum StartError {
     /// The TLS library does not take the key.
     #[error("TLS cannot use the identity key: {0}; restore the key from a backup")]
     Tls(#[from] rustls::Error),
+    /// The limit of open files is too low.
+    #[error(
+        "the limit of open files is {0}, and the coordinator needs {DESCRIPTORS} and one for each node; raise it (LimitNOFILE= in the unit, or ulimit -n)"
+    )]
+    Descriptors(u64),
     /// The control channel's address cannot be bound.
     #[error("cannot listen on {address}: {source}; set `listen` in coordinator.toml to a free address of this machine")]
     Listen {
@@ -79,7 +91,7 @@ impl StartError {
     pub fn is_lost(&self) -> bool {
         match self {
             Self::Registry(error) => matches!(error, OpenError::Store(StoreError::Lost { .. })),
-            Self::Key(_) | Self::Admin(_) | Self::Tls(_) | Self::Listen { .. } => false,
+            Self::Key(_) | Self::Admin(_) | Self::Tls(_) | Self::Descriptors(_) | Self::Listen { .. } => false,
         }
     }
 }
@@ -104,6 +116,10 @@ pub struct RunningCoordinator {
 /// # Errors
 /// `StartError` if anything is missing that the mesh needs.
 pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoordinator, StartError> {
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < DESCRIPTORS => return Err(StartError::Descriptors(limit)),
+        Some(_) | None => {}
+    }
     let identity = identity::load(&config.state_dir)?;
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
@@ -119,7 +135,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
     let acceptor = TlsAcceptor::from(Arc::new(tls::server(&identity)?));
     let mut listeners = Vec::new();
     for &address in &config.listen {
-        listeners.push(bind(address).await?);
+        listeners.push(bind(address)?);
     }
     let listen: Vec<_> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let admin_socket = Socket::bind(&config.admin_socket, &SOCKET)?;
@@ -156,12 +172,14 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
     enter(&core, &own, !shared.is_shared()).await;
 
     let (stop, stopping) = watch::channel(false);
+    let doors = ConnectionLimits::new(&core.world());
     let admin = AdminState {
         core: Arc::clone(&core),
         shared: Arc::clone(&shared),
         issuers: Arc::clone(&issuers),
         own: Arc::clone(&own),
         state_dir: config.state_dir.clone(),
+        doors: Arc::clone(&doors),
         lost_lines,
         shown: shown.subscribe(),
     };
@@ -175,7 +193,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
         counters: counters.clone(),
         stop: stopping.clone(),
     };
-    let (doors, addresses) = (ConnectionLimits::new(), OwnAddresses::new(Arc::clone(&core), underlay));
+    let addresses = OwnAddresses::new(Arc::clone(&core), underlay);
     let mut servers = JoinSet::new();
     for listener in listeners {
         let (acceptor, doors, addresses) = (acceptor.clone(), Arc::clone(&doors), Arc::clone(&addresses));
@@ -190,8 +208,9 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
     helpers.spawn(watch_public_addresses(public));
     helpers.spawn(backups::keep_backups(Backups { core: Arc::clone(&core), dir: config.backups, journal, shown }));
     helpers.spawn(tend(Arc::clone(&core), shared));
-    if let Some(listener) = metrics_listener {
-        helpers.spawn(prometheus::serve(listener, admin, counters, stopping));
+    if let (Some(listener), Some(address)) = (metrics_listener, metrics) {
+        let names = HostNames::new(&config.metrics_hosts, address);
+        helpers.spawn(prometheus::serve(listener, names, admin, counters, stopping));
     }
     tracing::info!(?listen, key = %key, revision = %core.world().revision, "the coordinator is ready");
     Ok(RunningCoordinator { listen, metrics, key, core, services, stop, servers, helpers })
@@ -231,16 +250,23 @@ impl RunningCoordinator {
 }
 
 /// Binds the control channel. A machine without IPv6 has no `[::]`; its IPv4 wildcard says the same.
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = match TcpListener::bind(address).await {
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = match listen(address) {
         Err(error)
             if address.is_ipv6()
                 && address.ip().is_unspecified()
                 && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) =>
         {
-            TcpListener::bind(SocketAddr::from(([0u8; 4], address.port()))).await
+            listen(SocketAddr::from(([0u8; 4], address.port())))
         }
         bound => bound,
     };
     bound.map_err(|source| StartError::Listen { address, source })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

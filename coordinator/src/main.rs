@@ -10,6 +10,7 @@ use coordinator::cli::outcome::{LOST, Outcome};
 use coordinator::cli::verbs::perform;
 use coordinator::config::Config;
 use coordinator::daemon::{self, StartError};
+use mesh_host::identity::hide_memory;
 use mesh_host::log::{LostLines, ProcessLog};
 use mesh_host::output::{print, printed};
 use tokio::runtime::Runtime;
@@ -20,6 +21,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(said) => return finish(&helped(&said), None),
     };
+    if let Err(error) = hide_memory() {
+        return finish(&Outcome::failed(&format!("the memory of this process cannot be hidden: {error}")), None);
+    }
     let Verb::Run { config } = &cli.verb else {
         return finish(&with_threads(perform(&cli)), None);
     };

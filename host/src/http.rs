@@ -1,5 +1,7 @@
 //! HTTP/1.1 for whoever is on this machine: the operator on a Unix socket, Prometheus on a loopback address.
 
+pub mod host_names;
+
 use std::time::Duration;
 
 use axum::Router;

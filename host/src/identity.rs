@@ -1,13 +1,23 @@
 //! An identity: one Ed25519 key, which signs and which TLS presents.
 
-use std::fmt;
+use std::{fmt, io};
 
 use aws_lc_rs::error::{KeyRejected, Unspecified};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use mesh_proto::base::id::IdentityKey;
 use mesh_proto::trust::signed_record::Signature;
+use rustix::process::DumpableBehavior;
 use zeroize::Zeroizing;
+
+/// Keeps the memory of this process, and with it all keys, from other processes of its user and from core dumps. It ends
+/// with `exec`; what the kernel swaps out is not covered.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn hide_memory() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
 
 /// A key pair. `Debug` hides the private half.
 pub struct Identity {

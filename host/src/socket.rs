@@ -2,8 +2,9 @@
 //!
 //! Who may speak is decided by the kernel's word on the peer (`SO_PEERCRED`): root, and the daemon's own
 //! user. The file's mode says the same. A file that somebody removed is made again within a second or so, for nobody
-//! could speak to the daemon any more.
+//! could speak to the daemon any more. Whoever has used up the process's descriptors, one is left for the operator.
 
+use std::fs::File;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,16 +15,19 @@ use axum::http::StatusCode;
 use axum::serve::Listener;
 use axum::{Json, Router};
 use mesh_proto::wire::{ErrorBody, ErrorCode};
+use rustix::io::Errno;
 use tokio::net::UnixListener;
 use tokio::net::unix::SocketAddr;
 use tokio::sync::watch;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::client::SocketWords;
 use crate::http::{Stop, serve};
 
 /// How often is looked whether the file is there.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long the listener rests when the system gives no more connections.
+const REST: Duration = Duration::from_millis(50);
 
 /// Says why the socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +45,7 @@ pub struct Socket {
 /// A listener and its file, which is removed when it is dropped, unless another lies there.
 #[derive(Debug)]
 struct Bound {
-    listener: UnixListener,
+    listener: Reserved,
     path: PathBuf,
     /// Device and inode of the file.
     file: (u64, u64),
@@ -70,6 +74,7 @@ impl Bound {
             Ok(_) => fs::remove_file(path).map_err(at)?,
         }
         let listener = UnixListener::bind(path).map_err(at)?;
+        let listener = Reserved { spare: Some(spare().map_err(at)?), listener };
         let found = fs::symlink_metadata(path).map_err(at)?;
         let bound = Self { listener, path: path.into(), file: (found.dev(), found.ino()) };
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(at)?;
@@ -160,6 +165,48 @@ impl Listener for Kept {
     }
 }
 
+/// A listener that holds a descriptor for the day on which there is no other for a connection.
+#[derive(Debug)]
+struct Reserved {
+    listener: UnixListener,
+    spare: Option<File>,
+}
+
+impl Listener for Reserved {
+    type Io = tokio::net::UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        // Not in the loop: what was given up is for the connection.
+        if self.spare.is_none() {
+            self.spare = spare().ok();
+        }
+        loop {
+            match self.listener.accept().await {
+                Ok(accepted) => return accepted,
+                // Given up for this connection; got back when another has ended.
+                Err(error) if is_out_of_descriptors(&error) && self.spare.take().is_some() => {}
+                Err(error) => {
+                    tracing::debug!(%error, "no connection of the operator can be taken; trying again");
+                    sleep(REST).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+fn spare() -> io::Result<File> {
+    File::open("/dev/null")
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 async fn strangers() -> (StatusCode, Json<ErrorBody>) {
     tracing::warn!("a user who is neither root nor ours tried the socket");
     let message = "only root and the user of the daemon may ask; use sudo";
@@ -219,14 +266,14 @@ mod tests {
         let (stop, stopping) = watch::channel(false);
         let routes = |uid: u32| {
             let slowly = async move || {
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                sleep(Duration::from_millis(200)).await;
                 Json(uid)
             };
             Router::new().route("/", get(slowly))
         };
         let server = tokio::spawn(socket.serve(routes, stopping));
         let (told, ()) = tokio::join!(client.get::<u32>("/"), async {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
             stop.send_replace(true);
         });
 

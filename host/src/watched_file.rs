@@ -12,7 +12,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-/// How long nothing may happen before the file is read.
+/// How long the file stays as it is before it is read.
 const SETTLE: Duration = Duration::from_millis(100);
 /// How long a file that is written without a pause may postpone its reading.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,8 +40,8 @@ impl WatchedFile {
         Self { path: path.into(), touched: Arc::default(), watcher: None, seen: stamp(path), poll }
     }
 
-    /// Waits until the file is another than at the last return, and nothing has happened to it for a moment. What was
-    /// dropped half-way goes on with the next call.
+    /// Waits until the file is another than at the last return, and has stayed so for a moment. What was dropped
+    /// half-way goes on with the next call.
     pub async fn changed(&mut self) {
         while stamp(&self.path) == self.seen {
             if self.watcher.is_none() {
@@ -53,13 +53,19 @@ impl WatchedFile {
             }
         }
         let began = Instant::now();
-        while began.elapsed() < PATIENCE {
+        let (mut found, mut since) = (stamp(&self.path), began);
+        // Other files of the directory tell of themselves as well, some without a pause.
+        while since.elapsed() < SETTLE && began.elapsed() < PATIENCE {
             tokio::select! {
                 () = self.touched.notified() => {}
-                () = sleep(SETTLE) => break,
+                () = sleep(SETTLE.saturating_sub(since.elapsed())) => {}
+            }
+            let now = stamp(&self.path);
+            if now != found {
+                (found, since) = (now, Instant::now());
             }
         }
-        self.seen = stamp(&self.path);
+        self.seen = found;
     }
 
     fn watch(&self) -> Option<RecommendedWatcher> {
@@ -119,5 +125,29 @@ mod tests {
         timeout(soon, file.changed()).await.unwrap();
         fs::remove_file(&path).unwrap();
         timeout(soon, file.changed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_neighbour_that_is_written_without_a_pause_delays_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("services.toml");
+        let mut file = WatchedFile::new(&path);
+        // The watch begins with the first call.
+        assert!(timeout(Duration::from_millis(1), file.changed()).await.is_err());
+        let neighbour = dir.path().join("other");
+        let busy = tokio::spawn(async move {
+            loop {
+                fs::write(&neighbour, "1").unwrap();
+                sleep(SETTLE / 10).await;
+            }
+        });
+
+        let began = Instant::now();
+        fs::write(&path, "1").unwrap();
+        file.changed().await;
+
+        let took = began.elapsed();
+        assert!(took >= SETTLE && took < PATIENCE / 2, "{took:?}");
+        busy.abort();
     }
 }

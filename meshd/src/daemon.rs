@@ -18,6 +18,7 @@ use mesh_host::watched_file::WatchedFile;
 use mesh_proto::base::addr::MeshRange;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -49,12 +50,27 @@ const HAND_OVER: Duration = Duration::from_secs(25);
 /// How often an idle daemon looks for an enrolment.
 const POLL: Duration = Duration::from_millis(500);
 
+/// Descriptors that a lane needs: a TUN queue, two sockets, what it waits by, what wakes it.
+const FOR_A_LANE: u64 = 8;
+/// Descriptors for everything else: the log, files, netlink, the coordinator, verbs, names, spliced streams.
+const FOR_THE_REST: u64 = 64;
+
+/// Refuses a limit of open files with which parts of the daemon would fail one by one.
+fn refuse_few_descriptors(lanes: usize) -> Result<(), DaemonError> {
+    let needed = FOR_THE_REST + FOR_A_LANE * lanes as u64;
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed => Err(DaemonError::Descriptors { limit, needed }),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// Runs with what was read of meshd.toml until a signal or `/v1/stop` ends it; `lost_lines` counts what its log lost.
 ///
 /// # Errors
 /// `DaemonError` that says what cannot be had, and what to do.
 pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonError> {
     let Loaded { config, settings } = loaded;
+    refuse_few_descriptors(config.lanes)?;
     let (publisher, requests) = (Publisher::default(), Requests::default());
     let state = State::open(&config.state_dir)?.telling(publisher.unstored.clone());
     let _lock = patient_for(HAND_OVER, || state.lock()).await?;
@@ -81,7 +97,7 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
     background.spawn(signals(requests.clone())?);
     background.spawn(services_file::watch_services_file(offers.clone(), state.clone(), requests.reloads()));
     if let Some(listen) = config.metrics {
-        background.spawn(prometheus::serve(listen, subscriber.clone(), stopping.clone()));
+        background.spawn(prometheus::serve(listen, config.metrics_hosts.clone(), subscriber.clone(), stopping.clone()));
     }
     // Who asks a member that is starting waits until it has a map in force, instead of reading that there is none.
     let routes = server::routes(subscriber, requests.clone());

@@ -179,7 +179,7 @@ fn metrics(pair: &Pair, lines: &mut BTreeSet<String>) {
 }
 
 fn fetch(from: &Namespace, port: u16, path: &str) -> String {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: metrics\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     let exchange = move || -> io::Result<String> {
         let mut stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;

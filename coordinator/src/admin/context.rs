@@ -7,6 +7,7 @@ use axum::extract::FromRef;
 use mesh_host::log::LostLines;
 use tokio::sync::watch;
 
+use crate::channel::peer::ConnectionLimits;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
 use crate::core::shared_store::SharedStore;
@@ -26,6 +27,8 @@ pub(crate) struct AdminState {
     pub(crate) own: Arc<OwnEntry>,
     /// Where the identity key is.
     pub(crate) state_dir: PathBuf,
+    /// Who has a connection.
+    pub(crate) doors: Arc<ConnectionLimits>,
     /// Lines that the log lost.
     pub(crate) lost_lines: LostLines,
     /// What only the status shows.

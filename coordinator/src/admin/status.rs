@@ -22,7 +22,7 @@ const MAX_BEHIND: usize = 100;
 
 /// Says how the mesh is.
 pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
-    let AdminState { core, shared, own, lost_lines, .. } = state;
+    let AdminState { core, shared, own, doors, lost_lines, .. } = state;
     let (world, notes) = snapshot(core).await;
     let shown = state.shown.borrow().clone();
     let mut services = shown.file.status();
@@ -66,6 +66,12 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
             "metrics are not served: {address} was taken at the start; set `metrics` in coordinator.toml to a free address and restart"
         ));
     }
+    let (strangers, strangers_max) = doors.strangers();
+    if strangers >= strangers_max {
+        warnings.push(format!(
+            "all {strangers_max} places of connections that are no member's are taken; members have places of their own, new nodes may have to try again: look from where they come (ss -tn), and close your firewall to it"
+        ));
+    }
     warnings.extend(lost_lines.sentence());
     documents::StatusDocument {
         schema: documents::STATUS.into(),
@@ -88,6 +94,8 @@ pub(crate) async fn status(state: &AdminState) -> documents::StatusDocument {
         idle: world.services.idle.clone(),
         coordinators: replicas(core, own).await,
         log_lines_dropped: lost_lines.count(),
+        strangers,
+        strangers_max,
         warnings,
     }
 }

@@ -58,12 +58,12 @@ impl Context {
         } else if known.0 {
             Rejection::new(
                 ErrorCode::Revoked,
-                "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN`",
+                "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join --token-file FILE`",
             )
         } else {
             Rejection::new(
                 ErrorCode::UnknownNode,
-                "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join TOKEN` again",
+                "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join --token-file FILE` again",
             )
         };
         Err(refused)

@@ -66,7 +66,7 @@ pub(crate) async fn join(
     match admit(&context, &peer, request).await {
         Ok(response) => {
             context.counters.enrolment("accepted");
-            peer.welcome();
+            peer.welcome(&context.core.world());
             tracing::info!(node = %response.node, site = %response.site, peer = %peer.observed, "joined");
             Ok(Json(response))
         }
@@ -79,7 +79,9 @@ pub(crate) async fn join(
             };
             let body = failure.body();
             let reason = hidden.as_ref().unwrap_or(&body.message);
-            tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error.as_str(), "join refused: {reason}");
+            if let Some(more) = context.limits.tell_refusal(peer.observed) {
+                tracing::warn!(peer = %peer.observed, identity = %peer.identity, word = body.error.as_str(), more, "join refused: {reason}");
+            }
             if begins {
                 context.counters.enrolment("blocked");
                 tracing::warn!(peer = %peer.observed, "too many joins failed; this address is refused for a minute");

@@ -1,12 +1,15 @@
 //! The control channel's listener: connections, their limits, and HTTP/2 on each.
 //!
 //! ```text
-//! accept ─▶ door (strangers: 1024 in all, 32 from one address, or one IPv6 /64) ─▶ TLS within 5 s ─▶ whose key?
-//!             member   ─▶ leaves the strangers' count; at most 16 connections each
-//!             stranger ─▶ has 30 s to join
+//! accept ─▶ an address that a member came from? its own places, else the strangers' (`half_open`)
+//!        ─▶ first byte within 2 s, TLS within 4 s ─▶ whose key?
+//!             member   ─▶ leaves its place; at most 16 connections each
+//!             stranger ─▶ has 30 s to join, as long as nobody else gets his place
 //! ```
+//! Strangers have 1024 places, 32 from one address, or one IPv6 /64; addresses of members have 4096, 1024 from one.
 //! Nothing that a peer sends ends the accept loop.
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -31,12 +34,13 @@ use tokio_rustls::server::TlsStream;
 
 use crate::channel::context::Context;
 use crate::channel::own_addresses::OwnAddresses;
-use crate::channel::peer::{ConnectionLimits, Requester, StrangerPlace};
+use crate::channel::peer::{Admission, ConnectionLimits, Requester};
 use crate::channel::routes;
-use crate::core::rate_limits::household;
 
-/// How long a peer may take for its TLS handshake.
-const HELLO: Duration = Duration::from_secs(5);
+/// How long after it connected a peer may take for its first byte.
+const HELLO: Duration = Duration::from_secs(2);
+/// How long after that a peer may take for the rest of its TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(2);
 /// How long after its handshake a peer may take for its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// How long a stranger may stay without becoming a member.
@@ -75,15 +79,21 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let address = household(from.ip());
-        let Some(place) = doors.admit(address) else {
+        if !is_one_descriptor_left() {
+            context.counters.turned_away();
+            continue;
+        }
+        let Some(entry) = doors.admit(from.ip()) else {
             context.counters.turned_away();
             continue;
         };
+        if entry.is_anothers {
+            context.counters.made_room();
+        }
         let (acceptor, routes, context) = (acceptor.clone(), routes.clone(), context.clone());
         let (doors, addresses) = (Arc::clone(&doors), Arc::clone(&addresses));
         connections.spawn(async move {
-            let served = connection(stream, from, place, acceptor, routes, context, doors, addresses).await;
+            let served = connection(stream, from, entry, acceptor, routes, context, doors, addresses).await;
             if let Err(error) = served {
                 tracing::debug!(peer = %from, %error, "connection ended");
             }
@@ -93,11 +103,16 @@ pub(crate) async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
+/// Says whether another descriptor can be had. The last one is never a node's: the operator's socket waits for it.
+fn is_one_descriptor_left() -> bool {
+    File::open("/dev/null").is_ok()
+}
+
 #[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would say nothing more")]
 async fn connection(
     stream: TcpStream,
     from: SocketAddr,
-    place: StrangerPlace,
+    entry: Admission,
     acceptor: TlsAcceptor,
     routes: Router,
     context: Context,
@@ -106,18 +121,38 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?.ip().to_canonical();
-    let stream = timeout(HELLO, acceptor.accept(stream)).await??;
+    let Admission { place, mut evicted, is_anothers: _ } = entry;
+    let stream = tokio::select! {
+        stream = shake_hands(stream, acceptor) => stream?,
+        Ok(()) = &mut evicted => return Err(made_room()),
+    };
     let identity = proven(&stream)?;
     let peer = Requester::new(identity, from.ip().to_canonical(), place);
     let Some(_seat) = doors.seat(identity) else {
         context.counters.turned_away();
         return Err(io::Error::other("too many connections of this key"));
     };
-    if context.core.world().member(&identity).is_some() {
-        peer.welcome();
+    let world = context.core.world();
+    if world.member(&identity).is_some() {
+        peer.welcome(&world);
     }
+    drop(world);
     addresses.note(local).await;
-    speak(stream, peer, routes, context.stop).await
+    tokio::select! {
+        spoken = speak(stream, peer, routes, context.stop) => spoken,
+        // Who became a member meanwhile has left the place, and is not told.
+        Ok(()) = evicted => Err(made_room()),
+    }
+}
+
+/// Waits for the handshake, which has to begin and to end in time.
+async fn shake_hands(stream: TcpStream, acceptor: TlsAcceptor) -> io::Result<TlsStream<TcpStream>> {
+    timeout(HELLO, stream.readable()).await??;
+    timeout(HANDSHAKE, acceptor.accept(stream)).await?
+}
+
+fn made_room() -> io::Error {
+    io::Error::other("another connection got its place")
 }
 
 /// Returns whose key the handshake proved.

@@ -81,7 +81,7 @@ pub fn init(words: &args::Init) -> Result<Vec<String>, InitError> {
     said.push(format!("  1. start it:       {run}"));
     said.push(format!("  2. name a site:    add a [[site]] to {}", config.services.display()));
     said.push(format!("  3. make a token:   mesh-coordinator{socket} token create --site SITE"));
-    said.push("  4. on each node:   meshd join TOKEN".into());
+    said.push("  4. on each node:   meshd join --token-file FILE".into());
     Ok(said)
 }
 

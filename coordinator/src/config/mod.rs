@@ -7,6 +7,7 @@ mod trust;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use mesh_host::http::host_names::{MAX_NAMES, host_name};
 use mesh_host::toml_reader::{Mistakes, Reader, Value};
 use toml::de::DeTable;
 
@@ -23,10 +24,21 @@ const STATE_DIR: &str = "/var/lib/mesh-coordinator";
 const BACKUPS: &str = "backups";
 const SERVICES: &str = "/etc/mesh-coordinator/services.toml";
 const METRICS: &str = "127.0.0.1:9587";
-const KEYS: [&str; 10] =
-    ["listen", "public", "state_dir", "services", "admin_socket", "metrics", "store", "etcd", "trust", "backups"];
 /// Most addresses in `listen` and in `public`; a join token has room for as many.
 const MAX_ADDRESSES: usize = 8;
+const KEYS: [&str; 11] = [
+    "listen",
+    "public",
+    "state_dir",
+    "services",
+    "admin_socket",
+    "metrics",
+    "metrics_hosts",
+    "store",
+    "etcd",
+    "trust",
+    "backups",
+];
 const ETCD_KEYS: [&str; 6] = ["prefix", "ca", "cert", "key", "user", "password_file"];
 /// What coordinator.toml says, defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +55,8 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// `metrics`: where Prometheus reads; none if the file says `metrics = ""`.
     pub metrics: Option<SocketAddr>,
+    /// `metrics_hosts`: the names that Prometheus may call it by, apart from addresses and localhost; none if not set.
+    pub metrics_hosts: Vec<String>,
     /// `store` and `[etcd]`: the etcd that holds the mesh; a file in `state_dir` if `None`.
     pub etcd: Option<EtcdOptions>,
     /// `[[trust]]`: issuers whose word on a machine's identity is taken.
@@ -60,6 +74,7 @@ impl Default for Config {
             services: SERVICES.into(),
             admin_socket: ADMIN_SOCKET.into(),
             metrics: METRICS.parse().ok(),
+            metrics_hosts: Vec::new(),
             etcd: None,
             trust: Vec::new(),
             backups: Path::new(STATE_DIR).join(BACKUPS),
@@ -127,6 +142,10 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>, from: &Path) -> Config {
     config.backups = file("backups").unwrap_or_else(|| config.state_dir.join(BACKUPS));
     if let Some(value) = table.get("metrics") {
         config.metrics = reader.read(value, metrics).flatten();
+    }
+    if let Some(value) = table.get("metrics_hosts") {
+        let names = reader.items(value, MAX_NAMES).iter();
+        config.metrics_hosts = names.filter_map(|name| reader.read(name, host_name)).collect();
     }
     if let Some(value) = table.get("store") {
         config.etcd = reader.read(value, store).flatten();
@@ -210,7 +229,7 @@ mod tests {
         let config = parse(
             "listen = \"10.0.0.1:7000\"\npublic = [\"mesh.example.com:7000\", \"[2001:db8::1]:7000\"]\n\
              state_dir = \"state\"\nservices = \"/srv/services.toml\"\nadmin_socket = \"run/a.sock\"\n\
-             metrics = \"\"\nstore = \"embedded\"\n",
+             metrics = \"\"\nmetrics_hosts = \"metrics.example.com\"\nstore = \"embedded\"\n",
         )
         .unwrap();
         assert_eq!(config.listen, ["10.0.0.1:7000".parse().unwrap()]);
@@ -218,7 +237,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/etc/x/state"));
         assert_eq!(config.services, Path::new("/srv/services.toml"));
         assert_eq!(config.admin_socket, Path::new("/etc/x/run/a.sock"));
-        assert_eq!(config.metrics, None);
+        assert_eq!((config.metrics, &*config.metrics_hosts), (None, &["metrics.example.com".to_owned()][..]));
     }
 
     #[test]

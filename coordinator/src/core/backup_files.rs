@@ -12,6 +12,9 @@ use mesh_host::clock::utc_text;
 use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::Revision;
 
+/// How a copy ends that is being written.
+const DRAFT: &str = "part";
+
 /// A copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackupFile {
@@ -41,5 +44,11 @@ pub(crate) fn name(now: UnixTime, revision: Revision) -> String {
 
 /// Returns what a copy is called until it is whole.
 pub(crate) fn draft(path: &Path) -> PathBuf {
-    path.with_extension("part")
+    path.with_extension(DRAFT)
+}
+
+/// Lists what was begun and is not whole.
+pub(crate) fn drafts(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == DRAFT)).collect()
 }

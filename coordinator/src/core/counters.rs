@@ -15,6 +15,8 @@ pub(crate) struct Counters {
     pub(crate) reports: Counter,
     /// Connections that were not served.
     pub(crate) turned_away: Counter,
+    /// Connections that were ended for others.
+    pub(crate) made_room: Counter,
 }
 
 /// What became of what is counted.
@@ -37,6 +39,11 @@ impl Counters {
     /// Counts a node's report.
     pub(crate) fn report(&self) {
         self.reports.inc();
+    }
+
+    /// Counts a connection of a stranger that was ended because another one needed its place.
+    pub(crate) fn made_room(&self) {
+        self.made_room.inc();
     }
 
     /// Counts a connection that was not served because there were too many.

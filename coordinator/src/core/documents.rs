@@ -96,6 +96,12 @@ pub struct StatusDocument {
     /// Lines of its log that standard error did not take, since the start.
     #[serde(default)]
     pub log_lines_dropped: u64,
+    /// Connections of peers that are no members, or not yet known, from addresses that no member came from.
+    #[serde(default)]
+    pub strangers: usize,
+    /// Most of these; above it the oldest of the address block with most goes.
+    #[serde(default)]
+    pub strangers_max: usize,
     /// Sentences for the operator.
     pub warnings: Vec<String>,
 }

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::base::sync::lock;
-use crate::core::rate_limits::{Failures, Reports};
+use crate::core::rate_limits::{Failures, Reports, Told};
 use crate::registry::Refused;
 
 /// Most requests of members that may wait for the registry at once; more are answered `busy`.
@@ -36,6 +36,7 @@ pub(crate) struct Limits {
     members: Semaphore,
     strangers: Semaphore,
     failures: Mutex<Failures>,
+    told: Mutex<Told>,
     reports: Mutex<Reports>,
 }
 
@@ -47,6 +48,7 @@ impl Limits {
             members: Semaphore::new(MAX_WAITING),
             strangers: Semaphore::new(MAX_STRANGERS_WAITING),
             failures: Mutex::default(),
+            told: Mutex::default(),
             reports: Mutex::default(),
         }
     }
@@ -82,6 +84,11 @@ impl Limits {
     /// Counts a join that failed; says whether its address is refused from now on.
     pub(crate) fn failed(&self, address: IpAddr) -> bool {
         lock(&self.failures).count(address, self.clock())
+    }
+
+    /// Says whether a refused join of an address is to be logged, and how many were not since the last that was.
+    pub(crate) fn tell_refusal(&self, address: IpAddr) -> Option<u64> {
+        lock(&self.told).tell(address, self.clock())
     }
 
     /// Says whether a member of a world may report once more.

@@ -1,4 +1,4 @@
-//! How often one address may fail to join, and one member may report. Pure: `now` is an argument.
+//! How often one address may fail to join and be told of, and one member may report. Pure: `now` is an argument.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -84,6 +84,39 @@ impl Failures {
     }
 }
 
+/// Whose refused joins were told of in the last minute. Above `MAX_ADDRESSES` the one told earliest is forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct Told(BTreeMap<IpAddr, ToldRefusals>);
+
+/// What is known of the refused joins of an address.
+#[derive(Debug, Clone, Copy)]
+struct ToldRefusals {
+    since: Timestamp,
+    more: u64,
+}
+
+impl Told {
+    /// Says whether a refused join of an address is to be told of, and how many were not since the last that was.
+    pub(crate) fn tell(&mut self, address: IpAddr, now: Timestamp) -> Option<u64> {
+        let address = household(address);
+        if let Some(told) = self.0.get_mut(&address) {
+            if now.since(told.since) < WINDOW {
+                told.more += 1;
+                return None;
+            }
+            let more = std::mem::take(&mut told.more);
+            told.since = now;
+            return Some(more);
+        }
+        if self.0.len() >= MAX_ADDRESSES {
+            let eldest = self.0.iter().min_by_key(|(_, told)| told.since).map(|(address, _)| *address);
+            eldest.map(|address| self.0.remove(&address));
+        }
+        self.0.insert(address, ToldRefusals { since: now, more: 0 });
+        Some(0)
+    }
+}
+
 /// What members have left of their reports. Never larger than the mesh, as long as only members are asked about.
 #[derive(Debug, Default)]
 pub(crate) struct Reports(BTreeMap<IdentityKey, Account>);
@@ -157,6 +190,19 @@ mod tests {
         assert!(failures.is_blocked(at("2001:db8::1"), second(68)));
         assert!(!failures.is_blocked(at("2001:db8::1"), second(69)));
         assert!(!failures.count(at("2001:db8::1"), second(69)), "it begins anew");
+    }
+
+    #[test]
+    fn a_refused_join_is_told_of_once_a_minute_for_each_address_with_the_number_of_others() {
+        let mut told = Told::default();
+        assert_eq!(told.tell(at("192.0.2.1"), second(1)), Some(0));
+        assert!((1..60).all(|seconds| told.tell(at("192.0.2.1"), second(seconds)).is_none()));
+        assert_eq!(told.tell(at("192.0.2.2"), second(30)), Some(0));
+        assert_eq!(told.tell(at("192.0.2.1"), second(61)), Some(59));
+        for i in 0..20_000_u32 {
+            told.tell(i.to_be_bytes().into(), second(100));
+        }
+        assert_eq!(told.0.len(), MAX_ADDRESSES);
     }
 
     #[test]

@@ -123,10 +123,11 @@ impl Registry {
     }
 
     fn decide_on(&mut self, draft: &mut Draft, change: &Change, by: &Actor, now: UnixTime) -> Result<Applied, Refused> {
-        let (next, mut applied) = self.decide(&draft.state, change.clone(), now)?;
+        let (mut next, mut applied) = self.decide(&draft.state, change.clone(), now)?;
         let writes =
             codec::differences(&draft.state, &next).map_err(|error| Refused::new(ErrorCode::Internal, error))?;
         applied.altered = !writes.is_empty();
+        next.is_pool_whole &= draft.state.world.pool == next.world.pool;
         if applied.altered {
             let entry = AuditEntry::of(change).done(by, &applied, &draft.state.world, &next.world, now);
             let entry = entry.and_then(|entry| self.told.admit(entry, &next.world));

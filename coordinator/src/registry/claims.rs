@@ -206,7 +206,7 @@ impl Claimant<'_> {
 
     fn room(&self) -> usize {
         let id = self.record.id;
-        let freed = self.world.pool.freed().iter().filter(|freed| freed.until > self.now);
+        let freed = self.world.pool.freed().values().filter(|freed| freed.until > self.now);
         let freed = freed.filter(|freed| matches!(freed.owner, BlockOwner::Block(node, _) if node == id));
         MAX_CHURN.saturating_sub(freed.count() + self.record.blocks.len())
     }

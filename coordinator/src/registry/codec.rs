@@ -1,13 +1,16 @@
-//! How a state is stored: one JSON record for each node, VIP and token, and what differs between two states.
+//! How a state is stored: one JSON record for each node, VIP, token and resting address, and what differs between
+//! two states.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
 use mesh_proto::base::id::MeshName;
 use mesh_proto::trust::signed_record::Epoch;
 use mesh_proto::world::World;
+use mesh_proto::world::allocate::Pool;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -47,7 +50,10 @@ pub(super) fn read(records: &Records, setup: &RegistrySetup) -> Result<State, Op
         world.insert_node(name, record);
     }
     world.vips = Arc::new(table(records, StoreTable::Vips)?);
-    world.pool = Arc::new(single(records, StoreTable::Meta, "pool")?.unwrap_or_default());
+    let mut pool: Pool = single(records, StoreTable::Meta, "pool")?.unwrap_or_default();
+    let is_pool_whole = !pool.freed().is_empty();
+    pool.adopt(table::<Ipv4Net, _>(records, StoreTable::Freed)?.into_values());
+    world.pool = Arc::new(pool);
     let log: Ends = single(records, StoreTable::Meta, "log")?.unwrap_or_default();
     world.head = log.head;
     let mut state = State {
@@ -61,6 +67,7 @@ pub(super) fn read(records: &Records, setup: &RegistrySetup) -> Result<State, Op
         coordinators: Arc::new(table(records, StoreTable::Coordinators)?),
         log,
         epoch,
+        is_pool_whole,
     };
     state.tell_coordinators();
     Ok(state)
@@ -80,7 +87,13 @@ pub(super) fn differences(old: &State, new: &State) -> Result<Vec<Write>, String
     writes.value(StoreTable::Services, "accepted", old_file, new_file)?;
     writes.value(StoreTable::Meta, "name", old.name.as_ref(), new.name.as_ref())?;
     let (old_pool, new_pool) = (&old.world.pool, &new.world.pool);
-    writes.value(StoreTable::Meta, "pool", Some(old_pool), Some(new_pool))?;
+    if old_pool != new_pool {
+        let (stored, pool) = (old_pool.without_freed(), new_pool.without_freed());
+        writes.value(StoreTable::Meta, "pool", Some(&stored).filter(|_| !old.is_pool_whole), Some(&pool))?;
+        // What an earlier version kept as one list is written apart once.
+        let stored = if old.is_pool_whole { &BTreeMap::new() } else { old_pool.freed() };
+        writes.entries(StoreTable::Freed, stored, new_pool.freed())?;
+    }
     writes.value(StoreTable::Meta, "lock", old.world.mesh.lock.as_ref(), new.world.mesh.lock.as_ref())?;
     writes.value(StoreTable::Meta, "epoch", Some(&old.epoch), Some(&new.epoch))?;
     if !writes.0.is_empty() && old.world.revision.0 == 0 {
@@ -105,10 +118,16 @@ impl Writes {
         old: &Arc<BTreeMap<K, V>>,
         new: &Arc<BTreeMap<K, V>>,
     ) -> Result<(), String> {
-        if Arc::ptr_eq(old, new) {
-            return Ok(());
-        }
-        for (key, value) in &**new {
+        if Arc::ptr_eq(old, new) { Ok(()) } else { self.entries(table, old, new) }
+    }
+
+    fn entries<K: Ord + Display, V: PartialEq + Serialize>(
+        &mut self,
+        table: StoreTable,
+        old: &BTreeMap<K, V>,
+        new: &BTreeMap<K, V>,
+    ) -> Result<(), String> {
+        for (key, value) in new {
             self.value(table, key, old.get(key), Some(value))?;
         }
         for key in old.keys().filter(|key| !new.contains_key(key)) {

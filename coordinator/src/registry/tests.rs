@@ -11,6 +11,7 @@ mod keys;
 mod locking;
 mod logging;
 mod renewing;
+mod resting;
 mod restoring;
 mod storing;
 mod succession;

@@ -7,7 +7,9 @@
 //! The database is what is read; the journal is for the day on which its file is damaged: the newest backup and
 //! the lines since lead to the last acknowledged commit. SUM is the SHA-256 of the rest of the line. A line
 //! is on the disk before its commit is acknowledged. A file of `SEGMENT` bytes is followed by another; files
-//! that only tell of what the oldest backup holds are removed (`prune`).
+//! that only tell of what the oldest backup holds are removed (`prune`), and where that leaves more than `MOST`
+//! bytes, those of which a newer one holds all (`shed`): the newest backup and the journal lead to the last commit
+//! at every moment.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -27,6 +29,9 @@ use super::{Records, Store, StoreError, StoreTable, Write};
 
 /// When a new file is begun, in bytes.
 const SEGMENT: u64 = 16 * 1024 * 1024;
+/// How long the journal may get before a backup is made for it to begin at, in bytes. It can be longer by what is
+/// committed until that is done, and while no backup can be made.
+pub const MOST: u64 = 64 * 1024 * 1024;
 
 /// A store that keeps a journal of its commits.
 pub struct Journaled<S> {
@@ -201,6 +206,28 @@ pub fn leads_to(dir: &Path) -> Result<Option<Revision>, StoreError> {
     let Some((from, path)) = segments.into_iter().next_back() else { return Ok(None) };
     let bytes = fs::read(path).map_err(failed)?;
     Ok(Some(end(from, &read(&bytes).0)).filter(|end| *end > Revision(0)))
+}
+
+/// Returns how many bytes the journal has; 0 if there is none.
+pub fn length(dir: &Path) -> u64 {
+    let files = segments(dir).unwrap_or_default();
+    files.values().filter_map(|path| fs::metadata(path).ok()).map(|file| file.len()).sum()
+}
+
+/// Removes what the oldest backup holds, and of a journal of `most` bytes also what newer ones hold, until half as
+/// many bytes are left. `backups` are their revisions, oldest first.
+///
+/// # Errors
+/// If the directory cannot be read, or a file in it not be removed.
+pub fn shed(dir: &Path, backups: &[Revision], most: u64) -> io::Result<()> {
+    let aim = if length(dir) < most { most } else { most / 2 };
+    for held in backups {
+        prune(dir, *held)?;
+        if length(dir) <= aim {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the files that only tell of commits up to a revision, and those kept aside from before it.

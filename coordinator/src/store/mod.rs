@@ -53,13 +53,15 @@ pub enum StoreTable {
     Spent,
     /// The coordinators by their keys.
     Coordinators,
+    /// Addresses and blocks that rest, by their nets.
+    Freed,
     /// The log of operations by number, in digits that sort as the numbers do.
     Log,
 }
 
 impl StoreTable {
     /// The tables that are read whole: all but the log.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Meta,
         Self::Services,
         Self::Nodes,
@@ -69,6 +71,7 @@ impl StoreTable {
         Self::Trust,
         Self::Spent,
         Self::Coordinators,
+        Self::Freed,
     ];
 
     /// Returns the name that the table is stored by.
@@ -83,6 +86,7 @@ impl StoreTable {
             Self::Trust => "trust",
             Self::Spent => "spent",
             Self::Coordinators => "coordinators",
+            Self::Freed => "freed",
             Self::Log => "log",
         }
     }

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use mesh_host::http::host_names::{HostNames, called};
 use mesh_host::http::{self, Stop};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -22,9 +23,10 @@ use crate::admin::status;
 use crate::core::counters::Counters;
 use crate::core::documents::FileState;
 
-/// Answers on a bound address until told to stop.
-pub(crate) async fn serve(listener: TcpListener, state: AdminState, counters: Counters, stop: Stop) {
+/// Answers those who call a bound address by one of these names until told to stop.
+pub(crate) async fn serve(listener: TcpListener, names: HostNames, state: AdminState, counters: Counters, stop: Stop) {
     let routes = Router::new().route("/metrics", get(scrape)).with_state((state, counters));
+    let routes = called(routes, names);
     http::serve(listener, move |_| routes.clone(), stop).await;
 }
 
@@ -57,6 +59,8 @@ pub(crate) async fn text(state: &AdminState, own: &Counters) -> Result<String, f
         ("coordinator_nodes_connected", "Nodes that listen for changes", status.live.connected),
         ("coordinator_nodes_current", "Connected nodes that have the present revision in force", status.live.current),
         ("coordinator_watchers", "Open watches", state.core.watches().count()),
+        ("coordinator_strangers", "Connections of peers that are no members, or not yet known", status.strangers),
+        ("coordinator_strangers_max", "Most of these", status.strangers_max),
         (
             "coordinator_services_file_ok",
             "Whether services.toml as it lies on disk is in force",
@@ -87,6 +91,11 @@ pub(crate) async fn text(state: &AdminState, own: &Counters) -> Result<String, f
         "coordinator_connections_turned_away",
         "Connections that were not served because there were too many",
         own.turned_away.clone(),
+    );
+    registry.register(
+        "coordinator_connections_made_room",
+        "Connections of peers that were not known yet, ended because others needed their places",
+        own.made_room.clone(),
     );
     let lines = Counter::<u64>::default();
     lines.inc_by(status.log_lines_dropped);

@@ -88,7 +88,7 @@ impl TestCoordinator {
     /// Reads its metrics.
     pub(crate) async fn metrics(&self) -> String {
         let mut stream = TcpStream::connect(self.running.metrics.unwrap()).await.unwrap();
-        let request = b"GET /metrics HTTP/1.1\r\nhost: coordinator\r\nconnection: close\r\n\r\n";
+        let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await.unwrap();
         let mut answer = String::new();
         soon(stream.read_to_string(&mut answer)).await.unwrap();
@@ -204,7 +204,10 @@ impl TestNode {
     }
 
     pub(crate) async fn dial(&self) -> std::io::Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(self.address).await?;
+        self.shake_hands(TcpStream::connect(self.address).await?).await
+    }
+
+    async fn shake_hands(&self, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from("coordinator").unwrap();
         TlsConnector::from(self.tls()).connect(name, stream).await
     }
@@ -214,7 +217,16 @@ impl TestNode {
     }
 
     pub(crate) async fn connect(&self) -> NodeChannel<'_> {
-        let stream = self.dial().await.unwrap();
+        self.speak(self.dial().await.unwrap()).await
+    }
+
+    /// Goes on over a connection that was made from somewhere.
+    pub(crate) async fn connect_over(&self, stream: TcpStream) -> NodeChannel<'_> {
+        self.speak(self.shake_hands(stream).await.unwrap()).await
+    }
+
+    /// Speaks HTTP/2 over a connection.
+    pub(crate) async fn speak(&self, stream: TlsStream<TcpStream>) -> NodeChannel<'_> {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         NodeChannel { node: self, sender }

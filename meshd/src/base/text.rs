@@ -17,4 +17,4 @@ pub(crate) const SOCKET: SocketWords = SocketWords {
 };
 
 /// What a node that belongs to no mesh is told.
-pub(crate) const JOIN_HINT: &str = "make a token with `mesh-coordinator token create --site SITE` on the coordinator, then run `meshd join TOKEN` here";
+pub(crate) const JOIN_HINT: &str = "make a token with `mesh-coordinator token create --site SITE` on the coordinator, then run `meshd join --token-file FILE` here, or `meshd join -` and paste it";

@@ -64,8 +64,11 @@ pub enum Verb {
     /// Run the daemon
     Run(ConfigArg),
     /// Join a mesh with a token from `mesh-coordinator token create`
+    ///
+    /// Give the token with --token-file, or on standard input: `meshd join -`. On the command line every user of the
+    /// machine can read it.
     Join {
-        /// The token, or `-` for standard input
+        /// `-` for a token on standard input, or the token itself
         #[arg(
             value_name = "TOKEN",
             required_unless_present_any = ["token_file", "oidc_token_file"],

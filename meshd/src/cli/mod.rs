@@ -4,6 +4,7 @@ pub mod args;
 pub(crate) mod check;
 pub(crate) mod cleanup;
 pub mod error;
+mod hidden_token;
 pub mod network_lock;
 pub(crate) mod output;
 mod rejoin;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::{CommandFactory, Parser};
 use hyper::Method;
 use mesh_host::client::{AskError, Client};
+use mesh_host::identity::hide_memory;
 use mesh_host::log::{LostLines, ProcessLog};
 use mesh_host::output::{OutputError, printed};
 use mesh_proto::ops::status as doc;
@@ -21,7 +22,7 @@ use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, print, print_json, socket};
 use crate::cli::rejoin::rejoin;
-use crate::cli::{check, cleanup, network_lock, render};
+use crate::cli::{check, cleanup, hidden_token, network_lock, render};
 use crate::config::accepted::Loaded;
 use crate::config::{CONFIG, Config};
 use crate::dataplane::bench;
@@ -50,6 +51,12 @@ pub fn main(daemon: impl AsyncFnOnce(Loaded, LostLines) -> Result<(), DaemonErro
         Ok(cli) => cli,
         Err(said) => return concluded(helped(&said), None),
     };
+    if let Verb::Join { token: Some(token), .. } = &cli.verb {
+        hidden_token::hide(token);
+    }
+    if let Err(error) = hide_memory() {
+        return concluded(Err(CommandError::Runtime(error)), None);
+    }
     if !matches!(cli.verb, Verb::Run(_)) {
         return concluded(execute(cli, LostLines::default(), daemon), None);
     }

@@ -26,7 +26,7 @@ use mesh_host::toml_reader::{Mistakes, Reader, Value};
 /// Where meshd looks for its configuration.
 pub const CONFIG: &str = "/etc/meshd/meshd.toml";
 /// The keys of the file.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "name",
     "state_dir",
     "runtime_dir",
@@ -38,6 +38,7 @@ const KEYS: [&str; 17] = [
     "services",
     "socket",
     "metrics",
+    "metrics_hosts",
     "lanes",
     "mtu",
     "dns",
@@ -82,6 +83,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// `metrics`: the listener for Prometheus; `None` for `metrics = "off"`.
     pub metrics: Option<SocketAddr>,
+    /// `metrics_hosts`: the names that Prometheus may call it by, apart from addresses and localhost; none if not set.
+    pub metrics_hosts: Vec<String>,
     /// `lanes`: worker threads, 1 to 16.
     pub lanes: usize,
     /// `mtu`: that of the mesh interface, in bytes, within `MTUS`; `None` for what the underlay leaves.
@@ -120,6 +123,7 @@ impl Default for Config {
             services: "/etc/meshd/services.toml".into(),
             socket: "/run/meshd/meshd.sock".into(),
             metrics: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9586))),
+            metrics_hosts: Vec::new(),
             lanes: cores.min(MAX_LANES),
             mtu: None,
             dns: Dns { enabled: true, upstreams: Vec::new() },
@@ -234,6 +238,9 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
             Some(_) => config.metrics = reader.parsed(value),
             None => {}
         }
+    }
+    if let Some(value) = get("metrics_hosts") {
+        config.metrics_hosts = values::host_names(reader, value);
     }
     if let Some(value) = get("endpoints") {
         config.endpoints = values::sockets(reader, value, config.port, MAX_ENDPOINTS);

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use mesh_host::http::host_names::{MAX_NAMES, host_name};
 use mesh_host::toml_reader::{Reader, Value};
 use mesh_proto::base::addr::overlaps_forbidden;
 use mesh_proto::wire::MAX_BLOCKS;
@@ -74,6 +75,10 @@ pub(super) fn sockets(reader: &mut Reader<'_>, value: &Value<'_>, port: u16, mos
         }
     }
     sockets
+}
+
+pub(super) fn host_names(reader: &mut Reader<'_>, value: &Value<'_>) -> Vec<String> {
+    reader.items(value, MAX_NAMES).iter().filter_map(|name| reader.read(name, host_name)).collect()
 }
 
 pub(super) fn pods(reader: &mut Reader<'_>, value: &Value<'_>) -> Vec<Ipv4Net> {

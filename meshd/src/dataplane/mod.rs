@@ -47,8 +47,8 @@ use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Parts};
 use crate::dataplane::mailbox::Mailbox;
 pub use crate::dataplane::supervisor::LaneDeath;
-use crate::dataplane::worker::Worker;
 use crate::dataplane::worker::flow_writer::FlowWriter;
+use crate::dataplane::worker::{Waits, Worker};
 use crate::io::counters::Counters;
 pub use crate::io::counters::{DataPlaneStats, FlowStats, LaneStats, PeerStats};
 pub use crate::io::offloads::{Offload, Offloads};
@@ -266,7 +266,8 @@ impl DataPlane {
             activity: shared.activity.clone(),
             unanswered: Mailbox::room_for_unanswered(),
         };
-        let thread = supervisor::spawn(number, shared.died.clone(), || worker.run());
+        let waits = Waits::new().map_err(|error| DataPlaneError::Thread(error.into()))?;
+        let thread = supervisor::spawn(number, shared.died.clone(), || worker.run(waits));
         self.threads.push(thread.map_err(DataPlaneError::Thread)?);
         Ok(())
     }

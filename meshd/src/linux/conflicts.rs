@@ -21,6 +21,10 @@ pub(super) async fn find(shape: &Shape) -> Vec<Obstacle> {
         Ok(missing) => missing.into_iter().map(Obstacle::plain).collect(),
         Err(error) => vec![Obstacle::plain(format!("cannot examine the guards: {error}"))],
     };
+    match open(shape, found.is_empty()).await {
+        Ok(obstacle) => found.extend(obstacle),
+        Err(error) => found.push(Obstacle::plain(format!("cannot examine the routes of the mesh range: {error}"))),
+    }
     match rules(shape).await {
         Ok(obstacles) => found.extend(obstacles),
         Err(error) => found.push(Obstacle::plain(format!("cannot examine the ip rules: {error}"))),
@@ -40,6 +44,28 @@ impl Obstacle {
     fn plain(sentence: String) -> Self {
         Self { sentence, command: String::new() }
     }
+}
+
+/// Says whether the rule or the route is missing that closes the range: a running daemon puts them back, nobody else does.
+async fn open(shape: &Shape, is_guarded: bool) -> Result<Option<Obstacle>, KernelError> {
+    let routes = Routes::open()?;
+    let has_rule = routes.rules().await?.iter().any(|rule| leads_into_the_mesh(&IpRule::read(rule), shape));
+    let is_last = |route: &RouteMessage| {
+        route.header.kind == RouteType::Unreachable && route::destination(route) == shape.range.net()
+    };
+    if has_rule && routes.table(names::table(shape.range)).await?.iter().any(is_last) {
+        return Ok(None);
+    }
+    let (range, table) = (shape.range, names::nft_table(shape.range));
+    let sentence = match is_guarded {
+        true => format!(
+            "the ip rule or the unreachable route of the mesh range {range} is missing; the nftables table `ip {table}` alone keeps its packets from leaving in clear"
+        ),
+        false => format!(
+            "nothing keeps packets for the mesh range {range} from leaving this host in clear: rule and route, and the nftables table `ip {table}`, are missing"
+        ),
+    };
+    Ok(Some(Obstacle { sentence, command: "meshd guard".to_owned() }))
 }
 
 async fn rules(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {

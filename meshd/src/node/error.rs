@@ -40,6 +40,16 @@ pub enum DaemonError {
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}; check the limits of this process")]
     Signals(io::Error),
+    /// The limit of open files is too low.
+    #[error(
+        "the limit of open files is {limit}, and meshd needs {needed} with these lanes; raise it (LimitNOFILE= in the unit, or ulimit -n)"
+    )]
+    Descriptors {
+        /// The limit.
+        limit: u64,
+        /// The least that is enough.
+        needed: u64,
+    },
     /// The kernel refuses a thread.
     #[error("cannot start a thread: {0}; raise the limits of processes and open files")]
     Threads(io::Error),

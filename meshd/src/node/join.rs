@@ -31,7 +31,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The token cannot be read.
-    #[error("cannot read the token from {from}: {error}; give it as `meshd join TOKEN`, `--token-file FILE` or `-`")]
+    #[error(
+        "cannot read the token from {from}: {error}; give it with `--token-file FILE`, or on standard input with `-`"
+    )]
     Read {
         /// Where from.
         from: String,

@@ -7,6 +7,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::routing::get;
+use mesh_host::http::host_names::{HostNames, called};
 use mesh_host::http::{self, Stop};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
@@ -17,9 +18,9 @@ use crate::node::publisher::Subscriber;
 /// How often binding is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Serves `/metrics`, `/livez` and `/readyz` until told to stop. A port that cannot be bound is a
-/// note, and tried again.
-pub async fn serve(listen: SocketAddr, subscriber: Subscriber, stop: Stop) {
+/// Serves `/metrics`, `/livez` and `/readyz` until told to stop, to those who call it by an address or one of these
+/// names. A port that cannot be bound is a note, and tried again.
+pub async fn serve(listen: SocketAddr, names: Vec<String>, subscriber: Subscriber, stop: Stop) {
     let listener = loop {
         match TcpListener::bind(listen).await {
             Ok(listener) => break listener,
@@ -41,6 +42,7 @@ pub async fn serve(listen: SocketAddr, subscriber: Subscriber, stop: Stop) {
         .route("/readyz", get(readiness))
         .fallback((StatusCode::NOT_FOUND, "there are /metrics, /livez and /readyz\n"))
         .with_state(subscriber);
+    let routes = called(routes, HostNames::new(&names, listen));
     http::serve(listener, move |_| routes.clone(), stop).await;
 }
 

@@ -18,7 +18,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::base::addr::{Flat, MeshRange};
 use crate::base::clock::UnixTime;
@@ -91,8 +91,20 @@ pub struct Pool {
     node: Option<Flat>,
     /// The last block given out, by prefix length.
     blocks: BTreeMap<u8, Ipv4Net>,
-    /// What rests; entries that ended are dropped when the next thing is freed or given out.
-    freed: Vec<Freed>,
+    /// What rests; entries that ended are dropped when the next thing is freed or given out. Each is a record of its
+    /// own in the store (`adopt`); an earlier version kept the whole list here.
+    #[serde(serialize_with = "kept_apart", deserialize_with = "kept_here")]
+    freed: BTreeMap<Ipv4Net, Freed>,
+}
+
+fn kept_apart<S: Serializer>(_: &BTreeMap<Ipv4Net, Freed>, serializer: S) -> Result<S::Ok, S::Error> {
+    // An earlier version does not read a pool without the list.
+    [(); 0].serialize(serializer)
+}
+
+fn kept_here<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Ipv4Net, Freed>, D::Error> {
+    let list = Vec::<Freed>::deserialize(deserializer)?;
+    Ok(list.into_iter().map(|freed| (freed.net, freed)).collect())
 }
 
 impl Pool {
@@ -186,12 +198,28 @@ impl Pool {
     pub fn free(&mut self, net: Ipv4Net, owner: BlockOwner, now: UnixTime) {
         self.expire(now);
         let until = now + QUARANTINE;
-        self.freed.push(Freed { net, owner, until });
+        self.freed.insert(net, Freed { net, owner, until });
     }
 
-    /// Returns what rests, ended entries included until the next change.
-    pub fn freed(&self) -> &[Freed] {
+    /// Returns what rests, by its net, ended entries included until the next change.
+    pub fn freed(&self) -> &BTreeMap<Ipv4Net, Freed> {
         &self.freed
+    }
+
+    /// Lets more rest, as it was stored; of what rests already the longer rest counts.
+    pub fn adopt(&mut self, freed: impl IntoIterator<Item = Freed>) {
+        for freed in freed {
+            let known = self.freed.entry(freed.net).or_insert_with(|| freed.clone());
+            if known.until < freed.until {
+                *known = freed;
+            }
+        }
+    }
+
+    /// Returns the pool as it is stored: without what rests.
+    #[must_use]
+    pub fn without_freed(&self) -> Self {
+        Self { blocks: self.blocks.clone(), freed: BTreeMap::new(), ..*self }
     }
 
     /// Forgets all places, since the range is another; numbers stay given out.
@@ -201,12 +229,13 @@ impl Pool {
 
     fn take_back(&mut self, owner: &BlockOwner, now: UnixTime) -> Option<Ipv4Net> {
         self.expire(now);
-        let place = self.freed.iter().position(|freed| freed.owner == *owner)?;
-        Some(self.freed.remove(place).net)
+        let net = self.freed.values().find(|freed| freed.owner == *owner)?.net;
+        self.freed.remove(&net);
+        Some(net)
     }
 
     fn expire(&mut self, now: UnixTime) {
-        self.freed.retain(|freed| freed.until > now);
+        self.freed.retain(|_, freed| freed.until > now);
     }
 }
 
@@ -214,8 +243,8 @@ impl Pool {
 struct Busy(BTreeMap<u32, u32>);
 
 impl Busy {
-    fn new(live: impl Iterator<Item = Ipv4Net>, freed: &[Freed], now: UnixTime) -> Self {
-        let resting = freed.iter().filter(|freed| freed.until > now);
+    fn new(live: impl Iterator<Item = Ipv4Net>, freed: &BTreeMap<Ipv4Net, Freed>, now: UnixTime) -> Self {
+        let resting = freed.values().filter(|freed| freed.until > now);
         let nets = live.chain(resting.map(|freed| freed.net));
         Self(nets.map(interval).collect())
     }

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) log: Ends,
     /// How often the state went back to a backup, counted from 1.
     pub(super) epoch: u64,
+    /// Whether the stored pool holds what rests as one list, as an earlier version wrote it.
+    pub(super) is_pool_whole: bool,
 }
 
 /// A services.toml that was accepted.

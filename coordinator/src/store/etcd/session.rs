@@ -68,7 +68,8 @@ impl Session {
             | StoreTable::Revoked
             | StoreTable::Trust
             | StoreTable::Spent
-            | StoreTable::Coordinators => self.key(&format!("mesh/{}", record_name(table, key))),
+            | StoreTable::Coordinators
+            | StoreTable::Freed => self.key(&format!("mesh/{}", record_name(table, key))),
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use super::power::{Dice, writes};
 use super::*;
-use crate::store::journal::{Journaled, begins, prune, replay};
+use crate::store::journal::{Journaled, begins, length, prune, replay, shed};
 
 type Stored = BTreeMap<(StoreTable, String), Vec<u8>>;
 
@@ -179,4 +179,63 @@ fn nothing_but_a_torn_last_line_is_cut_off() {
     assert_eq!(fs::read(&file).unwrap(), bytes, "whole lines that cannot be read may be mended by somebody");
     assert_eq!(begins(&path), Some(Revision(5)));
     assert_eq!(replayed(&path, &model, 0), (7, model[7].clone()));
+}
+
+#[test]
+fn a_long_journal_begins_at_a_newer_backup_and_wherever_that_is_cut_off_nothing_is_lost() {
+    const MOST: u64 = 32 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let mut dice = Dice(11);
+    let mut model = vec![Stored::new()];
+    // Each life begins another file, as a full one does.
+    let mut files = |model: &mut Vec<Stored>| {
+        for _ in 0..8 {
+            let mut store = Journaled::open(memory(model), &path).unwrap();
+            advance(&mut store, model, 15, &mut dice);
+            drop(store);
+            let next = path.join(format!("{:020}.log", model.len() - 1));
+            fs::write(next, "").unwrap();
+        }
+    };
+    files(&mut model);
+    let older = model.len() - 1;
+    files(&mut model);
+    let newest = model.len() - 1;
+    files(&mut model);
+    let last = model.len() - 1;
+    let before = length(&path);
+    assert!(before > 3 * MOST, "{before}");
+
+    // Every state in which a removal file by file can be cut off.
+    let names = |dir: &Path| {
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        names
+    };
+    let all = names(&path);
+    let backups = [older, newest].map(|held| Revision(held as u64));
+    let copy = dir.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    for file in &all {
+        fs::copy(file, copy.join(file.file_name().unwrap())).unwrap();
+    }
+    shed(&copy, &backups, MOST).unwrap();
+    let left = names(&copy).len();
+    assert!(left < all.len() && left > 8, "{left} of {}", all.len());
+    for gone in 0..=all.len() - left {
+        if gone > 0 {
+            fs::remove_file(&all[gone - 1]).unwrap();
+        }
+        let (to, records) = replayed(&path, &model, newest);
+        assert_eq!((to as usize, &records), (last, &model[last]), "{gone} files are gone");
+    }
+    assert_eq!(
+        names(&path).iter().map(|path| path.file_name()).collect::<Vec<_>>(),
+        names(&copy).iter().map(|path| path.file_name()).collect::<Vec<_>>()
+    );
+
+    // A journal that is short enough reaches back to the oldest backup.
+    shed(&path, &[Revision(newest as u64 + 1), Revision(last as u64)], u64::MAX).unwrap();
+    assert_eq!(replayed(&path, &model, newest + 15).0, last as u64);
 }

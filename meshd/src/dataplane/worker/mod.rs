@@ -72,6 +72,22 @@ pub(crate) struct Worker {
     pub(crate) unanswered: Vec<(NodeId, Timestamp)>,
 }
 
+/// What a worker waits by: made before its thread, so that a kernel that refuses a descriptor refuses the start.
+pub(crate) struct Waits {
+    epoll: OwnedFd,
+    alarm: Alarm,
+}
+
+impl Waits {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When the kernel refuses a descriptor.
+    pub(crate) fn new() -> Result<Self, Errno> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, alarm: Alarm::new()? })
+    }
+}
+
 /// The worker's own buffers, made on its thread.
 struct Buffers {
     inbox: Inbox,
@@ -84,8 +100,8 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel refuses to wait on the descriptors.
-    pub(crate) fn run(mut self) -> Result<(), Errno> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    pub(crate) fn run(mut self, waits: Waits) -> Result<(), Errno> {
+        let Waits { epoll, mut alarm } = waits;
         watch(&epoll, self.mailbox(), MAIL)?;
         for (i, socket) in self.sockets.each().enumerate() {
             watch(&epoll, socket, UDP + i as u64)?;
@@ -93,7 +109,6 @@ impl Worker {
         if self.queue.reads() {
             watch(&epoll, &self.queue, TUN)?;
         }
-        let mut alarm = Alarm::new()?;
         watch(&epoll, &alarm.timer, TIME)?;
         let mut buffers = Buffers { inbox: Inbox::default(), out: Out::new(OUT), packet: vec![0; MAX_PACKET].into() };
         self.sockets.prepare(&mut buffers.out.udp);

@@ -68,6 +68,28 @@ fn an_earlier_rule_that_takes_the_range_is_found_and_its_command_mends_it() {
     });
 }
 
+#[test]
+fn a_range_that_nothing_closes_any_more_is_found_and_its_command_mends_it() {
+    in_namespace(|| async {
+        let shape = shape(&["10.8.1.0/24"]);
+        let _node = node(&shape).await;
+        let routes = Routes::open().unwrap();
+        routes.remove("no-such").await.unwrap();
+
+        let found = obstacles(&shape).await;
+
+        let first = found.iter().find(|obstacle| obstacle.command == "meshd guard").unwrap();
+        assert!(first.sentence.contains("`ip meshd` alone keeps"), "{found:?}");
+        assert!(guards::remove().unwrap());
+        let found = obstacles(&shape).await;
+        let both = found.iter().find(|obstacle| obstacle.command == "meshd guard").unwrap();
+        assert!(both.sentence.contains("nothing keeps packets for the mesh range 241.0.0.0/8"), "{found:?}");
+        close_range(&shape).await.unwrap();
+        attach(&shape).await.unwrap();
+        assert_eq!(obstacles(&shape).await, Vec::new());
+    });
+}
+
 fn forward(family: Family, table: &str, policy: Fate) -> Chain {
     Chain {
         family,
