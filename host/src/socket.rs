@@ -301,7 +301,7 @@ mod tests {
             }
             let back = async {
                 while client.get::<u32>("/").await.is_err() {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    sleep(Duration::from_millis(10)).await;
                 }
             };
             tokio::time::timeout(soon, back).await.unwrap();

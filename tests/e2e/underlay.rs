@@ -26,6 +26,8 @@ const SOON: Duration = Duration::from_secs(2);
 const HELD_UP: Duration = Duration::from_secs(5);
 /// How long an answer is waited for, so that what takes too long is measured.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a kernel puts off an acknowledgement, and more.
+const QUIET: Duration = Duration::from_millis(300);
 /// New connections begun after a change, and the time between two.
 const CALLS: u64 = 30;
 const EVERY: Duration = Duration::from_millis(60);
@@ -122,6 +124,8 @@ fn move_b(pair: &Pair, from: u8, to: u8) -> Duration {
     for stream in &streams {
         echo(stream, 1000);
     }
+    // What is not acknowledged yet `b` would send again, and show by that where it is.
+    std::thread::sleep(QUIET);
     pair.network.renumber(&pair.b.node.namespace, 2, from, to).unwrap();
     let calls = call(&pair.a.pod, web);
     let echoes: Vec<JoinHandle<Duration>> =

@@ -34,7 +34,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::channel::context::Context;
 use crate::channel::own_addresses::OwnAddresses;
-use crate::channel::peer::{Admission, ConnectionLimits, Requester};
+use crate::channel::peer::{ConnectionLimits, LetIn, Requester};
 use crate::channel::routes;
 
 /// How long after it connected a peer may take for its first byte.
@@ -112,7 +112,7 @@ fn is_one_descriptor_left() -> bool {
 async fn connection(
     stream: TcpStream,
     from: SocketAddr,
-    entry: Admission,
+    entry: LetIn,
     acceptor: TlsAcceptor,
     routes: Router,
     context: Context,
@@ -121,7 +121,7 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?.ip().to_canonical();
-    let Admission { place, mut evicted, is_anothers: _ } = entry;
+    let LetIn { place, mut evicted, is_anothers: _ } = entry;
     let stream = tokio::select! {
         stream = shake_hands(stream, acceptor) => stream?,
         Ok(()) = &mut evicted => return Err(made_room()),

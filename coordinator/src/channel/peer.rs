@@ -93,7 +93,7 @@ impl Drop for StrangerPlace {
 }
 
 /// A connection that was let in.
-pub(crate) struct Admission {
+pub(crate) struct LetIn {
     /// Its place.
     pub(crate) place: StrangerPlace,
     /// Is told when another got the place.
@@ -142,12 +142,12 @@ impl ConnectionLimits {
     }
 
     /// Lets a connection in whose peer is not known yet; none if there are too many of its kind.
-    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admission> {
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<LetIn> {
         let address = household(address);
         let is_expected = lock(&self.addresses).knows(address);
         let got = lock(self.half_open(is_expected)).enter(address, Instant::now())?;
         let place = StrangerPlace { doors: Arc::clone(self), is_expected, number: got.number };
-        Some(Admission { place, evicted: got.evicted, is_anothers: got.is_anothers })
+        Some(LetIn { place, evicted: got.evicted, is_anothers: got.is_anothers })
     }
 
     /// Lets a connection in that proved a key; none if there are too many of that key.

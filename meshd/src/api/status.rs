@@ -364,7 +364,7 @@ fn narrow_ways(snapshot: &Snapshot) -> Vec<String> {
     let narrow: Vec<_> = narrow.collect();
     let Some(least) = narrow.iter().map(|(_, most, _)| *most).min() else { return Vec::new() };
     let named: Vec<String> = { narrow.iter().take(MAX_NAMED) }
-        .map(|(name, most, (_, age))| format!("`{name}` ({most} bytes, for {})", age(age.as_secs(), 1)))
+        .map(|(name, most, (_, since))| format!("`{name}` ({most} bytes, for {})", age(since.as_secs(), 1)))
         .collect();
     let more = match narrow.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),
@@ -541,6 +541,7 @@ mod tests {
         let enrolment = Enrolment {
             version: 1,
             coordinators: Vec::new(),
+            worked: Vec::new(),
             pins: Vec::new(),
             node: map.node.name.clone(),
             id: map.node.id,

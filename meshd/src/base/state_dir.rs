@@ -4,9 +4,9 @@
 //! What counts only once it is stored is replaced (`replace`), and whoever wrote it gives up.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -25,7 +25,8 @@ use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use crate::base::files::{
-    ACTIVITY, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile, TRIAL,
+    ACTIVITY, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, HANDSHAKE_TIME, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP,
+    StateFile, TRIAL,
 };
 use crate::base::runtime::aside;
 use crate::base::unstored::{Content, LONGEST, Shelf, TURN, Unstored};
@@ -223,7 +224,8 @@ impl State {
             return Err(StateError::Locked { dir: self.dir.clone(), process });
         }
         // Only so that others can say whom they wait for: a full disk is no reason not to run.
-        let _ = file.set_len(0).and_then(|()| (&file).write_all(format!("{}\n", std::process::id()).as_bytes()));
+        // Of one length, so that nothing is left of a longer number.
+        let _ = file.write_all_at(format!("{:<10}\n", std::process::id()).as_bytes(), 0);
         Ok(StateLock(file))
     }
 
@@ -502,7 +504,7 @@ impl State {
         match content {
             Content::Bytes(bytes) if file == NETMAP => self.write_netmap(bytes),
             // It has to outlive the process, not the machine.
-            Content::Bytes(bytes) if file == TRIAL => {
+            Content::Bytes(bytes) if [HANDSHAKE_TIME, TRIAL].contains(&file) => {
                 files::replace_unsynced(&path, bytes).map_err(|error| failed("write", &path, error))
             }
             Content::Bytes(bytes) => files::replace(&path, bytes).map_err(|error| failed("write", &path, error)),

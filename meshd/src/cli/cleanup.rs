@@ -12,7 +12,7 @@ use crate::cli::args::CleanupArgs;
 use crate::cli::error::CommandError;
 use crate::cli::output::finish;
 use crate::config::Config;
-use crate::linux::{self, Extent, Life, Mesh};
+use crate::linux::{self, Extent, HostMesh, Life};
 use crate::node::join;
 use crate::node::lane_deaths::LaneDeaths;
 
@@ -70,7 +70,7 @@ pub(crate) fn removed(things: Vec<String>) -> Vec<String> {
     things.into_iter().map(|thing| format!("removed {thing}")).collect()
 }
 
-fn others(left: &[Mesh]) -> String {
+fn others(left: &[HostMesh]) -> String {
     let ranges: Vec<String> = left.iter().map(|mesh| mesh.range.to_string()).collect();
     format!("other meshes of this host stay: {}", ranges.join(", "))
 }
@@ -96,9 +96,9 @@ async fn stop(socket: &Path) -> Result<Option<String>, CommandError> {
 }
 
 /// Removes the files of the configuration and of the meshes that were removed: nothing that meshd did not make.
-fn files(config: &Config, meshes: &[Mesh]) -> Result<Vec<String>, CommandError> {
+fn files(config: &Config, meshes: &[HostMesh]) -> Result<Vec<String>, CommandError> {
     let home = join::home(config);
-    let of = |own: PathBuf, path: fn(&Mesh) -> Option<&PathBuf>| {
+    let of = |own: PathBuf, path: fn(&HostMesh) -> Option<&PathBuf>| {
         let mut all = vec![own];
         all.extend(meshes.iter().filter_map(path).cloned());
         all.sort_unstable();

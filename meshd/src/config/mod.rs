@@ -172,8 +172,8 @@ impl Config {
         let top = text.lines().take_while(|line| !line.trim_start().starts_with('['));
         let good = top.filter(|line| DeTable::parse_recoverable(line).1.is_empty());
         let good: String = good.flat_map(|line| [line, "\n"]).collect();
-        let (table, _) = DeTable::parse_recoverable(&good);
-        read(&mut Reader::new(&good), table.get_ref())
+        let (mut reader, table) = Reader::parse(&good);
+        read(&mut reader, &table)
     }
 
     /// Returns the file of the flow table, which is written with every new connection. It lies in a folder of its own,

@@ -39,7 +39,7 @@ impl HandshakeClock {
     /// # Errors
     /// `StateError` if it cannot be written.
     pub fn store(&self, state: &State, key: &TunnelKey) -> Result<(), StateError> {
-        state.replace_unsynced(HANDSHAKE_TIME, format!("{key} {}\n", self.latest_second()).as_bytes())
+        state.keep(HANDSHAKE_TIME, format!("{key} {}\n", self.latest_second()).as_bytes())
     }
 
     /// Returns the latest time, rounded up to a second since 1970; 0 for none.

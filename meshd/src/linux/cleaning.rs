@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mesh_proto::base::addr::MeshRange;
 
 use super::error::KernelError;
-use super::meshes::{Life, Mesh, present};
+use super::meshes::{HostMesh, Life, present};
 use super::route::Routes;
 use super::{guards, names};
 use crate::linux::shape::TABLE;
@@ -38,16 +38,16 @@ pub struct Cleaned {
     /// What was removed, in words.
     pub removed: Vec<String>,
     /// The meshes that were removed.
-    pub meshes: Vec<Mesh>,
+    pub meshes: Vec<HostMesh>,
     /// The meshes that stay.
-    pub left: Vec<Mesh>,
+    pub left: Vec<HostMesh>,
 }
 
 /// Lists the meshes that this host's kernel knows, in the order of their ranges.
 ///
 /// # Errors
 /// `KernelError` if the kernel does not answer.
-pub async fn meshes() -> Result<Vec<Mesh>, KernelError> {
+pub async fn meshes() -> Result<Vec<HostMesh>, KernelError> {
     present(&Routes::open()?, u64::MAX).await
 }
 
@@ -62,7 +62,7 @@ pub async fn meshes() -> Result<Vec<Mesh>, KernelError> {
 pub async fn cleanup(extent: &Extent) -> Result<Cleaned, KernelError> {
     let routes = Routes::open()?;
     let found = present(&routes, u64::MAX).await?;
-    let (chosen, left): (Vec<Mesh>, Vec<Mesh>) = found.into_iter().partition(|mesh| extent.covers(mesh));
+    let (chosen, left): (Vec<HostMesh>, Vec<HostMesh>) = found.into_iter().partition(|mesh| extent.covers(mesh));
     if let Some(mesh) = chosen.iter().find(|mesh| matches!(mesh.life, Life::Claimed(_))) {
         return Err(KernelError::Taken(format!(
             "meshd runs for the mesh range {} ({}) and would put back what is removed; stop it first (systemctl stop meshd)",
@@ -105,7 +105,7 @@ async fn of_range(routes: &Routes, range: MeshRange) -> Result<Vec<String>, Kern
 }
 
 impl Extent {
-    fn covers(&self, mesh: &Mesh) -> bool {
+    fn covers(&self, mesh: &HostMesh) -> bool {
         match self {
             Self::All { .. } => true,
             Self::Range(range) => mesh.range == *range,
@@ -116,7 +116,7 @@ impl Extent {
         }
     }
 
-    fn interfaces(&self, chosen: &[Mesh]) -> BTreeSet<String> {
+    fn interfaces(&self, chosen: &[HostMesh]) -> BTreeSet<String> {
         let of_chosen = chosen.iter().filter_map(|mesh| mesh.owner.interface.clone());
         match self {
             Self::All { interface } | Self::One { interface, .. } => of_chosen.chain([interface.clone()]).collect(),

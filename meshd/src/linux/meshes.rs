@@ -19,7 +19,7 @@ use crate::linux::shape::{Shape, TABLE};
 
 /// A mesh that the kernel knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mesh {
+pub struct HostMesh {
     /// Its range.
     pub range: MeshRange,
     /// Whose it is.
@@ -59,7 +59,7 @@ pub(super) enum Asker {
 }
 
 /// Finds all of them; claims from `later_than` on are left out, for they came after who asks.
-pub(super) async fn present(routes: &Routes, later_than: u64) -> Result<Vec<Mesh>, KernelError> {
+pub(super) async fn present(routes: &Routes, later_than: u64) -> Result<Vec<HostMesh>, KernelError> {
     let mut found = Found::default();
     // Without nftables there are no tables of ours.
     for table in nft::described().unwrap_or_default().into_iter().filter(|table| table.family == Family::Ip) {
@@ -92,12 +92,12 @@ pub(super) async fn present(routes: &Routes, later_than: u64) -> Result<Vec<Mesh
 }
 
 #[derive(Default)]
-struct Found(BTreeMap<Ipv4Net, Mesh>);
+struct Found(BTreeMap<Ipv4Net, HostMesh>);
 
 impl Found {
     /// Adds what was found of a mesh; who is alive knows best whose it is.
     fn add(&mut self, range: MeshRange, owner: Owner, life: Life) {
-        let new = Mesh { range, owner: Owner::default(), life, former: false };
+        let new = HostMesh { range, owner: Owner::default(), life, former: false };
         let mesh = self.0.entry(range.net()).or_insert(new);
         let newer = life > mesh.life;
         mesh.life = mesh.life.max(life);
@@ -113,7 +113,12 @@ impl Found {
 }
 
 /// Says whether, and why, a mesh has no place beside others. `joined` tells whether a state directory belongs to a mesh.
-pub(super) fn refusal(shape: &Shape, asker: Asker, meshes: &[Mesh], joined: impl Fn(&Path) -> bool) -> Option<Refusal> {
+pub(super) fn refusal(
+    shape: &Shape,
+    asker: Asker,
+    meshes: &[HostMesh],
+    joined: impl Fn(&Path) -> bool,
+) -> Option<Refusal> {
     meshes.iter().find_map(|mesh| {
         if overlap(mesh.range.net(), shape.range.net()) {
             mesh.refuses(shape, asker, &joined)
@@ -123,7 +128,7 @@ pub(super) fn refusal(shape: &Shape, asker: Asker, meshes: &[Mesh], joined: impl
     })
 }
 
-impl Mesh {
+impl HostMesh {
     fn refuses(&self, shape: &Shape, asker: Asker, joined: &impl Fn(&Path) -> bool) -> Option<Refusal> {
         let Self { owner, life, .. } = self;
         let same_dir = owner.state_dir.as_ref() == Some(&shape.home.state_dir);

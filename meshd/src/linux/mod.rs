@@ -38,7 +38,7 @@ pub use cleaning::{Cleaned, Extent, cleanup, forget, meshes};
 pub use error::KernelError;
 pub use host::{HostFacts, HostRoute, HostUnderlay, MAX_ROUTES, UnderlayEvents};
 pub use mark::Owner;
-pub use meshes::{Life, Mesh};
+pub use meshes::{HostMesh, Life};
 use names::check_name;
 pub use names::{nft_table, table};
 pub use reconciler::{Keeper, Upkeep};

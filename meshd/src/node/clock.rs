@@ -1,28 +1,54 @@
 //! Whether this node's clock is good enough for its handshakes, and the time that is remembered for that.
 
+use std::sync::Arc;
+
 use mesh_host::clock::time_of_day;
 use mesh_host::table::age;
+use mesh_proto::base::id::TunnelKey;
 
-use super::Membership;
+use crate::base::notes::Notes;
+use crate::base::state_dir::State;
+use crate::keys::handshake_clock::HandshakeClock;
 
 /// The topic of a clock that was set back.
 const NOTE: &str = "clock";
 
-impl Membership<'_> {
-    /// Looks at the clock, and stores the time that handshakes have used, if they have since.
-    pub(super) fn look_at_clock(&mut self) {
-        self.say_clock();
+/// Looks at the clock for one node.
+pub(super) struct ClockWatch {
+    clock: Arc<HandshakeClock>,
+    state: State,
+    notes: Notes,
+    /// What is stored of the latest time, in seconds since 1970.
+    stored: u64,
+    /// Whether the clock was told to be behind.
+    is_behind: bool,
+}
+
+impl ClockWatch {
+    /// Goes on with a clock as it was loaded.
+    pub(super) fn new(clock: Arc<HandshakeClock>, state: &State, notes: &Notes) -> Self {
+        Self { stored: clock.latest_second(), clock, state: state.clone(), notes: notes.clone(), is_behind: false }
+    }
+
+    /// Returns the clock.
+    pub(super) fn clock(&self) -> &Arc<HandshakeClock> {
+        &self.clock
+    }
+
+    /// Says whether the clock is behind, and stores the time that handshakes of a key have used, if they have since.
+    pub(super) fn look(&mut self, key: &TunnelKey) {
+        self.say();
         let latest = self.clock.latest_second();
-        if latest == self.stored_second {
+        if latest == self.stored {
             return;
         }
-        match self.clock.store(self.state, &self.lanes.public(0)) {
-            Ok(()) => self.stored_second = latest,
+        match self.clock.store(&self.state, key) {
+            Ok(()) => self.stored = latest,
             Err(error) => tracing::debug!(%error, "the time of handshakes is not stored; it is tried again"),
         }
     }
 
-    fn say_clock(&mut self) {
+    fn say(&mut self) {
         let lag = self.clock.lag(time_of_day());
         let sentence = lag.map(|lag| {
             format!(
@@ -30,13 +56,13 @@ impl Membership<'_> {
                 age(lag.as_secs(), 2)
             )
         });
-        if lag.is_some() != self.is_clock_behind {
-            self.is_clock_behind = lag.is_some();
+        if lag.is_some() != self.is_behind {
+            self.is_behind = lag.is_some();
             match &sentence {
                 Some(sentence) => tracing::warn!("{sentence}"),
                 None => tracing::info!("the clock of this host has caught up with its handshakes"),
             }
         }
-        self.publisher.notes.set(NOTE, sentence);
+        self.notes.set(NOTE, sentence);
     }
 }

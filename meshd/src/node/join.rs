@@ -374,7 +374,7 @@ mod tests {
 
         let _running = state.lock().unwrap();
         let refused = remember(&config, &Credential::Token(token())).unwrap_err();
-        assert!(matches!(refused, JoinError::State(StateError::Locked(_))), "{refused}");
+        assert!(matches!(refused, JoinError::State(StateError::Locked { .. })), "{refused}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Membership<'_> {
                 if forgotten.is_ok() {
                     self.rotation = None;
                     // What the former key has used does not count for the present one.
-                    self.clock.forget();
+                    self.clock.clock().forget();
                     self.report();
                     tracing::info!("the former tunnel key is forgotten");
                 }
@@ -86,7 +86,7 @@ impl Membership<'_> {
     /// Puts the keys of the state directory in force.
     fn reload_keys(&mut self, calls_by_former: bool) -> Result<(), StateError> {
         self.keys = Arc::new(NodeKeys::load(self.state)?);
-        let lanes = self.keys.lanes(self.config.lanes).timed_by(Arc::clone(&self.clock));
+        let lanes = self.keys.lanes(self.config.lanes).timed_by(Arc::clone(self.clock.clock()));
         self.lanes = lanes.calling_by_former(calls_by_former);
         self.plane.handle().set_keys(&self.lanes);
         Ok(())

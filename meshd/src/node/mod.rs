@@ -29,7 +29,7 @@ use mesh_host::table::age;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::offline_lease::Lease;
-use mesh_proto::trust::record_conflict::RecordConflicts;
+use mesh_proto::trust::record_conflict::Conflict;
 use mesh_proto::verifier::VerifiedMap;
 use mesh_proto::wire::{NodeFacts, Report};
 use tokio::runtime::Handle;
@@ -44,7 +44,7 @@ use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
 use crate::config::Config;
 use crate::control::log_auditor::LogAuditor;
-use crate::control::{AddressBook, ChannelKeeper, ChannelState, Dial, MapGuard, RecordsKnown};
+use crate::control::{AddressBook, ChannelKeeper, ChannelState, Dial, MapGuard};
 use crate::dataplane::{Activity, DataPlane, DataPlaneSetup, LaneDeath};
 use crate::dns::server;
 use crate::keys::handshake_clock::HandshakeClock;
@@ -52,11 +52,13 @@ use crate::keys::lanes::LaneKeys;
 use crate::keys::node::NodeKeys;
 use crate::keys::psk_store::PskStore;
 use crate::linux::{self, HostUnderlay, Keeper, MARK, Shape};
+use crate::node::clock::ClockWatch;
 use crate::node::error::DaemonError;
 use crate::node::identity_rotation::Renewer;
 use crate::node::offline_lease::LastHeard;
 use crate::node::psk_rollout::Switch;
 use crate::node::publisher::Publisher;
+use crate::node::record_conflicts::RecordJudge;
 use crate::node::requests::{Order, Requests};
 use crate::node::self_record::Author;
 use crate::node::services_file::Offers;
@@ -97,19 +99,14 @@ pub(crate) struct Membership<'d> {
     plane: DataPlane,
     keys: Arc<NodeKeys>,
     lanes: LaneKeys,
-    /// The times that handshakes have used, what of it is stored, and whether that was told to lie ahead.
-    clock: Arc<HandshakeClock>,
-    stored_second: u64,
-    is_clock_behind: bool,
+    clock: ClockWatch,
     /// The preshared keys; none for plain WireGuard.
     vault: Option<Arc<PskStore>>,
     switch: Switch,
     /// The number of the record that was reported last.
     sequence: u64,
     author: Author,
-    conflicts: RecordConflicts,
-    /// What the coordinators have of this node's records.
-    records: watch::Receiver<RecordsKnown>,
+    records: RecordJudge,
     renewer: Renewer,
     rotation: Option<Rotation>,
     /// Whether another tunnel key was asked for, which the disk did not take yet.
@@ -166,7 +163,7 @@ impl<'d> Membership<'d> {
         let (switch, vault) = Switch::start(state, config.keys.preshared);
         publisher.preshared.send_replace((switch.mode(), switch.sentence()));
         let known = linux::host_facts().await?;
-        let next_hops = facts::next_hops(&known).into();
+        let next_hops: Arc<[_]> = facts::next_hops(&known).into();
         let host = known.underlay;
         let own = watch::Sender::new(Arc::new(host.own.clone()));
         let shape = join::shape(config, &enrolment, facts::mtu(config, &host));
@@ -192,7 +189,7 @@ impl<'d> Membership<'d> {
                 vault: vault.clone(),
                 view: Arc::clone(&view),
                 locals: facts::locals(&host).into(),
-                next_hops,
+                next_hops: Arc::clone(&next_hops),
                 active: active.iter().map(activity).collect(),
             })
         };
@@ -229,16 +226,13 @@ impl<'d> Membership<'d> {
             plane,
             keys,
             lanes,
-            stored_second: clock.latest_second(),
-            clock,
-            is_clock_behind: false,
+            clock: ClockWatch::new(clock, state, &publisher.notes),
             vault,
             switch,
             // The coordinator may have the record that the next key signed.
             sequence: renewer.next().map_or(0, |next| author.number(&next.identity())),
             author,
-            conflicts: RecordConflicts::default(),
-            records: records.subscribe(),
+            records: RecordJudge::new(records.subscribe()),
             renewer,
             rotation: None,
             is_rotation_wanted: false,
@@ -265,7 +259,7 @@ impl<'d> Membership<'d> {
             enrolment,
         };
         member.say_lease();
-        member.look_at_clock();
+        member.clock.look(&member.lanes.public(0));
         member.report();
         let dial = Dial { book: member.book.clone(), keys: member.renewer.keys() };
         publisher.dial.send_replace(Some(dial.clone()));
@@ -309,7 +303,7 @@ impl<'d> Membership<'d> {
         let mut upkeep = self.publisher.upkeep.subscribe();
         let mut link = self.publisher.link.subscribe();
         let mut book = self.book.subscribe();
-        let mut records = self.records.clone();
+        let mut records = self.records.known.clone();
         let mut tick = interval(ACTIVITY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut turn = interval(TURN);
@@ -352,7 +346,7 @@ impl<'d> Membership<'d> {
                 _ = turn.tick() => {
                     self.try_cache(&ChannelState::default());
                     self.look_at_lease();
-                    self.look_at_clock();
+                    self.clock.look(&self.lanes.public(0));
                     self.turn();
                     self.ask_for_identity();
                     self.switch_preshared();
@@ -369,7 +363,7 @@ impl<'d> Membership<'d> {
     /// Ends every part; rule, unreachable route and guards stay.
     pub(crate) async fn stop(mut self) {
         cached_map::pass(self.state);
-        self.look_at_clock();
+        self.clock.look(&self.lanes.public(0));
         self.tasks.shutdown().await;
         self.publisher.plane.send_replace(None);
         let stopped = tokio::task::spawn_blocking(|| self.plane.stop());
@@ -532,13 +526,35 @@ impl<'d> Membership<'d> {
         self.splices.set(&wanted, &self.publisher.notes);
     }
 
+    /// Looks at what the coordinators have of this node's records; says if it has to stop for it.
+    async fn judge_records(&mut self) -> Option<MemberEnd> {
+        let (conflict, record) = self.records.judge(&self.keys.identity(), self.sequence, &self.author)?;
+        match conflict {
+            Conflict::Settled | Conflict::TooOften => None,
+            Conflict::SignAbove(number) => {
+                tracing::warn!(
+                    number,
+                    "the coordinator has a record of this node that its state directory does not know, as after a restore from a snapshot; signing a newer one"
+                );
+                self.sequence = number.saturating_add(1);
+                self.report();
+                None
+            }
+            Conflict::SecondMachine(number) => {
+                let dial = Dial { book: self.book.clone(), keys: self.renewer.keys() };
+                record_conflicts::tell_of_copy(&dial, record).await;
+                Some(MemberEnd::Copied(number))
+            }
+        }
+    }
+
     /// Signs what this node says of itself.
     fn sealed(&mut self, keys: &NodeKeys) -> NodeFacts {
         let guarded = self.publisher.upkeep.borrow().guards.masquerade;
         let serve = self.offers.borrow().serve.clone();
         let facts = facts::gather(self.config, &self.lanes, &self.host, &serve, guarded);
         let told = self.publisher.view.borrow().as_ref().map_or(0, |view| view.netmap().node.sequence);
-        let known = if self.records.borrow().may_follow_map() { told } else { 0 };
+        let known = if self.records.known.borrow().may_follow_map() { told } else { 0 };
         // Whichever key signed the last one, and whether or not it was heard.
         let facts = self.author.sealed(keys, facts, known.max(self.sequence));
         self.sequence = facts.sequence;

@@ -37,3 +37,5 @@ pub(crate) const TICK: Duration = Duration::from_millis(250);
 pub(crate) const GREETING: Duration = Duration::from_millis(10);
 /// Peers greeted per turn.
 pub(crate) const GREETINGS_PER_TURN: usize = 16;
+/// Words said per turn after this host moved; more wait for the next.
+pub(crate) const WORDS_PER_TURN: usize = 256;

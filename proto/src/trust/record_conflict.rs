@@ -27,8 +27,8 @@ pub enum Conflict {
     SignAbove(u64),
     /// It was signed above often enough; later perhaps.
     TooOften,
-    /// Another machine signs with this node's key.
-    SecondMachine,
+    /// Another machine signs with this node's key, and signed this number.
+    SecondMachine(u64),
 }
 
 /// What one process has been told of its records.
@@ -53,7 +53,7 @@ impl RecordConflicts {
             return Conflict::Settled;
         }
         if self.taken.is_some_and(|taken| stored > taken) {
-            return Conflict::SecondMachine;
+            return Conflict::SecondMachine(stored);
         }
         let free = |at: &&mut Option<Timestamp>| at.is_none_or(|at| now.since(at) >= WITHIN);
         let Some(place) = self.signed.iter_mut().find(free) else { return Conflict::TooOften };
@@ -98,8 +98,8 @@ mod tests {
         conflicts.taken(15);
         conflicts.taken(12);
         assert_eq!(conflicts.judge(15, 15, true, at(1)), Conflict::Settled);
-        assert_eq!(conflicts.judge(16, 15, false, at(1)), Conflict::SecondMachine);
+        assert_eq!(conflicts.judge(16, 15, false, at(1)), Conflict::SecondMachine(16));
         assert_eq!(conflicts.judge(16, 17, false, at(1)), Conflict::Settled, "ours is on its way");
-        assert_eq!(conflicts.judge(17, 17, false, at(1)), Conflict::SecondMachine, "it overtook ours on its way");
+        assert_eq!(conflicts.judge(17, 17, false, at(1)), Conflict::SecondMachine(17), "it overtook ours on its way");
     }
 }

@@ -12,6 +12,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use mesh_tests::netns::{Namespace, NetnsError};
 use mesh_tests::nft;
 use mesh_tests::pair::{POD, PODS, STARTING};
 use mesh_tests::topology::{BRIDGE, Network, Underlay, start_coordinator, token, write_coordinator, write_node};
-use meshd::linux::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, chain, rules};
+use meshd::linux::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, Register, chain, rules};
 use tempfile::TempDir;
 
 /// The pods behind `a`, as four kinds of CNI join them.
@@ -303,10 +304,10 @@ pub(crate) fn own(namespace: &Namespace, address: Ipv4Addr) {
 pub(crate) fn take_out(node: &Namespace, name: &str) {
     let name = name.to_owned();
     node.run(move || {
-        let Some(chain) = chain(Family::Ip, "meshd", &name).unwrap() else { return };
-        let listed = rules(&chain).unwrap();
-        let batch = listed.iter().fold(Batch::new(), |batch, rule| batch.delete_rule(&chain, rule.handle));
-        batch.commit().unwrap();
+        if chain(Family::Ip, "meshd", &name).unwrap().is_some() {
+            let flushed = Command::new("nft").args(["flush", "chain", "ip", "meshd", &name]).status().unwrap();
+            assert!(flushed.success());
+        }
     });
 }
 
@@ -322,7 +323,9 @@ fn services_of_kubernetes(vip: Ipv4Addr) -> Result<(), meshd::linux::KernelError
     let rule = |address: Ipv4Addr, port: u16| {
         let mut exprs = Expr::destination_in(address.into());
         exprs.extend(Expr::destination_port(17, port));
-        exprs.extend(Expr::dnat_to(vip, Some(ECHO)));
+        exprs.push(Expr::Load(Register::One, vip.octets().to_vec()));
+        exprs.push(Expr::Load(Register::Two, ECHO.to_be_bytes().to_vec()));
+        exprs.push(Expr::Dnat(Some(Register::Two)));
         exprs
     };
     let node = Ipv4Addr::new(172, 31, 1, 11);

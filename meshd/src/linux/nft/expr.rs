@@ -1,5 +1,7 @@
 //! The steps of a rule, as the kernel encodes them.
 
+use std::net::Ipv4Addr;
+
 use ipnet::Ipv4Net;
 
 use crate::linux::nfnetlink::{Attributes, Writer};
@@ -309,7 +311,7 @@ impl Expr {
 
     /// Translates the destination of a packet. For chains of kind nat at prerouting and output.
     #[cfg(test)]
-    pub(crate) fn dnat_to(address: std::net::Ipv4Addr, port: Option<u16>) -> Vec<Self> {
+    pub(crate) fn dnat_to(address: Ipv4Addr, port: Option<u16>) -> Vec<Self> {
         let mut exprs = vec![Self::Load(Register::One, address.octets().to_vec())];
         exprs.extend(port.map(|p| Self::Load(Register::Two, p.to_be_bytes().to_vec())));
         exprs.push(Self::Dnat(port.map(|_| Register::Two)));

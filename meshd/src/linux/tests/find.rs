@@ -74,13 +74,13 @@ fn a_range_that_nothing_closes_any_more_is_found_and_its_command_mends_it() {
         let shape = shape(&["10.8.1.0/24"]);
         let _node = node(&shape).await;
         let routes = Routes::open().unwrap();
-        routes.remove("no-such").await.unwrap();
+        routes.remove(shape.range, &[TABLE]).await.unwrap();
 
         let found = obstacles(&shape).await;
 
         let first = found.iter().find(|obstacle| obstacle.command == "meshd guard").unwrap();
         assert!(first.sentence.contains("`ip meshd` alone keeps"), "{found:?}");
-        assert!(guards::remove().unwrap());
+        assert!(!guards::remove(shape.range).unwrap().is_empty());
         let found = obstacles(&shape).await;
         let both = found.iter().find(|obstacle| obstacle.command == "meshd guard").unwrap();
         assert!(both.sentence.contains("nothing keeps packets for the mesh range 241.0.0.0/8"), "{found:?}");
@@ -199,7 +199,11 @@ fn missing_guards_and_a_missing_rule_are_told() {
         let sentences: Vec<&str> = found.iter().map(|o| o.sentence.as_str()).collect();
         assert_eq!(
             sentences,
-            ["the nftables table `ip meshd` is missing or changed", "packets for the mesh do not take `mesh0`"]
+            [
+                "the nftables table `ip meshd` is missing or changed",
+                "nothing keeps packets for the mesh range 241.0.0.0/8 from leaving this host in clear: rule and route, and the nftables table `ip meshd`, are missing",
+                "packets for the mesh do not take `mesh0`"
+            ]
         );
     });
 }

@@ -16,6 +16,7 @@ fn second() -> Shape {
         address: Flat(Ipv4Addr::new(100, 97, 0, 1)),
         mtu: 1380,
         pods: vec!["10.9.0.0/24".parse().unwrap()],
+        pod_interfaces: Vec::new(),
         home: home("/var/lib/mesh-second"),
     }
 }

@@ -33,7 +33,7 @@ fn no_reverse_path_filter() {
 fn told(word: &str) -> bool {
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(3) {
-        if guards::dropped(&super::shape(&[])).iter().any(|sentence| sentence.contains(word)) {
+        if guards::dropped(&shape(&[])).iter().any(|sentence| sentence.contains(word)) {
             return true;
         }
         std::thread::yield_now();
@@ -155,7 +155,7 @@ fn without_fib(content: &guards::Content) -> Result<(), KernelError> {
     if content.iter().any(|(_, rules)| rules.iter().any(asks)) {
         return Err(KernelError::nft("set nftables rules", &std::io::Error::from_raw_os_error(libc::ENOENT)));
     }
-    guards::write(&super::shape(&[]), content)
+    guards::write(&shape(&[]), content)
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(super) struct Session {
     /// Whether the peer took an initiation of this tunnel, and takes all later ones.
     pub(super) is_taken: bool,
     /// How often we had to have ourselves called.
-    pub(super) asked: u8,
+    pub(super) summoned: u8,
     pub(super) repeated: usize,
     pub(super) expired: bool,
     /// When to start again after giving up, and how long to wait the next time.
@@ -95,7 +95,7 @@ impl Session {
             initiated: false,
             initiated_at: None,
             is_taken: false,
-            asked: 0,
+            summoned: 0,
             repeated: 0,
             expired: false,
             retry: None,
@@ -125,8 +125,8 @@ impl Session {
     /// Says whether the peer is to call, instead of us: twice of three times, for it may have restarted as well, or its
     /// clock may be as wrong as ours.
     pub(super) fn is_next_call_made(&mut self) -> bool {
-        self.asked = (self.asked + 1) % 3;
-        self.asked != 0
+        self.summoned = (self.summoned + 1) % 3;
+        self.summoned != 0
     }
 
     /// Returns which of several that hear the peer is the one to use: the greatest.

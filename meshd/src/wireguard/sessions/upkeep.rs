@@ -19,7 +19,7 @@ use crate::psk::{PresharedKey, Progress};
 use crate::wireguard::peers::TunnelPeer;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{
-    FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING,
+    FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING, WORDS_PER_TURN,
 };
 use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeResponder, INITIATION, MAX_WAITING, Made};
 
@@ -36,8 +36,6 @@ const PROBE: Duration = Duration::from_secs(5);
 const PROBED: Duration = Duration::from_secs(30);
 /// A peer with traffic within this time is asked which sizes get through.
 const BUSY: Duration = Duration::from_secs(10);
-/// Words said per turn after this host moved; more wait for the next.
-const WORDS_PER_TURN: usize = 256;
 /// How long after an agreement a handshake that does not open is no sign of another key: it may be an older one's.
 const TRUST: Duration = Duration::from_secs(2);
 /// How long an open tunnel stays that does not fit, at most: less than WireGuard keeps a session (180 s).

@@ -406,7 +406,7 @@ fn a_full_table_answers_a_new_flow_of_who_holds_most_and_makes_room_for_others()
     assert_eq!(out(&mut engine, &mut tcp(REAL_A2, 999, CART, 7070, SYN)), Verdict::Forward(B));
     assert_eq!(inn(&mut engine, &mut tcp(POD_B, 999, POD_A, 8080, SYN)), Verdict::Deliver);
     assert_eq!(engine.flows.displaced(), 2);
-    let mut written = std::collections::BTreeMap::new();
+    let mut written = BTreeMap::new();
     engine.drain_dirty(|slot, record| drop(written.insert(slot, record.to_vec())));
     for slot in 0..64 {
         let before = written.get(&slot).is_none_or(|record| record[..] == record::of_slot(&engine.flows, slot));
