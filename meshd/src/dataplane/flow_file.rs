@@ -67,10 +67,14 @@ fn read(mut file: File, flows: &FlowTable) -> io::Result<TakenOver> {
     let mut all = io::Cursor::new(&head[..length]).chain(file);
     io::copy(&mut (&mut all).take(layout.start() as u64), &mut io::sink())?;
     let mut chunk = vec![0; CHUNK * layout.record_bytes()];
+    let empty = chunk.clone();
     let mut taken = TakenOver::default();
     loop {
         let length = fill(&mut all, &mut chunk)?;
-        for record in chunk[..length].chunks_exact(layout.record_bytes()) {
+        // Most of a file is empty: nothing is counted there.
+        let is_empty = chunk[..length] == empty[..length];
+        let records = if is_empty { &[][..] } else { &chunk[..length] };
+        for record in records.chunks_exact(layout.record_bytes()).filter(|record| *record != &empty[..record.len()]) {
             let Some((key, flow)) = layout.read(record, now) else { continue };
             *if flows.restore(key, &flow) { &mut taken.taken } else { &mut taken.left } += 1;
         }
@@ -98,11 +102,12 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 fn write(file: &File, flows: &FlowTable) -> io::Result<()> {
     file.write_all_at(&record::head(), 0)?;
     let mut chunk = Vec::with_capacity(CHUNK * RECORD_BYTES);
+    let empty = vec![0; CHUNK * RECORD_BYTES];
     for first in (0..flows.slots()).step_by(CHUNK) {
         chunk.clear();
         let slots = first..flows.slots().min(first + CHUNK);
-        slots.for_each(|slot| chunk.extend(record::of_slot(flows, slot)));
-        if chunk.iter().any(|&byte| byte != 0) {
+        slots.for_each(|slot| chunk.extend_from_slice(&record::of_slot(flows, slot)));
+        if chunk[..] != empty[..chunk.len()] {
             file.write_all_at(&chunk, record::offset(first))?;
         }
     }
