@@ -35,7 +35,7 @@ const MUTATIONS: [Mutation; 10] = [
     ),
     Mutation(
         "an answer comes from the backend's port",
-        "engine/decide.rs",
+        "flow.rs",
         "let back = Flow { to: key.tuple.reverse(),",
         "let back = Flow { to: FiveTuple { source_port: flow.to.destination_port, ..key.tuple.reverse() },",
     ),
@@ -125,8 +125,9 @@ fn manifest(workspace: &str, own: &str) -> String {
     let dependencies: Vec<String> = names.map(version).collect();
     format!(
         "[package]\nname = \"mesh-proto\"\nversion = \"0.1.0\"\nedition = \"2024\"\nautotests = false\n\n\
-         [workspace]\n\n[dependencies]\n{}\n\n[[test]]\nname = \"oracle\"\npath = \"tests/oracle/main.rs\"\n",
-        dependencies.join("\n")
+         [workspace]\n\n[dependencies]\n{}\n\n[dev-dependencies]\n{}\n\n[[test]]\nname = \"oracle\"\npath = \"tests/oracle/main.rs\"\n",
+        dependencies.join("\n"),
+        version("etherparse")
     )
 }
 

@@ -30,7 +30,7 @@ use crate::base::notes::Notes;
 use crate::base::retry::{patient, patient_for};
 use crate::base::runtime::Bytes;
 use crate::base::starts::{Starts, WELL};
-use crate::base::state_dir::{Enrolment, State};
+use crate::base::state_dir::{Enrolment, State, StateError, StateLock};
 use crate::base::text::{JOIN_HINT, SOCKET};
 use crate::config::Config;
 use crate::config::accepted::{Loaded, Settings};
@@ -73,7 +73,7 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
     refuse_few_descriptors(config.lanes)?;
     let (publisher, requests) = (Publisher::default(), Requests::default());
     let state = State::open(&config.state_dir)?.telling(publisher.unstored.clone());
-    let _lock = patient_for(HAND_OVER, || state.lock()).await?;
+    let _lock = locked(&state).await?;
     let flow_file = config.flow_file();
     let folder = flow_file.parent().unwrap_or(&config.runtime_dir);
     std::fs::create_dir_all(folder).map_err(|error| DaemonError::Runtime { path: folder.into(), error })?;
@@ -122,7 +122,7 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
         if !matches!(state.enrolment(), Ok(Some(_))) {
             works(&mut background, socket.take());
         }
-        let Some(enrolment) = enrolled(&state, &publisher, &requests).await? else { continue };
+        let Some(enrolment) = enrolled(&state, &publisher, &requests, &mut order).await? else { continue };
         let range = enrolment.range;
         // Held until the range is left or the process ends; before anything is set in the kernel.
         let claim = linux::claim(&join::shape_to_close(&config, &enrolment)).await?;
@@ -155,7 +155,7 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
         if *order.borrow_and_update() == Order::Leave {
             match leave(&config, &state, &publisher, range).await {
                 // A disk that keeps the enrolment keeps the node in the mesh.
-                Err(DaemonError::State(error)) => {
+                Err(DaemonError::State(error)) if !matches!(state.enrolment(), Ok(None)) => {
                     tracing::error!(%error, "the mesh is not left");
                     publisher
                         .notes
@@ -173,6 +173,15 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
     // What waits has no other chance.
     state.store_waiting();
     Ok(())
+}
+
+/// Takes the state directory, once the daemon that has it ends; no other trouble is waited for so long.
+async fn locked(state: &State) -> Result<StateLock, StateError> {
+    match state.lock() {
+        Err(StateError::Locked { .. }) => patient_for(HAND_OVER, || state.lock()).await,
+        Err(_) => patient(|| state.lock()).await,
+        Ok(lock) => Ok(lock),
+    }
 }
 
 /// Says what is wrong with a meshd.toml that does not run, for as long as the daemon runs with the one before.
@@ -196,8 +205,12 @@ async fn tell_of_socket(trouble: Option<watch::Receiver<Option<String>>>, notes:
 ///
 /// # Errors
 /// `DaemonError::Trust` if it belonged to one, and whom to trust there is lost.
-async fn enrolled(state: &State, publisher: &Publisher, requests: &Requests) -> Result<Option<Enrolment>, DaemonError> {
-    let mut order = requests.order();
+async fn enrolled(
+    state: &State,
+    publisher: &Publisher,
+    requests: &Requests,
+    order: &mut watch::Receiver<Order>,
+) -> Result<Option<Enrolment>, DaemonError> {
     let mut told = false;
     loop {
         match state.enrolment() {
@@ -238,7 +251,14 @@ fn hold(folder: &Path) -> Result<File, DaemonError> {
 }
 
 async fn leave(config: &Config, state: &State, publisher: &Publisher, range: MeshRange) -> Result<(), DaemonError> {
-    state.forget()?;
+    let forgotten = state.forget();
+    if let Err(error) = &forgotten
+        && matches!(state.enrolment(), Ok(None))
+    {
+        tracing::warn!(%error, "some of the files of the mesh stay");
+    } else {
+        forgotten?;
+    }
     publisher.notes.set("leave", None);
     publisher.clear();
     for removed in linux::forget(range, &config.interface).await? {

@@ -149,7 +149,8 @@ fn a_long_journal_ends_with_a_backup_and_no_kill_in_between_loses_a_commit() {
     let moments = [Moment::Draft, Moment::Named, Moment::Shed, after(5), after(30), after(80)];
     for moment in moments {
         mesh.start();
-        mesh.until("the journal is short", |mesh| journal::length(&mesh.state("journal")) <= journal::MOST * 3 / 4);
+        // Killed while parts went, it may have any length up to the bound.
+        mesh.until("the journal is short", |mesh| journal::length(&mesh.state("journal")) < journal::MOST);
         mesh.kill();
         fill(&mesh);
         let known = files(&mesh.state("backups"), "redb");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use mesh_host::client::{AskError, Client};
 use mesh_proto::ops::status as doc;
 
+use crate::base::starts::Starts;
 use crate::base::state_dir::State;
 use crate::base::text::SOCKET;
 use crate::cli::args::CleanupArgs;
@@ -33,7 +34,7 @@ pub(crate) async fn perform(config: &Config, args: &CleanupArgs, json: bool) -> 
     }
     if args.all {
         for mesh in linux::meshes().await? {
-            if let (Life::Claimed(_), Some(socket)) = (mesh.life, mesh.owner.socket) {
+            if let (Life::Claimed(_) | Life::Served, Some(socket)) = (mesh.life, mesh.owner.socket) {
                 done.extend(stop(&socket).await?);
             }
         }
@@ -107,7 +108,10 @@ fn files(config: &Config, meshes: &[HostMesh]) -> Result<Vec<String>, CommandErr
     };
     let mut done = Vec::new();
     for dir in of(home.state_dir, |mesh| mesh.owner.state_dir.as_ref()).into_iter().filter(|dir| dir.exists()) {
-        let left = State::open(&dir)?.erase()?;
+        let state = State::open(&dir)?;
+        // Whoever runs there still needs its keys.
+        let _lock = state.lock()?;
+        let left = state.erase()?;
         done.push(match left.as_slice() {
             [] => format!("removed {}", dir.display()),
             left => format!("removed the files of meshd in {}, where others lie: {}", dir.display(), left.join(", ")),
@@ -118,7 +122,7 @@ fn files(config: &Config, meshes: &[HostMesh]) -> Result<Vec<String>, CommandErr
     }
     for dir in of(home.runtime_dir, |mesh| mesh.owner.runtime_dir.as_ref()).into_iter().filter(|dir| dir.exists()) {
         let flows = Config { runtime_dir: dir.clone(), ..config.clone() }.flow_file();
-        for file in [&flows, &LaneDeaths::file(&dir)] {
+        for file in [&flows, &LaneDeaths::file(&dir), &Starts::file(&dir)] {
             let _ = std::fs::remove_file(file);
         }
         // Both stay where others have files there.

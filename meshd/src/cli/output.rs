@@ -44,6 +44,20 @@ pub(crate) fn load(arg: &ConfigArg, socket: Option<PathBuf>) -> Result<Config, C
     Ok(config)
 }
 
+/// Reads the configuration that runs, though the file is broken; `--socket` has the last word. With `lenient`, what of a
+/// broken file can be read is taken where none was accepted.
+pub(crate) fn load_running(arg: &ConfigArg, socket: Option<PathBuf>, lenient: bool) -> Result<Config, CommandError> {
+    let mut config = match Loaded::read(&arg.config) {
+        Ok(loaded) => loaded.config,
+        Err(_) if lenient => Config::lenient(&arg.config),
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(socket) = socket {
+        config.socket = socket;
+    }
+    Ok(config)
+}
+
 /// Returns where the daemon listens: `--socket`, else what the configuration says that runs, else the default.
 pub(crate) fn socket(given: Option<&Path>, config: &Path) -> PathBuf {
     let configured = || Loaded::read(config).map_or_else(|_| Config::lenient(config), |loaded| loaded.config).socket;

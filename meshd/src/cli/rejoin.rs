@@ -7,10 +7,11 @@ use mesh_proto::ops::status as doc;
 use mesh_proto::wire::ErrorCode;
 use mesh_proto::wire::query::with_query;
 
+use crate::base::state_dir::StateError;
 use crate::base::text::SOCKET;
 use crate::cli::error::CommandError;
 use crate::config::Config;
-use crate::node::join::{self, Credential, Joined};
+use crate::node::join::{self, Credential, JoinError, Joined};
 
 /// How long a daemon may take to reach a coordinator before somebody who waits is told that it has not.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,8 +37,15 @@ pub(crate) async fn rejoin(
         match client.post::<doc::Done>(&path).await {
             Ok(_) => break,
             Err(AskError::NotRunning(_) | AskError::Ended(_)) => {
-                join::remember(config, credential)?;
-                return Ok(vec![format!("{already}; no meshd runs: the next one tries the token's addresses first")]);
+                let told = match join::remember(config, credential) {
+                    Ok(()) => vec![format!("{already}; no meshd runs: the next one tries the token's addresses first")],
+                    // It is a member all the same, and starts from its cache.
+                    Err(JoinError::State(error @ StateError::Io { .. })) => {
+                        vec![already, format!("warning: the token's addresses are not kept: {error}")]
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                return Ok(told);
             }
             Err(AskError::Refused(no)) if no.error == ErrorCode::NotFound => {
                 let old = "warning: the running meshd is of an older version and does not take the token's addresses; restart it, and run the same `meshd join` again";

@@ -20,7 +20,7 @@ use crate::base::state_dir::State;
 use crate::base::text::SOCKET;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
-use crate::cli::output::{Asker, finish, load, print, print_json, socket};
+use crate::cli::output::{Asker, finish, load, load_running, print, print_json, socket};
 use crate::cli::rejoin::rejoin;
 use crate::cli::{check, cleanup, hidden_token, network_lock, render};
 use crate::config::accepted::Loaded;
@@ -201,7 +201,10 @@ async fn verb(
             Ok(0)
         }
         Verb::Lock(words) => network_lock::perform(&ask, words, cli.socket).await,
-        Verb::Cleanup(args) => cleanup::perform(&load(&args.config, cli.socket)?, &args, json).await,
+        Verb::Cleanup(args) => {
+            let by_kernel = args.all || args.range.is_some();
+            cleanup::perform(&load_running(&args.config, cli.socket, by_kernel)?, &args, json).await
+        }
         // The range is to be closed at boot also if meshd.toml is broken.
         Verb::Guard(config) => guard(Loaded::read(&config.config)?, json).await,
         Verb::Completion { shell } => {

@@ -42,6 +42,8 @@ const HARD: Duration = Duration::from_secs(60);
 const HARD_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait after that.
 const SOFT_WAIT: Duration = Duration::from_secs(15);
+/// How long to wait before dialling anew after an address of this host went.
+const MOVED: Duration = Duration::from_millis(50);
 /// How long a request waits that the coordinator had no time for.
 const BUSY: Duration = Duration::from_secs(1);
 /// How often a request to join is sent again for that reason.
@@ -215,8 +217,13 @@ impl ChannelKeeper {
             let address = self.state.borrow().address.clone().unwrap_or_default();
             if let ChannelError::Moved(_) = error {
                 tracing::info!(coordinator = address, "{error}");
-                self.state.send_modify(|s| s.connected = false);
+                self.state.send_modify(|s| {
+                    s.connected = false;
+                    s.error = Some(error.to_string());
+                });
                 (down_since, attempt) = (Instant::now(), 0);
+                // Addresses may come and go faster than anybody can be reached.
+                sleep(MOVED).await;
                 continue;
             }
             if matches!(error, ChannelError::Renewed) {

@@ -34,6 +34,14 @@ pub(crate) fn take_over(path: &Path, flows: &FlowTable) -> io::Result<(File, Tak
         Err(error) if error.kind() == io::ErrorKind::NotFound => TakenOver::default(),
         Err(error) => return Err(error),
     };
+    Ok((make(path, flows)?, taken))
+}
+
+/// Makes the file of what the table holds, in the place of that of before.
+///
+/// # Errors
+/// If it cannot be written: then that of before stays as it was.
+pub(crate) fn make(path: &Path, flows: &FlowTable) -> io::Result<File> {
     let beside = beside(path);
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -44,7 +52,7 @@ pub(crate) fn take_over(path: &Path, flows: &FlowTable) -> io::Result<(File, Tak
         let _ = fs::remove_file(&beside);
         return Err(error);
     }
-    Ok((file, taken))
+    Ok(file)
 }
 
 /// Writes the record of a slot, which a lane changed.

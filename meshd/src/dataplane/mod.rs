@@ -23,7 +23,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -192,8 +192,8 @@ impl DataPlane {
         let sockets: Vec<Sockets> = ports.take(lanes).map(open).collect::<Result<_, _>>()?;
         let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
         let flows = Arc::new(FlowTable::for_flows(flows_for(memory::limit()), setup.keys.flow_seed()));
-        let flow_file = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?;
-        let flow_file = flow_file.flatten().map(Arc::new);
+        let taken = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?;
+        let flow_file = Arc::new(taken.flatten().map_or_else(OnceLock::new, OnceLock::from));
         let own_keys = own_keys(&setup.keys);
         let peers = Arc::new(TunnelPeers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
@@ -227,7 +227,7 @@ impl DataPlane {
         queue: Queue,
         sockets: Sockets,
         handover: &Arc<Handover>,
-        flow_file: Option<Arc<File>>,
+        flow_file: Arc<OnceLock<File>>,
     ) -> Result<(), DataPlaneError> {
         let shared = &self.handle.0;
         let counters = Arc::clone(&shared.counters[number]);
@@ -253,13 +253,14 @@ impl DataPlane {
                 lane.greet(peer.id);
             }
         }
+        let missing = setup.flow_file.clone().filter(|_| flow_file.get().is_none());
         let worker = Worker {
             lane,
             queue,
             sockets,
             number,
             mailboxes: Arc::clone(&shared.mailboxes),
-            flow_file: FlowWriter::new(flow_file, Arc::clone(&shared.flows)),
+            flow_file: FlowWriter::new(flow_file, missing, number == 0, Arc::clone(&shared.flows)),
             counters,
             interface: setup.interface.clone(),
             offload: setup.offload,
@@ -482,7 +483,7 @@ fn own_keys(keys: &LaneKeys) -> Vec<TunnelKey> {
     [keys.publics(), keys.former_publics(), keys.agreement_publics()].concat()
 }
 
-/// Takes over the flows of before. Without a new file the node goes on, and that of before stays where it is.
+/// Takes over the flows of before. Without room for a new file the node goes on; lane 0 makes it as soon as there is some.
 fn open_flows(path: &Path, flows: &FlowTable) -> Result<Option<File>, DataPlaneError> {
     let fail = |source| DataPlaneError::FlowFile { path: path.to_owned(), source };
     match flow_file::take_over(path, flows) {
@@ -492,7 +493,7 @@ fn open_flows(path: &Path, flows: &FlowTable) -> Result<Option<File>, DataPlaneE
         }
         Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
             let path = path.display();
-            tracing::warn!(%error, %path, "flows are not saved: a restart will cut connections; make room and restart");
+            tracing::warn!(%error, %path, "flows are not saved yet: a restart would cut connections; make room");
             Ok(None)
         }
         Err(error) => Err(fail(error)),

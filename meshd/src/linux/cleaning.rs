@@ -92,7 +92,12 @@ pub async fn cleanup(extent: &Extent) -> Result<Cleaned, KernelError> {
 pub async fn forget(range: MeshRange, interface: &str) -> Result<Vec<String>, KernelError> {
     names::check_name(interface)?;
     let routes = Routes::open()?;
-    let mut removed = routes.remove_interface(interface, &[range]).await?;
+    let others = present(&routes, u64::MAX).await?;
+    let is_anothers = |mesh: &HostMesh| mesh.range != range && mesh.owner.interface.as_deref() == Some(interface);
+    let mut removed = Vec::new();
+    if !others.iter().any(is_anothers) {
+        removed = routes.remove_interface(interface, &[range]).await?;
+    }
     removed.extend(of_range(&routes, range).await?);
     Ok(removed)
 }

@@ -24,7 +24,7 @@ pub enum KernelError {
     Taken(String),
     /// Somebody renamed the mesh interface again after it was renamed back, or gave its name to another.
     #[error(
-        "the mesh interface `{interface}` is called `{present}` now, and nothing passes: find out who renames it (udev, NetworkManager, systemd-networkd), and then run `ip link set dev {present} name {interface}`"
+        "the mesh interface `{interface}` is called `{present}` now, and nothing passes: find out who renames it (udev, NetworkManager, systemd-networkd), and then run `ip link set dev {present} down && ip link set dev {present} name {interface}`"
     )]
     Renamed {
         /// The name that it should have.

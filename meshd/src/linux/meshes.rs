@@ -123,7 +123,7 @@ pub(super) fn refusal(
         if overlap(mesh.range.net(), shape.range.net()) {
             mesh.refuses(shape, asker, &joined)
         } else {
-            mesh.undoes(shape)
+            mesh.undoes(shape).or_else(|| mesh.shares_interface(shape))
         }
     })
 }
@@ -156,6 +156,22 @@ impl HostMesh {
         let sentence = format!(
             "an older meshd serves the mesh range {range} on this host ({words}) and takes away the route of {}: start it again with this version first",
             shape.range
+        );
+        Some(Refusal { sentence, passing: false })
+    }
+
+    /// Two meshes on one interface would read each other's packets.
+    fn shares_interface(&self, shape: &Shape) -> Option<Refusal> {
+        let Self { owner, life, range, .. } = self;
+        let other_dir = owner.state_dir.as_ref().is_none_or(|dir| *dir != shape.home.state_dir);
+        let same_interface = owner.interface.as_ref() == Some(&shape.interface);
+        if !same_interface || !other_dir || *life == Life::Closed {
+            return None;
+        }
+        let sentence = format!(
+            "the interface `{}` is that of the mesh {range} on this host ({}): set another `interface` in meshd.toml",
+            shape.interface,
+            owner.words()
         );
         Some(Refusal { sentence, passing: false })
     }

@@ -52,7 +52,7 @@ impl ClockWatch {
         let lag = self.clock.lag(time_of_day());
         let sentence = lag.map(|lag| {
             format!(
-                "the clock of this host is {} behind the time that its handshakes used before: peers take no call of this node, so it has itself called by them, and reaches none whose clock is behind as well; set the clock (see `timedatectl`), or run `meshd rotate` if it is right now and was ahead before",
+                "the clock of this host is {} behind the time that its handshakes used before: peers take no call of this node, so it has itself called by them, and reaches none whose clock is behind as well; set the clock (see `timedatectl`), or run `meshd rotate` if it is right now and was ahead before, which helps once the former key is forgotten (`overlap`, a day)",
                 age(lag.as_secs(), 2)
             )
         });

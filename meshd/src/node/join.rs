@@ -313,12 +313,23 @@ pub(crate) fn home(config: &Config) -> Home {
 /// `JoinError` if a daemon has the state directory, or it cannot be written.
 pub fn remember(config: &Config, credential: &Credential) -> Result<(), JoinError> {
     let state = State::open(&config.state_dir)?;
+    let with_token = |state: &State| -> Result<Option<Enrolment>, JoinError> {
+        let Some(before) = state.enrolment()? else { return Ok(None) };
+        let mut book = AddressBook::of(&before);
+        book.take_token(credential.coordinators());
+        let mut after = before.clone();
+        book.keep_in(&mut after);
+        Ok((after != before).then_some(after))
+    };
+    // Where nothing is new, nothing has to be writable: a pod joins at each of its starts.
+    if with_token(&state)?.is_none() {
+        return Ok(());
+    }
     let _lock = state.lock()?;
-    let Some(mut enrolment) = state.enrolment()? else { return Ok(()) };
-    let mut book = AddressBook::of(&enrolment);
-    book.take_token(credential.coordinators());
-    book.keep_in(&mut enrolment);
-    Ok(state.save_enrolment(&enrolment)?)
+    match with_token(&state)? {
+        Some(enrolment) => Ok(state.save_enrolment(&enrolment)?),
+        None => Ok(()),
+    }
 }
 
 /// Says in one line that a node belongs to a mesh, as which one.

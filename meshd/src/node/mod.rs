@@ -71,6 +71,8 @@ const ACTIVITY: Duration = Duration::from_secs(10);
 const ACTIVITY_AGAIN: Duration = Duration::from_secs(240);
 /// How often is looked whether the keys are to be changed.
 const TURN: Duration = Duration::from_secs(1);
+/// The least time between two looks at all routes of the host.
+const ROUTES: Duration = Duration::from_secs(5);
 /// The topic of what is to be said of the cached map.
 const CACHE: &str = "cache";
 /// The topic of a map that nobody stands by any more.
@@ -120,6 +122,9 @@ pub(crate) struct Membership<'d> {
     lease: Lease,
     last_heard: LastHeard,
     host: HostUnderlay,
+    /// Whether its routes may have changed since they were read, and when that was.
+    are_routes_old: bool,
+    routes_read: Instant,
     /// All addresses of this host, for who has a connection from one of them.
     own: watch::Sender<Arc<BTreeSet<IpAddr>>>,
     enrolment: Enrolment,
@@ -242,6 +247,8 @@ impl<'d> Membership<'d> {
             lease,
             last_heard,
             host,
+            are_routes_old: false,
+            routes_read: Instant::now(),
             own,
             shape,
             keeper,
@@ -348,6 +355,7 @@ impl<'d> Membership<'d> {
                     self.look_at_lease();
                     self.clock.look(&self.lanes.public(0));
                     self.turn();
+                    self.read_routes().await;
                     self.ask_for_identity();
                     self.switch_preshared();
                     if let Some(end) = self.judge_records().await {
@@ -481,6 +489,8 @@ impl<'d> Membership<'d> {
             // Without an interface: the next one may well be as the last one was.
             host.mtu = self.host.mtu;
         }
+        self.are_routes_old = true;
+        self.read_routes().await;
         if host == self.host {
             return;
         }
@@ -490,10 +500,6 @@ impl<'d> Membership<'d> {
             let locals: Arc<[_]> = facts::locals(&self.host).into();
             let plane = self.plane.handle();
             plane.set_locals(locals);
-            match linux::host_facts().await {
-                Ok(facts) => plane.set_next_hops(facts::next_hops(&facts).into()),
-                Err(error) => tracing::warn!(%error, "routes of this host not read"),
-            }
             if self.host.addresses != before.addresses {
                 tracing::info!(addresses = ?self.host.addresses, "addresses of this host changed");
                 plane.move_to(&own, !self.publisher.link.borrow().connected);
@@ -502,6 +508,19 @@ impl<'d> Membership<'d> {
         }
         self.follow_mtu().await;
         self.report();
+    }
+
+    /// Reads by which routers this host reaches what is not on its links, if that may have changed. A host with many routes
+    /// is asked no more often than each `ROUTES`.
+    async fn read_routes(&mut self) {
+        if !self.are_routes_old || self.routes_read.elapsed() < ROUTES {
+            return;
+        }
+        (self.are_routes_old, self.routes_read) = (false, Instant::now());
+        match linux::host_facts().await {
+            Ok(known) => self.plane.handle().set_next_hops(facts::next_hops(&known).into()),
+            Err(error) => tracing::warn!(%error, "routes of this host not read"),
+        }
     }
 
     /// Has interface and data path take packets as large as the underlay leaves.

@@ -22,6 +22,9 @@ use crate::node::lane_deaths::LaneDeaths;
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
 
+/// The topics of the notes that only a member of a mesh posts.
+const MEMBERS_NOTES: [&str; 6] = ["cache", "clock", "dns", "identity", "keys", "lease"];
+
 /// Where a member of a mesh publishes; all is empty while the node belongs to none.
 #[derive(Debug)]
 pub struct Publisher {
@@ -136,6 +139,7 @@ impl Publisher {
         self.enrolment.send_replace(None);
         self.link.send_replace(ChannelState::default());
         self.upkeep.send_replace(Upkeep::default());
+        MEMBERS_NOTES.iter().for_each(|topic| self.notes.set(topic, None));
     }
 }
 

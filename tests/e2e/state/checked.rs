@@ -52,7 +52,10 @@ pub(crate) fn not_joined(pair: &Pair) {
     let good = std::fs::read_to_string(node.config()).unwrap();
     std::fs::write(node.config(), good.replace("/state\"", "/nowhere\"")).unwrap();
     let (code, said) = check(node);
-    assert!(code == 3 && said.contains("warning[not-joined]: ") && said.contains("meshd join TOKEN"), "{said}");
+    assert!(
+        code == 3 && said.contains("warning[not-joined]: ") && said.contains("meshd join --token-file FILE"),
+        "{said}"
+    );
     assert!(!said.contains("all is well"), "{said}");
     std::fs::write(node.config(), good).unwrap();
     is_well(node);

@@ -37,6 +37,7 @@ pub(crate) fn on_disks(pair: Pair) -> io::Result<Pair> {
     for folder in [&new, &data_dir(node)] {
         node.namespace.disk(folder, DISK).map_err(io::Error::other)?;
     }
+    let former = old.clone();
     node.namespace.run(move || {
         for entry in std::fs::read_dir(old)? {
             let entry = entry?;
@@ -44,6 +45,8 @@ pub(crate) fn on_disks(pair: Pair) -> io::Result<Pair> {
         }
         Ok::<_, io::Error>(())
     })?;
+    // One state directory belongs to a mesh, and no second one to the same.
+    std::fs::remove_dir_all(former)?;
     let config = std::fs::read_to_string(node.config())?;
     std::fs::write(node.config(), config.replace("/state\"", "/disk\""))?;
     node.start()?;

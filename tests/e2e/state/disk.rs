@@ -77,7 +77,7 @@ pub(crate) fn read_only(pair: &Pair) {
     warns(node, SOON, &["read-only", "remount,rw"]);
     let second = node.config_verb(&["run"]).unwrap();
     let said = String::from_utf8_lossy(&second.stderr);
-    assert!(!second.status.success() && said.contains("another meshd uses"), "{said}");
+    assert!(!second.status.success() && said.contains("another meshd (process "), "{said}");
     assert!(reached() && node.running());
 
     node.namespace.read_only(&disk, false).unwrap();

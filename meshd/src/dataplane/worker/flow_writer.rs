@@ -3,13 +3,15 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::dataplane::flow::{FlowTable, record};
+use rustix::io::Errno;
 
-use crate::dataplane::flow_file::write_slot;
+use crate::dataplane::flow_file::{self, write_slot};
 use crate::io::counters::Counters;
 
 /// The first pause before what was refused is written again, and the longest.
@@ -19,8 +21,9 @@ const PER_TURN: usize = 256;
 
 /// The file, and which of its entries are behind.
 pub(crate) struct FlowWriter {
-    /// None where flows do not outlive the process.
-    file: Option<Arc<File>>,
+    file: Arc<OnceLock<File>>,
+    /// Where it is made once there is room, if there was none at the start; none where flows do not outlive the process.
+    missing: Option<PathBuf>,
     flows: Arc<FlowTable>,
     /// A bit for each slot of which the file holds an older entry.
     behind: Box<[u64]>,
@@ -31,9 +34,13 @@ pub(crate) struct FlowWriter {
 
 impl FlowWriter {
     /// Writes the entries of a table to a file.
-    pub(crate) fn new(file: Option<Arc<File>>, flows: Arc<FlowTable>) -> Self {
+    ///
+    /// All lanes share the file. One that could not be made yet is made at `missing` by the lane that is to `make` it, which
+    /// carries nothing meanwhile, for some tens of milliseconds; the others wait for it.
+    pub(crate) fn new(file: Arc<OnceLock<File>>, missing: Option<PathBuf>, makes: bool, flows: Arc<FlowTable>) -> Self {
         let behind = vec![0; flows.slots().div_ceil(64)].into();
-        Self { file, flows, behind, due: None, pause: PAUSES[0] }
+        let due = missing.as_ref().map(|_| Timestamp::from_millis(0));
+        Self { file, missing: missing.filter(|_| makes), flows, behind, due, pause: PAUSES[0] }
     }
 
     /// Returns when it wants to be asked to catch up.
@@ -43,11 +50,11 @@ impl FlowWriter {
 
     /// Writes an entry that changed, or notes that it is behind.
     pub(crate) fn write(&mut self, slot: usize, entry: &[u8], counters: &Counters, now: Timestamp) {
-        let Some(file) = &self.file else { return };
-        let written = match self.due {
-            None => write_slot(file, slot, entry),
+        let written = match (self.due, self.file.get()) {
+            (None, None) => return,
+            (None, Some(file)) => write_slot(file, slot, entry),
             // Not one call for each entry while all are refused.
-            Some(_) => return self.mark(slot),
+            (Some(_), _) => return self.mark(slot),
         };
         if let Err(error) = written {
             tracing::warn!(%error, "flows are not saved for now: a restart would cut connections");
@@ -75,7 +82,11 @@ impl FlowWriter {
 
     /// Writes some of what is behind; says whether that was all.
     fn write_behind(&mut self) -> io::Result<bool> {
-        let Self { file: Some(file), flows, behind, .. } = self else { return Ok(true) };
+        let Self { file, missing, flows, behind, .. } = self;
+        if let (None, Some(path)) = (file.get(), &missing) {
+            let _first = file.set(flow_file::make(path, flows)?);
+        }
+        let Some(file) = file.get() else { return Err(Errno::NOSPC.into()) };
         let mut left = PER_TURN;
         for (i, word) in behind.iter_mut().enumerate() {
             while *word != 0 {
@@ -118,14 +129,14 @@ mod tests {
     fn what_a_full_disk_refuses_is_written_as_soon_as_there_is_room() {
         let flows = Arc::new(FlowTable::new(1 << 10));
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut file = FlowWriter::new(Some(Arc::new(full)), Arc::clone(&flows));
+        let mut file = FlowWriter::new(Arc::new(OnceLock::from(full)), None, true, Arc::clone(&flows));
         let counters = Counters::default();
         let at = Timestamp::from_millis;
         let entry = [7; RECORD_BYTES];
         for slot in 0..300 {
             file.write(slot, &entry, &counters, at(0));
         }
-        assert_eq!(counters.read().flow_file.unwrap().raw_os_error(), rustix::io::Errno::NOSPC.raw_os_error());
+        assert_eq!(counters.read().flow_file.unwrap().raw_os_error(), Errno::NOSPC.raw_os_error());
         assert_eq!(file.due(), Some(at(1000)));
         let mut now = at(0);
         for _ in 0..10 {
@@ -135,7 +146,7 @@ mod tests {
         assert_eq!(file.due(), Some(now + PAUSES[1]), "it is asked no more often than that");
 
         let room = tempfile::tempfile().unwrap();
-        file.file = Some(Arc::new(room.try_clone().unwrap()));
+        file.file = Arc::new(OnceLock::from(room.try_clone().unwrap()));
         file.catch_up(&counters, now);
         assert_eq!(room.metadata().unwrap().len(), 0, "it is not time yet");
         let now = file.due().unwrap();
@@ -151,5 +162,29 @@ mod tests {
         file.write(3, &entry, &counters, now);
         room.read_exact_at(&mut bytes, record::offset(3)).unwrap();
         assert_eq!(bytes, entry);
+    }
+
+    #[test]
+    fn a_file_that_had_no_room_at_the_start_is_made_by_one_lane_and_the_others_wait_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // Where the draft would be is a folder, as good as a full disk.
+        let (path, draft) = (dir.path().join("flows"), dir.path().join("flows.tmp"));
+        std::fs::create_dir_all(draft.join("x")).unwrap();
+        let (flows, counters) = (Arc::new(FlowTable::new(1 << 10)), Counters::default());
+        let shared = Arc::new(OnceLock::new());
+        let lane = |makes| FlowWriter::new(Arc::clone(&shared), Some(path.clone()), makes, Arc::clone(&flows));
+        let (mut first, mut second) = (lane(true), lane(false));
+        let at = Timestamp::from_millis;
+        for lane in [&mut second, &mut first] {
+            lane.catch_up(&counters, at(1));
+            assert!(counters.read().flow_file.is_some() && lane.due() == Some(at(1001)), "it is told, and tried again");
+            lane.write(7, &[7; RECORD_BYTES], &counters, at(1));
+        }
+        std::fs::remove_dir_all(draft).unwrap();
+        for lane in [&mut first, &mut second] {
+            lane.catch_up(&counters, at(1001));
+            assert!(lane.due().is_none() && counters.read().flow_file.is_none());
+        }
+        assert!(path.exists());
     }
 }
