@@ -12,8 +12,10 @@ use mesh_host::clock::now;
 use mesh_proto::dataplane::flow::FlowTable;
 use mesh_proto::dataplane::flow::record::{self, HEAD_BYTES, Layout, RECORD_BYTES};
 
-/// Records read and written at once.
+/// Records read at once.
 const CHUNK: usize = 512;
+/// Records written at once, less than a page: what is empty is to take no room.
+const FEW: usize = 16;
 
 /// What became of the flows of a file, in entries, of which a flow has two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -109,11 +111,11 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// Writes all that the table holds; where it holds nothing, the file has holes.
 fn write(file: &File, flows: &FlowTable) -> io::Result<()> {
     file.write_all_at(&record::head(), 0)?;
-    let mut chunk = Vec::with_capacity(CHUNK * RECORD_BYTES);
-    let empty = vec![0; CHUNK * RECORD_BYTES];
-    for first in (0..flows.slots()).step_by(CHUNK) {
+    let mut chunk = Vec::with_capacity(FEW * RECORD_BYTES);
+    let empty = vec![0; FEW * RECORD_BYTES];
+    for first in (0..flows.slots()).step_by(FEW) {
         chunk.clear();
-        let slots = first..flows.slots().min(first + CHUNK);
+        let slots = first..flows.slots().min(first + FEW);
         slots.for_each(|slot| chunk.extend_from_slice(&record::of_slot(flows, slot)));
         if chunk[..] != empty[..chunk.len()] {
             file.write_all_at(&chunk, record::offset(first))?;

@@ -44,10 +44,9 @@ pub(crate) fn renamed_again(pair: &Pair) {
     assert!(!wait_until(2 * SOON, || node.namespace.index("mesh0").is_ok()), "it was renamed back twice");
 
     let command = sentence.split('`').find(|words| words.starts_with("ip link ")).unwrap();
-    let mut words = command.split(' ');
-    let mut command = Command::new(words.next().unwrap());
-    command.args(words);
-    let done = run(&node.namespace, command).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]);
+    let done = run(&node.namespace, shell).unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     heals(node, SOON);
     assert_eq!(fetch(&node.namespace, "/readyz").0, 200);
