@@ -21,6 +21,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::base::clock::Timestamp;
@@ -100,6 +101,8 @@ pub struct Narrow {
 #[derive(Debug, Default)]
 pub struct Ways {
     ways: Vec<Way>,
+    /// Where each peer's is among them.
+    places: HashMap<NodeId, usize>,
     /// Where the next search for something due begins, so that all have their turn.
     next: usize,
     due: Option<Timestamp>,
@@ -160,20 +163,19 @@ struct Asked {
 impl Ways {
     /// There is traffic with a peer; `full` is the largest packet that may go to it where nothing swallows it.
     pub fn traffic(&mut self, peer: NodeId, full: u16, now: Timestamp) {
-        let way = match self.ways.iter().position(|way| way.peer == peer) {
-            Some(at) => &mut self.ways[at],
-            None => {
-                self.ways.push(Way::new(peer, full, now));
-                self.wake(now);
-                return;
-            }
+        let Some(way) = self.way(peer) else {
+            self.places.insert(peer, self.ways.len());
+            self.ways.push(Way::new(peer, full, now));
+            self.wake(now);
+            return;
         };
         way.active = now;
-        self.changed |= way.set_full(full, now);
+        let is_wide = way.set_full(full, now);
         if way.due == NEVER {
             way.due = now;
         }
         let due = way.due;
+        self.changed |= is_wide;
         self.wake(due);
     }
 
@@ -187,7 +189,7 @@ impl Ways {
     /// Forgets peers that left.
     pub fn retain(&mut self, stays: impl Fn(NodeId) -> bool) {
         let before = self.narrowed().count();
-        self.ways.retain(|way| stays(way.peer));
+        self.keep(|way| stays(way.peer));
         self.changed |= self.narrowed().count() != before;
     }
 
@@ -217,8 +219,11 @@ impl Ways {
                 self.changed = true;
                 self.found = way.narrow.map(|narrow| (narrow.bytes, now)).or(self.found);
             }
-            if way.round == Round::Confirm && !busy {
+            let confirms = way.round == Round::Confirm;
+            if confirms && !busy {
                 self.confirming = Some(way.peer);
+            } else if !confirms && self.confirming == Some(way.peer) {
+                self.confirming = None;
             }
             if way.due > now || way.plan.is_empty() {
                 continue;
@@ -234,7 +239,7 @@ impl Ways {
             self.note(now);
             return question;
         }
-        self.ways.retain(|way| way.due != NEVER || way.narrow.is_some());
+        self.keep(|way| way.due != NEVER || way.narrow.is_some());
         self.due = self.ways.iter().map(|way| way.due).min().filter(|&due| due != NEVER);
         None
     }
@@ -256,12 +261,21 @@ impl Ways {
 
     /// Says whether another way than this peer's is asked about all sizes.
     fn is_confirming_beside(&self, peer: NodeId) -> bool {
-        let confirms = |way: &Way| Some(way.peer) == self.confirming && way.round == Round::Confirm;
-        self.confirming.is_some_and(|other| other != peer) && self.ways.iter().any(confirms)
+        let other = self.confirming.filter(|&other| other != peer).and_then(|other| self.places.get(&other));
+        other.and_then(|&at| self.ways.get(at)).is_some_and(|way| way.round == Round::Confirm)
     }
 
     fn way(&mut self, peer: NodeId) -> Option<&mut Way> {
-        self.ways.iter_mut().find(|way| way.peer == peer)
+        self.ways.get_mut(*self.places.get(&peer)?)
+    }
+
+    /// Forgets all other ways.
+    fn keep(&mut self, stays: impl Fn(&Way) -> bool) {
+        let before = self.ways.len();
+        self.ways.retain(stays);
+        if self.ways.len() != before {
+            self.places = self.ways.iter().enumerate().map(|(at, way)| (way.peer, at)).collect();
+        }
     }
 
     fn wake(&mut self, due: Timestamp) {

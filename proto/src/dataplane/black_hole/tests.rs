@@ -216,3 +216,35 @@ fn without_traffic_nothing_is_asked_and_nothing_is_due() {
     assert_eq!(link.ways.poll_timeout(), None);
     assert!(link.ways.ways.is_empty());
 }
+
+/// How long it takes to say once that there is traffic with each of so many peers; the shortest of some tries.
+#[expect(clippy::disallowed_methods, reason = "it is the time that it takes which is measured")]
+fn time_of_traffic(peers: u32) -> Duration {
+    let mut ways = Ways::default();
+    let mut round = || {
+        let began = std::time::Instant::now();
+        (0..peers).for_each(|n| ways.traffic(NodeId(n), FULL_SIZE, START));
+        began.elapsed()
+    };
+    round();
+    (0..5).map(|_| round()).min().unwrap_or_default()
+}
+
+#[test]
+fn traffic_with_many_peers_costs_as_much_for_each_as_with_few() {
+    let (few, many) = (time_of_traffic(500), time_of_traffic(16_000));
+    // 32 times as many take 32 times as long, or 1,024 times if each is looked for among all.
+    assert!(many < 200 * few, "{few:?} for 500 peers, {many:?} for 16,000");
+}
+
+#[test]
+fn a_way_is_found_again_after_others_were_forgotten() {
+    let mut link = Link::new(1300);
+    link.pass(Duration::from_secs(20), 3);
+    assert_eq!(link.ways.narrowed().count(), 3);
+    link.ways.retain(|peer| peer == NodeId(PEER.0 + 2));
+    link.pass(Duration::from_secs(1), 3);
+    let known: Vec<NodeId> = link.ways.ways.iter().map(|way| way.peer).collect();
+    assert_eq!(known, [NodeId(PEER.0 + 2), PEER, NodeId(PEER.0 + 1)]);
+    assert!(known.iter().enumerate().all(|(at, peer)| link.ways.places.get(peer) == Some(&at)));
+}
