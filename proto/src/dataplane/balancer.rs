@@ -18,6 +18,9 @@ use crate::model::netmap::{Backend, Service};
 
 /// The longest cycle, in places; weights whose cycle would be longer are rounded to fit, each at least 1.
 const MAX_CYCLE: u64 = 4096;
+/// Most tickets that one connection draws anew: where all of them are of backends that do not answer, it goes to the next
+/// place in the cycle whose backend does.
+const MAX_DRAWS: usize = 64;
 
 /// Chooses among the backends of one service.
 #[derive(Debug)]
@@ -86,16 +89,16 @@ impl Balancer {
         let Some(cycle) = self.tiers.iter().find(|cycle| cycle.iter().any(|index| answers(&index))) else {
             return self.backends.get(first);
         };
-        for attempt in 1..=cycle.len() as u32 {
+        for attempt in 1..=cycle.len().min(MAX_DRAWS) as u32 {
             let next = place(cycle, ticket)?;
             if self.answers(next) {
                 return self.backends.get(next);
             }
             ticket = draw(attempt);
         }
-        // Other lanes drew in between.
-        let any = cycle.iter().find(answers).map_or(first, |&index| usize::from(index));
-        self.backends.get(any)
+        let (before, after) = cycle.split_at(ticket.checked_rem(cycle.len() as u64)? as usize);
+        let next = after.iter().chain(before).find(answers).map_or(first, |&index| usize::from(index));
+        self.backends.get(next)
     }
 
     fn answers(&self, index: usize) -> bool {
@@ -276,6 +279,18 @@ mod tests {
 
         silences[0].set(None);
         assert_eq!(counts(&balancer, 80), BTreeMap::from([("n0".into(), 50), ("n1".into(), 20), ("n2".into(), 10)]));
+    }
+
+    #[test]
+    fn a_connection_draws_few_tickets_however_much_of_the_cycle_is_silent() {
+        let (balancer, silences) = judged(&service(&[(4090, 0), (3, 0), (2, 0)]));
+        silences[0].set(NOW);
+        let chosen = counts(&balancer, 4095);
+        let drawn = balancer.tickets.load(Ordering::Relaxed);
+        assert!(drawn <= 4095 * (MAX_DRAWS as u64 + 1), "{drawn}");
+        assert_eq!(chosen.keys().map(String::as_str).collect::<Vec<_>>(), ["n1", "n2"]);
+        let shown = balancer.peek().unwrap().node.clone();
+        assert_eq!(balancer.choose(Ipv4Addr::LOCALHOST).unwrap().node, shown);
     }
 
     #[test]
