@@ -6,6 +6,7 @@
 //! a peer's where a map says that it is not where we send to, it is called at all addresses that the map tells
 //! ```
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
@@ -29,7 +30,7 @@ pub(super) struct Moving {
     /// Tunnels that have not had their word in this round.
     left: Vec<u32>,
     /// Tunnels whose peer is to be called.
-    calls: Vec<u32>,
+    calls: BTreeSet<u32>,
 }
 
 impl Moving {
@@ -65,14 +66,12 @@ impl Moving {
 
     /// Returns the next tunnel whose peer is to be called.
     pub(super) fn next_call(&mut self) -> Option<u32> {
-        self.calls.pop()
+        self.calls.pop_first()
     }
 
     /// Takes note that a tunnel leads to where its peer is no more.
     pub(super) fn displace(&mut self, number: u32) {
-        if !self.calls.contains(&number) {
-            self.calls.push(number);
-        }
+        self.calls.insert(number);
     }
 
     pub(super) fn retain(&mut self, is_open: impl Fn(u32) -> bool) {

@@ -1,5 +1,7 @@
 //! Addresses change, and those who speak to each other go on.
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::*;
 
 /// Node 2 has another address from now on, and is told.
@@ -116,4 +118,26 @@ fn a_peer_that_a_map_says_to_be_elsewhere_is_called_there() {
     net.pass(Duration::from_millis(10));
     net.pass(Duration::from_millis(150));
     assert_eq!(led(&mut net), [ip(22)].into());
+}
+
+/// How long it takes to note that all of so many tunnels lead elsewhere: the time of this thread's CPU.
+fn displacement_of(tunnels: u32) -> Duration {
+    let now = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+    let began = now();
+    let mut moving = Moving::default();
+    for number in (0..tunnels).chain(0..tunnels) {
+        moving.displace(number);
+    }
+    let took = now() - began;
+    let calls: Vec<u32> = std::iter::from_fn(|| moving.next_call()).collect();
+    assert_eq!(calls.len(), tunnels as usize, "each is called once");
+    took
+}
+
+#[test]
+fn displacing_many_tunnels_costs_about_as_much_for_each_as_displacing_few() {
+    let best = |tunnels| (0..3).map(|_| displacement_of(tunnels)).min().unwrap();
+    let (few, many) = (best(1000), best(16_000));
+    // 16 times as many take a little more than 16 times as long, or 256 times if each is looked for among all.
+    assert!(many < 80 * few, "{few:?} for 1,000, {many:?} for 16,000");
 }
