@@ -326,6 +326,12 @@ impl Cell {
         self.wanted.fetch_max(at.as_micros(), Ordering::Relaxed);
     }
 
+    /// Says whether a packet for it came along in the last `span`, on any lane; up to a tick late.
+    pub(crate) fn wanted_within(&self, span: Duration, now: Timestamp) -> bool {
+        let at = self.wanted.load(Ordering::Relaxed);
+        at != 0 && now.since(Timestamp::from_micros(at)) < span
+    }
+
     /// Says whether lane 0 asks it from now on whether it is there.
     pub(crate) fn set_watched(&self, watched: bool) {
         self.watched.store(watched, Ordering::Relaxed);

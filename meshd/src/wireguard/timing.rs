@@ -9,6 +9,8 @@ pub(crate) const ROOM: usize = 192 << 10;
 pub(crate) const HANDSHAKES_PER_TURN: u32 = 16;
 /// Lost sessions looked into per turn.
 pub(crate) const NUDGES_PER_TURN: u32 = 4;
+/// A packet that came along within this time means that there is something to send.
+pub(crate) const WANTED: Duration = Duration::from_secs(90);
 /// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.
 pub(crate) const SILENCE: Duration = Duration::from_secs(12);
 /// How long something stays unanswered before a lane looks into it.

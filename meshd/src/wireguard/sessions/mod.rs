@@ -29,6 +29,7 @@ use std::sync::Arc;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::HandshakeLimiter;
 use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::dataplane::liveness::{Inquiry, WAIT};
 use mesh_proto::dataplane::verdict::Drop;
 use mesh_proto::packet::Ecn;
 
@@ -42,7 +43,7 @@ use crate::wireguard::lane0_fallback::Lane0Fallback;
 use crate::wireguard::peers::TunnelPeers;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{
-    FIRST_BACKOFF, GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK,
+    FIRST_BACKOFF, GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK, WANTED,
 };
 use crate::wireguard::tunnel::{
     HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened, Tunnel,
@@ -150,6 +151,38 @@ impl Sessions {
             self.greet(peer);
         } else if !self.probes.contains(&peer) {
             self.probes.push(peer);
+        }
+    }
+
+    /// Asks a peer whether it is there: inside its tunnel, if it is a member and has one, and by a handshake where that may
+    /// not be enough.
+    fn ask(&mut self, id: NodeId, inquiry: Inquiry, outbox: &mut Outbox, now: Timestamp) {
+        // Where there is no preshared key yet, the agreement on one is the question.
+        let recently = self.peers.get(id).is_some_and(|peer| peer.cell.wanted_within(WANTED, now));
+        if recently || self.talks.held.contains_key(&id) {
+            self.agree(id, None, outbox, now);
+        } else {
+            self.call_for_key_once(id, outbox, now);
+        }
+        let Some(number) = self.tunnel_to(id, 0) else { return };
+        self.wake(number, outbox, now);
+        let Some(session) = self.slab[number as usize].as_ref() else { return };
+        let inside = session.ready && session.path.endpoint().is_some() && session.peer.is_member;
+        let under_way = session.initiated && session.initiated_at.is_some_and(|at| now.since(at) < WAIT);
+        if inside && !self.probes.contains(&id) {
+            self.probes.push(id);
+        }
+        if !under_way && (!inside || inquiry == Inquiry::Urgent) {
+            self.initiate(number, outbox, now);
+        }
+    }
+
+    /// Calls a peer without a key that nobody wants, to hear whether it is back: once, and only while there is plenty of
+    /// room for agreements with others. One that answers gets its key when it is wanted.
+    fn call_for_key_once(&mut self, id: NodeId, outbox: &mut Outbox, now: Timestamp) {
+        if self.talks.has_plenty_of_room() && !self.talks.has_called(id, now) {
+            self.agree(id, None, outbox, now);
+            self.talks.call_no_more(id, now);
         }
     }
 

@@ -121,6 +121,18 @@ impl PskExchange {
         hurries
     }
 
+    /// Says whether it called a moment ago.
+    pub(super) fn has_called(&self, now: Timestamp) -> bool {
+        self.called.is_some_and(|at| now.since(at) < PAUSE)
+    }
+
+    /// Leaves it at the calls that were made, unless one was answered; it goes soon if none is.
+    pub(super) fn call_no_more(&mut self) {
+        if !self.ready {
+            (self.wants, self.due) = (false, None);
+        }
+    }
+
     /// There is a key. Says whether it was wanted here.
     pub(super) fn have_key(&mut self, now: Timestamp) -> bool {
         (self.due, self.blocked, self.heard) = (None, None, now);

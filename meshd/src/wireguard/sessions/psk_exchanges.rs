@@ -111,6 +111,28 @@ impl PskExchanges {
         }
     }
 
+    /// Says whether at least half of all places are free.
+    pub(super) fn has_plenty_of_room(&self) -> bool {
+        self.slab.len() - self.free.len() < MAX_TALKS / 2
+    }
+
+    /// Says whether a peer is being called for a key, or was a moment ago.
+    pub(super) fn has_called(&self, peer: NodeId, now: Timestamp) -> bool {
+        self.with(peer).any(|talk| talk.wants || talk.has_called(now))
+    }
+
+    /// Leaves calls to a peer at those that were made.
+    pub(super) fn call_no_more(&mut self, peer: NodeId, now: Timestamp) {
+        for at in self.by_peer.get(&peer).cloned().unwrap_or_default() {
+            self.slab[at].as_mut().into_iter().for_each(PskExchange::call_no_more);
+            self.queue(at, now);
+        }
+    }
+
+    fn with(&self, peer: NodeId) -> impl Iterator<Item = &PskExchange> {
+        self.by_peer.get(&peer).into_iter().flatten().filter_map(|&at| self.slab[at].as_ref())
+    }
+
     /// Takes note of when a talk is to be looked at next, and that not at once again.
     pub(super) fn queue(&mut self, at: usize, now: Timestamp) {
         let Some(talk) = self.slab.get_mut(at).and_then(Option::as_mut) else { return };

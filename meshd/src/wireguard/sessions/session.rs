@@ -8,8 +8,14 @@ use mesh_proto::base::id::TunnelKey;
 
 use crate::wireguard::endpoint_race::Path;
 use crate::wireguard::peers::TunnelPeer;
-use crate::wireguard::timing::{FIRST_BACKOFF, MOMENT, PATIENCE, SILENCE};
+use crate::wireguard::timing::{FIRST_BACKOFF, MOMENT, PATIENCE, SILENCE, WANTED};
 use crate::wireguard::tunnel::Tunnel;
+
+/// Pause between two round trips while they are measured quickly, and after that.
+const QUICK_PROBE: Duration = Duration::from_secs(1);
+const PROBE: Duration = Duration::from_secs(5);
+/// A peer without traffic for this long is not probed.
+const PROBED: Duration = Duration::from_secs(30);
 
 /// One tunnel and what is known about it.
 pub(super) struct Session {
@@ -132,6 +138,30 @@ impl Session {
     /// Returns which of several that hear the peer is the one to use: the greatest.
     pub(super) fn rank(&self) -> u8 {
         self.fresh + if self.stale { 0 } else { 3 }
+    }
+
+    /// Says whether who asks the peer whether it is there calls it, and no timer does: it does not answer, and nobody wanted
+    /// it of late. Each call in vain would otherwise be repeated for 90 s, for ever.
+    pub(super) fn is_left_to_ask(&self, now: Timestamp) -> bool {
+        let cell = &self.peer.cell;
+        let wanted = self.wanted.is_some_and(|at| now.since(at) < WANTED) || cell.wanted_within(WANTED, now);
+        cell.is_watched() && !wanted
+    }
+
+    /// Says whether its round trip is to be measured now, which is taken to be done.
+    pub(super) fn takes_probe(&mut self, now: Timestamp) -> bool {
+        if self.probe_due.is_some_and(|due| due > now) {
+            return false;
+        }
+        if self.quick_probes > 0 {
+            self.quick_probes -= 1;
+            self.probe_due = Some(now + QUICK_PROBE);
+        } else if self.peer.cell.active_within(PROBED, now) {
+            self.probe_due = Some(now + PROBE);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Says whether its session hears the peer.

@@ -6,7 +6,6 @@ use std::time::Duration;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::handshake_limiter::Admission;
 use mesh_proto::base::id::{NodeId, TunnelKey};
-use mesh_proto::dataplane::liveness::{Inquiry, WAIT};
 use mesh_proto::dataplane::verdict::Drop;
 
 use super::Sessions;
@@ -19,7 +18,7 @@ use crate::psk::{PresharedKey, Progress};
 use crate::wireguard::peers::TunnelPeer;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{
-    FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING, WORDS_PER_TURN,
+    FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING, WANTED, WORDS_PER_TURN,
 };
 use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeResponder, INITIATION, MAX_WAITING, Made};
 
@@ -27,13 +26,6 @@ use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeRespo
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// A peer heard within this time is called again after giving up, even if nothing is to be sent.
 const RECENT: Duration = Duration::from_secs(600);
-/// A packet that came along within this time means that there is something to send.
-const WANTED: Duration = Duration::from_secs(90);
-/// Pause between two round trips while they are measured quickly, and after that.
-const QUICK_PROBE: Duration = Duration::from_secs(1);
-const PROBE: Duration = Duration::from_secs(5);
-/// A peer without traffic for this long is not probed.
-const PROBED: Duration = Duration::from_secs(30);
 /// A peer with traffic within this time is asked which sizes get through.
 const BUSY: Duration = Duration::from_secs(10);
 /// How long after an agreement a handshake that does not open is no sign of another key: it may be an older one's.
@@ -306,8 +298,9 @@ impl Sessions {
             self.opens(number, id, outbox, now);
         }
         let Some(session) = self.slab[number as usize].as_mut() else { return };
-        let silent = session.ready && !session.hears(now) && !session.initiated;
-        let waited = session.initiated_at.filter(|_| session.initiated).map(|at| now.since(at));
+        let calls = !session.is_left_to_ask(now);
+        let silent = calls && session.ready && !session.hears(now) && !session.initiated;
+        let waited = session.initiated_at.filter(|_| calls && session.initiated).map(|at| now.since(at));
         let overdue = REPEATS.get(session.repeated).is_some_and(|&most| waited.is_some_and(|waited| waited >= most));
         session.repeated += usize::from(overdue);
         if made == Made::Nothing && (silent || overdue) {
@@ -323,7 +316,14 @@ impl Sessions {
     }
 
     /// Sends what a tunnel's timers made.
-    fn send_timed(&mut self, number: u32, made: Made, message: &[u8; INITIATION], outbox: &mut Outbox, now: Timestamp) {
+    pub(super) fn send_timed(
+        &mut self,
+        number: u32,
+        made: Made,
+        message: &[u8; INITIATION],
+        outbox: &mut Outbox,
+        now: Timestamp,
+    ) {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
         session.expired &= made == Made::Expired;
         match made {
@@ -333,6 +333,7 @@ impl Sessions {
                     outbox.push(message, endpoint);
                 }
             }
+            Made::Initiation if session.is_left_to_ask(now) => {}
             Made::Initiation => {
                 self.scratch[..INITIATION].copy_from_slice(message);
                 self.offer_scratch(number, outbox, now);
@@ -353,7 +354,7 @@ impl Sessions {
             let recent = |at: Option<_>, span| at.is_some_and(|at| now.since(at) < span);
             // Without an initiation it is the end of a session that nobody used.
             let missed = session.initiated && recent(session.heard, RECENT);
-            if recent(session.wanted, WANTED) || missed {
+            if !session.is_left_to_ask(now) && (recent(session.wanted, WANTED) || missed) {
                 session.retry = Some(now + session.backoff);
                 tracing::info!(peer = %session.peer.id, lane = self.lane, "no answer for 90 s; trying again");
                 session.backoff = (session.backoff * 2).min(LONGEST_BACKOFF);
@@ -365,6 +366,7 @@ impl Sessions {
             }
         }
         let Some(session) = self.slab[number as usize].as_mut() else { return };
+        session.retry = session.retry.filter(|_| !session.is_left_to_ask(now));
         match session.retry {
             Some(due) if due <= now => self.initiate(number, outbox, now),
             Some(_) => {}
@@ -389,44 +391,19 @@ impl Sessions {
         }
     }
 
-    /// Asks a peer whether it is there: inside its tunnel, if it is a member and has one, and by a handshake where that may
-    /// not be enough.
-    pub(super) fn ask(&mut self, id: NodeId, inquiry: Inquiry, outbox: &mut Outbox, now: Timestamp) {
-        // Where there is no preshared key yet, the agreement on one is the question.
-        self.agree(id, None, outbox, now);
-        let Some(number) = self.tunnel_to(id, 0) else { return };
-        self.wake(number, outbox, now);
-        let Some(session) = self.slab[number as usize].as_ref() else { return };
-        let inside = session.ready && session.path.endpoint().is_some() && session.peer.is_member;
-        let under_way = session.initiated && session.initiated_at.is_some_and(|at| now.since(at) < WAIT);
-        if inside && !self.probes.contains(&id) {
-            self.probes.push(id);
-        }
-        if !under_way && (!inside || inquiry == Inquiry::Urgent) {
-            self.initiate(number, outbox, now);
-        }
-    }
-
-    /// Lane 0 measures the round trip to a peer that there is traffic with, on any lane.
+    /// Lane 0 measures the round trip to a peer that there is traffic with, on any lane, and has it asked which sizes get
+    /// through.
     fn ask_for_probe(&mut self, number: u32, now: Timestamp) {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
-        if self.lane == 0 && session.peer_lane == 0 && session.hears(now) && session.peer.cell.active_within(BUSY, now)
-        {
+        if self.lane > 0 || session.peer_lane > 0 || !session.hears(now) {
+            return;
+        }
+        if session.peer.cell.active_within(BUSY, now) {
             self.active.push(session.peer.id);
         }
-        let due = session.probe_due.is_none_or(|due| due <= now);
-        if self.lane > 0 || session.peer_lane > 0 || !due || !session.hears(now) {
-            return;
+        if session.takes_probe(now) {
+            self.probes.push(session.peer.id);
         }
-        if session.quick_probes > 0 {
-            session.quick_probes -= 1;
-            session.probe_due = Some(now + QUICK_PROBE);
-        } else if session.peer.cell.active_within(PROBED, now) {
-            session.probe_due = Some(now + PROBE);
-        } else {
-            return;
-        }
-        self.probes.push(session.peer.id);
     }
 
     /// Closes a peer's tunnels that have not the preshared key that they should have, but for open ones where there was none

@@ -148,6 +148,37 @@ fn a_peer_that_is_silent_for_long_is_asked_seldom_and_forgotten_with_the_map() {
 }
 
 #[test]
+fn a_peer_that_is_gone_and_wanted_no_more_is_called_by_who_asks_alone() {
+    let mut net = met(&[1, 1]);
+    live(&mut net, Some(0), Duration::from_secs(2));
+    close(&mut net);
+    live(&mut net, Some(0), Duration::from_secs(310));
+    let calls = |net: &Net| net.nodes[&1].counters[0].initiations.get();
+    let by_timer = |net: &mut Net| {
+        let before = calls(net);
+        net.with(1, 0, |s, out, now| s.send_timed(0, Made::Initiation, &[1; INITIATION], out, now));
+        calls(net) - before
+    };
+    live(&mut net, None, Duration::from_secs(80));
+    assert_eq!(by_timer(&mut net), 1, "it is wanted");
+
+    live(&mut net, None, Duration::from_secs(20));
+    assert_eq!(by_timer(&mut net), 0);
+    // As after each time that it is given up.
+    net.lane(1, 0).slab[0].as_mut().unwrap().repeated = 0;
+    let before = calls(&net);
+    live(&mut net, None, 4 * SELDOM);
+    let asked = calls(&net) - before;
+    assert!((3..=5).contains(&asked), "{asked}");
+
+    net.send(1, 0, 2, 1);
+    assert_eq!(by_timer(&mut net), 1, "it is wanted again");
+    net.closed.clear();
+    let found = live(&mut net, None, SELDOM);
+    assert_eq!((found.silent, found.back), (None, 1));
+}
+
+#[test]
 fn who_is_not_sent_anything_is_not_judged() {
     let mut net = met(&[1, 1]);
     close(&mut net);

@@ -1,5 +1,6 @@
 //! Many peers at a time.
 
+use mesh_proto::dataplane::liveness::Inquiry;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::*;
@@ -8,8 +9,8 @@ use crate::wireguard::peers::{test_agreeing, test_one};
 /// Peers that never answer.
 const PEERS: u32 = 200;
 
-#[test]
-fn a_turn_costs_what_is_due_however_many_peers_do_not_answer() {
+/// Lane 0 of node 1, which has no preshared key yet with peers 2 and so on.
+fn lane_without_keys(peers: u32) -> Sessions {
     let own = LaneKeys::derive(&StaticSecret::from([1; 32]), 1);
     let peer = |n: u32| {
         let mut secret = [7; 32];
@@ -20,8 +21,13 @@ fn a_turn_costs_what_is_due_however_many_peers_do_not_answer() {
         peer.agreement = keys.agreement_publics();
         peer
     };
-    let peers = Arc::new(test_agreeing(NodeId(1), Some(Arc::default()), (2..2 + PEERS).map(peer).collect()));
-    let mut lane = Sessions::new(0, &own.of(0), peers, Arc::default());
+    let peers = Arc::new(test_agreeing(NodeId(1), Some(Arc::default()), (2..2 + peers).map(peer).collect()));
+    Sessions::new(0, &own.of(0), peers, Arc::default())
+}
+
+#[test]
+fn a_turn_costs_what_is_due_however_many_peers_do_not_answer() {
+    let mut lane = lane_without_keys(PEERS);
     let mut now = Timestamp::from_millis(1_000_000);
     let mut outbox = Outbox::new(1 << 20);
     let (mut turns, mut idle, mut looked_at) = (0, 0, 0);
@@ -78,4 +84,30 @@ fn removing_many_peers_costs_as_much_for_each_as_removing_few() {
     let (few, many) = (removal_of_half(1000), removal_of_half(8000));
     // 8 times as many take 8 times as long, or 64 times if each is looked for among all.
     assert!(many < 24 * few, "{few:?} for 500 of 1,000 peers, {many:?} for 4,000 of 8,000");
+}
+
+#[test]
+fn a_thousand_gone_peers_that_nobody_wants_leave_room_for_agreements_and_are_called_once_each_time() {
+    const GONE: u32 = 1100;
+    let mut lane = lane_without_keys(GONE + 1);
+    let mut outbox = Outbox::new(1 << 20);
+    let mut now = Timestamp::from_millis(1_000_000);
+    lane.ask(NodeId(2), Inquiry::Urgent, &mut outbox, now);
+    assert_eq!(lane.counters.initiations.get(), 1);
+    for _ in 0..100 {
+        now = now + Duration::from_millis(200);
+        lane.tend_talks(&mut outbox, now);
+    }
+    assert_eq!((lane.counters.initiations.get(), lane.talks.poll_timeout()), (1, None), "and no more");
+
+    for gone in 2..2 + GONE {
+        outbox.clear();
+        lane.ask(NodeId(gone), Inquiry::Urgent, &mut outbox, now);
+    }
+    let called = lane.counters.initiations.get();
+    assert!((400..=600).contains(&called), "{called}");
+    outbox.clear();
+    let wanted = NodeId(2 + GONE);
+    assert_eq!(lane.seal(wanted, &packet(1), Traffic::Payload, &mut outbox, now), Sealed::Done);
+    assert_eq!((lane.counters.initiations.get(), lane.talks.starved), (called + 1, false));
 }
