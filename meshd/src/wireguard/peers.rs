@@ -146,6 +146,11 @@ impl TunnelPeers {
         self.by_id.get(self.by_agreement.get(&key)?)
     }
 
+    /// Says whether a peer is expected at an address, whatever the port.
+    pub(crate) fn has_any_at(&self, address: IpAddr) -> bool {
+        self.by_address.contains_key(&address)
+    }
+
     /// Says which peer's lane is expected at an address.
     pub(crate) fn by_address(&self, address: SocketAddr) -> Option<(&Arc<TunnelPeer>, usize)> {
         let behind = self.by_address.get(&address.ip())?;

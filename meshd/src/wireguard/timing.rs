@@ -9,6 +9,8 @@ pub(crate) const ROOM: usize = 192 << 10;
 pub(crate) const HANDSHAKES_PER_TURN: u32 = 16;
 /// Lost sessions looked into per turn.
 pub(crate) const NUDGES_PER_TURN: u32 = 4;
+/// Peers looked for per turn by addresses that others have as well: by ports of a gateway that several are behind.
+pub(crate) const LOOKUPS_PER_TURN: u32 = 64;
 /// A packet that came along within this time means that there is something to send.
 pub(crate) const WANTED: Duration = Duration::from_secs(90);
 /// A session that was sent to for so long and heard nothing is not used: WireGuard answers data within 10 s.

@@ -43,7 +43,8 @@ use crate::wireguard::lane0_fallback::Lane0Fallback;
 use crate::wireguard::peers::TunnelPeers;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{
-    FIRST_BACKOFF, GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, NUDGES_PER_TURN, ROOM, TICK, WANTED,
+    FIRST_BACKOFF, GREETING, GREETINGS_PER_TURN, HANDSHAKES_PER_TURN, LOOKUPS_PER_TURN, NUDGES_PER_TURN, ROOM, TICK,
+    WANTED,
 };
 use crate::wireguard::tunnel::{
     HandshakeResponder, INITIATION, MAX_TUNNELS, MAX_WAITING, Made, Message, OVERHEAD, Opened, Tunnel,
@@ -97,6 +98,7 @@ pub(crate) struct Sessions {
     next_tick: Option<Timestamp>,
     handshakes_left: u32,
     nudges_left: u32,
+    lookups_left: u32,
     scratch: Box<[u8]>,
 }
 
@@ -130,6 +132,7 @@ impl Sessions {
             next_tick: None,
             handshakes_left: 0,
             nudges_left: 0,
+            lookups_left: 0,
             scratch: vec![0; MAX_PACKET + 2 * OVERHEAD].into(),
         }
     }
@@ -374,6 +377,7 @@ impl Sessions {
     pub(crate) fn begin_turn(&mut self) {
         self.handshakes_left = HANDSHAKES_PER_TURN;
         self.nudges_left = NUDGES_PER_TURN;
+        self.lookups_left = LOOKUPS_PER_TURN;
     }
 
     /// Does what is due. The outbox must have `ROOM`.

@@ -116,6 +116,11 @@ impl PskExchanges {
         self.slab.len() - self.free.len() < MAX_TALKS / 2
     }
 
+    /// Says whether a key with a peer is wanted already.
+    pub(super) fn wants_key(&self, peer: NodeId) -> bool {
+        self.with(peer).any(|talk| talk.wants)
+    }
+
     /// Says whether a peer is being called for a key, or was a moment ago.
     pub(super) fn has_called(&self, peer: NodeId, now: Timestamp) -> bool {
         self.with(peer).any(|talk| talk.wants || talk.has_called(now))

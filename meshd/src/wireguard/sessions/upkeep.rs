@@ -181,27 +181,39 @@ impl Sessions {
     /// A data message came for a session that we do not have, from where a peer is known to be: we lost it, most
     /// likely by a restart, and the peer would go on talking to us in vain.
     pub(super) fn nudge(&mut self, from: Endpoint, outbox: &mut Outbox, now: Timestamp) {
-        let Some(left) = self.nudges_left.checked_sub(1) else { return };
-        self.nudges_left = left;
-        let known = self.by_endpoint.get(&from.remote).copied();
-        let number = known.or_else(|| {
-            let (peer, lane) = self.peers.by_address(from.remote)?;
-            let id = peer.id;
-            let number = self.tunnel_to(id, lane);
-            if number.is_none() {
-                self.agree(id, None, outbox, now);
-            }
-            number
-        });
-        let Some(session) = number.and_then(|n| self.slab[n as usize].as_mut()) else { return };
+        if self.nudges_left == 0 {
+            return;
+        }
+        let Some(number) = self.tunnel_at(from, outbox, now) else { return };
+        let Some(session) = self.slab[number as usize].as_mut() else { return };
         let within = |at: Option<Timestamp>, span| at.is_some_and(|at| now.since(at) < span);
         if within(session.nudged, NUDGE_INTERVAL) || session.ready && within(session.heard, TALKING) {
             return;
         }
         session.nudged = Some(now);
-        let Some(number) = number else { return };
+        // Not before: strangers must not use up what is for peers.
+        self.nudges_left -= 1;
         self.wake(number, outbox, now);
         self.initiate(number, outbox, now);
+    }
+
+    /// Returns the tunnel to the peer that is known to be at an address; where a key is to be made first, begins that.
+    fn tunnel_at(&mut self, from: Endpoint, outbox: &mut Outbox, now: Timestamp) -> Option<u32> {
+        if let Some(&number) = self.by_endpoint.get(&from.remote) {
+            return Some(number);
+        }
+        if !self.peers.has_any_at(from.remote.ip()) {
+            return None;
+        }
+        self.lookups_left = self.lookups_left.checked_sub(1)?;
+        let (peer, lane) = self.peers.by_address(from.remote)?;
+        let (id, lacks_key) = (peer.id, self.peers.calls() && peer.lacks_key());
+        let number = self.tunnel_to(id, lane);
+        if number.is_none() && lacks_key && !self.talks.wants_key(id) {
+            self.nudges_left -= 1;
+            self.agree(id, None, outbox, now);
+        }
+        number
     }
 
     /// Makes sure that a tunnel's timers run, and that its clock is right before it is used.

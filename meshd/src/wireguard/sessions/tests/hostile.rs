@@ -126,3 +126,25 @@ fn who_forges_peers_calls_for_a_key_takes_no_place_for_agreements() {
     assert!(two.agree(), "the first call");
     assert_eq!(two.net.got(1), [1]);
 }
+
+#[test]
+fn strangers_data_for_unknown_sessions_leaves_room_for_a_peers() {
+    let mut net = Net::new(&[1, 1], Net::known);
+    let mut strange = vec![4, 0, 0, 0];
+    strange.resize(100, 7);
+    let from = |last: u8, port| Endpoint { remote: SocketAddr::new(ip(last), port), local: Some(ip(2)) };
+    net.with(2, 0, |s, out, now| {
+        s.begin_turn();
+        let mut into = vec![0; 70_000];
+        let strangers = (0..1000).map(|n| from(77, 1000 + n)).chain((0..20).map(|n| from(1, 1000 + n)));
+        for stranger in strangers {
+            s.open(stranger, &strange, &mut into, out, now);
+        }
+        assert_eq!(out.datagrams().count(), 0);
+        for _ in 0..10 {
+            s.open(from(1, PORT), &strange, &mut into, out, now);
+        }
+    });
+    assert_eq!(net.nodes[&2].counters[0].initiations.get(), 1);
+    assert_eq!(net.lane(2, 0).nudges_left, NUDGES_PER_TURN - 1);
+}
