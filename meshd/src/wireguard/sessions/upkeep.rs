@@ -403,11 +403,11 @@ impl Sessions {
         }
     }
 
-    /// Lane 0 measures the round trip to a peer that there is traffic with, on any lane, and has it asked which sizes get
-    /// through.
+    /// Lane 0 measures the round trip to a member that there is traffic with, on any lane, and has it asked which sizes get
+    /// through; plain WireGuard knows neither question.
     fn ask_for_probe(&mut self, number: u32, now: Timestamp) {
         let Some(session) = self.slab[number as usize].as_mut() else { return };
-        if self.lane > 0 || session.peer_lane > 0 || !session.hears(now) {
+        if self.lane > 0 || session.peer_lane > 0 || !session.peer.is_member || !session.hears(now) {
             return;
         }
         if session.peer.cell.active_within(BUSY, now) {

@@ -195,7 +195,8 @@ fn plain_wireguard_is_asked_by_handshakes_alone_and_later() {
     net.lane(1, 0).set_peers(Arc::new(plain));
     net.send(1, 0, 2, 0);
     net.run_to_rest();
-    live_with(&mut net, None, Duration::from_secs(60), false);
+    let found = live_with(&mut net, None, Duration::from_secs(60), false);
+    assert_eq!((found.probes, net.lane(1, 0).next_active()), (0, None), "it knows no questions inside");
 
     let initiations = |net: &Net| net.nodes[&1].counters[0].initiations.get();
     let before = initiations(&net);
