@@ -22,8 +22,8 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ use crate::dataplane::handover::Handover;
 use crate::dataplane::lane::{Lane, Parts};
 use crate::dataplane::mailbox::Mailbox;
 pub use crate::dataplane::supervisor::LaneDeath;
-use crate::dataplane::worker::flow_writer::FlowWriter;
+use crate::dataplane::worker::flow_writer::{FlowWriter, MissingFile};
 use crate::dataplane::worker::{Waits, Worker};
 use crate::io::counters::Counters;
 pub use crate::io::counters::{DataPlaneStats, FlowStats, LaneStats, PeerStats};
@@ -193,7 +193,8 @@ impl DataPlane {
         let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
         let flows = Arc::new(FlowTable::for_flows(flows_for(memory::limit()), setup.keys.flow_seed()));
         let taken = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?;
-        let flow_file = Arc::new(taken.flatten().map_or_else(OnceLock::new, OnceLock::from));
+        let flow_file = taken.flatten().map(Arc::new);
+        let is_made = Arc::new(AtomicBool::new(false));
         let own_keys = own_keys(&setup.keys);
         let peers = Arc::new(TunnelPeers::compile(setup.view.netmap(), &own_keys, None, setup.vault.as_ref()));
         let mailboxes: Result<Arc<[Mailbox]>, _> = (0..lanes).map(|_| Mailbox::new()).collect();
@@ -215,7 +216,7 @@ impl DataPlane {
         let mut plane = Self { handle: Handle(Arc::new(shared)), threads: Vec::new() };
         let handover = Arc::new(Handover::new());
         for (lane, (queue, sockets)) in queues.into_iter().zip(sockets).enumerate() {
-            plane.start_lane(lane, &setup, queue, sockets, &handover, flow_file.clone())?;
+            plane.start_lane(lane, &setup, queue, sockets, &handover, (flow_file.clone(), Arc::clone(&is_made)))?;
         }
         Ok(plane)
     }
@@ -227,7 +228,7 @@ impl DataPlane {
         queue: Queue,
         sockets: Sockets,
         handover: &Arc<Handover>,
-        flow_file: Arc<OnceLock<File>>,
+        (flow_file, is_made): (Option<Arc<File>>, Arc<AtomicBool>),
     ) -> Result<(), DataPlaneError> {
         let shared = &self.handle.0;
         let counters = Arc::clone(&shared.counters[number]);
@@ -253,14 +254,15 @@ impl DataPlane {
                 lane.greet(peer.id);
             }
         }
-        let missing = setup.flow_file.clone().filter(|_| flow_file.get().is_none());
+        let path = setup.flow_file.clone().filter(|_| flow_file.is_none());
+        let missing = path.map(|path| MissingFile { path, is_maker: number == 0, is_made });
         let worker = Worker {
             lane,
             queue,
             sockets,
             number,
             mailboxes: Arc::clone(&shared.mailboxes),
-            flow_file: FlowWriter::new(flow_file, missing, number == 0, Arc::clone(&shared.flows)),
+            flow_file: FlowWriter::new(flow_file, missing, Arc::clone(&shared.flows)),
             counters,
             interface: setup.interface.clone(),
             offload: setup.offload,

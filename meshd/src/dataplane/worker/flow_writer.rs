@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mesh_proto::base::clock::Timestamp;
@@ -21,9 +22,9 @@ const PER_TURN: usize = 256;
 
 /// The file, and which of its entries are behind.
 pub(crate) struct FlowWriter {
-    file: Arc<OnceLock<File>>,
-    /// Where it is made once there is room, if there was none at the start; none where flows do not outlive the process.
-    missing: Option<PathBuf>,
+    /// None where flows do not outlive the process, and while it is missing.
+    file: Option<Arc<File>>,
+    missing: Option<MissingFile>,
     flows: Arc<FlowTable>,
     /// A bit for each slot of which the file holds an older entry.
     behind: Box<[u64]>,
@@ -32,15 +33,38 @@ pub(crate) struct FlowWriter {
     pause: Duration,
 }
 
+/// A file that could not be made at the start, for want of room.
+pub(crate) struct MissingFile {
+    /// Where it is to be.
+    pub(crate) path: PathBuf,
+    /// Whether this lane makes it; the others wait for that one.
+    pub(crate) is_maker: bool,
+    /// Whether it was made; all lanes share it.
+    pub(crate) is_made: Arc<AtomicBool>,
+}
+
+impl MissingFile {
+    /// Makes the file, which takes some tens of milliseconds, or opens the one that another lane made.
+    fn get(&self, flows: &FlowTable) -> io::Result<File> {
+        if self.is_maker {
+            let file = flow_file::make(&self.path, flows)?;
+            self.is_made.store(true, Ordering::Release);
+            return Ok(file);
+        }
+        if self.is_made.load(Ordering::Acquire) {
+            File::options().write(true).open(&self.path)
+        } else {
+            Err(Errno::NOSPC.into())
+        }
+    }
+}
+
 impl FlowWriter {
-    /// Writes the entries of a table to a file.
-    ///
-    /// All lanes share the file. One that could not be made yet is made at `missing` by the lane that is to `make` it, which
-    /// carries nothing meanwhile, for some tens of milliseconds; the others wait for it.
-    pub(crate) fn new(file: Arc<OnceLock<File>>, missing: Option<PathBuf>, makes: bool, flows: Arc<FlowTable>) -> Self {
+    /// Writes the entries of a table to a file, or to one that is missing as soon as it is there.
+    pub(crate) fn new(file: Option<Arc<File>>, missing: Option<MissingFile>, flows: Arc<FlowTable>) -> Self {
         let behind = vec![0; flows.slots().div_ceil(64)].into();
         let due = missing.as_ref().map(|_| Timestamp::from_millis(0));
-        Self { file, missing: missing.filter(|_| makes), flows, behind, due, pause: PAUSES[0] }
+        Self { file, missing, flows, behind, due, pause: PAUSES[0] }
     }
 
     /// Returns when it wants to be asked to catch up.
@@ -50,7 +74,7 @@ impl FlowWriter {
 
     /// Writes an entry that changed, or notes that it is behind.
     pub(crate) fn write(&mut self, slot: usize, entry: &[u8], counters: &Counters, now: Timestamp) {
-        let written = match (self.due, self.file.get()) {
+        let written = match (self.due, &self.file) {
             (None, None) => return,
             (None, Some(file)) => write_slot(file, slot, entry),
             // Not one call for each entry while all are refused.
@@ -83,10 +107,10 @@ impl FlowWriter {
     /// Writes some of what is behind; says whether that was all.
     fn write_behind(&mut self) -> io::Result<bool> {
         let Self { file, missing, flows, behind, .. } = self;
-        if let (None, Some(path)) = (file.get(), &missing) {
-            let _first = file.set(flow_file::make(path, flows)?);
+        if let (None, Some(missing)) = (&file, &missing) {
+            *file = Some(Arc::new(missing.get(flows)?));
         }
-        let Some(file) = file.get() else { return Err(Errno::NOSPC.into()) };
+        let Some(file) = file else { return Ok(true) };
         let mut left = PER_TURN;
         for (i, word) in behind.iter_mut().enumerate() {
             while *word != 0 {
@@ -129,7 +153,7 @@ mod tests {
     fn what_a_full_disk_refuses_is_written_as_soon_as_there_is_room() {
         let flows = Arc::new(FlowTable::new(1 << 10));
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut file = FlowWriter::new(Arc::new(OnceLock::from(full)), None, true, Arc::clone(&flows));
+        let mut file = FlowWriter::new(Some(Arc::new(full)), None, Arc::clone(&flows));
         let counters = Counters::default();
         let at = Timestamp::from_millis;
         let entry = [7; RECORD_BYTES];
@@ -146,7 +170,7 @@ mod tests {
         assert_eq!(file.due(), Some(now + PAUSES[1]), "it is asked no more often than that");
 
         let room = tempfile::tempfile().unwrap();
-        file.file = Arc::new(OnceLock::from(room.try_clone().unwrap()));
+        file.file = Some(Arc::new(room.try_clone().unwrap()));
         file.catch_up(&counters, now);
         assert_eq!(room.metadata().unwrap().len(), 0, "it is not time yet");
         let now = file.due().unwrap();
@@ -171,8 +195,11 @@ mod tests {
         let (path, draft) = (dir.path().join("flows"), dir.path().join("flows.tmp"));
         std::fs::create_dir_all(draft.join("x")).unwrap();
         let (flows, counters) = (Arc::new(FlowTable::new(1 << 10)), Counters::default());
-        let shared = Arc::new(OnceLock::new());
-        let lane = |makes| FlowWriter::new(Arc::clone(&shared), Some(path.clone()), makes, Arc::clone(&flows));
+        let is_made = Arc::new(AtomicBool::new(false));
+        let lane = |is_maker| {
+            let missing = MissingFile { path: path.clone(), is_maker, is_made: Arc::clone(&is_made) };
+            FlowWriter::new(None, Some(missing), Arc::clone(&flows))
+        };
         let (mut first, mut second) = (lane(true), lane(false));
         let at = Timestamp::from_millis;
         for lane in [&mut second, &mut first] {
