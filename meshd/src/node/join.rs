@@ -384,7 +384,10 @@ mod tests {
         assert_eq!(after.pins, before.pins, "a token adds no keys");
 
         let _running = state.lock().unwrap();
-        let refused = remember(&config, &Credential::Token(token())).unwrap_err();
+        // Nothing is new, so that nothing is written: as at each start of a pod, also on a disk that takes nothing.
+        remember(&config, &Credential::Token(token())).unwrap();
+        let moved = JoinToken { coordinators: vec!["192.0.2.9:7700".into()], ..token() };
+        let refused = remember(&config, &Credential::Token(moved)).unwrap_err();
         assert!(matches!(refused, JoinError::State(StateError::Locked { .. })), "{refused}");
     }
 
