@@ -144,7 +144,7 @@ impl Outbox {
     }
 
     /// Returns every waiting datagram by itself.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "virtual-time"))]
     pub(crate) fn datagrams(&self) -> impl Iterator<Item = (Endpoint, &[u8])> {
         self.runs.iter().flat_map(|run| {
             let datagrams = self.bytes(run).chunks(run.segment.max(1));
