@@ -12,7 +12,7 @@ use mesh_proto::trust::join_token::JoinToken;
 use mesh_tests::daemon::{Binaries, Daemon, Process, tail, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{PODS, SERVICES, STARTING};
-use mesh_tests::topology::{Network, Underlay, start_coordinator, token, write_coordinator, write_node};
+use mesh_tests::topology::{Network, Underlay, daemon_on, start_coordinator, token, write_coordinator, write_node};
 use tempfile::TempDir;
 
 /// The lanes of the node.
@@ -51,15 +51,7 @@ fn set_up(binaries: &Binaries) -> io::Result<Doors> {
     let folder = tempfile::Builder::new().prefix("mesh-limits-").tempdir()?;
     let prefix = format!("lm{}", std::process::id());
     let network = Network::new(&prefix, folder.path(), 3, Underlay::V4).map_err(io::Error::other)?;
-    let daemon = |name: &str, subnet: u8| {
-        let home = network.host(name, subnet, 11).map_err(io::Error::other)?;
-        let files = folder.path().join(name);
-        std::fs::create_dir(&files)?;
-        Ok::<_, io::Error>(match name {
-            "coordinator" => Daemon::coordinator(&home, &files, binaries),
-            _ => Daemon::meshd(name, &home, &files, binaries),
-        })
-    };
+    let daemon = |name, subnet| daemon_on(&network, name, subnet, folder.path(), binaries);
     let (coordinator, node, stranger) = (daemon("coordinator", 3)?, daemon("a", 1)?, daemon("x", 2)?);
     write_coordinator(&coordinator, network.ip(3, 11), SERVICES)?;
     write_node(&node, Some(PODS), LANES, "metrics = \"127.0.0.1:9586\"\n")?;

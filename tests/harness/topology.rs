@@ -351,6 +351,26 @@ pub fn edit(coordinator: &Daemon, services: &str) -> io::Result<()> {
     std::fs::rename(&beside, &file)
 }
 
+/// Makes a host on a subnet, and the daemon on it with a folder of its own: the `coordinator`, or the node of that name.
+///
+/// # Errors
+/// Where the kernel or the file system refuses.
+pub fn daemon_on(
+    network: &Network,
+    name: &str,
+    subnet: u8,
+    folder: &std::path::Path,
+    binaries: &Binaries,
+) -> io::Result<Daemon> {
+    let home = network.host(name, subnet, 11).map_err(io::Error::other)?;
+    let files = folder.join(name);
+    std::fs::create_dir(&files)?;
+    Ok(match name {
+        "coordinator" => Daemon::coordinator(&home, &files, binaries),
+        _ => Daemon::meshd(name, &home, &files, binaries),
+    })
+}
+
 /// Initialises and starts a coordinator, and waits until it answers.
 ///
 /// # Errors

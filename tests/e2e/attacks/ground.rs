@@ -23,7 +23,9 @@ use mesh_tests::daemon::{Binaries, Daemon, tail, wait_until};
 use mesh_tests::netns::{Namespace, NetnsError};
 use mesh_tests::nft;
 use mesh_tests::pair::{POD, PODS, STARTING};
-use mesh_tests::topology::{BRIDGE, Network, Underlay, start_coordinator, token, write_coordinator, write_node};
+use mesh_tests::topology::{
+    BRIDGE, Network, Underlay, daemon_on, start_coordinator, token, write_coordinator, write_node,
+};
 use meshd::linux::nft::{Base, Batch, Chain, Expr, Family, Fate, Hook, Register, chain, rules};
 use tempfile::TempDir;
 
@@ -146,15 +148,7 @@ impl AttackGround {
         let folder = tempfile::Builder::new().prefix("mesh-attacks-").tempdir()?;
         let prefix = format!("at{filter}x{}", std::process::id());
         let network = Network::new(&prefix, folder.path(), 3, Underlay::V4).map_err(io::Error::other)?;
-        let daemon = |name: &str, subnet: u8| {
-            let home = network.host(name, subnet, 11).map_err(io::Error::other)?;
-            let files = folder.path().join(name);
-            std::fs::create_dir(&files)?;
-            Ok::<_, io::Error>(match name {
-                "coordinator" => Daemon::coordinator(&home, &files, binaries),
-                _ => Daemon::meshd(name, &home, &files, binaries),
-            })
-        };
+        let daemon = |name, subnet| daemon_on(&network, name, subnet, folder.path(), binaries);
         let (coordinator, a, b) = (daemon("coordinator", 3)?, daemon("a", 1)?, daemon("b", 2)?);
         write_coordinator(&coordinator, network.ip(3, 11), SERVICES)?;
         for node in [&a, &b] {
