@@ -89,3 +89,12 @@ fn files_that_use_what_is_reserved_are_refused_for_that_alone() {
     }
     assert!(files >= 4, "only {files} files");
 }
+
+#[test]
+fn the_file_that_readme_prints_is_taken_without_a_word() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let text = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let said = parse(text, "README.md")
+        .map_or_else(|all| all.lines(), |parsed| Diagnostics::new("README.md", text, parsed.warnings).lines());
+    assert!(said.is_empty(), "{said:?}");
+}
