@@ -84,6 +84,7 @@ pub enum Verb {
     /// Let nodes neither dial nor trust another coordinator any more
     Forget {
         /// Its key, as `status` shows it
+        #[arg(allow_hyphen_values = true)]
         key: IdentityKey,
     },
     /// Copy the store into a file
@@ -230,12 +231,34 @@ pub enum TrustVerb {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::any::TypeId;
+
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    /// One key of 64 begins with a `-`, and is printed for the operator to copy.
+    #[test]
+    fn a_key_may_begin_as_a_flag_does() {
+        fn refusing(command: &clap::Command) -> Vec<String> {
+            let keys =
+                command.get_arguments().filter(|arg| arg.get_value_parser().type_id() == TypeId::of::<IdentityKey>());
+            let refused = keys.filter(|arg| !arg.is_allow_hyphen_values_set());
+            let here = refused.map(|arg| format!("{} {}", command.get_name(), arg.get_id()));
+            here.chain(command.get_subcommands().flat_map(refusing)).collect()
+        }
+        assert_eq!(refusing(&Cli::command()), <[String; 0]>::default());
+        let key = IdentityKey([0xf8; 32]).to_string();
+        assert!(key.starts_with('-'));
+        let forget = ["mesh-coordinator", "forget"];
+        assert!(Cli::try_parse_from(forget.into_iter().chain([key.as_str()])).is_ok());
+        let help = Cli::try_parse_from(forget.into_iter().chain(["--help"])).unwrap_err();
+        assert_eq!(help.kind(), clap::error::ErrorKind::DisplayHelp);
     }
 
     #[test]

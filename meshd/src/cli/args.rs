@@ -85,7 +85,7 @@ pub enum Verb {
         #[arg(long, value_name = "HOST:PORT", requires = "oidc_token_file")]
         coordinator: Vec<String>,
         /// Its key, as `mesh-coordinator status` shows it, with --oidc-token-file; may repeat
-        #[arg(long, value_name = "KEY", requires = "oidc_token_file")]
+        #[arg(long, value_name = "KEY", requires = "oidc_token_file", allow_hyphen_values = true)]
         pin: Vec<IdentityKey>,
         /// Vanish from the mesh when the coordinator has not heard of this node for 10 minutes
         #[arg(long)]
@@ -186,7 +186,7 @@ pub enum LockVerb {
         #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
         /// Sign only if this is its identity, as `meshd lock status` shows it there
-        #[arg(long, value_name = "KEY")]
+        #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
         identity: Option<IdentityKey>,
         /// Sign without asking
         #[arg(long)]
@@ -207,6 +207,8 @@ fn seconds() -> clap::builder::RangedI64ValueParser<u8> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use std::any::TypeId;
+
     use clap::CommandFactory;
 
     use super::*;
@@ -214,6 +216,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// One key of 64 begins with a `-`, and is printed for the operator to copy.
+    #[test]
+    fn a_key_may_begin_as_a_flag_does() {
+        fn refusing(command: &clap::Command) -> Vec<String> {
+            let keys =
+                command.get_arguments().filter(|arg| arg.get_value_parser().type_id() == TypeId::of::<IdentityKey>());
+            let refused = keys.filter(|arg| !arg.is_allow_hyphen_values_set());
+            let here = refused.map(|arg| format!("{} {}", command.get_name(), arg.get_id()));
+            here.chain(command.get_subcommands().flat_map(refusing)).collect()
+        }
+        assert_eq!(refusing(&Cli::command()), <[String; 0]>::default());
+        let key = IdentityKey([0xf8; 32]).to_string();
+        assert!(key.starts_with('-'));
+        assert!(Cli::try_parse_from(["meshd", "lock", "sign", "b", "--identity", &key]).is_ok());
+        let joining = ["meshd", "join", "--oidc-token-file", "f", "--coordinator", "c:7700", "--pin", &key];
+        assert!(Cli::try_parse_from(joining).is_ok());
     }
 
     #[test]
