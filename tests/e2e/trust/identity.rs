@@ -104,7 +104,8 @@ pub(crate) fn killed_half_way(pair: &Pair) {
     let refused = b.expect(&["rotate", "--identity"]).unwrap_err().to_string();
     assert!(refused.contains("a coordinator has to confirm") && !next.exists(), "{refused}");
     pair.coordinator.start().unwrap();
-    assert!(wait_until(STARTING, || b.status().is_ok_and(|s| s.coordinator.connected)));
+    let connected = |node: &Daemon| node.status().is_ok_and(|s| s.coordinator.connected);
+    assert!(wait_until(STARTING, || connected(&pair.a.node) && connected(b)));
 }
 
 pub(crate) fn copied(pair: &Pair) {
