@@ -111,6 +111,9 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 /// Writes all that the table holds; where it holds nothing, the file has holes.
 fn write(file: &File, flows: &FlowTable) -> io::Result<()> {
     file.write_all_at(&record::head(), 0)?;
+    if flows.is_empty() {
+        return Ok(());
+    }
     let mut chunk = Vec::with_capacity(FEW * RECORD_BYTES);
     let empty = vec![0; FEW * RECORD_BYTES];
     for first in (0..flows.slots()).step_by(FEW) {

@@ -192,6 +192,9 @@ impl DataPlane {
         let sockets: Vec<Sockets> = ports.take(lanes).map(open).collect::<Result<_, _>>()?;
         let queues = tun::open(&setup.interface, lanes, setup.offload.tun)?;
         let flows = Arc::new(FlowTable::for_flows(flows_for(memory::limit()), setup.keys.flow_seed()));
+        if let Err(error) = memory::in_large_pages(flows.memory()) {
+            tracing::debug!(%error, "the flow table lies in small pages");
+        }
         let taken = setup.flow_file.as_deref().map(|path| open_flows(path, &flows)).transpose()?;
         let flow_file = taken.flatten().map(Arc::new);
         let is_made = Arc::new(AtomicBool::new(false));

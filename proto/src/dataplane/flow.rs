@@ -36,6 +36,8 @@ const SEEN_STEP: Duration = Duration::from_secs(1);
 const PLACES_PER_FLOW: usize = 4;
 /// Buckets swept per new flow when the table is nearly full.
 const SWEPT: usize = 8;
+/// Buckets made ready per new flow, until all are: 18 pages of 4 KiB.
+const READIED: usize = 128;
 /// Packets of one side after which a UDP flow is more than a question and its answer.
 const FEW: u64 = 2;
 
@@ -126,6 +128,8 @@ pub struct FlowTable {
     holders: Holders,
     /// The bucket where the next look for room begins.
     hand: AtomicUsize,
+    /// Buckets that are ready, and then more.
+    ready: AtomicUsize,
     /// Flows that had to go for others.
     displaced: AtomicU64,
     /// When one went, or a new one was refused; 0 for never.
@@ -287,6 +291,7 @@ impl FlowTable {
             used: AtomicUsize::new(0),
             holders: Holders::new(seed),
             hand: AtomicUsize::new(0),
+            ready: AtomicUsize::new(0),
             displaced: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         }
@@ -305,6 +310,16 @@ impl FlowTable {
     /// Returns how many flows it holds at most.
     pub fn flows(&self) -> usize {
         self.flows
+    }
+
+    /// Returns where all of it lies, for who says in which pages.
+    pub fn memory(&self) -> &[AtomicU64] {
+        self.buckets.words()
+    }
+
+    /// Says whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.used.load(Ordering::Relaxed) == 0
     }
 
     /// Returns how many flows had to go for others so far.
@@ -344,6 +359,7 @@ impl FlowTable {
         now: Timestamp,
         mut forgotten: impl FnMut(FlowSlot),
     ) -> Result<[FlowSlot; 2], Full> {
+        self.make_ready();
         let newcomer = key.holder(flow);
         if self.used.load(Ordering::Relaxed) + 2 > self.flows * 2 && !self.displace(newcomer, now, &mut forgotten) {
             return Err(Full);
@@ -492,8 +508,11 @@ impl FlowTable {
         room && flow.state > FlowState::Closing && self.put(&home, key, flow, flow.last_seen).is_some()
     }
 
-    /// Calls `f` for every live entry. Not for the packet path: it reads the whole table.
+    /// Calls `f` for every live entry. Not for the packet path: it reads the whole table, unless that is empty.
     pub fn for_each(&self, now: Timestamp, mut f: impl FnMut(Key, Flow)) {
+        if self.is_empty() {
+            return;
+        }
         for slot in 0..self.slots() {
             if let Some((_, key, flow)) = self.at(slot).filter(|(_, _, flow)| flow.alive(now)) {
                 f(key, flow);
@@ -511,6 +530,16 @@ impl FlowTable {
         let key = Key::from_words(&words)?;
         let place = FlowSlot::new(slot / WAYS, slot % WAYS, words[SEEN] as u16);
         Some((place, key, Flow::from_words(&words, key.tuple.protocol)))
+    }
+
+    /// Makes some more of the memory ours, before a flow needs it. A page that is read before it is written costs a flow
+    /// two faults, the second of which interrupts the other cores. A node without flows takes none of it.
+    fn make_ready(&self) {
+        let all = self.buckets.count();
+        if self.ready.load(Ordering::Relaxed) < all {
+            let from = self.ready.fetch_add(READIED, Ordering::Relaxed).min(all);
+            (from..all.min(from + READIED)).for_each(|index| drop(self.buckets.get(index).claim()));
+        }
     }
 
     /// Empties a place if it is still the same flow's. Says whether it was.

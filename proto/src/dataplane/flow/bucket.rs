@@ -70,6 +70,10 @@ impl Buckets {
         self.count
     }
 
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        &self.words
+    }
+
     pub(super) fn get(&self, index: usize) -> Bucket<'_> {
         Bucket(&self.words[self.first..].as_chunks().0[index])
     }
@@ -82,6 +86,12 @@ impl<'a> Bucket<'a> {
 
     fn tags(self) -> [u64; 2] {
         [self.0[TAGS].load(Ordering::Relaxed), self.0[TAGS + 1].load(Ordering::Relaxed)]
+    }
+
+    /// Says whether it was claimed before.
+    #[cfg(test)]
+    pub(super) fn is_written(self) -> bool {
+        self.version().load(Ordering::Relaxed) > 0
     }
 
     /// Returns the words of a place.

@@ -160,3 +160,17 @@ fn counts_are_exact_while_eight_lanes_count_on_one_flow_and_others_come_and_go()
 
 mod file;
 mod full;
+
+#[test]
+fn new_flows_make_all_of_the_table_ready_and_an_empty_one_is_not_touched() {
+    let table = FlowTable::for_flows(1 << 13, 5);
+    let written = || (0..table.buckets.count()).filter(|&index| table.buckets.get(index).is_written()).count();
+    table.for_each(NOW, |key, _| panic!("{key:?}"));
+    assert!(table.is_empty() && written() == 0);
+    let turns = table.buckets.count().div_ceil(READIED) as u32;
+    for n in 0..turns {
+        table.open(key(n), &flow(n, FlowState::Open, NOW), NOW, |_| {}).unwrap();
+    }
+    assert_eq!(written(), table.buckets.count());
+    assert!((0..turns).all(|n| table.find(key(n), NOW).is_some()));
+}
