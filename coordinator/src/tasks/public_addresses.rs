@@ -54,6 +54,9 @@ enum Found {
     Nothing(String),
     /// Something else.
     Stranger,
+    /// This host's loopback, by a name that has another address elsewhere, or should: Debian gives the host's own name
+    /// 127.0.1.1.
+    Loopback,
     /// Nobody can say from here.
     Unknown(String),
 }
@@ -62,7 +65,7 @@ impl Found {
     /// Returns what is wrong with an address of `public`, where something is.
     fn warning(&self, address: &str) -> Option<String> {
         let what = match self {
-            Self::Coordinator | Self::Unknown(_) => return None,
+            Self::Coordinator | Self::Loopback | Self::Unknown(_) => return None,
             Self::Nothing(why) => format!("does not resolve ({why})"),
             Self::Stranger => "leads to something that is no coordinator of this mesh".into(),
         };
@@ -92,11 +95,16 @@ pub(crate) async fn watch_public_addresses(task: PublicAddresses) {
 
 fn tell(address: &str, found: &Found) {
     if let Some(warning) = found.warning(address) {
-        tracing::warn!("{warning}");
-    } else if let Found::Unknown(why) = found {
-        tracing::info!(
+        return tracing::warn!("{warning}");
+    }
+    match found {
+        Found::Coordinator | Found::Nothing(_) | Found::Stranger => {}
+        Found::Loopback => tracing::info!(
+            "`public` names {address}, which leads to the loopback of this host, as /etc/hosts may say; nodes elsewhere need an address that they reach: ask for the name there"
+        ),
+        Found::Unknown(why) => tracing::info!(
             "`public` names {address}, which is not reached from here ({why}); that is no fault where this network is not led back to itself"
-        );
+        ),
     }
 }
 
@@ -118,6 +126,10 @@ async fn leads_to(address: &str, config: &Arc<ClientConfig>) -> Found {
         Ok(Err(error)) => return Found::Nothing(error.to_string()),
         Err(_) => return Found::Nothing("no answer from DNS".into()),
     };
+    let is_name = address.parse::<SocketAddr>().is_err();
+    if is_name && !resolved.is_empty() && resolved.iter().all(|socket| socket.ip().is_loopback()) {
+        return Found::Loopback;
+    }
     let mut found = join_all(resolved.into_iter().map(|socket| answers(socket, config))).await;
     let best = [Found::Coordinator, Found::Stranger].into_iter().find(|best| found.contains(best));
     best.or_else(|| found.pop()).unwrap_or_else(|| Found::Nothing("no address".into()))
@@ -196,6 +208,10 @@ mod tests {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
         let unreached = leads_to(&gone, &config(&own)).await;
         assert!(matches!(unreached, Found::Unknown(_)) && unreached.warning(&gone).is_none(), "{unreached:?}");
+        let port = coordinator.rsplit_once(':').unwrap().1;
+        let by_name = leads_to(&format!("localhost:{port}"), &config(&own)).await;
+        assert_eq!(by_name, Found::Loopback, "it shows nothing of what others find");
+
         let unresolved = leads_to("no-such-name.invalid:7700", &config(&own)).await;
         let warning = unresolved.warning("no-such-name.invalid:7700").unwrap();
         assert!(warning.contains("does not resolve") && warning.contains("coordinator.toml"), "{warning}");
