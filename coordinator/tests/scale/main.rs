@@ -11,7 +11,7 @@ mod mesh;
 mod node;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,6 +46,8 @@ const SPARE: usize = 200;
 const LATENCY: Duration = Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 });
 const MEMORY_KB: usize = 1024 * 1024;
 const JOINING: Duration = Duration::from_secs(10);
+/// How long all nodes may take to be back after the coordinator was killed.
+const BACK: Duration = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 30 });
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_reaches_a_thousand_nodes_and_nobody_whom_it_does_not_concern() {
@@ -86,16 +88,22 @@ impl Process {
         std::fs::write(file("services.toml"), services).unwrap();
         let (identity, _) = identity::load_or_create(&file("state")).unwrap();
         mesh::fill(&file("state").join(coordinator::base::state_files::STORE), members);
-        let child = Command::new(env!("CARGO_BIN_EXE_mesh-coordinator"))
-            .args(["run", "--config"])
-            .arg(file("coordinator.toml"))
-            .env("RUST_LOG", "warn")
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let child = spawn(dir.path());
         let process = Self { child, dir, address, pin: identity.public() };
-        until("the coordinator answers", || async { process.status().await.is_some() }).await;
+        process.until_it_answers().await;
         process
+    }
+
+    /// Kills it, and starts it again.
+    async fn restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn(self.dir.path());
+        self.until_it_answers().await;
+    }
+
+    async fn until_it_answers(&self) {
+        until("the coordinator answers", || async { self.status().await.is_some() }).await;
     }
 
     fn socket(&self) -> PathBuf {
@@ -128,24 +136,39 @@ impl Process {
     }
 }
 
+/// Starts the coordinator of a directory: ours, or that of the folder `MESH_BINARIES`.
+fn spawn(dir: &Path) -> Child {
+    let folder = std::env::var_os("MESH_BINARIES").map(PathBuf::from);
+    let program =
+        folder.map_or_else(|| env!("CARGO_BIN_EXE_mesh-coordinator").into(), |dir| dir.join("mesh-coordinator"));
+    let mut command = Command::new(program);
+    command.args(["run", "--config"]).arg(dir.join("coordinator.toml")).env("RUST_LOG", "warn");
+    command.stderr(Stdio::inherit()).spawn().unwrap()
+}
+
+/// Opens a watch of each of the first members.
+async fn watch(members: &[Identity], process: &Process, seen: &[Arc<SeenMap>]) {
+    stream::iter(seen.iter().enumerate())
+        .for_each_concurrent(AT_ONCE, |(number, seen)| async move {
+            let channel = ScaleChannel::open(number, &members[number], process.address, process.pin).await;
+            channel.watch(Arc::clone(seen)).await;
+        })
+        .await;
+    until("every watch has its map", || async { seen.iter().all(|seen| seen.snapshots.load(Ordering::Acquire) == 1) })
+        .await;
+}
+
 async fn measure(nodes: usize, joins: usize) {
     let watchers = descriptors(nodes + joins + SPARE).saturating_sub(joins + SPARE).min(nodes);
     let began = Instant::now();
     let told = |what: &str| eprintln!("{:7.2} s  {what}", began.elapsed().as_secs_f64());
 
     let members: Vec<_> = (0..nodes).map(|_| Identity::generate().unwrap()).collect();
-    let process = Process::start(&members, &mesh::services(nodes, 100, 100)).await;
+    let mut process = Process::start(&members, &mesh::services(nodes, 100, 100)).await;
     told(&format!("{nodes} members, {} services; {} MiB", nodes / 10, process.memory_kb() / 1024));
 
     let seen: Vec<_> = (0..watchers).map(|_| SeenMap::new(began)).collect();
-    stream::iter(0..watchers)
-        .for_each_concurrent(AT_ONCE, |number| {
-            let (member, seen, process) = (&members[number], Arc::clone(&seen[number]), &process);
-            async move { ScaleChannel::open(number, member, process.address, process.pin).await.watch(seen).await }
-        })
-        .await;
-    until("every watch has its map", || async { seen.iter().all(|seen| seen.snapshots.load(Ordering::Acquire) == 1) })
-        .await;
+    watch(&members, &process, &seen).await;
     told(&format!("{watchers} watches over TLS; {} MiB", process.memory_kb() / 1024));
 
     // The weight of a service that some nodes see.
@@ -190,6 +213,19 @@ async fn measure(nodes: usize, joins: usize) {
     told(&format!("{joins} joins in {:.2} s, each with its watch; {} MiB at most", took.as_secs_f64(), memory / 1024));
     assert!(took <= JOINING, "{took:?}");
     assert!(memory <= MEMORY_KB, "{memory} KiB");
+
+    let start = began.elapsed();
+    process.restart().await;
+    let answers = began.elapsed() - start;
+    let seen: Vec<_> = (0..watchers).map(|_| SeenMap::new(began)).collect();
+    watch(&members, &process, &seen).await;
+    let took = began.elapsed() - start;
+    told(&format!(
+        "killed: it answers after {:.2} s, all {watchers} have their maps again after {:.2} s",
+        answers.as_secs_f64(),
+        took.as_secs_f64()
+    ));
+    assert!(took <= BACK, "{took:?}");
 }
 
 /// Signs what a node says of itself.
