@@ -15,6 +15,8 @@ use mesh_tests::topology::{Underlay, write_node};
 use mesh_tests::traffic;
 use meshd::base::state_dir::State;
 use meshd::keys::node::NodeKeys;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How long a node may take to hear that it was overtaken: it lets the other have the channel for so long.
 const OVERTAKEN: Duration = Duration::from_secs(40);
@@ -24,6 +26,8 @@ const FIRST: Duration = Duration::from_secs(1);
 type Ground = (Pair, Binaries);
 
 const CLOCK: &[Fact<Ground>] = &[("a_node_whose_clock_was_set_back_is_called_within_a_second_and_says_so", set_back)];
+const AHEAD: &[Fact<Ground>] =
+    &[("a_clock_that_was_an_hour_ahead_when_it_called_and_is_right_again_costs_no_second", put_right)];
 const RECORDS: &[Fact<Ground>] = &[
     ("a_state_directory_of_a_snapshot_signs_above_what_it_forgot", snapshot),
     ("a_second_machine_with_one_identity_is_told_by_the_node_and_the_coordinator", second_machine),
@@ -32,6 +36,7 @@ const RECORDS: &[Fact<Ground>] = &[
 fn main() -> ExitCode {
     in_namespaces(|run, binaries| {
         run.scene("clock", || set_up(binaries, "nc"), CLOCK);
+        run.scene("ahead", || set_up(binaries, "na"), AHEAD);
         run.scene("records", || set_up(binaries, "nr"), RECORDS);
     })
 }
@@ -114,6 +119,39 @@ fn number_above_the_clock(state: &Path) {
     let signature = keys.sign(&SignedRecord::message(&text));
     let record = SignedRecord { text: text.into(), signature };
     std::fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
+}
+
+/// Finds the library that tells a program another time, of Debian's `faketime`.
+fn faketime() -> Option<String> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
+    let library = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|file| file.exists())?;
+    library.to_str().map(str::to_owned)
+}
+
+fn put_right((pair, _): &Ground) {
+    let library = faketime().expect("apt-get install faketime");
+    let (a, web) = (&pair.a.node, pair.vip("web"));
+    let answered = || traffic::connect(&pair.a.pod, (web, 80)).is_ok();
+    a.terminate();
+    // Stopped meanwhile, its peer cannot be quicker to call.
+    let signal = |what| kill(Pid::from_raw(pair.b.node.id().unwrap().cast_signed()), what).unwrap();
+    signal(Signal::SIGSTOP);
+    let ahead = [("LD_PRELOAD", library.as_str()), ("FAKETIME", "+1h"), ("DONT_FAKE_MONOTONIC", "1")];
+    a.start_telling(std::fs::File::create(a.folder.join("ahead.log")).unwrap(), &ahead).unwrap();
+    assert!(wait_until(STARTING, || a.status().is_ok()));
+    assert!((0..2).all(|_| !answered()), "its peer is stopped");
+    signal(Signal::SIGCONT);
+    assert!(wait_until(STARTING, answered), "it does not call while its clock is ahead");
+    assert!(a.terminate());
+
+    a.start().unwrap();
+    assert!(wait_until(STARTING, || a.status().is_ok()));
+    let began = Instant::now();
+    assert!(wait_until(STARTING, answered), "no call is answered");
+    let took = began.elapsed();
+    tell(&format!("the first call of a node whose clock was put right: {took:?}"));
+    assert!(took <= FIRST, "{took:?}");
+    assert!(a.status().is_ok_and(|status| status.warnings.iter().any(|warning| warning.contains("clock"))));
 }
 
 fn snapshot((pair, _): &Ground) {

@@ -28,6 +28,9 @@ pub(crate) const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// that is just starting, or one lost datagram, would make every first call wait for.
 pub(crate) const REPEATS: [Duration; 4] =
     [Duration::from_millis(400), Duration::from_millis(800), Duration::from_millis(1200), Duration::from_millis(1600)];
+/// As `REPEATS`, all of them, where our clock was set back: what goes out is in turn a word that has the peer call, which one
+/// that heard us a moment ago does not heed, and a call, which one that knows the later time does not take.
+pub(crate) const LATE_REPEAT: Duration = Duration::from_millis(200);
 /// At most one initiation per tunnel in this time because of a data message for an unknown session.
 pub(crate) const NUDGE_INTERVAL: Duration = Duration::from_secs(5);
 /// A peer heard within this time has our session, whatever else comes from its address. It is less than a restart takes:

@@ -18,7 +18,8 @@ use crate::psk::{PresharedKey, Progress};
 use crate::wireguard::peers::TunnelPeer;
 use crate::wireguard::sessions::outcome::{Decrypted, Sealed, Traffic, TunnelChoice};
 use crate::wireguard::timing::{
-    FIRST_BACKOFF, GREETINGS_PER_TURN, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING, WANTED, WORDS_PER_TURN,
+    FIRST_BACKOFF, GREETINGS_PER_TURN, LATE_REPEAT, NUDGE_INTERVAL, QUICK_PROBES, REPEATS, ROOM, TALKING, WANTED,
+    WORDS_PER_TURN,
 };
 use crate::wireguard::tunnel::{Bad, Credentials, FIRST_AGREEMENT, HandshakeResponder, INITIATION, MAX_WAITING, Made};
 
@@ -313,7 +314,9 @@ impl Sessions {
         let calls = !session.is_left_to_ask(now);
         let silent = calls && session.ready && !session.hears(now) && !session.initiated;
         let waited = session.initiated_at.filter(|_| calls && session.initiated).map(|at| now.since(at));
-        let overdue = REPEATS.get(session.repeated).is_some_and(|&most| waited.is_some_and(|waited| waited >= most));
+        let is_late = !session.is_taken && self.clock.is_past(session.tunnel.stamp());
+        let most = REPEATS.get(session.repeated).map(|&most| if is_late { LATE_REPEAT } else { most });
+        let overdue = most.is_some_and(|most| waited.is_some_and(|waited| waited >= most));
         session.repeated += usize::from(overdue);
         if made == Made::Nothing && (silent || overdue) {
             self.initiate(number, outbox, now);
