@@ -175,6 +175,7 @@ fn why_document(
         steps: explained.steps,
         rule: explained.rule,
         missing: explained.missing,
+        wider: explained.wider,
         backend: explained.backend,
         peer: explained.peer,
     }

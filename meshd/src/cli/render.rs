@@ -230,6 +230,7 @@ pub fn why(why: &doc::Why) -> String {
     if let Some(missing) = &why.missing {
         lines.push("to allow it, add to the coordinator's services.toml:".into());
         lines.extend(missing.lines().map(|line| format!("  {line}")));
+        lines.extend(why.wider.iter().map(|wider| format!("note: {wider}")));
     }
     lines.join("\n")
 }

@@ -7,11 +7,12 @@ use std::net::Ipv4Addr;
 use crate::base::addr::{Flat, Real, is_forbidden};
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeName;
+use crate::dataplane::missing_rule::{masqueraded, narrowest_source, narrowest_target, site, wider};
 use crate::dataplane::policy_index::Question;
 use crate::dataplane::verdict::{Drop, Refuse};
 use crate::dataplane::view::{AddressOwner, View};
 use crate::model::netmap::Backend;
-use crate::model::rules::Source;
+use crate::model::rules::{RuleTarget, Source};
 use crate::ops::status::{RuleAt, WhyBackend, WhyStep};
 use crate::packet::protocol_name;
 use crate::wire::About;
@@ -35,6 +36,8 @@ pub struct Explanation {
     pub rule: Option<RuleAt>,
     /// The rule that is missing, as the operator would write it.
     pub missing: Option<String>,
+    /// What that rule opens beside what was asked; none if nothing.
+    pub wider: Option<String>,
     /// The backend that the next connection would go to.
     pub backend: Option<WhyBackend>,
     /// The peer that carries it; none if it stays on this node.
@@ -61,7 +64,8 @@ pub fn explain_stranger(view: &View, source: Ipv4Addr, destination: Ipv4Addr, st
     let verdict = way.source(source).and_then(|flat| {
         way.pass("route", format!("{destination} is at node {node} of site {site}, says the coordinator"));
         let is_node = destination == address.0;
-        way.deny(flat, &if is_node { format!("host:{node}") } else { format!("site:{site}") })
+        let to = if is_node { RuleTarget::Host(node.clone()) } else { RuleTarget::Site(site.clone()) };
+        way.deny(flat, &to, None)
     });
     let verdict = verdict.unwrap_or_else(|word: &str| word.to_owned());
     Explanation { steps: way.steps, verdict, allowed: false, ..way.out }
@@ -144,8 +148,9 @@ impl Tracer<'_> {
         let Some((index, service)) = view.service_by_vip(destination) else {
             if let Some(key) = view.name_of_vip(destination) {
                 self.pass("service", format!("{destination} is {key}, of which this node knows the name alone"));
-                let to = if port == 0 { key.to_string() } else { format!("{key}:{port}") };
-                return self.deny(source, &to);
+                let key = key.clone();
+                let to = if port == 0 { RuleTarget::Service(key) } else { RuleTarget::Port(key, port) };
+                return self.deny(source, &to, None);
             }
             let outcome = format!("{destination} is the VIP of no service");
             return self.stop("service", outcome, Refuse::UnknownService.label());
@@ -211,20 +216,27 @@ impl Tracer<'_> {
             self.pass("policy", format!("allowed by {}:{}", rule.file, rule.line));
             return Ok(());
         }
-        let to = match question.service.and_then(|(index, port)| Some((self.view.service_key(index as usize)?, port))) {
-            Some((key, port)) => format!("{key}:{port}"),
-            None => self.best_target(question.destination),
-        };
-        self.deny(question.source, &to)
+        if let Some(node) = masqueraded(self.view, question.destination) {
+            let outcome = format!("what {node} masquerades calls and is not called: no rule allows it");
+            return self.stop("policy", outcome, Refuse::Denied.label());
+        }
+        match narrowest_target(self.view, question) {
+            Some(to) => self.deny(question.source, &to, Some(question)),
+            None => self.stop("policy", "no rule allows it".to_owned(), Refuse::Denied.label()),
+        }
     }
 
     /// Stops because no rule allows it, and says which one would.
-    fn deny<T>(&mut self, source: Flat, to: &str) -> Result<T, &'static str> {
-        let from = self.best_source(source);
+    fn deny<T>(&mut self, source: Flat, to: &RuleTarget, question: Option<&Question>) -> Result<T, &'static str> {
+        let Some(from) = narrowest_source(self.view, source) else {
+            return self.stop("policy", format!("no rule allows {source} to call {to}"), Refuse::Denied.label());
+        };
         let missing = format!("[[allow]]\nfrom = [\"{from}\"]\nto = [\"{to}\"]");
         self.out.missing = Some(missing);
+        self.out.wider = wider(self.view, &from, to, question);
+        let more = self.out.wider.as_ref().map(|wider| format!("; {wider}")).unwrap_or_default();
         let outcome = format!(
-            "no rule allows {from} to call {to}; add to services.toml: [[allow]] from = [\"{from}\"] to = [\"{to}\"]"
+            "no rule allows {from} to call {to}; add to services.toml: [[allow]] from = [\"{from}\"] to = [\"{to}\"]{more}"
         );
         self.stop("policy", outcome, Refuse::Denied.label())
     }
@@ -232,21 +244,6 @@ impl Tracer<'_> {
     fn who(&self, flat: Flat) -> String {
         let names: Vec<String> = identities(self.view, flat).iter().map(ToString::to_string).collect();
         names.join(", ")
-    }
-
-    fn best_source(&self, flat: Flat) -> String {
-        identities(self.view, flat).first().map_or_else(|| flat.to_string(), ToString::to_string)
-    }
-
-    fn best_target(&self, flat: Flat) -> String {
-        let map = self.view.netmap();
-        let host = map.peers.iter().find(|(_, peer)| peer.address == flat).map(|(name, _)| name);
-        let host = host.or_else(|| (map.node.address == flat).then_some(&map.node.name));
-        match (host, site(self.view, flat)) {
-            (Some(name), _) => format!("host:{name}"),
-            (None, Some(site)) => format!("site:{site}"),
-            (None, None) => "any".into(),
-        }
     }
 
     fn pass(&mut self, name: &str, outcome: String) {
@@ -276,23 +273,6 @@ pub fn identities(view: &View, flat: Flat) -> Vec<Source> {
     let own = (flat == map.node.address).then(|| Source::Host(map.node.name.clone()));
     let peer = map.peers.iter().find(|(_, p)| p.address == flat).map(|(name, _)| Source::Host(name.clone()));
     services.chain(own).chain(peer).chain(site(view, flat).map(Source::Site)).collect()
-}
-
-/// Returns the node whose second address it is, unless it is another's own.
-fn masqueraded(view: &View, flat: Flat) -> Option<NodeName> {
-    let map = view.netmap();
-    let peers = map.peers.iter().map(|(name, peer)| (name, peer.address));
-    let nodes: Vec<_> = std::iter::once((&map.node.name, map.node.address)).chain(peers).collect();
-    let is_own = nodes.iter().any(|&(_, address)| address == flat);
-    let second = |&&(_, address): &&(_, Flat)| !is_own && map.mesh.range.second(address) == flat;
-    nodes.iter().find(second).map(|&(name, _)| name.clone())
-}
-
-fn site(view: &View, flat: Flat) -> Option<crate::base::id::SiteName> {
-    match view.owner(flat)? {
-        AddressOwner::Own => Some(view.netmap().node.site.clone()),
-        AddressOwner::Peer(id) => view.peer(id).map(|peer| peer.site.clone()),
-    }
 }
 
 #[cfg(test)]

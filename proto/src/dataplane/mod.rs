@@ -6,6 +6,7 @@ pub mod engine;
 pub mod explain;
 pub mod flow;
 pub mod liveness;
+mod missing_rule;
 pub mod policy_index;
 pub mod verdict;
 pub mod view;

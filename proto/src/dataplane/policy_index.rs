@@ -169,6 +169,16 @@ impl Access {
         self.allows(question.source, [Name::Any, Name::Site(member.site), host])
     }
 
+    /// Returns the services that count as identities of a caller.
+    pub fn services_of(&self, source: Flat) -> impl Iterator<Item = u32> {
+        self.backed.get(&source.0).into_iter().flatten().copied()
+    }
+
+    /// Returns the services that are reached where a question leads, each with its port as callers dial it.
+    pub fn served_at(&self, question: &Question) -> impl Iterator<Item = (u32, u16)> {
+        self.served.get(&(question.destination.0, question.protocol, question.port)).into_iter().flatten().copied()
+    }
+
     /// Returns the index of a rule that lets a caller dial a service's port, or none. Rules for hosts and sites
     /// are about plain addresses: if they counted, the answer would change with the backend that is chosen.
     pub fn judge_service(&self, source: Flat, service: u32, port: u16) -> Option<usize> {

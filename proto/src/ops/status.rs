@@ -442,8 +442,11 @@ pub struct Why {
     pub steps: Vec<WhyStep>,
     /// The rule that allows it.
     pub rule: Option<RuleAt>,
-    /// The rule that is missing, as the operator would write it.
+    /// The rule that is missing, as the operator would write it: the narrowest that there is.
     pub missing: Option<String>,
+    /// What that rule opens beside what was asked; none if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wider: Option<String>,
     /// The backend that the next connection would get.
     pub backend: Option<WhyBackend>,
     /// The node that it would go to.
