@@ -32,6 +32,7 @@ use crate::base::runtime::Bytes;
 use crate::base::starts::{Starts, WELL};
 use crate::base::state_dir::{Enrolment, State, StateError, StateLock};
 use crate::base::text::{JOIN_HINT, SOCKET};
+use crate::base::warning_id::WarningId;
 use crate::config::Config;
 use crate::config::accepted::{Loaded, Settings};
 use crate::dataplane::supervisor::THREAD;
@@ -82,6 +83,7 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
     let lane_deaths = LaneDeaths::read(&deaths_file);
     end_with_a_lane(THREAD, deaths_file.clone());
     publisher.settings.send_replace(settings.clone());
+    publisher.wished_name.send_replace(config.is_name_set.then(|| config.name.clone()));
     let offers = watch::Sender::new(Offers { path: config.services.clone(), ..Offers::default() });
     let subscriber = publisher.subscribe(offers.subscribe(), lane_deaths.clone(), lost_lines);
     let bytes = Bytes::start().map_err(DaemonError::Threads)?;
@@ -157,9 +159,10 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
                 // A disk that keeps the enrolment keeps the node in the mesh.
                 Err(DaemonError::State(error)) if !matches!(state.enrolment(), Ok(None)) => {
                     tracing::error!(%error, "the mesh is not left");
-                    publisher
-                        .notes
-                        .set("leave", Some(format!("the mesh is not left: {error}. Run `meshd leave` again then")));
+                    publisher.notes.set(
+                        WarningId::Leave,
+                        Some(format!("the mesh is not left: {error}. Run `meshd leave` again then")),
+                    );
                 }
                 left => left?,
             }
@@ -188,7 +191,7 @@ async fn locked(state: &State) -> Result<StateLock, StateError> {
 async fn tell_of_settings(settings: Settings, notes: Notes) {
     let mut file = WatchedFile::new(&settings.path);
     while settings.error.is_some() {
-        notes.set("meshd.toml", settings.sentence());
+        notes.set(WarningId::Settings, settings.sentence());
         file.changed().await;
     }
 }
@@ -197,7 +200,7 @@ async fn tell_of_settings(settings: Settings, notes: Notes) {
 async fn tell_of_socket(trouble: Option<watch::Receiver<Option<String>>>, notes: Notes) {
     let Some(mut trouble) = trouble else { return };
     while trouble.changed().await.is_ok() {
-        notes.set("socket", trouble.borrow_and_update().clone());
+        notes.set(WarningId::Socket, trouble.borrow_and_update().clone());
     }
 }
 
@@ -215,7 +218,7 @@ async fn enrolled(
     loop {
         match state.enrolment() {
             Ok(Some(enrolment)) => {
-                publisher.notes.set("enrolment", None);
+                publisher.notes.set(WarningId::Enrolment, None);
                 publisher.enrolment.send_replace(Some(enrolment.clone()));
                 return Ok(Some(enrolment));
             }
@@ -226,7 +229,7 @@ async fn enrolled(
                 tell(NotifyState::Status("not joined"));
             }
             Err(error) if error.is_of_trust() => return Err(error.into()),
-            Err(error) if told => publisher.notes.set("enrolment", Some(error.to_string())),
+            Err(error) if told => publisher.notes.set(WarningId::Enrolment, Some(error.to_string())),
             Err(error) => tracing::error!(%error, "enrolment not read"),
         }
         told = true;
@@ -259,7 +262,7 @@ async fn leave(config: &Config, state: &State, publisher: &Publisher, range: Mes
     } else {
         forgotten?;
     }
-    publisher.notes.set("leave", None);
+    publisher.notes.set(WarningId::Leave, None);
     publisher.clear();
     for removed in linux::forget(range, &config.interface).await? {
         tracing::info!(removed, "kernel set-up undone");

@@ -20,13 +20,15 @@ use crate::api::names::{self, NameError};
 use crate::base::state_dir::advice;
 use crate::base::text::JOIN_HINT;
 use crate::base::unstored::RefusedFile;
+use crate::base::warning_id::WarningId;
 use crate::config::accepted::Settings;
 use crate::control::AddressBook;
 use crate::dataplane::{DataPlaneStats, FlowStats};
 use crate::keys::psk_policy::PskMode;
-use crate::linux::Upkeep;
+use crate::linux::{Obstacle, Upkeep};
 use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
+use crate::node::wished_name;
 
 /// Most peers that one warning names.
 const MAX_NAMED: usize = 5;
@@ -49,6 +51,7 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
     let idle = DataPlaneStats::default();
     let stats = snapshot.stats.as_ref().unwrap_or(&idle);
     let drops = stats.drops.iter().map(|(&reason, &n)| (reason.into(), n));
+    let problems = problems(snapshot);
     doc::Status {
         schema: doc::STATUS.into(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -59,7 +62,8 @@ pub fn status(snapshot: &Snapshot) -> doc::Status {
         peers: view.map_or_else(Vec::new, |v| peers(v, stats)),
         services: services(snapshot),
         drops: drops.collect(),
-        warnings: warnings(snapshot),
+        warnings: problems.iter().map(doc::Problem::sentence).collect(),
+        problems,
         lanes: stats.lanes.iter().enumerate().map(|(lane, stats)| stats.status(lane)).collect(),
         flows: flow_count(stats),
         file: file(&snapshot.offers),
@@ -181,27 +185,45 @@ fn why_document(
     }
 }
 
-/// Returns what the operator should know, the gravest first.
-pub fn warnings(snapshot: &Snapshot) -> Vec<String> {
-    if snapshot.enrolment.is_none() {
-        let idle = format!("this node has not joined a mesh; {}", JOIN_HINT);
-        let mut list = vec![idle];
+/// Returns what the operator should know, the gravest first; what is an error makes the node degraded.
+pub fn problems(snapshot: &Snapshot) -> Vec<doc::Problem> {
+    let mut list = if snapshot.enrolment.is_none() {
+        let mut list = vec![problem(WarningId::NotJoined)(format!("this node has not joined a mesh; {JOIN_HINT}"))];
         list.extend(unkept(snapshot));
-        list.extend(snapshot.log_loss.clone());
-        return list;
-    }
-    let mut list = grave(snapshot);
-    list.extend(unnamed(snapshot));
-    list.extend(snapshot.lane_death.clone());
-    list.extend(narrow_ways(snapshot));
-    list.extend(flow_table(snapshot, false));
-    list.extend(snapshot.log_loss.clone());
-    list.extend(snapshot.offers.warnings.iter().cloned());
-    list.extend(snapshot.preshared.1.clone());
-    list.extend(snapshot.view.iter().flat_map(|v| v.netmap().warnings.iter().cloned()));
+        list
+    } else {
+        grave(snapshot)
+    };
+    list.iter_mut().for_each(|problem| problem.is_error = true);
+    list.extend(mild(snapshot));
     let mut seen = BTreeSet::new();
-    list.retain(|sentence| seen.insert(sentence.clone()));
+    list.retain(|problem| seen.insert(problem.sentence()));
     list
+}
+
+/// Returns what is to be known although the node works.
+fn mild(snapshot: &Snapshot) -> Vec<doc::Problem> {
+    let lost = snapshot.log_loss.clone().map(problem(WarningId::LogLines));
+    if snapshot.enrolment.is_none() {
+        return lost.into_iter().collect();
+    }
+    let mut list: Vec<doc::Problem> =
+        unnamed(snapshot).map(problem(WarningId::CoordinatorAddress)).into_iter().collect();
+    list.extend(other_name(snapshot).map(problem(WarningId::Name)));
+    list.extend(snapshot.lane_death.clone().map(problem(WarningId::LaneDeath)));
+    list.extend(narrow_ways(snapshot).into_iter().map(problem(WarningId::NarrowWay)));
+    list.extend(flow_table(snapshot, false).map(problem(WarningId::FlowsNearlyFull)));
+    list.extend(lost);
+    list.extend(snapshot.offers.warnings.iter().cloned().map(problem(WarningId::ServicesWords)));
+    list.extend(snapshot.preshared.1.clone().map(problem(WarningId::Preshared)));
+    let told = snapshot.view.iter().flat_map(|v| v.netmap().warnings.iter().cloned());
+    list.extend(told.map(problem(WarningId::Mesh)));
+    list
+}
+
+/// Makes a problem without a command of a sentence.
+fn problem(id: WarningId) -> impl Fn(String) -> doc::Problem {
+    move |cause| doc::Problem { id: id.word().into(), is_error: false, cause, command: String::new() }
 }
 
 /// Says that the coordinator is reached where it does not say that it is.
@@ -217,34 +239,47 @@ fn unnamed(snapshot: &Snapshot) -> Option<String> {
     })
 }
 
+/// Says that the node is called otherwise than its meshd.toml wishes: the coordinator, or its token, decided.
+fn other_name(snapshot: &Snapshot) -> Option<String> {
+    let enrolment = snapshot.enrolment.as_ref()?;
+    wished_name::differs(snapshot.wished_name.as_ref()?, &enrolment.node)
+}
+
 /// What makes a node degraded.
-fn grave(snapshot: &Snapshot) -> Vec<String> {
+fn grave(snapshot: &Snapshot) -> Vec<doc::Problem> {
     let Snapshot { upkeep, link, offers, .. } = snapshot;
-    let mut list: Vec<String> = upkeep.obstacles.iter().map(ToString::to_string).collect();
-    list.extend(upkeep.guards.missing.iter().cloned());
-    list.extend(upkeep.failed.iter().map(|error| {
+    let obstacle = |Obstacle { sentence, command }: &Obstacle| doc::Problem {
+        command: command.clone(),
+        ..problem(WarningId::Host)(sentence.clone())
+    };
+    let mut list: Vec<doc::Problem> = upkeep.obstacles.iter().map(obstacle).collect();
+    list.extend(upkeep.guards.missing.iter().cloned().map(problem(WarningId::Guards)));
+    let failed = upkeep.failed.iter().map(|error| {
         format!("{error} (what meshd keeps set in the kernel is not as it should be; it is tried again each second)")
-    }));
+    });
+    list.extend(failed.map(problem(WarningId::Upkeep)));
     if let Some((error, since)) = &offers.error {
         let age = age(since.elapsed().as_secs(), 1);
-        list.push(format!("{error} (wrong for {age}; the file before stays in force)"));
+        let cause = format!("{error} (wrong for {age}; the file before stays in force)");
+        list.push(problem(WarningId::ServicesFile)(cause));
     }
-    if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {
-        list.push(format!("no control channel: {error}"));
-    }
-    list.extend(flow_table(snapshot, true));
-    list.extend(silences(snapshot));
-    list.extend(link.alarms.iter().cloned());
-    list.extend(link.refused.iter().cloned());
-    list.extend(link.rejected.iter().cloned());
+    let error = link.error.as_ref().filter(|_| !link.connected);
+    list.extend(error.map(|error| problem(WarningId::NoCoordinator)(format!("no control channel: {error}"))));
+    list.extend(flow_table(snapshot, true).map(problem(WarningId::FlowsFull)));
+    list.extend(silences(snapshot).into_iter().map(problem(WarningId::PeerSilent)));
+    list.extend(link.alarms.iter().cloned().map(problem(WarningId::LogAlarm)));
+    list.extend(link.refused.iter().cloned().map(problem(WarningId::FactsRefused)));
+    list.extend(link.rejected.iter().cloned().map(problem(WarningId::MapRefused)));
     list.extend(unkept(snapshot));
     list
 }
 
 /// What would be lost, and what has no place of its own.
-fn unkept(snapshot: &Snapshot) -> Vec<String> {
-    let stored = snapshot.unstored.sentences().cloned().chain(flow_file(snapshot));
-    stored.chain(snapshot.notes.iter().cloned()).collect()
+fn unkept(snapshot: &Snapshot) -> Vec<doc::Problem> {
+    let stored = snapshot.unstored.sentences().cloned().map(problem(WarningId::Unstored));
+    let flows = flow_file(snapshot).map(problem(WarningId::FlowFile));
+    let notes = snapshot.notes.iter().map(|(topic, sentence)| problem(*topic)(sentence.clone()));
+    stored.chain(flows).chain(notes).collect()
 }
 
 fn flow_count(stats: &DataPlaneStats) -> doc::FlowCount {
@@ -507,12 +542,14 @@ mod tests {
     use std::sync::Arc;
 
     use mesh_proto::base::clock::Timestamp;
+    use mesh_proto::model::netmap::NetMap;
     use mesh_proto::verifier::VerifiedMap;
 
     use super::*;
     use crate::base::state_dir::Enrolment;
     use crate::dataplane::PeerStats;
     use crate::dataplane::lane::tests::netmap;
+    use crate::linux::KernelError;
 
     #[test]
     fn a_flow_table_that_fills_is_told_of_before_it_loses_anything() {
@@ -521,7 +558,7 @@ mod tests {
             let flows = FlowStats { used, room: 1000, displaced: 0, last_loss, largest };
             let stats = Some(DataPlaneStats { flows, ..DataPlaneStats::default() });
             let snapshot = Snapshot { stats, ..Snapshot::default() };
-            let is_grave = grave(&snapshot).iter().any(|sentence| sentence.contains("flow table"));
+            let is_grave = grave(&snapshot).iter().any(|problem| problem.id == "flows-full");
             (flow_table(&snapshot, false), is_grave, flow_table(&snapshot, true))
         };
         assert_eq!(told(800, None), (None, false, None));
@@ -575,5 +612,69 @@ mod tests {
                 status.state == doc::Health::Degraded
             );
         }
+    }
+
+    #[test]
+    fn every_warning_has_the_id_of_its_producer_and_the_same_words_as_before() {
+        use WarningId as Id;
+        let mut snapshot = wanted(1);
+        snapshot.enrolment.as_mut().unwrap().coordinators = vec!["named:7700".into()];
+        let map = NetMap { warnings: vec!["a backend is gone".into()], ..netmap(0, true) };
+        snapshot.view = Some(Arc::new(View::compile(VerifiedMap::by_hand(map))));
+        let silent = Timestamp::from_micros(now().as_micros().saturating_sub(20_000_000));
+        snapshot.view.as_ref().unwrap().set_silent(NodeId(2), Some(silent));
+        let obstacle = Obstacle { sentence: "a rule is in the way".into(), command: "ip rule del".into() };
+        snapshot.upkeep.obstacles = vec![obstacle];
+        snapshot.upkeep.guards.missing = vec!["a guard is missing".into()];
+        snapshot.upkeep.failed = vec![KernelError::NoInterface("mesh0".into())];
+        snapshot.offers.error = Some(("a mistake".into(), std::time::Instant::now()));
+        snapshot.offers.warnings = vec!["a word does nothing".into()];
+        snapshot.link.alarms = vec!["the log forks".into()];
+        snapshot.link.refused = vec!["a name is taken".into()];
+        snapshot.link.rejected = vec!["a record is refused".into()];
+        snapshot.link.error = Some("nobody answers".into());
+        snapshot.unstored.directory = Some("the disk is full".into());
+        snapshot.wished_name = Some("wish".parse().unwrap());
+        snapshot.lane_death = Some("a lane died".into());
+        snapshot.log_loss = Some("lines were lost".into());
+        snapshot.preshared.1 = Some("keys come later".into());
+        let stats = snapshot.stats.as_mut().unwrap();
+        stats.unwritten = Some(("/run/flows".into(), rustix::io::Errno::NOSPC));
+        stats.flows = FlowStats { used: 900, room: 1000, last_loss: Some(LOSES), ..FlowStats::default() };
+        stats.peers.get_mut(&NodeId(2)).unwrap().narrow = Some((1300, LOSES));
+        let posted = [Id::Cache, Id::Clock, Id::HandshakeClock, Id::Dns, Id::Identity, Id::Keys, Id::MaxOffline]
+            .into_iter()
+            .chain([Id::HalfOffline, Id::Settings, Id::Socket, Id::Enrolment, Id::Leave, Id::Metrics, Id::Splice]);
+        snapshot.notes = posted.map(|id| (id, format!("a note of {}", id.word()))).collect();
+
+        let told = status(&snapshot);
+        let mut ids: BTreeSet<&str> = told.problems.iter().map(|problem| &*problem.id).collect();
+        assert_eq!(ids.len(), told.problems.len(), "one of each: {:?}", told.problems);
+        assert_eq!(told.warnings, told.problems.iter().map(doc::Problem::sentence).collect::<Vec<_>>());
+        let id = |word: &str| told.problems.iter().find(|p| p.cause.contains(word)).map(|p| (&*p.id, p.is_error));
+        for (word, expected) in [
+            ("a rule is in the way", ("host", true)),
+            ("a guard is missing", ("guards", true)),
+            ("no control channel: nobody answers", ("no-coordinator", true)),
+            ("has not answered", ("peer-silent", true)),
+            ("the flow table is full", ("flows-full", true)),
+            ("a note of clock", ("clock", true)),
+            ("larger packets vanish", ("narrow-way", false)),
+            ("a lane died", ("lane-death", false)),
+            ("in the mesh, as the coordinator recorded", ("name", false)),
+        ] {
+            assert_eq!(id(word), Some(expected), "{word}");
+        }
+        assert!(told.warnings[0].ends_with("; run `ip rule del`"), "{}", told.warnings[0]);
+
+        // Those of other states.
+        let mut connected = snapshot.clone();
+        (connected.link.connected, connected.link.address) = (true, Some("192.0.2.1:7700".into()));
+        connected.stats.as_mut().unwrap().flows.last_loss = None;
+        let other = problems(&connected);
+        let stranger = problems(&Snapshot::default());
+        ids.extend(other.iter().chain(&stranger).map(|problem| &*problem.id));
+        let left: Vec<Id> = Id::ALL.into_iter().filter(|id| !ids.contains(id.word())).collect();
+        assert_eq!(left, [], "nobody makes them");
     }
 }

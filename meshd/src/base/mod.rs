@@ -9,3 +9,4 @@ pub mod starts;
 pub mod state_dir;
 pub(crate) mod text;
 pub mod unstored;
+pub mod warning_id;

@@ -10,6 +10,7 @@ use mesh_proto::services::Diagnostics;
 
 use crate::base::state_dir::State;
 use crate::base::text::JOIN_HINT;
+use crate::base::warning_id::WarningId;
 use crate::cli::args::ConfigArg;
 use crate::cli::error::CommandError;
 use crate::cli::output::{load, print, print_json};
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::io::tun;
 use crate::keys::node::NodeKeys;
 use crate::linux::{self, Obstacle, Shape};
-use crate::node::join;
+use crate::node::{join, wished_name};
 
 /// The exit code where something will not work.
 const FAILED: u8 = 1;
@@ -72,6 +73,7 @@ pub(crate) async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) 
             services(&config, &mut found);
             if let Some(shape) = member(&config, &mut found) {
                 host(&shape, &mut found).await;
+                name(&config, &mut found);
             }
         }
         Err(error) => error.to_string().lines().for_each(|line| found.error("settings", line, "")),
@@ -146,6 +148,13 @@ fn member(config: &Config, found: &mut Found) -> Option<Shape> {
             None
         }
     }
+}
+
+/// Checks whether the coordinator recorded the name that was wished for.
+fn name(config: &Config, found: &mut Found) {
+    let (cause, note) = wished_name::look(config);
+    cause.into_iter().for_each(|cause| found.warning(WarningId::Name.word(), cause, ""));
+    found.notes.extend(note);
 }
 
 /// Checks that there is a device for the tunnel.

@@ -63,6 +63,8 @@ const MAX_UPSTREAMS: usize = 3;
 pub struct Config {
     /// `name`: the name the node would like; its host name by default.
     pub name: NodeName,
+    /// Whether the file names it.
+    pub is_name_set: bool,
     /// `state_dir`: keys, enrolment, the cached map.
     pub state_dir: PathBuf,
     /// `runtime_dir`: what a reboot may forget; the socket's directory by default.
@@ -113,6 +115,7 @@ impl Default for Config {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             name: host_name(),
+            is_name_set: false,
             state_dir: "/var/lib/meshd".into(),
             runtime_dir: "/run/meshd".into(),
             interface: "mesh0".into(),
@@ -198,6 +201,7 @@ fn read(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Config {
     let mut config = Config::default();
     let get = |key: &str| table.get(key);
     config.name = get("name").and_then(|v| reader.parsed(v)).unwrap_or(config.name);
+    config.is_name_set = get("name").is_some();
     config.state_dir = get("state_dir").and_then(|v| values::path(reader, v)).unwrap_or(config.state_dir);
     config.services = get("services").and_then(|v| values::path(reader, v)).unwrap_or(config.services);
     if let Some(path) = get("socket").and_then(|v| values::path(reader, v)) {

@@ -8,10 +8,8 @@ use mesh_proto::base::id::TunnelKey;
 
 use crate::base::notes::Notes;
 use crate::base::state_dir::State;
+use crate::base::warning_id::WarningId;
 use crate::keys::handshake_clock::HandshakeClock;
-
-/// The topic of a clock that was set back.
-const NOTE: &str = "clock";
 
 /// Looks at the clock for one node.
 pub(super) struct ClockWatch {
@@ -63,6 +61,6 @@ impl ClockWatch {
                 None => tracing::info!("the clock of this host has caught up with its handshakes"),
             }
         }
-        self.notes.set(NOTE, sentence);
+        self.notes.set(WarningId::HandshakeClock, sentence);
     }
 }

@@ -20,11 +20,12 @@ use tokio::time::Instant;
 
 use crate::base::notes::Notes;
 use crate::base::state_dir::{State, StateError};
+use crate::base::warning_id::WarningId;
 use crate::control::{Channel, ChannelError, Dial};
 use crate::keys::node::NodeKeys;
 
 /// The topic of what is to be said of a change that is under way.
-const NOTE: &str = "identity";
+const NOTE: WarningId = WarningId::Identity;
 /// The longest pause between two attempts; the first is a second.
 const PAUSE: Duration = Duration::from_secs(15);
 

@@ -8,13 +8,14 @@ use tokio::time::Instant;
 
 use super::Membership;
 use crate::base::state_dir::StateError;
+use crate::base::warning_id::WarningId;
 use crate::control::Dial;
 use crate::keys::node::NodeKeys;
 use crate::node::identity_rotation::IdentityAnswer;
 use crate::node::tunnel_key_rotation::{self, Rotation, RotationStep};
 
 /// The topic of what the disk refused of a change of the tunnel key.
-const KEYS: &str = "keys";
+const KEYS: WarningId = WarningId::Keys;
 /// How long that waits before it is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
 

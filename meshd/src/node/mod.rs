@@ -18,6 +18,7 @@ pub(crate) mod self_record;
 pub mod services_file;
 pub mod snapshot;
 pub(crate) mod tunnel_key_rotation;
+pub(crate) mod wished_name;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -42,6 +43,7 @@ use crate::base::notes::Notes;
 use crate::base::retry::patient;
 use crate::base::runtime::aside;
 use crate::base::state_dir::{Active, Enrolment, State};
+use crate::base::warning_id::WarningId;
 use crate::config::Config;
 use crate::control::log_auditor::LogAuditor;
 use crate::control::{AddressBook, ChannelKeeper, ChannelState, Dial, MapGuard};
@@ -73,12 +75,6 @@ const ACTIVITY_AGAIN: Duration = Duration::from_secs(240);
 const TURN: Duration = Duration::from_secs(1);
 /// The least time between two looks at all routes of the host.
 const ROUTES: Duration = Duration::from_secs(5);
-/// The topic of what is to be said of the cached map.
-const CACHE: &str = "cache";
-/// The topic of a map that nobody stands by any more.
-const LEASE: &str = "lease";
-/// The topic of one that nobody has stood by for half of that time.
-const HALF_LEASE: &str = "half of the lease";
 /// How long each part may take to stop.
 const STOP: Duration = Duration::from_millis(400);
 
@@ -176,7 +172,7 @@ impl<'d> Membership<'d> {
         publisher.upkeep.send_modify(|upkeep| upkeep.guards = guards);
         let mut guard = MapGuard::new(Some(state.clone())).claiming(config.pods.clone());
         let cached_map::Start { map, current, note, on_trial } = cached_map::start(state, &enrolment, &mut guard);
-        publisher.notes.set(CACHE, note);
+        publisher.notes.set(WarningId::Cache, note);
         let last_heard = LastHeard::new(state);
         let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), now());
         let active = state.activity();
@@ -392,7 +388,7 @@ impl<'d> Membership<'d> {
         }
         self.map = map.clone();
         self.put_in_force();
-        self.publisher.notes.set(CACHE, None);
+        self.publisher.notes.set(WarningId::Cache, None);
         tracing::info!(revision = %map.revision, peers = map.peers.len(), services = map.services.len(), "map in force");
         self.enrol(&map).await;
         self.store.send_replace(Some(Arc::clone(map.netmap())));
@@ -432,7 +428,7 @@ impl<'d> Membership<'d> {
         }
         self.publisher
             .notes
-            .set(HALF_LEASE, self.lease.runs_out(now).map(|left| runs_out(left, self.lease.offline(now))));
+            .set(WarningId::HalfOffline, self.lease.runs_out(now).map(|left| runs_out(left, self.lease.offline(now))));
     }
 
     fn say_lease(&self) {
@@ -444,7 +440,7 @@ impl<'d> Membership<'d> {
             )
         });
         sentence.iter().for_each(|sentence| tracing::error!("{sentence}"));
-        self.publisher.notes.set(LEASE, sentence);
+        self.publisher.notes.set(WarningId::MaxOffline, sentence);
     }
 
     /// Follows a change of the node's own address or blocks.
@@ -672,9 +668,9 @@ async fn names(view: watch::Receiver<Arc<View>>, address: Ipv4Addr, upstreams: V
         let never = std::future::pending();
         if let Err(error) = server::serve(listen, view.clone(), upstreams.clone(), never).await {
             let hint = "see who listens there with `ss -lunp`";
-            notes.set("dns", Some(format!("no DNS on {address}:53: {error}; {hint}")));
+            notes.set(WarningId::Dns, Some(format!("no DNS on {address}:53: {error}; {hint}")));
         }
         sleep(Duration::from_secs(1)).await;
-        notes.set("dns", None);
+        notes.set(WarningId::Dns, None);
     }
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use mesh_host::log::LostLines;
+use mesh_proto::base::id::NodeName;
 use mesh_proto::dataplane::view::View;
 use tokio::sync::watch;
 
 use crate::base::notes::Notes;
 use crate::base::state_dir::Enrolment;
 use crate::base::unstored::Unstored;
+use crate::base::warning_id::WarningId;
 use crate::config::accepted::Settings;
 use crate::control::{ChannelState, Dial};
 use crate::dataplane::Handle;
@@ -23,7 +25,16 @@ use crate::node::services_file::Offers;
 use crate::node::snapshot::Snapshot;
 
 /// The topics of the notes that only a member of a mesh posts.
-const MEMBERS_NOTES: [&str; 6] = ["cache", "clock", "dns", "identity", "keys", "lease"];
+const MEMBERS_NOTES: [WarningId; 8] = [
+    WarningId::Cache,
+    WarningId::Clock,
+    WarningId::HandshakeClock,
+    WarningId::Dns,
+    WarningId::Identity,
+    WarningId::Keys,
+    WarningId::MaxOffline,
+    WarningId::HalfOffline,
+];
 
 /// Where a member of a mesh publishes; all is empty while the node belongs to none.
 #[derive(Debug)]
@@ -48,6 +59,8 @@ pub struct Publisher {
     pub unstored: watch::Sender<Unstored>,
     /// The meshd.toml that runs, and what is wrong with the one on disk.
     pub settings: watch::Sender<Settings>,
+    /// The name that it wishes for; none if it names none.
+    pub wished_name: watch::Sender<Option<NodeName>>,
     /// What has no place of its own.
     pub notes: Notes,
 }
@@ -83,6 +96,8 @@ pub struct Subscriber {
     pub unstored: watch::Receiver<Unstored>,
     /// The meshd.toml that runs, and what is wrong with the one on disk.
     pub settings: watch::Receiver<Settings>,
+    /// The name that it wishes for; none if it names none.
+    pub wished_name: watch::Receiver<Option<NodeName>>,
     /// What has no place of its own.
     pub notes: Notes,
 }
@@ -100,6 +115,7 @@ impl Default for Publisher {
             plane: watch::Sender::default(),
             unstored: watch::Sender::default(),
             settings: watch::Sender::default(),
+            wished_name: watch::Sender::default(),
             notes: Notes::default(),
         }
     }
@@ -129,6 +145,7 @@ impl Publisher {
             lost_lines,
             unstored: self.unstored.subscribe(),
             settings: self.settings.subscribe(),
+            wished_name: self.wished_name.subscribe(),
             notes: self.notes.clone(),
         }
     }
@@ -139,7 +156,7 @@ impl Publisher {
         self.enrolment.send_replace(None);
         self.link.send_replace(ChannelState::default());
         self.upkeep.send_replace(Upkeep::default());
-        MEMBERS_NOTES.iter().for_each(|topic| self.notes.set(topic, None));
+        MEMBERS_NOTES.iter().for_each(|topic| self.notes.set(*topic, None));
     }
 }
 
@@ -162,6 +179,7 @@ impl Subscriber {
             log_loss: self.lost_lines.sentence(),
             unstored: self.unstored.borrow().clone(),
             settings: self.settings.borrow().clone(),
+            wished_name: self.wished_name.borrow().clone(),
             notes: self.notes.all(),
         }
     }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_proto::base::id::NodeName;
 use mesh_proto::dataplane::view::View;
 
 use crate::base::state_dir::Enrolment;
 use crate::base::unstored::Unstored;
+use crate::base::warning_id::WarningId;
 use crate::config::accepted::Settings;
 use crate::control::ChannelState;
 use crate::dataplane::DataPlaneStats;
@@ -45,6 +47,8 @@ pub struct Snapshot {
     pub unstored: Unstored,
     /// The meshd.toml that runs, and what is wrong with the one on disk.
     pub settings: Settings,
-    /// Sentences for the operator of what has no place of its own.
-    pub notes: Vec<String>,
+    /// The name that meshd.toml wishes for; none if it names none.
+    pub wished_name: Option<NodeName>,
+    /// Sentences for the operator of what has no place of its own, with their topics.
+    pub notes: Vec<(WarningId, String)>,
 }

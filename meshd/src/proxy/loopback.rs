@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::base::notes::Notes;
+use crate::base::warning_id::WarningId;
 
 /// Most connections at a time of one `[[serve]]`.
 const MAX_CONNECTIONS: usize = 1024;
@@ -55,7 +56,7 @@ impl Splices {
             self.running.entry((listen, to)).or_insert_with(start);
         }
         if self.running.is_empty() {
-            notes.set("splice", None);
+            notes.set(WarningId::Splice, None);
         }
     }
 }
@@ -83,15 +84,15 @@ async fn run(listen: SocketAddr, to: SocketAddr, notes: Notes) {
             Err(error) => {
                 let hint = "let the server listen on its `bind` address alone";
                 let sentence = format!("[[serve]] cannot listen on {listen}: {error}; {hint}");
-                if !notes.all().contains(&sentence) {
+                if !notes.all().iter().any(|(_, said)| *said == sentence) {
                     tracing::warn!("{sentence}");
                 }
-                notes.set("splice", Some(sentence));
+                notes.set(WarningId::Splice, Some(sentence));
                 sleep(RETRY).await;
             }
         }
     };
-    notes.set("splice", None);
+    notes.set(WarningId::Splice, None);
     tracing::info!(%listen, %to, "serving a loopback server");
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {

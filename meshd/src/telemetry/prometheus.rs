@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::api::openmetrics::{CONTENT_TYPE, text_of};
+use crate::base::warning_id::WarningId;
 use crate::node::publisher::Subscriber;
 
 /// How often binding is tried again.
@@ -27,15 +28,15 @@ pub async fn serve(listen: SocketAddr, names: Vec<String>, subscriber: Subscribe
             Err(error) => {
                 let hint = "set another `metrics` in meshd.toml, or \"off\"";
                 let sentence = format!("no metrics: cannot listen on {listen}: {error}; {hint}");
-                if !subscriber.notes.all().contains(&sentence) {
+                if subscriber.notes.all().iter().all(|(_, said)| *said != sentence) {
                     tracing::warn!("{sentence}");
                 }
-                subscriber.notes.set("metrics", Some(sentence));
+                subscriber.notes.set(WarningId::Metrics, Some(sentence));
                 sleep(RETRY).await;
             }
         }
     };
-    subscriber.notes.set("metrics", None);
+    subscriber.notes.set(WarningId::Metrics, None);
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get("ok\n"))

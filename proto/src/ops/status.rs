@@ -64,6 +64,9 @@ pub struct Status {
     pub drops: BTreeMap<String, u64>,
     /// What the operator should know, each with what to do about it.
     pub warnings: Vec<String>,
+    /// The same, each in its parts; what is an error makes the node degraded.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
     /// The worker threads.
     pub lanes: Vec<LaneStatus>,
     /// The flow table.
@@ -527,7 +530,7 @@ pub struct Check {
     pub problems: Vec<Problem>,
 }
 
-/// Something that does not work, or may not.
+/// Something that does not work, or may not: a line of `meshd check` or `meshd status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// What it is, in a word that stays the same.

@@ -161,13 +161,13 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
         renewer.begin();
         let next = node.next();
         assert!(renewer.conclude(IdentityAnswer::Unknown("the answer was lost".into())).is_none());
-        assert!(node.notes.all()[0].contains("the answer was lost"), "{:?}", node.notes.all());
+        assert!(node.notes.all()[0].1.contains("the answer was lost"), "{:?}", node.notes.all());
         drop(renewer);
         let mut renewer = node.start();
         let answer = ask(&mut renewer, &server).await;
         assert!(renewer.conclude(answer).is_none());
         assert_eq!((node.own(), node.next(), node.outcome()), (former, next, None), "{code:?}");
-        assert!(node.notes.all()[0].contains("is being changed"), "{code:?}");
+        assert!(node.notes.all()[0].1.contains("is being changed"), "{code:?}");
     }
     let server = Server::start(|_| refuse(&ErrorCode::Identity)).await;
     let node = Node::new();
@@ -176,7 +176,7 @@ async fn who_may_have_been_taken_keeps_both_keys_until_the_coordinator_decides()
     let mut renewer = node.start();
     let answer = ask(&mut renewer, &server).await;
     assert!(renewer.conclude(answer).is_none() && node.next().is_none());
-    assert_eq!(node.notes.all(), Vec::<String>::new());
+    assert_eq!(node.notes.all(), []);
     // A coordinator that takes a key and denies it costs the node neither.
     assert_eq!(std::fs::read(node.state.path(REFUSED_IDENTITY_KEY)).unwrap(), next);
     assert!(node.outcome().unwrap().unwrap_err().contains("identity.refused"));
@@ -209,7 +209,7 @@ async fn a_damaged_next_key_is_told_and_kept_and_the_present_one_is_used() {
 
     let mut renewer = node.start();
     assert!(renewer.next().is_none() && renewer.keys().borrow().identity() == node.own());
-    assert!(node.notes.all()[0].contains("identity.next is damaged"), "{:?}", node.notes.all());
+    assert!(node.notes.all()[0].1.contains("identity.next is damaged"), "{:?}", node.notes.all());
     renewer.begin();
     assert!(renewer.due().is_none() && node.outcome().unwrap().unwrap_err().contains("is damaged"));
     assert_eq!(std::fs::read(&path).unwrap(), bytes);

@@ -202,8 +202,8 @@ fn coordinator_gone() {
     let started = home.start();
     assert_eq!((verdicts(&started.map), before), (ENFORCED, ENFORCED), "the cache holds all that enforcement needs");
     let link = ChannelState { error: Some("nobody answers".into()), ..ChannelState::default() };
-    let warnings = status::warnings(&Snapshot { enrolment: Some(enrolment()), link, ..Snapshot::default() });
-    assert!(warnings[0].contains("no control channel: nobody answers"), "{warnings:?}");
+    let problems = status::problems(&Snapshot { enrolment: Some(enrolment()), link, ..Snapshot::default() });
+    assert!(problems[0].cause.contains("no control channel: nobody answers"), "{problems:?}");
 }
 
 fn lease_over() {
