@@ -20,6 +20,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::Stream;
 use futures_util::stream::unfold;
+use mesh_host::clock::unix;
 use mesh_host::http::{Stop, stopped};
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
 use mesh_proto::plan::{self, PlanIndex};
@@ -248,7 +249,8 @@ impl WatchStream {
     /// Says that all is well, and what the last entry of the log is: every 5 s, whatever else there is to tell.
     fn alive(&mut self, held: Held) -> Option<Bytes> {
         self.alive = Instant::now();
-        line(&WatchEvent::Alive { revision: held.revision, log: Some(self.core.world().log_position()) })
+        let (log, time) = (Some(self.core.world().log_position()), Some(unix()));
+        line(&WatchEvent::Alive { revision: held.revision, log, time })
     }
 
     fn is_member(&self, world: &World) -> bool {

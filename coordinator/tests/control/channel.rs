@@ -74,7 +74,10 @@ async fn a_silent_watch_says_that_it_is_alive() {
 
     let revision = joined.netmap.revision;
     let alive = lines.next().await;
-    assert!(matches!(alive, Some(WatchEvent::Alive { revision: r, log: Some(_) }) if r == revision), "{alive:?}");
+    assert!(
+        matches!(alive, Some(WatchEvent::Alive { revision: r, log: Some(_), time: Some(_) }) if r == revision),
+        "{alive:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_host::clock::now;
 use mesh_proto::base::id::{IdentityKey, NodeName, Revision};
+use mesh_proto::base::wall_clock::{BootDate, ClockWord};
 use mesh_proto::model::netmap::NetMap;
 use mesh_proto::trust::audit_log::LogPosition;
 use mesh_proto::trust::signed_record::SignedRecord;
@@ -72,6 +74,8 @@ pub struct ChannelState {
     pub lock: Option<IdentityKey>,
     /// The last entry of the log of operations, as the coordinator tells it.
     pub log: Option<LogPosition>,
+    /// What the coordinator's clock said last.
+    pub clock: Option<ClockWord>,
     /// What is wrong with the log, in sentences; they stay until a restart.
     pub alarms: Vec<String>,
 }
@@ -388,9 +392,11 @@ impl ChannelKeeper {
                     }
                 }
             }
-            WatchEvent::Alive { revision, log } => {
+            WatchEvent::Alive { revision, log, time } => {
                 self.guard.hears(revision).map_err(ChannelError::WentBack)?;
-                self.state.send_modify(|s| s.log = log);
+                let (time, at) = (time.map(|time| Duration::from_secs(time.0)), now());
+                let clock = time.map(|time| ClockWord { date: BootDate::of(time, at), at });
+                self.state.send_modify(|s| (s.log, s.clock) = (log, clock));
                 return Ok(());
             }
             WatchEvent::Unknown => return Ok(()),

@@ -16,6 +16,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_host::tls;
 use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::base::clock::UnixTime;
 use mesh_proto::base::id::{IdentityKey, NodeId};
 use mesh_proto::model::netmap::Delta;
 use mesh_proto::trust::join_token::TokenSecret;
@@ -97,7 +98,7 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     let second = NetMap { warnings: vec!["changed".into()], ..netmap(2) };
     let lines = [
         WatchEvent::Snapshot { netmap: Box::new(netmap(1)) },
-        WatchEvent::Alive { revision: Revision(1), log: None },
+        WatchEvent::Alive { revision: Revision(1), log: None, time: Some(UnixTime(1_800_000_000)) },
         WatchEvent::Delta { delta: Box::new(Delta::between(&netmap(1), &second)) },
     ];
     let body: String = lines.iter().map(|l| serde_json::to_string(l).unwrap() + "\n").collect();
@@ -127,6 +128,8 @@ async fn a_watch_is_resumed_from_the_revision_in_force_and_facts_are_reported() 
     let mut newest = maps.subscribe();
     let map = newest.wait_for(|m| m.as_ref().is_some_and(|m| m.revision == Revision(2))).await.unwrap().clone();
     assert_eq!(map.as_deref(), Some(&second));
+    let date = state.borrow().clock.map(|word| word.date.unix(word.at));
+    assert_eq!(date, Some(UnixTime(1_800_000_000)), "the coordinator's clock");
     server.wait(|asked| asked.iter().any(|a| a.query == "revision=2&epoch=0")).await;
     assert_eq!(server.asked()[0].query, "revision=0&epoch=0");
     running.abort();
@@ -138,8 +141,10 @@ async fn a_coordinator_that_leaves_hands_over_to_the_next_at_once() {
         events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect()
     };
     let snapshot = WatchEvent::Snapshot { netmap: Box::new(netmap(1)) };
-    let (first, second) =
-        (lines(&[snapshot, WatchEvent::Leaving]), lines(&[WatchEvent::Alive { revision: Revision(1), log: None }]));
+    let (first, second) = (
+        lines(&[snapshot, WatchEvent::Leaving]),
+        lines(&[WatchEvent::Alive { revision: Revision(1), log: None, time: None }]),
+    );
     let leaving = Server::start(move |_| Response::new(Full::new(Bytes::from(first.clone())))).await;
     let staying = Server::start(move |_| open(second.clone())).await;
     let dial = leaving.dial_of(&[&leaving.address, &staying.address], &[leaving.key, staying.key]);

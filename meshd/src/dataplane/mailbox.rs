@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
+use mesh_proto::base::wall_clock::BootDate;
 use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::dataplane::view::View;
 use mesh_proto::trust::audit_log::LogPosition;
@@ -49,6 +50,7 @@ pub(crate) struct Mail {
     pub(crate) locals: Option<Arc<[Ipv4Addr]>>,
     pub(crate) next_hops: Option<Arc<[NextHop]>>,
     pub(crate) told: Option<LogPosition>,
+    pub(crate) date: Option<BootDate>,
     pub(crate) key: Option<LaneKey>,
     pub(crate) pings: Vec<NodeId>,
     pub(crate) greets: Vec<NodeId>,
@@ -87,6 +89,10 @@ impl Mailbox {
 
     pub(crate) fn set_log_position(&self, told: LogPosition) {
         self.put(|mail| mail.told = Some(told));
+    }
+
+    pub(crate) fn set_date(&self, date: BootDate) {
+        self.put(|mail| mail.date = Some(date));
     }
 
     pub(crate) fn set_key(&self, key: LaneKey) {

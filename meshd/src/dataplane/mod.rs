@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use mesh_host::clock::now;
 use mesh_proto::base::id::{NodeId, NodeName, TunnelKey};
+use mesh_proto::base::wall_clock::{BootDate, ClockWord};
 use mesh_proto::dataplane::engine::NextHop;
 use mesh_proto::dataplane::flow::room::flows_for;
 use mesh_proto::dataplane::flow::{Direction, Flow, FlowTable, Holder, Key};
@@ -429,6 +430,20 @@ impl Handle {
         let (view, peers) = self.current();
         let open = peers.iter().filter(|peer| peer.cell.shook_hands_within(SESSION, now));
         open.filter_map(|peer| view.peer_name(peer.id).cloned()).collect()
+    }
+
+    /// Says what this host's clock is: peers are told of it from the next probe on.
+    pub fn set_date(&self, date: BootDate) {
+        self.0.mailboxes.iter().for_each(|mailbox| mailbox.set_date(date));
+    }
+
+    /// Returns what the clocks of peers said last, as far as that still counts.
+    pub fn peer_clocks(&self) -> Vec<(NodeName, ClockWord)> {
+        let now = now();
+        let (view, peers) = self.current();
+        let said =
+            peers.iter().filter_map(|peer| Some((peer.id, peer.cell.clock().filter(|word| word.is_fresh(now))?)));
+        said.filter_map(|(id, word)| Some((view.peer_name(id)?.clone(), word))).collect()
     }
 
     /// Measures the round trip to a peer now; the figure and its count are in `stats`.

@@ -3,6 +3,7 @@
 
 pub(crate) mod cached_map;
 mod clock;
+mod clock_watch;
 pub mod error;
 pub mod facts;
 pub mod identity_rotation;
@@ -55,6 +56,7 @@ use crate::keys::node::NodeKeys;
 use crate::keys::psk_store::PskStore;
 use crate::linux::{self, HostUnderlay, Keeper, MARK, Shape};
 use crate::node::clock::ClockWatch;
+use crate::node::clock_watch::ClockComparison;
 use crate::node::error::DaemonError;
 use crate::node::identity_rotation::Renewer;
 use crate::node::offline_lease::LastHeard;
@@ -98,6 +100,7 @@ pub(crate) struct Membership<'d> {
     keys: Arc<NodeKeys>,
     lanes: LaneKeys,
     clock: ClockWatch,
+    clocks: ClockComparison,
     /// The preshared keys; none for plain WireGuard.
     vault: Option<Arc<PskStore>>,
     switch: Switch,
@@ -173,8 +176,8 @@ impl<'d> Membership<'d> {
         let mut guard = MapGuard::new(Some(state.clone())).claiming(config.pods.clone());
         let cached_map::Start { map, current, note, on_trial } = cached_map::start(state, &enrolment, &mut guard);
         publisher.notes.set(WarningId::Cache, note);
-        let last_heard = LastHeard::new(state);
-        let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now()), now());
+        let mut last_heard = LastHeard::new(state);
+        let lease = Lease::new(config.max_offline, last_heard.before(SystemTime::now(), now()), now());
         let active = state.activity();
         let view = Arc::new(aside(|| View::compile(believed(&map, &lease))));
         let open = || {
@@ -228,6 +231,7 @@ impl<'d> Membership<'d> {
             keys,
             lanes,
             clock: ClockWatch::new(clock, state, &publisher.notes),
+            clocks: ClockComparison::new(&publisher.notes),
             vault,
             switch,
             // The coordinator may have the record that the next key signed.
@@ -262,7 +266,7 @@ impl<'d> Membership<'d> {
             enrolment,
         };
         member.say_lease();
-        member.clock.look(&member.lanes.public(0));
+        member.look_at_clocks();
         member.report();
         let dial = Dial { book: member.book.clone(), keys: member.renewer.keys() };
         publisher.dial.send_replace(Some(dial.clone()));
@@ -349,7 +353,7 @@ impl<'d> Membership<'d> {
                 _ = turn.tick() => {
                     self.try_cache(&ChannelState::default());
                     self.look_at_lease();
-                    self.clock.look(&self.lanes.public(0));
+                    self.look_at_clocks();
                     self.turn();
                     self.read_routes().await;
                     self.ask_for_identity();
@@ -431,14 +435,29 @@ impl<'d> Membership<'d> {
             .set(WarningId::HalfOffline, self.lease.runs_out(now).map(|left| runs_out(left, self.lease.offline(now))));
     }
 
+    /// Looks whether this host's clock is behind its handshakes or apart from others', and was set.
+    fn look_at_clocks(&mut self) {
+        self.clock.look(&self.lanes.public(0));
+        let link = self.publisher.link.borrow().clone();
+        if self.clocks.look(&link, self.plane.handle()) {
+            self.correct_lease();
+        }
+    }
+
+    /// Judges again what the clock said of the time before the start: it was set.
+    fn correct_lease(&mut self) {
+        let now = now();
+        let Some(before) = self.last_heard.corrected(SystemTime::now(), now) else { return };
+        let plane = self.plane.handle();
+        if self.lease.correct(before, || plane.talking(), now) {
+            self.put_in_force();
+            self.say_lease();
+            self.splice();
+        }
+    }
+
     fn say_lease(&self) {
-        let sentence = self.lease.left().map(|left| {
-            format!(
-                "no coordinator was heard for longer than `max_offline`: of {} peers, only the {} stay that this node is speaking to; see that a coordinator can be reached",
-                self.map.peers.len(),
-                left.len()
-            )
-        });
+        let sentence = self.lease.left().map(|left| over(self.map.peers.len(), left.len(), self.lease.offline(now())));
         sentence.iter().for_each(|sentence| tracing::error!("{sentence}"));
         self.publisher.notes.set(WarningId::MaxOffline, sentence);
     }
@@ -633,6 +652,22 @@ fn runs_out(left: Duration, offline: Duration) -> String {
     let (end, offline) = (utc_text(unix().0.saturating_add(left.as_secs())), age(offline.as_secs(), 1));
     format!(
         "no coordinator was heard for {offline}, half of `max_offline` and more: if none is heard before {end}, this node goes on with those peers alone that it is speaking to then; see that a coordinator can be reached"
+    )
+}
+
+/// Says that a lease is over: of so many peers, so many are left. Where nobody is, nobody tells the time either, and the
+/// clock may be what is wrong.
+fn over(peers: usize, left: usize, offline: Duration) -> String {
+    let stay = format!(
+        "no coordinator was heard for longer than `max_offline`: of {peers} peers, only the {left} stay that this node is speaking to"
+    );
+    if left > 0 {
+        return format!("{stay}; see that a coordinator can be reached");
+    }
+    let now = unix().0;
+    let (now, heard) = (utc_text(now), utc_text(now.saturating_sub(offline.as_secs())));
+    format!(
+        "{stay}; either this node is out of touch: see that a coordinator can be reached; or its clock is wrong: it says {now}, by which a coordinator was last heard at {heard} (see `timedatectl`; a clock that is set is judged again)"
     )
 }
 

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_proto::base::addr::Flat;
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::{NodeId, TunnelKey};
+use mesh_proto::base::wall_clock::{BootDate, ClockWord};
 use mesh_proto::model::netmap::{LaneInfo, NetMap};
 use mesh_proto::trust::audit_log::LogPosition;
 
@@ -260,6 +261,10 @@ pub(crate) struct Cell {
     agreed: AtomicU64,
     /// What it said last of the log.
     heard: Seqlock,
+    /// What its clock said last, and when that was: microseconds, 0 is never. Two lanes may mix two words: they say the
+    /// same, but for the time that they were on their way.
+    clock: AtomicI64,
+    clock_at: AtomicU64,
     /// The largest packet that gets through in the low 16 bits, since when above them in microseconds; 0 while nothing
     /// is known to be swallowed.
     narrow: AtomicU64,
@@ -386,6 +391,19 @@ impl Cell {
     /// Returns what the peer said last of the log.
     pub(crate) fn log_position(&self) -> Option<LogPosition> {
         self.heard.get()
+    }
+
+    /// Takes note of what its clock says.
+    pub(crate) fn note_clock(&self, word: ClockWord) {
+        self.clock.store(word.date.micros(), Ordering::Relaxed);
+        self.clock_at.store(word.at.as_micros().max(1), Ordering::Release);
+    }
+
+    /// Returns what its clock said last.
+    pub(crate) fn clock(&self) -> Option<ClockWord> {
+        let at = Some(self.clock_at.load(Ordering::Acquire)).filter(|&at| at != 0)?;
+        let date = BootDate::from_micros(self.clock.load(Ordering::Relaxed));
+        Some(ClockWord { date, at: Timestamp::from_micros(at) })
     }
 
     /// Takes note of the largest packet that gets through, and since when this is known; none for all that should.

@@ -9,3 +9,4 @@ pub mod handshake_limiter;
 pub(crate) mod hash;
 pub mod id;
 pub mod lpm;
+pub mod wall_clock;

@@ -32,6 +32,7 @@ use ipnet::Ipv4Net;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
+use crate::base::wall_clock::BootDate;
 use crate::dataplane::flow::record;
 use crate::dataplane::flow::{Direction, Flow, FlowSlot, FlowState, FlowTable, FlowTraffic, Key, Touched};
 use crate::dataplane::verdict::{Drop, Refuse, Verdict};
@@ -134,6 +135,16 @@ impl Engine {
     /// Takes out what the peer said of the log whose probe or answer `inbound` just took.
     pub fn take_log_position(&mut self) -> Option<LogPosition> {
         self.probes.heard.take()
+    }
+
+    /// Says what this host's clock is, as peers are told of it.
+    pub fn set_date(&mut self, date: BootDate) {
+        self.probes.date = Some(date);
+    }
+
+    /// Takes out what the clock said of the peer whose probe or answer `inbound` just took.
+    pub fn take_date(&mut self) -> Option<BootDate> {
+        self.probes.heard_date.take()
     }
 
     /// Sets the largest packet that this node's interface takes, in bytes.

@@ -58,6 +58,16 @@ impl Lease {
         changed
     }
 
+    /// Takes another time for how long no coordinator had been heard when we began: the clock that told it was set. Says
+    /// whether that changes who may be spoken to. Once a coordinator is heard there is nothing to correct.
+    pub fn correct(&mut self, before: Duration, talking: impl FnOnce() -> BTreeSet<NodeName>, now: Timestamp) -> bool {
+        self.before = before;
+        if self.limit.is_none_or(|limit| self.offline(now) < limit) {
+            return self.left.take().is_some();
+        }
+        self.look(talking, now)
+    }
+
     /// Returns who may still be spoken to; `None` for everybody of the map.
     pub fn left(&self) -> Option<&BTreeSet<NodeName>> {
         self.left.as_ref()
@@ -126,6 +136,18 @@ mod tests {
         lease.hears(at(half));
         assert_eq!(lease.runs_out(at(half + 1)), None);
         assert_eq!(Lease::new(None, Duration::MAX, at(0)).runs_out(at(1)), None);
+    }
+
+    #[test]
+    fn a_lease_that_a_wrong_clock_ended_is_good_again_once_the_clock_is_set_and_the_other_way_round() {
+        let mut lease = Lease::new(Some(WEEK), 60 * WEEK, at(0));
+        assert_eq!(lease.left(), Some(&names(&[])), "the clock was a year ahead");
+        assert!(lease.correct(WEEK / 2, || unreachable!("it is not over"), at(9)));
+        assert_eq!((lease.left(), lease.offline(at(10))), (None, WEEK / 2 + Duration::from_secs(10)));
+        assert!(!lease.correct(WEEK / 2, || unreachable!("it is not over"), at(9)), "nothing new");
+        assert!(lease.correct(2 * WEEK, || names(&["a"]), at(10)), "the clock was behind");
+        assert_eq!(lease.left(), Some(&names(&["a"])));
+        assert!(!Lease::new(None, WEEK, at(0)).correct(9 * WEEK, || unreachable!("it never ends"), at(1)));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::addr::{Flat, MeshRange};
 use crate::base::block_map::BlockMap;
+use crate::base::clock::UnixTime;
 use crate::base::id::{IdentityKey, MeshName, NodeId, NodeName, Revision, SiteName};
 use crate::model::netmap::{Delta, NetMap};
 use crate::trust::audit_log::LogPosition;
@@ -129,6 +130,9 @@ pub enum WatchEvent {
         /// The last entry of the log of operations; none from an older coordinator.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         log: Option<LogPosition>,
+        /// The time of day by the coordinator's clock; none from an older coordinator.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        time: Option<UnixTime>,
     },
     /// A newer connection of the same node took over; this one ends.
     Fenced,
@@ -232,8 +236,8 @@ mod tests {
         for event in [
             WatchEvent::Snapshot { netmap },
             WatchEvent::Delta { delta },
-            WatchEvent::Alive { revision: Revision(u64::MAX), log: None },
-            WatchEvent::Alive { revision: Revision(7), log: Some(LogPosition::default()) },
+            WatchEvent::Alive { revision: Revision(u64::MAX), log: None, time: None },
+            WatchEvent::Alive { revision: Revision(7), log: Some(LogPosition::default()), time: Some(UnixTime(5)) },
             WatchEvent::Fenced,
             WatchEvent::Leaving,
         ] {
@@ -247,7 +251,7 @@ mod tests {
         assert_eq!(event(r#"{"type":"invented_later","x":1}"#).unwrap(), WatchEvent::Unknown);
         assert_eq!(
             event(r#"{"type":"alive","revision":7,"mood":"fine"}"#).unwrap(),
-            WatchEvent::Alive { revision: Revision(7), log: None }
+            WatchEvent::Alive { revision: Revision(7), log: None, time: None }
         );
         assert!(event(r#"{"type":"alive"}"#).is_err());
     }

@@ -109,7 +109,7 @@ async fn an_admission_absent_from_the_log_warns_and_one_that_is_there_does_not()
     let told = LogPosition { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second] };
     let node = Node::of(roll, page).await;
-    let began = mesh_host::clock::now();
+    let began = now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let alarms = || node.link.borrow().alarms.clone();
     let mut auditor = node.auditor();
@@ -147,7 +147,7 @@ async fn a_peer_that_left_the_map_has_the_log_read_soon_and_its_revocation_remem
     let told = LogPosition { epoch: 0, head };
     let page = LogPage { told, entries: vec![first, second, third] };
     let node = Node::of(roll, page).await;
-    let began = mesh_host::clock::now();
+    let began = now();
     let at = |seconds| began + Duration::from_secs(seconds);
     let mut auditor = node.auditor();
     node.hears(at_first);

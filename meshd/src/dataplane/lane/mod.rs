@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use mesh_proto::base::clock::Timestamp;
 use mesh_proto::base::id::NodeId;
+use mesh_proto::base::wall_clock::{BootDate, ClockWord};
 use mesh_proto::dataplane::black_hole::{self, Ways};
 use mesh_proto::dataplane::engine::{Engine, NextHop, PROBE};
 use mesh_proto::dataplane::flow::{FlowTable, FlowTraffic};
@@ -191,6 +192,11 @@ impl Lane {
         self.engine.set_log_position(Some(told));
     }
 
+    /// Says what this host's clock is, as peers are told of it.
+    pub(crate) fn set_date(&mut self, date: BootDate) {
+        self.engine.set_date(date);
+    }
+
     /// Asks for a handshake with a peer as soon as possible.
     pub(crate) fn greet(&mut self, peer: NodeId) {
         self.sessions.greet(peer);
@@ -292,10 +298,10 @@ impl Lane {
         let packet = &mut out.tun.space()[..first];
         let verdict = self.engine.inbound(peer, packet, now);
         if matches!(verdict, Verdict::Reply | Verdict::RoundTrip(_))
-            && let Some(told) = self.engine.take_log_position()
             && let Some(peer) = self.peers.get(peer)
         {
-            peer.cell.note_log_position(told);
+            self.engine.take_log_position().into_iter().for_each(|told| peer.cell.note_log_position(told));
+            self.engine.take_date().into_iter().for_each(|date| peer.cell.note_clock(ClockWord { date, at: now }));
         }
         match verdict {
             Verdict::Deliver => {

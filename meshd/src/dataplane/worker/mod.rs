@@ -226,6 +226,9 @@ impl Worker {
         if let Some(told) = mail.told {
             lane.set_log_position(told);
         }
+        if let Some(date) = mail.date {
+            lane.set_date(date);
+        }
         if let Some(locals) = mail.locals {
             lane.set_locals(locals);
         }

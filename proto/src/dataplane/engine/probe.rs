@@ -3,18 +3,20 @@
 //!
 //! ```text
 //! IPv4 header (20) │ UDP header (8) │ "MESH" │ version 1 │ kind │ …
-//!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end │
+//!                                                         1, 2    2 zero bytes │ the asker's clock, u64 │ the log's end │ the time of day │
 //!                                                                 zeros, where it is asked whether so much gets through
 //!                                                         3, 4    see `ops::bench`
 //!                                                         5       agreements: in tunnels of their own, not here
 //! ```
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use super::refuse::Replies;
 use crate::base::addr::Flat;
 use crate::base::clock::Timestamp;
 use crate::base::id::NodeId;
+use crate::base::wall_clock::BootDate;
 use crate::dataplane::black_hole::plain_clock;
 use crate::dataplane::verdict::{Drop, Verdict};
 use crate::dataplane::view::View;
@@ -30,7 +32,9 @@ const HEADERS: usize = 28;
 /// Bytes before what follows the kind.
 pub const RESERVED: usize = HEADERS + 6;
 /// Bytes of a probe that asks for no more than an answer.
-pub const PROBE: usize = HEADERS + 16 + LogPosition::BYTES;
+pub const PROBE: usize = TIME + 8;
+/// Where a probe tells the sender's time of day: microseconds since 1970, 0 for one that is not told.
+const TIME: usize = HEADERS + 16 + LogPosition::BYTES;
 const MAGIC: [u8; 4] = *b"MESH";
 const VERSION: u8 = 1;
 const ASK: u8 = 1;
@@ -44,18 +48,21 @@ pub(super) struct Probes {
     /// The end of the log of operations, as peers are told of it with each probe, and what a peer told last.
     pub(super) told: Option<LogPosition>,
     pub(super) heard: Option<LogPosition>,
+    /// This host's clock, as peers are told of it, and what a peer's said last.
+    pub(super) date: Option<BootDate>,
+    pub(super) heard_date: Option<BootDate>,
 }
 
 impl Probes {
     /// Builds a probe for a peer. Returns its length, 0 if it does not fit.
     pub(super) fn ask(&self, out: &mut [u8], own: Flat, peer: Flat, now: Timestamp) -> usize {
-        out.get_mut(..PROBE).map_or(0, |out| build(out, own, peer, ASK, plain_clock(now), self.told))
+        out.get_mut(..PROBE).map_or(0, |out| build(out, own, peer, ASK, plain_clock(now), self.said(now)))
     }
 
     /// Builds a probe as long as `out`; the answer, which is a short one, brings the clock back. Returns its length, 0 if it
     /// does not fit.
     pub(super) fn ask_size(&self, out: &mut [u8], own: Flat, peer: Flat, clock: u64) -> usize {
-        build(out, own, peer, ASK, clock, self.told)
+        build(out, own, peer, ASK, clock, Said { log: self.told, time: 0 })
     }
 
     /// Answers a peer's probe, or takes its answer to ours; tells what belongs to a measurement.
@@ -80,17 +87,20 @@ impl Probes {
         let clock = u64::from_be_bytes(body[8..16].try_into().unwrap_or_default());
         // A node of an older version says nothing of the log.
         let said = whole.and_then(|body| LogPosition::read(body[16..].first_chunk()?));
-        let told = self.told;
+        let time = whole.and_then(|body| body.get(TIME - HEADERS..)?.first_chunk());
+        let time = time.map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        let date = (time != 0).then(|| BootDate::of(Duration::from_micros(time), now));
+        let says = self.said(now);
         match body[5] {
             ASK if replies
-                .make(now, |out| out.get_mut(..PROBE).map_or(0, |out| build(out, own, peer, ANSWER, clock, told))) =>
+                .make(now, |out| out.get_mut(..PROBE).map_or(0, |out| build(out, own, peer, ANSWER, clock, says))) =>
             {
-                self.heard = said;
+                (self.heard, self.heard_date) = (said, date);
                 Verdict::Reply
             }
             ANSWER => match now.as_micros().checked_sub(clock) {
                 Some(micros) if micros <= LATEST_MICROS => {
-                    self.heard = said;
+                    (self.heard, self.heard_date) = (said, date);
                     Verdict::RoundTrip(micros as u32)
                 }
                 Some(_) | None => bad,
@@ -99,9 +109,23 @@ impl Probes {
             _ => bad,
         }
     }
+
+    /// What is told along with a clock that is to come back.
+    fn said(&self, now: Timestamp) -> Said {
+        let time = self.date.map_or(Duration::ZERO, |date| date.time_of_day(now));
+        Said { log: self.told, time: u64::try_from(time.as_micros()).unwrap_or(0) }
+    }
 }
 
-fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, told: Option<LogPosition>) -> usize {
+/// What a probe and its answer tell of the sender.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    log: Option<LogPosition>,
+    /// Microseconds since 1970; 0 for a clock that is not told.
+    time: u64,
+}
+
+fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, said: Said) -> usize {
     if !(PROBE..=usize::from(u16::MAX)).contains(&out.len()) {
         return 0;
     }
@@ -111,9 +135,10 @@ fn build(out: &mut [u8], source: Flat, destination: Flat, kind: u8, clock: u64, 
     out[32] = VERSION;
     out[33] = kind;
     out[36..44].copy_from_slice(&clock.to_be_bytes());
-    if let Some((told, out)) = told.zip(out[44..].first_chunk_mut()) {
-        told.write(out);
+    if let Some((log, out)) = said.log.zip(out[44..].first_chunk_mut()) {
+        log.write(out);
     }
+    out[TIME..PROBE].copy_from_slice(&said.time.to_be_bytes());
     out.len()
 }
 

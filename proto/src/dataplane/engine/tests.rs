@@ -312,6 +312,31 @@ fn a_probe_of_any_size_has_a_short_answer_that_brings_its_clock_back() {
 }
 
 #[test]
+fn a_probe_of_a_version_that_tells_no_clock_is_answered_and_ours_is_longer_than_it_reads() {
+    let mut a = engine(&[]);
+    let mut map = fixture::netmap(&[]);
+    std::mem::swap(&mut map.node.address, &mut map.peers.values_mut().next().unwrap().address);
+    let mut b = engine_of(map);
+    let date = BootDate::from_micros(1_800_000_000_000_000);
+    b.set_date(date);
+    assert!(b.probe(B, NOW));
+    let told = b.reply().to_vec();
+    // What versions before sent: without the last eight bytes, and as long as the headers say.
+    let mut short = told[..PROBE - 8].to_vec();
+    short[2..4].copy_from_slice(&(PROBE as u16 - 8).to_be_bytes());
+    short[24..26].copy_from_slice(&(PROBE as u16 - 28).to_be_bytes());
+    short[10..12].fill(0);
+    let sum = !packet::sum(&short[..20]);
+    short[10..12].copy_from_slice(&sum.to_be_bytes());
+    for (probe, expected) in [(told, Some(date)), (short, None)] {
+        assert_eq!(a.inbound(B, &mut probe.clone(), NOW), Verdict::Reply);
+        assert_eq!(a.take_date(), expected);
+    }
+    assert_eq!(a.take_date(), None, "it is taken once");
+    assert_eq!(a.reply()[PROBE - 8..PROBE], [0; 8], "a node that was not told its clock tells none");
+}
+
+#[test]
 fn the_serving_node_is_the_authority() {
     let mut engine = engine(&[]);
     let mut call = tcp(POD_B, 1, POD_A, 8080, SYN);
