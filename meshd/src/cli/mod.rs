@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod cleanup;
 pub mod error;
 mod hidden_token;
+mod joining;
 pub mod network_lock;
 pub(crate) mod output;
 mod rejoin;

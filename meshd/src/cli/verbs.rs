@@ -22,7 +22,7 @@ use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, load_running, print, print_json, socket};
 use crate::cli::rejoin::rejoin;
-use crate::cli::{check, cleanup, hidden_token, network_lock, render};
+use crate::cli::{check, cleanup, hidden_token, joining, network_lock, render};
 use crate::config::accepted::Loaded;
 use crate::config::{CONFIG, Config};
 use crate::dataplane::bench;
@@ -41,6 +41,9 @@ const DENIED: u8 = 5;
 
 /// How long a daemon may take to end or leave.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the process waits for threads that are still at work when all is done.
+const STRAGGLERS: Duration = Duration::from_secs(1);
 
 /// What is logged unless MESHD_LOG says so: what an operator cares about.
 const LOGGED: &str = "info,hickory_server=warn,hickory_net=warn,hickory_proto=warn,boringtun=error";
@@ -111,7 +114,11 @@ fn execute(
     } else {
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()
     };
-    runtime.map_err(CommandError::Runtime)?.block_on(verb(cli, lost, daemon))
+    let runtime = runtime.map_err(CommandError::Runtime)?;
+    let done = runtime.block_on(verb(cli, lost, daemon));
+    // A thread that asks the host's resolver cannot be called back, and would keep the process for as long as that takes.
+    runtime.shutdown_timeout(STRAGGLERS);
+    done
 }
 
 async fn verb(
@@ -132,7 +139,7 @@ async fn verb(
                 None => Credential::Token(join::read_token(token.as_deref(), token_file.as_deref())?),
             };
             let config = load(&config, cli.socket)?;
-            let joined = join::join(&config, &credential, ephemeral).await?;
+            let joined = joining::join(&config, &credential, ephemeral).await?;
             let mut done = match joined.before {
                 true => rejoin(&config, &credential, &joined).await?,
                 false => vec![format!("{}; next: meshd run (or systemctl start meshd)", join::sentence(&joined))],

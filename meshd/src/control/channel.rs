@@ -1,7 +1,7 @@
 //! One connection to one coordinator: TLS, HTTP/2, and the three requests of the wire.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,10 +31,13 @@ use tokio_rustls::TlsConnector;
 
 use crate::base::runtime::aside;
 use crate::control::address_book::AddressBook;
+use crate::control::attempts::{Attempts, Stage};
 use crate::control::race;
 use crate::keys::node::NodeKeys;
 
-/// How long a connection may take to be set up, from the name to HTTP/2.
+/// How long a name may take to be resolved: a resolver that asks a dead server of its two first says so within 10 s.
+const RESOLVE: Duration = Duration::from_secs(12);
+/// How long a connection may take to be set up, from the address to HTTP/2.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -118,6 +121,28 @@ pub enum ChannelError {
 }
 
 impl ChannelError {
+    /// Says whether nobody took the request: another moment may be better.
+    pub fn is_unreached(&self) -> bool {
+        match self {
+            Self::Resolve { .. }
+            | Self::Connect { .. }
+            | Self::Timeout(_)
+            | Self::Broken(_)
+            | Self::Ended
+            | Self::Leaving
+            | Self::Silent => true,
+            Self::Pin(_)
+            | Self::Tls { .. }
+            | Self::Refused(_)
+            | Self::Malformed(_)
+            | Self::WentBack(_)
+            | Self::Retired(_)
+            | Self::Moved(_)
+            | Self::Renewed
+            | Self::Fenced => false,
+        }
+    }
+
     /// Says whether another coordinator of the mesh may answer otherwise.
     pub(super) fn may_differ_elsewhere(&self) -> bool {
         matches!(self, Self::Refused(body) if matches!(body.error, ErrorCode::Busy | ErrorCode::Internal))
@@ -131,12 +156,19 @@ pub struct Dial {
     pub book: watch::Sender<AddressBook>,
     /// The node's own keys: those of the moment.
     pub keys: watch::Receiver<Arc<NodeKeys>>,
+    /// What came of each address last.
+    pub attempts: Attempts,
 }
 
 impl Dial {
     /// Begins with what is known of the coordinators, for the owner of some keys.
     pub fn new(book: AddressBook, keys: watch::Receiver<Arc<NodeKeys>>) -> Self {
-        Self { book: watch::Sender::new(book), keys }
+        Self { book: watch::Sender::new(book), keys, attempts: Attempts::default() }
+    }
+
+    /// Begins with what others learn of the coordinators, too.
+    pub fn sharing(book: &watch::Sender<AddressBook>, keys: watch::Receiver<Arc<NodeKeys>>) -> Self {
+        Self { book: book.clone(), keys, attempts: Attempts::default() }
     }
 
     /// Returns what is to be tried, beginning at one of the addresses that are named.
@@ -168,7 +200,10 @@ impl Channel {
     /// # Errors
     /// `LinkError` that says which step failed.
     pub async fn open(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
-        let opened = timeout(CONNECT, Self::dial(dial, address)).await;
+        dial.attempts.wait(address, Stage::Name);
+        let resolved = resolve(address).await?;
+        dial.attempts.wait(address, Stage::Connection);
+        let opened = timeout(CONNECT, Self::dial(dial, address, resolved)).await;
         opened.map_err(|_| ChannelError::Timeout(address.into()))?
     }
 
@@ -192,13 +227,14 @@ impl Channel {
             Ok(channel) => Ok((channel, address)),
             Err(error) => {
                 tracing::debug!(coordinator = address, %error, "not reached");
+                dial.attempts.end(&address, &error);
                 Err(error)
             }
         }
     }
 
-    async fn dial(dial: &Dial, address: &str) -> Result<Self, ChannelError> {
-        let stream = connect(address).await?;
+    async fn dial(dial: &Dial, address: &str, resolved: Vec<SocketAddr>) -> Result<Self, ChannelError> {
+        let stream = connect(address, resolved).await?;
         let local = stream.local_addr().ok().map(|local| local.ip());
         stream.set_nodelay(true).ok();
         keep_alive(&stream).ok();
@@ -386,10 +422,21 @@ impl Watch {
     }
 }
 
-async fn connect(address: &str) -> Result<TcpStream, ChannelError> {
-    let resolved = tokio::net::lookup_host(address).await;
-    let resolved = resolved.map_err(|error| ChannelError::Resolve { address: address.into(), error })?;
-    let connected = race::first(resolved.map(TcpStream::connect)).await;
+/// Asks the host's resolver for the addresses of a coordinator. It waits for a while only, though the thread that asks
+/// cannot be called back.
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, ChannelError> {
+    let resolved = match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
+        Ok(resolved) => resolved.map(Vec::from_iter),
+        Err(_) => {
+            let silent = format!("this host's resolver has not answered in {} s", RESOLVE.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, silent))
+        }
+    };
+    resolved.map_err(|error| ChannelError::Resolve { address: address.into(), error })
+}
+
+async fn connect(address: &str, resolved: Vec<SocketAddr>) -> Result<TcpStream, ChannelError> {
+    let connected = race::first(resolved.into_iter().map(TcpStream::connect)).await;
     connected.map_err(|errors| {
         let error = errors.into_iter().next_back();
         let error = error.unwrap_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable));

@@ -8,6 +8,7 @@
 //! Nothing in the data path waits for this: a coordinator that is dead for days costs nothing but news.
 
 mod address_book;
+mod attempts;
 mod channel;
 pub(crate) mod log_auditor;
 pub(crate) mod map_guard;
@@ -34,6 +35,7 @@ use crate::base::entropy::share;
 use crate::base::runtime::aside;
 
 pub use address_book::AddressBook;
+pub use attempts::Attempts;
 pub use channel::{Channel, ChannelError, Dial, Watch};
 pub use map_guard::MapGuard;
 pub use network_lock::lock_standing;
@@ -119,7 +121,10 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<(JoinResponse, S
             Ok(response) => return Ok((response, address)),
             // Another coordinator may have time, or a store that answers.
             Err(error @ ChannelError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
-            Err(error) => worst = Some(error),
+            Err(error) => {
+                dial.attempts.end(&address, &error);
+                worst = Some(error);
+            }
         }
         left.retain(|other| *other != address);
     }

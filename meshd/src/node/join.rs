@@ -11,11 +11,11 @@ use mesh_proto::services::ServeSpec;
 use mesh_proto::trust::join_token::{JoinToken, OidcToken, TokenError, TokenSecret};
 use mesh_proto::wire::{ErrorCode, JoinRequest, JoinResponse, VERSION};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::base::state_dir::{Enrolment, State, StateError};
 use crate::config::Config;
-use crate::control::{self, AddressBook, ChannelError, Dial};
+use crate::control::{self, AddressBook, Attempts, ChannelError, Dial};
 use crate::keys::node::NodeKeys;
 use crate::linux::{self, Home, HostFacts, KernelError, Shape};
 use crate::node::self_record::Author;
@@ -23,6 +23,10 @@ use crate::node::{facts, psk_rollout, self_record, services_file};
 
 /// Longest token file that is read, in bytes.
 const MAX_TOKEN: u64 = 64 * 1024;
+/// How long coordinators are tried that do not answer; the rest of a join takes moments.
+pub const PATIENCE: Duration = Duration::from_secs(25);
+/// How long to wait before they are tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often a join with an issuer's token is tried, and how long to wait in between.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(5);
@@ -49,6 +53,9 @@ pub enum JoinError {
     /// No coordinator let the node in.
     #[error(transparent)]
     Link(#[from] ChannelError),
+    /// None has answered so that the node is in.
+    #[error("not joined, no coordinator let this node in within {} s:\n  {}", PATIENCE.as_secs(), .0.join("\n  "))]
+    Unreached(Vec<String>),
     /// The node's own services.toml is wrong.
     #[error("{0}\nnot joined; mend the file first, or move it away")]
     Services(String),
@@ -161,11 +168,17 @@ impl Credential {
 }
 
 /// Joins the credential's mesh, as a node that vanishes 10 minutes after its last contact if it is ephemeral.
-/// Idempotent for the same mesh.
+/// Idempotent for the same mesh. Coordinators that do not answer are tried for 25 s; `attempts` tells meanwhile how that
+/// goes.
 ///
 /// # Errors
 /// `JoinError` that says what is wrong and what to do.
-pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> Result<Joined, JoinError> {
+pub async fn join(
+    config: &Config,
+    credential: &Credential,
+    ephemeral: bool,
+    attempts: &Attempts,
+) -> Result<Joined, JoinError> {
     let state = State::open(&config.state_dir)?;
     if let Some(enrolment) = state.enrolment()? {
         if enrolment.pins.iter().any(|pin| credential.pins().contains(pin)) {
@@ -175,21 +188,9 @@ pub async fn join(config: &Config, credential: &Credential, ephemeral: bool) -> 
     }
     let (serve, mut warnings) = services_file::read_to_join(&config.services, &state).map_err(JoinError::Services)?;
     let host = linux::host_facts().await?;
-    let mut attempt = 1;
-    let (response, address) = loop {
-        match ask(config, credential, ephemeral, &state, NodeKeys::load_or_make(&state)?, &host, &serve).await {
-            // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
-            Err(JoinError::Link(ChannelError::Refused(body))) if body.error == ErrorCode::Revoked => {
-                break ask(config, credential, ephemeral, &state, NodeKeys::renew(&state)?, &host, &serve).await?;
-            }
-            Err(JoinError::Link(error)) if attempt < ATTEMPTS && credential.may_heal(&error) => {
-                tracing::debug!(%error, attempt, "not joined yet");
-                sleep(PAUSE).await;
-                attempt += 1;
-            }
-            answer => break answer?,
-        }
-    };
+    let asking = Asking { config, credential, ephemeral, state: &state, host: &host, serve: &serve, attempts };
+    let admitted = timeout(PATIENCE, asking.until_answered()).await;
+    let (response, address) = admitted.map_err(|_| JoinError::Unreached(attempts.sentences()))??;
     if let Some(collision) = host.collision(response.range) {
         return Err(JoinError::Collision(collision));
     }
@@ -234,48 +235,75 @@ fn waits(response: &JoinResponse, own: IdentityKey) -> Option<String> {
     ))
 }
 
-/// Asks the credential's coordinators to let this node in, as the owner of some keys.
-async fn ask(
-    config: &Config,
-    credential: &Credential,
+/// What the coordinators are asked with.
+struct Asking<'a> {
+    config: &'a Config,
+    credential: &'a Credential,
     ephemeral: bool,
-    state: &State,
-    keys: NodeKeys,
-    host: &HostFacts,
-    serve: &[ServeSpec],
-) -> Result<(JoinResponse, String), JoinError> {
-    let lanes = keys.lanes(config.lanes);
-    let facts = facts::gather(config, &lanes, &host.underlay, serve, config.pods.is_empty());
-    let (token, secret, oidc) = match credential {
-        Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
-        Credential::Oidc { file, .. } => {
-            let text = read(&file.display().to_string(), &mut || std::fs::File::open(file))?;
-            (String::new(), TokenSecret([0; 32]), Some(OidcToken(text.trim().to_owned())))
+    state: &'a State,
+    host: &'a HostFacts,
+    serve: &'a [ServeSpec],
+    attempts: &'a Attempts,
+}
+
+impl Asking<'_> {
+    /// Asks until a coordinator says yes or no; for ever, where none is reached.
+    async fn until_answered(&self) -> Result<(JoinResponse, String), JoinError> {
+        let mut attempt = 1;
+        loop {
+            match self.ask(NodeKeys::load_or_make(self.state)?).await {
+                // The mesh expelled the identity, and whoever gave this token wants the machine back: as somebody new.
+                Err(JoinError::Link(ChannelError::Refused(body))) if body.error == ErrorCode::Revoked => {
+                    return self.ask(NodeKeys::renew(self.state)?).await;
+                }
+                Err(JoinError::Link(error)) if error.is_unreached() => sleep(AGAIN).await,
+                Err(JoinError::Link(error)) if attempt < ATTEMPTS && self.credential.may_heal(&error) => {
+                    tracing::debug!(%error, attempt, "not joined yet");
+                    sleep(PAUSE).await;
+                    attempt += 1;
+                }
+                answer => return answer,
+            }
         }
-    };
-    let mut author = Author::new(state);
-    let mut request = JoinRequest {
-        version: VERSION,
-        token,
-        secret,
-        oidc,
-        name: config.name.clone(),
-        facts: author.sealed(&keys, facts.clone(), 0),
-        ephemeral,
-    };
-    let keys = Arc::new(keys);
-    let dial = Dial::new(credential.book(), watch::Sender::new(Arc::clone(&keys)).subscribe());
-    let answer = control::join(&dial, &request).await;
-    let stored = match &answer {
-        Err(ChannelError::Refused(body)) => body.record.as_deref(),
-        Ok(_) | Err(_) => None,
-    };
-    // This machine was brought back from a snapshot, and forgot what it signed since.
-    let Some(number) = stored.and_then(|record| self_record::number_by(record, &keys.identity())) else {
-        return Ok(answer?);
-    };
-    request.facts = author.sealed(&keys, facts, number.saturating_add(1));
-    Ok(control::join(&dial, &request).await?)
+    }
+
+    /// Asks the credential's coordinators once to let this node in, as the owner of some keys.
+    async fn ask(&self, keys: NodeKeys) -> Result<(JoinResponse, String), JoinError> {
+        let Self { config, credential, ephemeral, state, host, serve, attempts } = *self;
+        let lanes = keys.lanes(config.lanes);
+        let facts = facts::gather(config, &lanes, &host.underlay, serve, config.pods.is_empty());
+        let (token, secret, oidc) = match credential {
+            Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
+            Credential::Oidc { file, .. } => {
+                let text = read(&file.display().to_string(), &mut || std::fs::File::open(file))?;
+                (String::new(), TokenSecret([0; 32]), Some(OidcToken(text.trim().to_owned())))
+            }
+        };
+        let mut author = Author::new(state);
+        let mut request = JoinRequest {
+            version: VERSION,
+            token,
+            secret,
+            oidc,
+            name: config.name.clone(),
+            facts: author.sealed(&keys, facts.clone(), 0),
+            ephemeral,
+        };
+        let own = Arc::new(keys);
+        let keys = watch::Sender::new(Arc::clone(&own)).subscribe();
+        let dial = Dial { attempts: attempts.clone(), ..Dial::new(credential.book(), keys) };
+        let answer = control::join(&dial, &request).await;
+        let stored = match &answer {
+            Err(ChannelError::Refused(body)) => body.record.as_deref(),
+            Ok(_) | Err(_) => None,
+        };
+        // This machine was brought back from a snapshot, and forgot what it signed since.
+        let Some(number) = stored.and_then(|record| self_record::number_by(record, &own.identity())) else {
+            return Ok(answer?);
+        };
+        request.facts = author.sealed(&own, facts, number.saturating_add(1));
+        Ok(control::join(&dial, &request).await?)
+    }
 }
 
 /// Returns what the kernel is to carry for an enrolment.

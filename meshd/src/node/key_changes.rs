@@ -103,7 +103,7 @@ impl Membership<'_> {
     pub(super) fn ask_for_identity(&mut self) {
         let Some(next) = self.renewer.due() else { return };
         let facts = self.sealed(&next);
-        let dial = Dial { book: self.book.clone(), keys: self.renewer.keys() };
+        let dial = Dial::sharing(&self.book, self.renewer.keys());
         self.renewer.ask(&mut self.tasks, dial, facts);
     }
 

@@ -268,7 +268,7 @@ impl<'d> Membership<'d> {
         member.say_lease();
         member.look_at_clocks();
         member.report();
-        let dial = Dial { book: member.book.clone(), keys: member.renewer.keys() };
+        let dial = Dial::sharing(&member.book, member.renewer.keys());
         publisher.dial.send_replace(Some(dial.clone()));
         let expelled = watch::Sender::default();
         let link = ChannelKeeper {
@@ -575,7 +575,7 @@ impl<'d> Membership<'d> {
                 None
             }
             Conflict::SecondMachine(number) => {
-                let dial = Dial { book: self.book.clone(), keys: self.renewer.keys() };
+                let dial = Dial::sharing(&self.book, self.renewer.keys());
                 record_conflicts::tell_of_copy(&dial, record).await;
                 Some(MemberEnd::Copied(number))
             }
