@@ -154,8 +154,11 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
         if let MemberEnd::Copied(number) = ended {
             return Err(DaemonError::Copied(number));
         }
-        if *order.borrow_and_update() == Order::Leave {
-            match leave(&config, &state, &publisher, range).await {
+        let ordered = *order.borrow_and_update();
+        if matches!(ordered, Order::Leave | Order::Renounce) {
+            // Who joins again right away leaves no moment in which packets to the range find another way.
+            let opened = (ordered == Order::Leave).then_some(range);
+            match leave(&config, &state, &publisher, opened).await {
                 // A disk that keeps the enrolment keeps the node in the mesh.
                 Err(DaemonError::State(error)) if !matches!(state.enrolment(), Ok(None)) => {
                     tracing::error!(%error, "the mesh is not left");
@@ -253,7 +256,13 @@ fn hold(folder: &Path) -> Result<File, DaemonError> {
     }
 }
 
-async fn leave(config: &Config, state: &State, publisher: &Publisher, range: MeshRange) -> Result<(), DaemonError> {
+/// Forgets the mesh, and undoes what keeps a range closed.
+async fn leave(
+    config: &Config,
+    state: &State,
+    publisher: &Publisher,
+    opened: Option<MeshRange>,
+) -> Result<(), DaemonError> {
     let forgotten = state.forget();
     if let Err(error) = &forgotten
         && matches!(state.enrolment(), Ok(None))
@@ -264,10 +273,12 @@ async fn leave(config: &Config, state: &State, publisher: &Publisher, range: Mes
     }
     publisher.notes.set(WarningId::Leave, None);
     publisher.clear();
-    for removed in linux::forget(range, &config.interface).await? {
-        tracing::info!(removed, "kernel set-up undone");
+    if let Some(range) = opened {
+        for removed in linux::forget(range, &config.interface).await? {
+            tracing::info!(removed, "kernel set-up undone");
+        }
     }
-    tracing::info!("left the mesh");
+    tracing::info!(is_range_open = opened.is_some(), "left the mesh");
     Ok(())
 }
 

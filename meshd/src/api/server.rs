@@ -92,6 +92,7 @@ pub fn routes(subscriber: Subscriber, requests: Requests) -> Router {
         .route("/v1/join", post(join))
         .route("/v1/reload", post(reload))
         .route("/v1/leave", post(leave))
+        .route("/v1/renounce", post(renounce))
         .route("/v1/stop", post(stop))
         .fallback(nothing)
         .method_not_allowed_fallback(nothing)
@@ -276,8 +277,17 @@ async fn reload(State(daemon): State<Daemon>) -> Json<doc::Done> {
 }
 
 async fn leave(State(daemon): State<Daemon>) -> Answer<doc::Done> {
-    if daemon.requests.leave() {
-        return Ok(done("leaving the mesh"));
+    leaving(daemon.requests.leave(), "leaving the mesh")
+}
+
+/// Leaves a mesh whose coordinator disowned this node; its range stays closed.
+async fn renounce(State(daemon): State<Daemon>) -> Answer<doc::Done> {
+    leaving(daemon.requests.renounce(), "leaving the mesh, whose range stays closed")
+}
+
+fn leaving(is_obeyed: bool, sentence: &str) -> Answer<doc::Done> {
+    if is_obeyed {
+        return Ok(done(sentence));
     }
     let message = "meshd is stopping and stays in the mesh; run `meshd leave` again once it has ended";
     Err(No(StatusCode::CONFLICT, ErrorCode::Stopping, message.into()))

@@ -17,10 +17,11 @@ use mesh_proto::packet::{FiveTuple, protocol_name};
 use mesh_proto::wire::About;
 
 use crate::api::names::{self, NameError};
-use crate::base::state_dir::advice;
+use crate::base::state_dir::{Enrolment, advice};
 use crate::base::text::JOIN_HINT;
 use crate::base::unstored::RefusedFile;
 use crate::base::warning_id::WarningId;
+use crate::base::ways_back;
 use crate::config::accepted::Settings;
 use crate::control::AddressBook;
 use crate::dataplane::{DataPlaneStats, FlowStats};
@@ -263,8 +264,11 @@ fn grave(snapshot: &Snapshot) -> Vec<doc::Problem> {
         let cause = format!("{error} (wrong for {age}; the file before stays in force)");
         list.push(problem(WarningId::ServicesFile)(cause));
     }
-    let error = link.error.as_ref().filter(|_| !link.connected);
-    list.extend(error.map(|error| problem(WarningId::NoCoordinator)(format!("no control channel: {error}"))));
+    if let Some(error) = link.error.as_ref().filter(|_| !link.connected) {
+        list.push(problem(WarningId::NoCoordinator)(format!("no control channel: {error}")));
+        let back = |e: &Enrolment| problem(WarningId::Disowned)(ways_back::with_token(&e.node, &e.site));
+        list.extend(snapshot.enrolment.as_ref().filter(|_| link.disowned).map(back));
+    }
     list.extend(flow_table(snapshot, true).map(problem(WarningId::FlowsFull)));
     list.extend(silences(snapshot).into_iter().map(problem(WarningId::PeerSilent)));
     list.extend(link.alarms.iter().cloned().map(problem(WarningId::LogAlarm)));
@@ -546,7 +550,6 @@ mod tests {
     use mesh_proto::verifier::VerifiedMap;
 
     use super::*;
-    use crate::base::state_dir::Enrolment;
     use crate::dataplane::PeerStats;
     use crate::dataplane::lane::tests::netmap;
     use crate::linux::KernelError;

@@ -1,6 +1,6 @@
 //! The files of the state directory: nobody else names one.
 //!
-//! Each is either the node's and stays when it leaves a mesh, or the mesh's and goes then. Each that may be behind what
+//! Each is either the machine's and stays when it leaves a mesh, or the mesh's, or a key of the node's, and goes then. Each that may be behind what
 //! the node knows says what a restart does then.
 
 use std::fmt;
@@ -50,10 +50,20 @@ macro_rules! files {
 }
 
 files! {
-    /// What stays when the node leaves its mesh, so that it may join again as itself.
-    ALL_OF_NODE:
+    /// What stays when the node leaves its mesh.
+    ALL_OF_MACHINE:
     /// Held by the daemon that uses the directory.
     LOCK = "lock",
+    /// The key of the network lock, where an operator put it: theirs, and nowhere else perhaps.
+    LOCK_KEY = "lock.key",
+    /// The meshd.toml that a start took last, for one that finds it broken.
+    ACCEPTED_CONFIG = "meshd.toml.accepted",
+}
+
+files! {
+    /// The node's own keys, and what they signed or were used for. They go when it leaves: it joins again as somebody new,
+    /// so that who copied them is nobody.
+    ALL_OF_NODE:
     /// The node's WireGuard secret.
     TUNNEL_KEY = "tunnel.key",
     /// The one before, while peers learn of the new one.
@@ -66,10 +76,6 @@ files! {
     RECORD = "record.json",
     /// The latest time that handshakes of the tunnel key have used.
     HANDSHAKE_TIME = "handshake.time",
-    /// The key of the network lock, where an operator put it.
-    LOCK_KEY = "lock.key",
-    /// The meshd.toml that a start took last, for one that finds it broken.
-    ACCEPTED_CONFIG = "meshd.toml.accepted",
 }
 
 files! {

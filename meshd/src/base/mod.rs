@@ -10,3 +10,4 @@ pub mod state_dir;
 pub(crate) mod text;
 pub mod unstored;
 pub mod warning_id;
+pub(crate) mod ways_back;

@@ -25,8 +25,8 @@ use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use crate::base::files::{
-    ACTIVITY, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, HANDSHAKE_TIME, LOCK, NETMAP, NETMAP_ASIDE, PREVIOUS_NETMAP,
-    StateFile, TRIAL,
+    ACTIVITY, ALL_OF_MACHINE, ALL_OF_MESH, ALL_OF_NODE, ENROLMENT, HANDSHAKE_TIME, LOCK, LOCK_KEY, NETMAP,
+    NETMAP_ASIDE, PREVIOUS_NETMAP, StateFile, TRIAL,
 };
 use crate::base::runtime::aside;
 use crate::base::unstored::{Content, LONGEST, Shelf, TURN, Unstored};
@@ -71,10 +71,13 @@ pub enum StateError {
         process: Option<u32>,
     },
     /// Without it nobody would know this node.
-    #[error(
-        "{} is lost, though this node has joined a mesh that knows it by it; restore it from a backup, or run `meshd leave`, revoke the node on the coordinator, and join again", .0.display()
-    )]
-    Lost(PathBuf),
+    #[error("{} is lost, though this node has joined a mesh that knows it by it; restore it from a backup, or {way}", path.display())]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// What else helps.
+        way: String,
+    },
     /// The file says something else than was written.
     #[error("{} is damaged ({why}); restore it from a backup, or run `meshd leave` and join again", path.display())]
     Damaged {
@@ -104,7 +107,7 @@ impl StateError {
     /// Says whether what the node trusts, or is trusted by, is gone or in doubt: starting again does not cure it.
     pub fn is_of_trust(&self) -> bool {
         match self {
-            Self::Open { .. } | Self::Lost(_) | Self::Damaged { .. } => true,
+            Self::Open { .. } | Self::Lost { .. } | Self::Damaged { .. } => true,
             Self::Io { .. } | Self::Locked { .. } => false,
         }
     }
@@ -269,12 +272,14 @@ impl State {
         self.keep(ENROLMENT, &seal(&json(enrolment)))
     }
 
-    /// Forgets the mesh, and what waits of it; the node's keys stay, so that it may join again as itself.
+    /// Forgets the mesh, what waits of it, and the node's keys: the machine joins again as somebody new. The lock's key is
+    /// the operator's, and stays.
     ///
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub fn forget(&self) -> Result<(), StateError> {
-        ALL_OF_MESH.iter().try_for_each(|&file| self.remove(file))?;
+        // The keys go last: a node that belongs to a mesh has them.
+        ALL_OF_MESH.iter().chain(ALL_OF_NODE).try_for_each(|&file| self.remove(file))?;
         self.sync()
     }
 
@@ -284,13 +289,18 @@ impl State {
     /// # Errors
     /// `StateError` if a file cannot be removed.
     pub(crate) fn erase(&self) -> Result<Vec<String>, StateError> {
-        ALL_OF_MESH.iter().chain(ALL_OF_NODE).try_for_each(|&file| self.remove(file))?;
+        ALL_OF_MESH.iter().chain(ALL_OF_NODE).chain(ALL_OF_MACHINE).try_for_each(|&file| self.remove(file))?;
         let entries = fs::read_dir(&self.dir).map_err(|error| failed("read", &self.dir, error))?;
         let left: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into()).collect();
         if left.is_empty() {
             fs::remove_dir(&self.dir).map_err(|error| failed("remove", &self.dir, error))?;
         }
         Ok(left)
+    }
+
+    /// Returns where the key of the network lock lies, if an operator put it here.
+    pub(crate) fn lock_key(&self) -> Option<PathBuf> {
+        Some(self.path(LOCK_KEY)).filter(|path| path.exists())
     }
 
     /// Removes a file, if it exists, and what waits for its place.

@@ -17,6 +17,8 @@ pub enum WarningId {
     ServicesWords,
     /// There is no control channel.
     NoCoordinator,
+    /// The coordinator does not know this node, or revoked it.
+    Disowned,
     /// The coordinator is reached at an address that it does not name.
     CoordinatorAddress,
     /// The flow table loses flows.
@@ -79,7 +81,7 @@ pub enum WarningId {
 
 impl WarningId {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::NotJoined,
         Self::Host,
         Self::Guards,
@@ -87,6 +89,7 @@ impl WarningId {
         Self::ServicesFile,
         Self::ServicesWords,
         Self::NoCoordinator,
+        Self::Disowned,
         Self::CoordinatorAddress,
         Self::FlowsFull,
         Self::FlowsNearlyFull,
@@ -128,6 +131,7 @@ impl WarningId {
             Self::ServicesFile => "services-file",
             Self::ServicesWords => "services-words",
             Self::NoCoordinator => "no-coordinator",
+            Self::Disowned => "disowned",
             Self::CoordinatorAddress => "coordinator-address",
             Self::FlowsFull => "flows-full",
             Self::FlowsNearlyFull => "flows-nearly-full",

@@ -44,6 +44,11 @@ pub enum CommandError {
     /// The daemon did not end in time.
     #[error("meshd does not {0}; see `journalctl -u meshd`, or kill it and run this again")]
     Stuck(&'static str),
+    /// The daemon does not know how to leave for a moment only.
+    #[error(
+        "the running meshd is of an older version and would open the range: run `systemctl restart meshd`, and the same `meshd join` again"
+    )]
+    OldDaemon,
     /// No runtime could be made.
     #[error("cannot start: {0}; check the limits of this process")]
     Runtime(io::Error),

@@ -6,6 +6,7 @@ pub(crate) mod cleanup;
 pub mod error;
 mod hidden_token;
 mod joining;
+mod leaving;
 pub mod network_lock;
 pub(crate) mod output;
 mod rejoin;

@@ -16,13 +16,12 @@ use mesh_proto::wire::query::with_query;
 
 use crate::base::runtime;
 use crate::base::starts::Starts;
-use crate::base::state_dir::State;
 use crate::base::text::SOCKET;
 use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, load_running, print, print_json, socket};
 use crate::cli::rejoin::rejoin;
-use crate::cli::{check, cleanup, hidden_token, joining, network_lock, render};
+use crate::cli::{check, cleanup, hidden_token, joining, leaving, network_lock, render};
 use crate::config::accepted::Loaded;
 use crate::config::{CONFIG, Config};
 use crate::dataplane::bench;
@@ -39,7 +38,7 @@ const NOT_RUNNING: u8 = 4;
 const NO_TRUST: u8 = 78;
 const DENIED: u8 = 5;
 
-/// How long a daemon may take to end or leave.
+/// How long a daemon may take for what is done at once.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the process waits for threads that are still at work when all is done.
@@ -148,7 +147,7 @@ async fn verb(
             finish(json, done)?;
             Ok(0)
         }
-        Verb::Leave(config) => leave(&load(&config, cli.socket)?, json).await,
+        Verb::Leave(config) => leaving::leave(&load(&config, cli.socket)?, json).await,
         Verb::Status => {
             let status = ask.show("/v1/status", render::status).await;
             let status: doc::Status = status.map_err(|error| why_not_running(error, cli.socket.as_deref()))?;
@@ -315,51 +314,6 @@ fn show_ping(peer: &doc::PeerStatus, json: bool) -> Result<(), OutputError> {
     let endpoint = peer.endpoint.map_or_else(String::new, |e| format!(" by {e}"));
     let rtt = peer.rtt_ms.unwrap_or_default();
     print(&format!("{} ({}){endpoint}: {rtt:.2} ms through the tunnel", peer.name, peer.address))
-}
-
-async fn leave(config: &Config, json: bool) -> Result<u8, CommandError> {
-    let client = Client::new(&SOCKET, config.socket.clone());
-    let node = client.get::<doc::Status>("/v1/status").await.ok().and_then(|status| status.node);
-    match client.post::<doc::Done>("/v1/leave").await {
-        Ok(_) => {
-            let gone = |status: &Result<doc::Status, AskError>| status.as_ref().is_ok_and(|s| s.node.is_none());
-            let asked = Instant::now();
-            while !gone(&client.get("/v1/status").await) {
-                if asked.elapsed() > PATIENCE {
-                    return Err(CommandError::Stuck("leave"));
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            let mut done = vec!["left the mesh; the running meshd waits for the next `meshd join`".to_owned()];
-            done.extend(node.map(|node| revoke_hint(node.name.as_str())));
-            finish(json, done)?;
-        }
-        Err(AskError::NotRunning(_) | AskError::Ended(_)) => {
-            let mut node = None;
-            // Before it is forgotten which range this is.
-            let extent = cleanup::own(config);
-            if config.state_dir.exists() {
-                let state = State::open(&config.state_dir)?;
-                let _lock = state.lock()?;
-                // A damaged enrolment is left as well.
-                node = state.enrolment().ok().flatten().map(|enrolment| enrolment.node);
-                state.forget()?;
-            }
-            let mut done = cleanup::removed(linux::cleanup(&extent).await?.removed);
-            match node {
-                Some(node) => done.extend(["left the mesh".into(), revoke_hint(node.as_str())]),
-                None => done.push("this node is in no mesh".into()),
-            }
-            finish(json, done)?;
-        }
-        Err(error) => return Err(error.into()),
-    }
-    Ok(0)
-}
-
-/// The coordinator cannot know that a node that is gone will not come back.
-fn revoke_hint(node: &str) -> String {
-    format!("others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator")
 }
 
 async fn guard(loaded: Loaded, json: bool) -> Result<u8, CommandError> {

@@ -121,6 +121,11 @@ pub enum ChannelError {
 }
 
 impl ChannelError {
+    /// Says whether a coordinator said that the identity that asks is no member's.
+    pub fn is_disowned(&self) -> bool {
+        matches!(self, Self::Refused(body) if matches!(body.error, ErrorCode::Revoked | ErrorCode::UnknownNode))
+    }
+
     /// Says whether nobody took the request: another moment may be better.
     pub fn is_unreached(&self) -> bool {
         match self {

@@ -66,6 +66,8 @@ pub struct ChannelState {
     pub last_heard: Option<Instant>,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// Whether that was the word of a coordinator that this node is no member.
+    pub disowned: bool,
     /// What the coordinator refused of the last report, in sentences.
     pub refused: Vec<String>,
     /// What this node refused of the last map, in sentences.
@@ -129,6 +131,14 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<(JoinResponse, S
         left.retain(|other| *other != address);
     }
     Err(worst.unwrap_or_else(|| ChannelError::Malformed("the token names no coordinator".into())))
+}
+
+/// Asks the coordinators whether they disown this node, by the key that it proves to them. Returns the sentence of the
+/// first that answers, if it does; none if it knows the node, or nobody answers.
+pub async fn disowned(dial: &Dial, node: &NodeName) -> Option<String> {
+    let (mut channel, _) = Channel::open_first(dial, &dial.candidates(0)).await.ok()?;
+    let error = channel.about(node.as_str()).await.err()?;
+    error.is_disowned().then(|| error.to_string())
 }
 
 /// How members tell each other of the log of operations: by what the data path sends along.
@@ -277,6 +287,7 @@ impl ChannelKeeper {
             let handed_over = matches!(error, ChannelError::Leaving) && has_others;
             self.state.send_modify(|s| {
                 s.connected = false;
+                s.disowned = error.is_disowned();
                 s.error = Some(error.to_string());
             });
             if handed_over {
@@ -366,6 +377,7 @@ impl ChannelKeeper {
             let first = !self.state.borrow().connected;
             self.state.send_modify(|s| {
                 s.connected = true;
+                s.disowned = false;
                 s.error = None;
                 s.last_heard = Some(Instant::now());
             });

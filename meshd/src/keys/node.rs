@@ -16,6 +16,7 @@ use crate::base::files::{
     StateFile, TUNNEL_KEY,
 };
 use crate::base::state_dir::{State, StateError};
+use crate::base::ways_back;
 use crate::keys::encoding::sum;
 use crate::keys::lanes::LaneKeys;
 
@@ -33,6 +34,15 @@ impl fmt::Debug for NodeKeys {
     }
 }
 
+/// Says that the identity is gone, and how the machine comes back without it.
+fn lost(state: &State) -> StateError {
+    let way = match state.enrolment() {
+        Ok(Some(enrolment)) => ways_back::as_another(&enrolment.node, &enrolment.site),
+        Ok(None) | Err(_) => "run `meshd leave`, and join again".to_owned(),
+    };
+    StateError::Lost { path: state.path(IDENTITY_KEY), way }
+}
+
 impl NodeKeys {
     /// Reads the keys of a node that has joined. A lost tunnel key is made anew, for the node vouches for it; a lost
     /// identity is not, for nobody would vouch for that.
@@ -42,7 +52,7 @@ impl NodeKeys {
     pub fn load(state: &State) -> Result<Self, StateError> {
         match state.secret(IDENTITY_KEY)? {
             Some(_) => Self::load_or_make(state),
-            None => Err(StateError::Lost(state.path(IDENTITY_KEY))),
+            None => Err(lost(state)),
         }
     }
 
@@ -52,7 +62,7 @@ impl NodeKeys {
     /// As `load`.
     pub fn look(state: &State) -> Result<(), StateError> {
         if identity(state, IDENTITY_KEY)?.is_none() {
-            return Err(StateError::Lost(state.path(IDENTITY_KEY)));
+            return Err(lost(state));
         }
         [TUNNEL_KEY, FORMER_TUNNEL_KEY, FIRST_TUNNEL_KEY].into_iter().try_for_each(|file| secret(state, file).map(drop))
     }

@@ -25,6 +25,8 @@ use crate::node::{facts, psk_rollout, self_record, services_file};
 const MAX_TOKEN: u64 = 64 * 1024;
 /// How long coordinators are tried that do not answer; the rest of a join takes moments.
 pub const PATIENCE: Duration = Duration::from_secs(25);
+/// How long a coordinator has to say whether it knows this node.
+const QUESTION: Duration = Duration::from_secs(8);
 /// How long to wait before they are tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often a join with an issuer's token is tried, and how long to wait in between.
@@ -224,6 +226,25 @@ pub async fn join(
     // The enrolment goes last: a waiting daemon starts when it appears.
     state.save_enrolment(&enrolment)?;
     Ok(Joined { enrolment, before: false, warnings })
+}
+
+/// Asks the coordinators of the mesh that a node belongs to whether they disown it, and returns their sentence. Only one
+/// whose key the node holds to is believed, and only of the identity that the node proves; who does not answer says
+/// nothing.
+///
+/// # Errors
+/// `StateError` if the node's identity is lost, or cannot be read.
+pub async fn disowned(
+    config: &Config,
+    credential: &Credential,
+    enrolment: &Enrolment,
+) -> Result<Option<String>, StateError> {
+    let keys = NodeKeys::load(&State::open(&config.state_dir)?)?;
+    let mut book = AddressBook::of(enrolment);
+    book.take_token(credential.coordinators());
+    let dial = Dial::new(book, watch::Sender::new(Arc::new(keys)).subscribe());
+    let asked = timeout(QUESTION, control::disowned(&dial, &enrolment.node)).await;
+    Ok(asked.unwrap_or_default())
 }
 
 /// Says that nobody is told of this node yet, if the mesh is locked.

@@ -10,6 +10,8 @@ pub enum Order {
     Run,
     /// Leave the mesh: stop forwarding, forget the enrolment, undo the kernel set-up; then idle.
     Leave,
+    /// Leave a mesh that disowned the node, which is about to join it anew: what keeps the range closed stays.
+    Renounce,
     /// End the process; what keeps the range closed stays.
     Stop,
 }
@@ -41,12 +43,21 @@ impl Requests {
 
     /// Orders the daemon to leave the mesh. Says whether it will: not if it was ordered to stop before.
     pub fn leave(&self) -> bool {
+        self.unless_stopping(Order::Leave)
+    }
+
+    /// Orders the daemon to leave the mesh and to keep its range closed. Says whether it will, as `leave`.
+    pub fn renounce(&self) -> bool {
+        self.unless_stopping(Order::Renounce)
+    }
+
+    fn unless_stopping(&self, wanted: Order) -> bool {
         self.order.send_if_modified(|order| {
-            let leaves = *order != Order::Stop;
-            if leaves {
-                *order = Order::Leave;
+            let obeys = *order != Order::Stop;
+            if obeys {
+                *order = wanted;
             }
-            leaves
+            obeys
         })
     }
 
@@ -58,7 +69,7 @@ impl Requests {
     /// Takes back the order to leave, which was obeyed, and no other: one to stop may have come meanwhile.
     pub fn left(&self) {
         self.order.send_if_modified(|order| {
-            let leave = *order == Order::Leave;
+            let leave = matches!(*order, Order::Leave | Order::Renounce);
             if leave {
                 *order = Order::Run;
             }
@@ -109,6 +120,9 @@ mod tests {
         assert!(requests.leave());
         requests.left();
         assert_eq!(*requests.order().borrow(), Order::Run);
-        assert!(requests.leave());
+        assert!(requests.renounce());
+        assert_eq!(*requests.order().borrow(), Order::Renounce);
+        requests.left();
+        assert_eq!(*requests.order().borrow(), Order::Run);
     }
 }

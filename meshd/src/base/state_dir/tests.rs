@@ -9,7 +9,7 @@ use mesh_proto::model::netmap::{Mesh, OwnNode};
 
 use super::*;
 use crate::base::files::{
-    ALL_OF_NODE, FIRST_TUNNEL_KEY, FORMER_TUNNEL_KEY, IDENTITY_KEY, MARK, RECORD, ROLL, TUNNEL_KEY,
+    ALL_OF_MACHINE, ALL_OF_NODE, FIRST_TUNNEL_KEY, FORMER_TUNNEL_KEY, IDENTITY_KEY, MARK, RECORD, ROLL, TUNNEL_KEY,
 };
 
 pub(crate) fn netmap(revision: u64) -> NetMap {
@@ -79,18 +79,19 @@ fn an_enrolment_is_read_as_it_was_written_and_forgotten() {
 }
 
 #[test]
-fn who_leaves_forgets_every_file_of_the_mesh_and_none_of_the_node() {
+fn who_leaves_forgets_every_file_of_the_mesh_and_every_key_but_the_operators() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(&dir.path().join("s")).unwrap();
-    for &file in ALL_OF_MESH.iter().chain(ALL_OF_NODE) {
+    for &file in ALL_OF_MESH.iter().chain(ALL_OF_NODE).chain(ALL_OF_MACHINE) {
         state.replace(file, b"x").unwrap();
     }
 
     state.forget().unwrap();
 
     let left = |files: &[StateFile]| files.iter().filter(|&&file| state.path(file).exists()).count();
-    assert_eq!((left(ALL_OF_MESH), left(ALL_OF_NODE)), (0, ALL_OF_NODE.len()));
-    assert_eq!(fs::read_dir(state.path(LOCK).parent().unwrap()).unwrap().count(), ALL_OF_NODE.len());
+    assert_eq!([left(ALL_OF_MESH), left(ALL_OF_NODE), left(ALL_OF_MACHINE)], [0, 0, ALL_OF_MACHINE.len()]);
+    assert_eq!(fs::read_dir(state.path(LOCK).parent().unwrap()).unwrap().count(), ALL_OF_MACHINE.len());
+    assert_eq!(state.lock_key(), Some(state.path(LOCK_KEY)));
 }
 
 #[test]
