@@ -58,12 +58,12 @@ impl Context {
         } else if known.0 {
             Rejection::new(
                 ErrorCode::Revoked,
-                "this node was revoked; to bring the machine back, run `meshd leave`, make a token with `mesh-coordinator token create --site SITE`, and run `meshd join --token-file FILE`",
+                "this node was revoked; a token for its name brings the machine back (an older meshd has to leave first)",
             )
         } else {
             Rejection::new(
                 ErrorCode::UnknownNode,
-                "this coordinator does not know this node; make a token with `mesh-coordinator token create --site SITE`, and run `meshd join --token-file FILE` again",
+                "this coordinator does not know this node; a token for its name brings the machine back (an older meshd has to leave first)",
             )
         };
         Err(refused)

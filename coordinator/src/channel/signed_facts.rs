@@ -22,7 +22,7 @@ pub(crate) fn facts(identity: &IdentityKey, facts: &NodeFacts) -> Result<NodeFac
     };
     if !record.is_by(identity, verify) {
         return Err(refuse(
-            "what the node says of itself is signed by another key than the channel's; run meshd leave there and join again",
+            "what the node says of itself is signed by another key than the channel's; run `meshd leave` there and join again",
         ));
     }
     let Some(facts) = NodeFacts::of(record) else {

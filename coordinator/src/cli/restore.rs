@@ -50,7 +50,7 @@ pub enum RestoreError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// A coordinator runs.
-    #[error("a coordinator uses {0}; stop it first (systemctl stop mesh-coordinator)")]
+    #[error("a coordinator uses {0}; stop it first: `systemctl stop mesh-coordinator`")]
     Running(PathBuf),
     /// The mesh is not kept here.
     #[error(
@@ -159,7 +159,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
             "warning: nodes hold to the lock {lock}, of which the backup does not know; when the coordinator runs, run mesh-coordinator lock init --key FILE (or lock replace) with that key"
         ));
     }
-    said.push("next: start the coordinator (systemctl start mesh-coordinator)".into());
+    said.push("next: start the coordinator: `systemctl start mesh-coordinator`".into());
     Ok(said)
 }
 
@@ -177,7 +177,7 @@ fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
     Ok(vec![
         format!("took what {} holds, as of {until}: revision {}, epoch {epoch}", at.display(), applied.revision),
         "warning: if etcd went back, repeat what was revoked since: mesh-coordinator revoke, mesh-coordinator token revoke".into(),
-        format!("next: start this coordinator (systemctl start mesh-coordinator), and restart the other {others} that use this etcd"),
+        format!("next: start this coordinator: `systemctl start mesh-coordinator`, and restart the other {others} that use this etcd"),
     ])
 }
 

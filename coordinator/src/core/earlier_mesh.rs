@@ -81,8 +81,8 @@ pub(crate) fn refuse_lost(config: &Config) -> Result<(), StoreError> {
         (Verdict::IsBehind, _) => format!("{} is at revision {at} only", path.display()),
     };
     let restore = match traces.journal.is_some() || traces.backup.is_some() {
-        true => "run mesh-coordinator restore",
-        false => "run mesh-coordinator restore FILE with a backup that is kept elsewhere",
+        true => "run `mesh-coordinator restore`",
+        false => "run `mesh-coordinator restore FILE` with a backup that is kept elsewhere",
     };
     Err(traces.lost(what, restore))
 }
@@ -98,7 +98,7 @@ pub(crate) fn refuse_lost_etcd(config: &Config, at: Revision, shown: &Path) -> R
         Verdict::Begins | Verdict::GoesOn | Verdict::IsBehind => Ok(()),
         Verdict::IsEmpty => {
             let what = format!("{} holds nothing", shown.display());
-            Err(traces.lost(what, "restore etcd (etcdctl snapshot restore), then run mesh-coordinator restore"))
+            Err(traces.lost(what, "restore etcd (etcdctl snapshot restore), then run `mesh-coordinator restore`"))
         }
     }
 }

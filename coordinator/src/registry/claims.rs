@@ -75,7 +75,7 @@ pub(super) fn lanes(world: &World, name: &NodeName, facts: &NodeFacts) -> Result
     match taken.next() {
         None => Ok(()),
         Some((other, _)) => Err(format!(
-            "the node uses a tunnel key of node `{other}`; a copied state directory? run meshd leave on one of the two and join it again"
+            "the node uses a tunnel key of node `{other}`; a copied state directory? Run `meshd leave` on one of the two and join it again"
         )),
     }
 }
@@ -178,7 +178,7 @@ impl Claimant<'_> {
         match blocks.find(|(_, block)| overlap(block.real, net)) {
             None => Ok(()),
             Some((other, block)) => Err(format!(
-                "the pod block {net} overlaps {} of node `{other}` in the same site `{name}`; give each node its own block, or, if that machine is gone, run mesh-coordinator revoke {other}",
+                "the pod block {net} overlaps {} of node `{other}` in the same site `{name}`; give each node its own block, or, if that machine is gone, run `mesh-coordinator revoke {other}` on the coordinator",
                 block.real
             )),
         }

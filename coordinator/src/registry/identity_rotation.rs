@@ -157,7 +157,7 @@ impl State {
 /// Says what is wrong with an identity that a member replaced by another.
 pub(crate) fn superseded(name: &NodeName) -> String {
     format!(
-        "the node `{name}` replaced this identity key by another: is this a copy of its state directory, or a backup of it? Look for it; to bring this machine in as a node of its own, run meshd leave there, remove its state directory, and join with a new token; if somebody else has the key, run mesh-coordinator revoke {name}"
+        "the node `{name}` replaced this identity key by another: is this a copy of its state directory, or a backup of it? Look for it; to bring this machine in as a node of its own, run `meshd leave` there, and join with a new token; if somebody else has the key, run `mesh-coordinator revoke {name}`"
     )
 }
 

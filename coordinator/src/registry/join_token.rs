@@ -15,6 +15,7 @@ use super::change::Refused;
 use super::claims::{self, Claimant};
 use super::state::State;
 use super::tokens;
+use super::ways_back;
 
 /// A machine that may become a member.
 pub(super) struct Newcomer {
@@ -30,6 +31,11 @@ pub(super) struct Newcomer {
     pub(super) is_ephemeral: bool,
     /// What it joins with: the public half of a token, or an issuer's name and subject.
     pub(super) token: String,
+}
+
+/// Says how a machine joins with the token that a command prints.
+fn with_token(command: &str) -> String {
+    format!("run `{command}` on the coordinator, then `meshd join -` here, and paste the token (Ctrl-D ends it)")
 }
 
 /// Who speaks on a channel: the key that it proved, and the address that it comes from.
@@ -84,15 +90,21 @@ impl State {
             return Err(Refused::new(ErrorCode::Site, self.no_site(&site)));
         }
         if self.world.nodes.contains_key(&name) {
+            let room = if is_bound {
+                format!("run `mesh-coordinator revoke {name}` on the coordinator, and the same `meshd join` again")
+            } else {
+                with_token(&format!("{}; {}", ways_back::revoke(&name), ways_back::token(&name, &site)))
+            };
             let text = format!(
-                "the name `{name}` belongs to another node; set another `name` in meshd.toml, or, if that machine is gone, run mesh-coordinator revoke {name} and join again"
+                "the name `{name}` belongs to another node; set another `name` in meshd.toml, or, if that machine is gone or was set up anew, {room}"
             );
             return Err(Refused::new(ErrorCode::Name, text));
         }
         // What was expelled under this name does not come back by a token that anybody could have got.
         if !is_bound && self.revoked.values().any(|revoked| revoked.name == name && revoked.succession.is_none()) {
             let text = format!(
-                "a node `{name}` was revoked; only a token for this name admits another: mesh-coordinator token create --site {site} --name {name}; or set another `name` in meshd.toml"
+                "a node `{name}` was revoked; only a token for this name admits another: {}; or set another `name` in meshd.toml",
+                with_token(&ways_back::token(&name, &site))
             );
             return Err(Refused::new(ErrorCode::Name, text));
         }
@@ -162,8 +174,10 @@ impl State {
         let other_name = token.name.as_ref().is_some_and(|other| other != name);
         if token.site != known.site || other_name {
             let text = format!(
-                "this machine is the node `{name}` of site `{}` already; to move it, run meshd leave, then mesh-coordinator revoke {name}, and join again",
-                known.site
+                "this machine is the node `{name}` of site `{}` already; to move it, run `{}; {}` on the coordinator, then `meshd leave && meshd join -` there, and paste the token",
+                known.site,
+                ways_back::revoke(name),
+                ways_back::token(name, &token.site)
             );
             return Err(Refused::new(ErrorCode::Name, text));
         }
@@ -180,7 +194,7 @@ impl State {
         let Some(revoked) = self.revoked.get(identity) else { return Ok(()) };
         self.check_superseded(identity)?;
         let text = format!(
-            "this machine was expelled from the mesh as `{}`; to bring it back, run meshd leave there and join with a new token",
+            "this machine was expelled from the mesh as `{}`; to bring it back, run `meshd leave` there and join with a token for that name",
             revoked.name
         );
         Err(Refused::new(ErrorCode::Revoked, text))

@@ -34,6 +34,7 @@ mod state;
 mod tests;
 mod tokens;
 mod tunnel_keys;
+mod ways_back;
 
 use std::net::IpAddr;
 use std::path::Path;

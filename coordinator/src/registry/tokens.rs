@@ -15,6 +15,7 @@ use mesh_proto::wire::ErrorCode;
 use super::change::{Refused, TokenSpec};
 use super::state::State;
 use super::state::tokens::{TokenRecord, hash, is_digest_of};
+use super::ways_back;
 
 /// Most tokens kept, those used up or expired of late included.
 const MAX_TOKENS: usize = 10_000;
@@ -48,7 +49,9 @@ impl State {
         }
         if let Some(name) = spec.name.iter().find(|&n| self.world.nodes.contains_key(n)) {
             let text = format!(
-                "the name `{name}` belongs to a node; choose another, or first run mesh-coordinator revoke {name}"
+                "the name `{name}` belongs to a node; choose another, or, if that machine is gone or was set up anew, run `{}; {}`",
+                ways_back::revoke(name),
+                ways_back::token(name, &spec.site)
             );
             return refuse(ErrorCode::Name, text);
         }

@@ -31,7 +31,7 @@ impl State {
         match expelled.next() {
             None => Ok(()),
             Some(revoked) => Err(format!(
-                "the node uses a tunnel key of `{}`, which was revoked; run meshd leave there, remove tunnel.key from its state directory, and join again",
+                "the node uses a tunnel key of `{}`, which was revoked; run `meshd leave` there, which removes it, and join again",
                 revoked.name
             )),
         }

@@ -11,13 +11,16 @@ pub(crate) fn with_token(node: &NodeName, site: &SiteName) -> String {
 
 /// Says how a machine joins again under its name as somebody new, though it is a member still.
 pub(crate) fn as_another(node: &NodeName, site: &SiteName) -> String {
-    format!(
-        "run `{}` on the coordinator, then `meshd leave && meshd join -` here, and paste the token (Ctrl-D ends it)",
-        expelling(node, site)
-    )
+    by(node, site, "meshd leave && meshd join -")
 }
 
-/// Returns what makes room for a name, and a token for it.
-pub(crate) fn expelling(node: &NodeName, site: &SiteName) -> String {
-    format!("mesh-coordinator revoke {node}; mesh-coordinator token create --site {site} --name {node}")
+/// Says how a machine that left joins again under its name.
+pub(crate) fn after_leaving(node: &NodeName, site: &SiteName) -> String {
+    by(node, site, "meshd join -")
+}
+
+fn by(node: &NodeName, site: &SiteName, joins: &str) -> String {
+    format!(
+        "run `mesh-coordinator revoke {node}; mesh-coordinator token create --site {site} --name {node}` on the coordinator, then `{joins}` here, and paste the token (Ctrl-D ends it)"
+    )
 }

@@ -97,7 +97,7 @@ fn forget(config: &Config) -> Result<Option<(NodeName, SiteName)>, StateError> {
 /// The coordinator cannot know that a node that is gone will not come back.
 fn revoke_hint(node: &NodeName, site: &SiteName) -> String {
     format!(
-        "others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator, or, to let a machine join under this name again, `{}`",
-        ways_back::expelling(node, site)
+        "others still count on this node's backends: run `mesh-coordinator revoke {node}` on the coordinator; to bring a machine back under this name later, {}",
+        ways_back::after_leaving(node, site)
     )
 }

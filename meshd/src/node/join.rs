@@ -62,7 +62,9 @@ pub enum JoinError {
     #[error("{0}\nnot joined; mend the file first, or move it away")]
     Services(String),
     /// The node belongs to another mesh.
-    #[error("this node belongs to mesh `{mesh}` as `{node}` already; run `meshd leave` first")]
+    #[error(
+        "this node belongs to mesh `{mesh}` as `{node}` already; run `meshd leave`, and the same `meshd join` again"
+    )]
     Elsewhere {
         /// That mesh.
         mesh: MeshName,
