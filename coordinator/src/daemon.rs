@@ -32,6 +32,7 @@ use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
 use crate::core::counters::Counters;
 use crate::core::file_report::FileReport;
+use crate::core::file_requests::FileRequests;
 use crate::core::limits::Limits;
 use crate::core::open_store::{open_store, setup};
 use crate::core::pushed_keys::take_pushed;
@@ -45,7 +46,7 @@ use crate::tasks::backups::{self, Backups};
 use crate::tasks::ephemeral_nodes::tend;
 use crate::tasks::public_addresses::{PublicAddresses, watch_public_addresses};
 use crate::tasks::replicas::{enter, keep_up};
-use crate::tasks::services_file::{ServicesFile, begin, load, watch_services_file};
+use crate::tasks::services_file::{ServicesFile, begin, watch_services_file};
 use crate::telemetry::prometheus;
 
 /// How long connections may take to finish when the coordinator stops.
@@ -105,7 +106,7 @@ pub struct RunningCoordinator {
     /// The coordinator's public key.
     pub key: IdentityKey,
     core: Arc<Core>,
-    services: ServicesFile,
+    file: FileRequests,
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     helpers: JoinSet<()>,
@@ -172,6 +173,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
     enter(&core, &own, !shared.is_shared()).await;
 
     let (stop, stopping) = watch::channel(false);
+    let file = FileRequests::new(shown.subscribe());
     let doors = ConnectionLimits::new(&core.world());
     let admin = AdminState {
         core: Arc::clone(&core),
@@ -181,6 +183,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
         state_dir: config.state_dir.clone(),
         doors: Arc::clone(&doors),
         lost_lines,
+        file: file.clone(),
         shown: shown.subscribe(),
     };
     let own_entry = Arc::clone(&own);
@@ -201,7 +204,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
     }
     servers.spawn(socket::serve(admin_socket, admin.clone(), stopping.clone()));
     let mut helpers = JoinSet::new();
-    helpers.spawn(watch_services_file(services.clone()));
+    helpers.spawn(watch_services_file(services, file.numbers()));
     helpers.spawn(keep_up(Arc::clone(&core), Arc::clone(&shared)));
     let journal = config.state_dir.join(JOURNAL);
     let public = PublicAddresses { core: Arc::clone(&core), own: own_entry, identity, shown: shown.clone() };
@@ -213,13 +216,13 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
         helpers.spawn(prometheus::serve(listener, names, admin, counters, stopping));
     }
     tracing::info!(?listen, key = %key, revision = %core.world().revision, "the coordinator is ready");
-    Ok(RunningCoordinator { listen, metrics, key, core, services, stop, servers, helpers })
+    Ok(RunningCoordinator { listen, metrics, key, core, file, stop, servers, helpers })
 }
 
 impl RunningCoordinator {
-    /// Reads services.toml again, whether or not it seems to have changed.
+    /// Has services.toml read again, whether or not it seems to have changed; what comes of it is in the log.
     pub async fn reload(&self) {
-        load(&self.services).await;
+        let _ = self.file.read_again().await;
     }
 
     /// Waits until the store has failed, and says why. Nothing was acknowledged since; end the process.
@@ -236,7 +239,6 @@ impl RunningCoordinator {
         }
         self.servers.shutdown().await;
         self.helpers.shutdown().await;
-        drop(self.services);
         // What still writes ends before the store is given up, so that another process can open it at once.
         let released = timeout(GRACE, async {
             while Arc::strong_count(&self.core) > 1 {

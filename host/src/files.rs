@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 /// The largest text of an operator that is read, in bytes.
@@ -63,6 +63,33 @@ fn or_gone<T>(path: &Path, written: io::Result<T>) -> io::Result<T> {
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(write_beside(path, bytes)?, path)?;
     sync(path.parent().unwrap_or_else(|| Path::new("/")))
+}
+
+/// Replaces a file of an operator by one of the same owner and the same mode; a symbolic link goes on leading to it. One
+/// that does not exist is made, for all to read.
+///
+/// # Errors
+/// If it cannot be written, or not be given to its owner; the file is then as it was.
+pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (path, before) = match fs::canonicalize(path) {
+        Ok(path) => (path.clone(), Some(fs::metadata(&path)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
+        Err(error) => return Err(error),
+    };
+    let beside = vacant(&path);
+    let alike = |file: &File| {
+        let Some(before) = &before else { return file.set_permissions(fs::Permissions::from_mode(0o644)) };
+        let own = file.metadata()?;
+        if (own.uid(), own.gid()) != (before.uid(), before.gid()) {
+            fchown(file, Some(before.uid()), Some(before.gid()))?;
+        }
+        // Last, because another owner takes bits away.
+        file.set_permissions(fs::Permissions::from_mode(before.mode() & 0o7777))
+    };
+    let made = written(&beside, bytes, 0o600).and_then(|file| alike(&file).and_then(|()| file.sync_all()));
+    or_gone(&beside, made)?;
+    or_gone(&beside, fs::rename(&beside, &path))?;
+    sync(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")))
 }
 
 /// Replaces a file that has to outlive the process, not the machine, by one that only its owner reads: the disk is not
@@ -137,8 +164,6 @@ pub fn sync(dir: &Path) -> io::Result<()> {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::os::unix::fs::MetadataExt as _;
-
     use super::*;
 
     #[test]
@@ -158,6 +183,31 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(&path, vec![b' '; 4 * 1024 * 1024 + 1]).unwrap();
         assert_eq!(read_text(&path).unwrap_err().to_string(), "the file is larger than 4 MiB");
+    }
+
+    #[test]
+    fn a_file_of_an_operator_keeps_its_owner_its_mode_and_the_links_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("real.toml"), dir.path().join("services.toml"));
+        fs::write(&path, "1").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let is_root = fs::metadata(&path).unwrap().uid() == 0;
+        if is_root {
+            std::os::unix::fs::chown(&path, Some(1234), Some(4321)).unwrap();
+        }
+        std::os::unix::fs::symlink("real.toml", &link).unwrap();
+
+        replace_alike(&link, b"2").unwrap();
+
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), found.mode() & 0o777), (b"2".to_vec(), 0o640));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(!is_root || (found.uid(), found.gid()) == (1234, 4321));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+
+        replace_alike(&dir.path().join("new.toml"), b"3").unwrap();
+        assert_eq!(fs::metadata(dir.path().join("new.toml")).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(replace_alike(&dir.path().join("none/x"), b"4").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::channel::peer::ConnectionLimits;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
+use crate::core::file_requests::FileRequests;
 use crate::core::shared_store::SharedStore;
 use crate::core::status_snapshot::StatusSnapshot;
 use crate::oidc::issuers::Issuers;
@@ -31,6 +32,8 @@ pub(crate) struct AdminState {
     pub(crate) doors: Arc<ConnectionLimits>,
     /// Lines that the log lost.
     pub(crate) lost_lines: LostLines,
+    /// Where services.toml is asked for.
+    pub(crate) file: FileRequests,
     /// What only the status shows.
     pub(crate) shown: watch::Receiver<StatusSnapshot>,
 }

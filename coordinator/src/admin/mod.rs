@@ -8,5 +8,6 @@ pub(crate) mod issuers;
 pub(crate) mod log;
 pub(crate) mod network_lock;
 pub(crate) mod rotate_key;
+pub(crate) mod services_file;
 pub mod socket;
 pub(crate) mod status;

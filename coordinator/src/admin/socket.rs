@@ -5,20 +5,18 @@ use std::time::Duration;
 
 use aws_lc_rs::rand;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
-use mesh_host::clock::unix as now;
 use mesh_host::http::Stop;
 use mesh_host::socket::Socket;
-use mesh_proto::base::id::NodeName;
+use mesh_proto::base::id::{NodeName, ServiceKey};
+use mesh_proto::services;
 use mesh_proto::trust::join_token::{JoinToken, MAX_LIST, TokenSecret};
 use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 use mesh_proto::world::World;
-use mesh_proto::{plan, services};
 
 use crate::admin::context::AdminState;
-use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key, status};
+use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key, services_file, status};
 use crate::core::coordinator_list::CoordinatorList;
 use crate::core::failure::{Rejection, Segment, no_such_path, not_written, read, wrong_method};
 use crate::core::{Core, documents};
@@ -45,7 +43,8 @@ fn routes(state: AdminState) -> Router {
         .route("/v1/tokens/{id}", delete(token_revoke))
         .route("/v1/nodes/{name}", delete(revoke))
         .route("/v1/coordinators/{key}", delete(coordinators::forget))
-        .route("/v1/plan", post(propose))
+        .route("/v1/plan", post(services_file::propose))
+        .route("/v1/reload", post(services_file::reload))
         .route("/v1/backup", post(backup))
         .route("/v1/log", get(log::log))
         .route("/v1/export", get(export::export))
@@ -58,7 +57,7 @@ fn routes(state: AdminState) -> Router {
 }
 
 async fn token_create(
-    State(AdminState { core, own, .. }): State<AdminState>,
+    State(AdminState { core, own, shown, .. }): State<AdminState>,
     Extension(by): Extension<Actor>,
     request: Request,
 ) -> Result<Json<documents::TokenLine>, Rejection> {
@@ -87,8 +86,10 @@ async fn token_create(
         uses: wanted.uses,
         ephemeral: wanted.ephemeral,
     };
-    let warnings = if spec.name.is_some() { Vec::new() } else { unbound(&core.world()) };
-    core.apply(Change::TokenCreate(spec), by).await?;
+    let mut warnings = if spec.name.is_some() { Vec::new() } else { unbound(&core.world()) };
+    warnings.extend(unknown_services(&core.world(), &spec.serve));
+    let created = core.apply(Change::TokenCreate(spec), by).await;
+    created.map_err(|refused| services_file::with_cause(refused, &shown.borrow().file.status()))?;
     Ok(Json(documents::TokenLine {
         schema: documents::DONE.into(),
         id: token.id_text(),
@@ -108,6 +109,24 @@ fn unbound(world: &World) -> Vec<String> {
         world.file,
         shown.join(", "),
     )]
+}
+
+/// Says which services a token grants that the file does not define.
+fn unknown_services(world: &World, serve: &[ServiceKey]) -> Option<String> {
+    let known = || world.services.services.iter().map(|service| &service.key);
+    let unknown: Vec<String> =
+        serve.iter().filter(|&key| known().all(|known| known != key)).map(|key| format!("`{key}`")).collect();
+    let first = serve.iter().find(|&key| known().all(|known| known != key))?.to_string();
+    let names: Vec<String> = known().map(ToString::to_string).collect();
+    let near = services::nearest_name(&first, names.iter().map(String::as_str));
+    let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    let more = unknown.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let shown = unknown.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "{} defines no service {shown}{more}: whoever joins with this token may serve it once the file defines it{near}",
+        world.file
+    ))
 }
 
 async fn token_revoke(
@@ -131,22 +150,6 @@ async fn revoke(
     tracing::info!(node = %name, revision = %applied.revision, "revoked");
     let message = format!("node {name} is expelled since revision {}", applied.revision);
     Ok(Json(documents::DoneDocument::new(message)))
-}
-
-async fn propose(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::PlanDocument>, Rejection> {
-    let documents::Proposal { file, text } = read(request, MAX_REQUEST).await?;
-    let parsed = services::parse(&text, &file).map_err(|diagnostics| {
-        Rejection::with_status(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, diagnostics.render(false))
-    })?;
-    let warnings = services::Diagnostics::new(&file, &text, parsed.warnings).lines();
-    let change = Change::Services { file, text, services: Arc::new(parsed.services) };
-    let (old, new) = core.with(move |registry| (registry.world(), registry.preview(change, now()))).await;
-    Ok(Json(documents::PlanDocument {
-        schema: documents::PLAN.into(),
-        revision: old.revision,
-        changes: plan::differences(&old, &*new?),
-        warnings,
-    }))
 }
 
 async fn backup(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::DoneDocument>, Rejection> {

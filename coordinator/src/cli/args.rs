@@ -67,6 +67,20 @@ pub enum Verb {
         /// The file
         file: PathBuf,
     },
+    /// Put a services.toml in force in the place of the coordinator's file; when this returns, it holds
+    ///
+    /// A file with mistakes alters nothing, and neither does one that contradicts the mesh as it is. What lay in its
+    /// place is gone: `plan` says before what would change.
+    Apply {
+        /// The file
+        file: PathBuf,
+    },
+    /// Make the running coordinator read its services.toml again; when this returns, it is in force
+    Reload {
+        /// Ask the coordinator of this configuration, instead of --socket
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
     /// Expel a node for good
     Revoke {
         /// Its name

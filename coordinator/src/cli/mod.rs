@@ -7,4 +7,5 @@ pub(crate) mod network_lock;
 pub mod outcome;
 pub mod render;
 pub mod restore;
+pub(crate) mod services_file;
 pub mod verbs;

@@ -9,11 +9,11 @@ use mesh_host::client::AskError;
 use mesh_host::files::read_text;
 use mesh_host::table::count;
 use mesh_proto::services;
-use mesh_proto::wire::ErrorCode;
 
 use crate::base::blocking::blocking;
 use crate::cli::args::{Cli, Output, TokenVerb, TrustVerb, Verb};
 use crate::cli::outcome::{DEGRADED, FAILED, Outcome, client, done, json, printed, show};
+use crate::cli::services_file::{self, unreadable};
 use crate::cli::{init, log, network_lock, render, restore};
 use crate::core::documents;
 
@@ -36,7 +36,9 @@ pub async fn perform(cli: &Cli) -> Outcome {
                 Ok(Outcome::failed(&message))
             }
         },
-        Verb::Plan { file } => plan(cli, file).await,
+        Verb::Plan { file } => services_file::plan(cli, file).await,
+        Verb::Apply { file } => services_file::apply(cli, file).await,
+        Verb::Reload { config } => services_file::reload(cli, config.as_deref()).await,
         Verb::Revoke { node } => done(cli, Method::DELETE, &format!("/v1/nodes/{node}"), None::<&()>).await,
         Verb::Restore { file, config } => {
             let (config, file) = (config.clone(), file.clone());
@@ -107,23 +109,6 @@ async fn token(cli: &Cli, token: &TokenVerb) -> Result<Outcome, AskError> {
     }
 }
 
-async fn plan(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
-    let text = match read_text(file) {
-        Ok(text) => text,
-        Err(error) => return Ok(unreadable(file, &error)),
-    };
-    let file = file.display().to_string();
-    let proposal = documents::Proposal { file, text };
-    let answer = client(cli).ask::<documents::PlanDocument>(Method::POST, "/v1/plan", Some(&proposal)).await;
-    match answer {
-        // Diagnostics are drawn over several lines and are no sentence of ours.
-        Err(AskError::Refused(body)) if body.error == ErrorCode::Services => {
-            Ok(Outcome { err: format!("{}\n", body.message), code: FAILED, ..Outcome::default() })
-        }
-        answer => Ok(Outcome::ok(printed(cli.output, &answer?, render::plan))),
-    }
-}
-
 fn check(file: &Path, output: Output) -> Outcome {
     let text = match read_text(file) {
         Ok(text) => text,
@@ -156,11 +141,6 @@ fn summary(services: &services::Services) -> String {
         (services.tests.len(), "test"),
     ];
     counts.map(|(number, what)| count(number, what)).join(", ")
-}
-
-fn unreadable(file: &Path, error: &std::io::Error) -> Outcome {
-    let message = format!("cannot read {}: {error}; name a services.toml", file.display());
-    Outcome::failed(&message)
 }
 
 fn completion(shell: clap_complete::Shell) -> Outcome {

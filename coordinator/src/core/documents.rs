@@ -40,6 +40,8 @@ pub const TOKENS: &str = "coordinator.tokens/1";
 pub const TRUSTS: &str = "coordinator.trusts/1";
 /// The schema of `Plan`.
 pub const PLAN: &str = "coordinator.plan/1";
+/// The schema of `InForceDocument`.
+pub const IN_FORCE: &str = "coordinator.in_force/1";
 /// The schema of `Log`.
 pub const LOG: &str = "coordinator.log/1";
 /// The schema of `Lock`.
@@ -399,6 +401,21 @@ pub struct PlanDocument {
     pub revision: Revision,
     /// What would change, and for whom, in sentences; empty if nothing would.
     pub changes: Vec<String>,
+    /// What the operator should know all the same.
+    pub warnings: Vec<String>,
+}
+
+/// A services.toml is in force as it lies on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForceDocument {
+    /// `IN_FORCE`.
+    pub schema: String,
+    /// Its path.
+    pub file: PathBuf,
+    /// The revision that holds it, or a later one.
+    pub revision: Revision,
+    /// The SHA-256 of its text, as 64 hexadecimal digits.
+    pub sha256: String,
     /// What the operator should know all the same.
     pub warnings: Vec<String>,
 }

@@ -13,12 +13,30 @@ pub(crate) struct FileReport {
     since: Instant,
     accepted: Option<Instant>,
     reading: Reading,
+    answered: u64,
 }
 
 impl FileReport {
     /// Begins before the file was looked at.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, state: FileState::Unread, since: Instant::now(), accepted: None, reading: Reading::default() }
+        Self {
+            path,
+            state: FileState::Unread,
+            since: Instant::now(),
+            accepted: None,
+            reading: Reading::default(),
+            answered: 0,
+        }
+    }
+
+    /// Returns the number of the latest request that this reading came after.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// Notes up to which request what is known is an answer.
+    pub(crate) fn answer(&mut self, number: u64) {
+        self.answered = number;
     }
 
     /// Says whether a good file was not taken because the store did not answer.

@@ -11,6 +11,7 @@ pub mod documents;
 pub(crate) mod earlier_mesh;
 pub(crate) mod failure;
 pub(crate) mod file_report;
+pub(crate) mod file_requests;
 pub(crate) mod limits;
 pub(crate) mod lock_members;
 pub(crate) mod map_cache;

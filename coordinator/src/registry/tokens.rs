@@ -124,11 +124,13 @@ impl State {
     pub(super) fn no_site(&self, site: &SiteName) -> String {
         let sites = self.world.services.sites.iter();
         let known: Vec<_> = sites.map(|site| site.name.as_str()).collect();
-        let known = match &*known {
-            [] => "services.toml has no [[site]] yet".to_owned(),
-            known => format!("services.toml has {}", known.join(", ")),
-        };
-        format!("there is no site `{site}`: {known}; add a [[site]] or name one of these")
+        match &*known {
+            [] => format!("there is no site `{site}`: services.toml has no [[site]] yet; add one"),
+            known => {
+                let known = known.join(", ");
+                format!("there is no site `{site}`: services.toml has {known}; add a [[site]] or name one of these")
+            }
+        }
     }
 }
 

@@ -37,15 +37,18 @@ pub(crate) struct ServicesFile {
     pub(crate) counters: Counters,
 }
 
-/// Follows the file for ever.
-pub(crate) async fn watch_services_file(file: ServicesFile) {
+/// Follows the file for ever, and reads it when it is asked for: one after another, so that no older text comes last.
+pub(crate) async fn watch_services_file(file: ServicesFile, mut numbers: watch::Receiver<u64>) {
     let mut watched = WatchedFile::new(&file.path);
     loop {
         tokio::select! {
             () = watched.changed() => {}
             () = sleep(AGAIN), if file.shown.borrow().file.is_put_off() => {}
+            Ok(()) = numbers.changed() => watched.look(),
         }
+        let number = *numbers.borrow_and_update();
         load(&file).await;
+        file.shown.send_modify(|shown| shown.file.answer(number));
     }
 }
 
@@ -60,7 +63,7 @@ pub(crate) async fn begin(file: &ServicesFile) {
 }
 
 /// Reads the file and puts it in force, or says why not.
-pub(crate) async fn load(file: &ServicesFile) {
+async fn load(file: &ServicesFile) {
     let (state, reading) = take(file).await;
     match state {
         FileState::Accepted => {
@@ -90,8 +93,11 @@ async fn take(ServicesFile { core, path, shared, .. }: &ServicesFile) -> (FileSt
     // What an earlier version took stays in force until it is altered.
     let own = text.clone();
     let is_in_force = core.with(move |registry| registry.accepted().is_some_and(|known| known.text == own)).await;
-    let parse = if is_in_force { services::parse_accepted } else { services::parse };
-    let parsed = match parse(&text, &file) {
+    let parsed = match is_in_force {
+        true => services::parse_accepted(&text, &file),
+        false => services::parse_among(&text, &file, core.world().nodes.keys().cloned().collect()),
+    };
+    let parsed = match parsed {
         Ok(parsed) => parsed,
         Err(diagnostics) => {
             let reading =

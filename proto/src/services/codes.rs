@@ -62,6 +62,8 @@ pub(super) const ALL_DRAINED: &str = "MESH0143";
 pub(super) const BACKEND_PORT: &str = "MESH0144";
 /// A site that is a Kubernetes cluster and has no pods.
 pub(super) const NO_PODS: &str = "MESH0145";
+/// A domain of the mesh under which strangers have names.
+pub(super) const PUBLIC_SUFFIX: &str = "MESH0146";
 
 /// A service that the file does not define.
 pub(super) const UNKNOWN_SERVICE: &str = "MESH0150";

@@ -14,6 +14,7 @@ use super::diagnostic::Diagnostic;
 use super::keys::FileTable;
 use super::model::{MeshSection, Site, SiteKind, Span, StaticNode};
 use super::names::Names;
+use super::public_suffix::is_public_suffix;
 use super::walk::{Sink, TomlTable, Value, Word, span_of};
 
 /// What the parts of `addr::FORBIDDEN` are for.
@@ -67,10 +68,25 @@ fn domains(sink: &mut Sink, words: &[Word<'_>]) -> Vec<Domain> {
                 let one = Diagnostic::error(codes::DUPLICATE, word.span, message);
                 sink.push(one.label("remove it").also(*first, "first here"));
             }
-            None => list.push((domain, word.span)),
+            None => {
+                if is_public_suffix(&domain) {
+                    hides(sink, &domain, word.span);
+                }
+                list.push((domain, word.span));
+            }
         }
     }
     list.into_iter().map(|(domain, _)| domain).collect()
+}
+
+/// Says what a mesh hides that answers for names of strangers.
+fn hides(sink: &mut Sink, domain: &Domain, span: Span) {
+    let message = format!(
+        "`{domain}` is a public suffix: nodes that ask the mesh for its names do not find those of the Internet under `.{domain}` any more"
+    );
+    let one = Diagnostic::warning(codes::PUBLIC_SUFFIX, span, message);
+    let help = "use a domain of your own, or one below `internal`; keep this one only for names that applications use already, such as those that Istio gave";
+    sink.push(one.label("hides all of it").help(help));
 }
 
 /// Reads all `[[site]]`.

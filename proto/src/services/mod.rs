@@ -15,6 +15,7 @@ mod names;
 mod parse;
 mod policy;
 mod ports;
+mod public_suffix;
 mod serve;
 mod service;
 mod suggest;
@@ -29,8 +30,8 @@ pub use model::{
     Allow, BackendAt, BackendSpec, HealthCheck, HealthSettings, MeshSection, Prefer, Route, ServeSpec, ServiceSpec,
     Services, Site, SiteKind, Span, StaticNode, Test,
 };
-pub use parse::{MAX_TEXT, Parsed, parse, parse_accepted, parse_node, parse_node_accepted};
-pub use suggest::nearest;
+pub use parse::{MAX_TEXT, Parsed, parse, parse_accepted, parse_among, parse_node, parse_node_accepted};
+pub use suggest::{nearest, nearest_name};
 pub use words::duration;
 
 #[cfg(test)]

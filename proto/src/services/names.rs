@@ -34,6 +34,8 @@ pub(super) struct Names {
     pub(super) sites: BTreeMap<SiteName, Vec<Ipv4Net>>,
     /// Static nodes, and those that backends name.
     pub(super) nodes: BTreeSet<NodeName>,
+    /// Nodes that belong to the mesh, as far as who asks knows; the file need not name them.
+    pub(super) members: BTreeSet<NodeName>,
     /// Whether a reserved table would bring services that the file does not define.
     pub(super) open: bool,
     /// Whether a site's prefixes could not be read, so that an address may lie in those.
@@ -194,7 +196,7 @@ impl Names {
             return sink.push(one);
         }
         let text = key.to_string();
-        let is_node = text.parse().is_ok_and(|name| self.nodes.contains(&name));
+        let is_node = text.parse().is_ok_and(|name| self.nodes.contains(&name) || self.members.contains(&name));
         let is_site = text.parse().is_ok_and(|name| self.sites.contains_key(&name));
         let elsewhere = self.services.keys().find(|k| k.name == key.name);
         let known: Vec<String> = self.services.keys().map(ToString::to_string).collect();
@@ -208,7 +210,7 @@ impl Names {
         } else if let Some(near) = near {
             one.label(suggestion(near))
         } else {
-            let help = format!("define it with [[service]] and name = \"{}\"", key.name);
+            let help = format!("define it with [[service]] and name = \"{0}\"; a node is written `host:{0}`", key.name);
             one.label("not defined in this file").help(help)
         });
     }

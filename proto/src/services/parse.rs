@@ -1,7 +1,11 @@
 //! From the text of a file to its model, or to everything that is wrong with it.
 
+use std::collections::BTreeSet;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+use crate::base::id::NodeName;
 
 use super::check::evaluate;
 use super::diagnostic::{Diagnostic, Diagnostics, position};
@@ -44,7 +48,16 @@ pub struct Parsed {
 /// # Errors
 /// Everything that is wrong with the file, if anything is, its failing `[[test]]`s included.
 pub fn parse(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
-    parse_as(text, file, false)
+    parse_as(text, file, BTreeSet::new(), false)
+}
+
+/// Reads the coordinator's services.toml where it is known which nodes belong to the mesh: whoever names one of them
+/// where a service is meant is told how nodes are written.
+///
+/// # Errors
+/// As `parse`.
+pub fn parse_among(text: &str, file: &str, members: BTreeSet<NodeName>) -> Result<Parsed, Diagnostics> {
+    parse_as(text, file, members, false)
 }
 
 /// Reads a coordinator's services.toml that was taken before, maybe by a version that took words which do nothing.
@@ -53,12 +66,12 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
 /// # Errors
 /// As `parse`, but for such words.
 pub fn parse_accepted(text: &str, file: &str) -> Result<Parsed, Diagnostics> {
-    parse_as(text, file, true)
+    parse_as(text, file, BTreeSet::new(), true)
 }
 
-fn parse_as(text: &str, file: &str, accepted: bool) -> Result<Parsed, Diagnostics> {
+fn parse_as(text: &str, file: &str, members: BTreeSet<NodeName>, accepted: bool) -> Result<Parsed, Diagnostics> {
     let (parsed, list) = read(text, accepted, |sink, root| {
-        let services = coordinator(sink, root, text, file);
+        let services = coordinator(sink, root, text, file, members);
         if !sink.has_errors() {
             evaluate(&services).into_iter().for_each(|d| sink.push(d));
         }
@@ -151,10 +164,10 @@ fn version(sink: &mut Sink, root: &DeTable<'_>, text: &str) {
     }
 }
 
-fn coordinator(sink: &mut Sink, root: &DeTable<'_>, text: &str, file: &str) -> Services {
+fn coordinator(sink: &mut Sink, root: &DeTable<'_>, text: &str, file: &str, members: BTreeSet<NodeName>) -> Services {
     known_tables(sink, root, &TABLES, &[("serve", true)], "a node's");
-    let mut names =
-        Names { open: ["discover", "import"].iter().any(|key| root.contains_key(*key)), ..Names::default() };
+    let open = ["discover", "import"].iter().any(|key| root.contains_key(*key));
+    let mut names = Names { open, members, ..Names::default() };
     let mesh = single(sink, root, "mesh").map(|value| mesh::mesh(sink, value));
     let mesh = mesh.unwrap_or_default();
     let values = repeated(sink, root, "site");

@@ -4,10 +4,11 @@
 const MIN_PREFIX: usize = 3;
 
 /// Finds what somebody may have meant: the nearest candidate within a third of the word's length, or the
-/// only one that begins with the word.
+/// only one that begins with the word. The word itself is no suggestion: whoever wrote it meant it.
 pub fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str> + Clone) -> Option<&'c str> {
     let lower = word.to_ascii_lowercase();
     let limit = (lower.chars().count() / 3).max(1);
+    let candidates = candidates.filter(|c| *c != word);
     let near = candidates
         .clone()
         .filter(|c| c.len().abs_diff(lower.len()) <= limit)
@@ -22,6 +23,18 @@ pub fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str> + Clone
     }
     let mut alike = candidates.filter(|c| c.starts_with(&lower));
     alike.next().filter(|_| alike.next().is_none())
+}
+
+/// Finds which name somebody may have meant, as `nearest` does, where case, blanks around and a final dot make no other
+/// name: none that differs in those alone.
+pub fn nearest_name<'c>(word: &str, candidates: impl Iterator<Item = &'c str> + Clone) -> Option<&'c str> {
+    let bare = bare(word);
+    nearest(bare, candidates.filter(|c| !self::bare(c).eq_ignore_ascii_case(bare)))
+}
+
+/// Takes away what makes no other name, but for the case.
+fn bare(word: &str) -> &str {
+    word.trim_matches(|c: char| c.is_whitespace() || c == '.')
 }
 
 /// Says it.
@@ -50,6 +63,8 @@ pub(super) fn as_name(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -62,6 +77,38 @@ mod tests {
         assert_eq!(near("zzz"), None);
         assert_eq!(near(""), None);
         assert_eq!(near("ä"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_is_asked_whether_the_word_itself_was_meant(
+            words in prop::collection::vec("[a-zA-Z][a-zA-Z0-9.-]{0,12}", 1..6),
+            asked in any::<prop::sample::Index>(),
+            before in "[ .]{0,2}",
+            after in "[ .\\t]{0,3}",
+            is_shouted in any::<bool>(),
+        ) {
+            let word = asked.get(&words);
+            let known = || words.iter().map(String::as_str);
+            prop_assert_ne!(nearest(word, known()), Some(word.as_str()));
+            let shouted = if is_shouted { word.to_ascii_uppercase() } else { word.clone() };
+            let asked = format!("{before}{shouted}{after}");
+            prop_assert_ne!(nearest(&asked, known()), Some(asked.as_str()));
+            if let Some(near) = nearest_name(&asked, known()) {
+                prop_assert!(!bare(near).eq_ignore_ascii_case(bare(&asked)), "`{}`: `{}`", asked, near);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_word_is_a_suggestion_only_where_its_case_matters() {
+        let names = ["cart", "carts"];
+        assert_eq!(nearest("cart", names.into_iter()), Some("carts"));
+        assert_eq!(nearest("Cart", names.into_iter()), Some("cart"));
+        for word in ["cart", "Cart", "cart.", " cart "] {
+            assert_eq!(nearest_name(word, names.into_iter()), Some("carts"), "{word}");
+            assert_eq!(nearest_name(word, ["cart"].into_iter()), None, "{word}");
+        }
     }
 
     #[test]

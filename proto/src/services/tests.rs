@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -371,6 +372,30 @@ fn pieces() -> impl Strategy<Value = String> {
         "日本",
     ]);
     prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+#[test]
+fn a_node_where_a_service_is_meant_is_told_as_host_also_if_only_the_mesh_knows_it() {
+    let text = with("[[allow]]\nfrom = [\"vm-1\"]\nto = [\"db\"]\n");
+    let alone = parse(&text, "services.toml").unwrap_err().render(false);
+    assert!(alone.contains("a node is written `host:vm-1`"), "{alone}");
+    let members = BTreeSet::from(["vm-1".parse().unwrap()]);
+    let known = parse_among(&text, "services.toml", members.clone()).unwrap_err();
+    let [one] = &*known.list else { panic!("{known}") };
+    assert_eq!((one.code, one.label.as_str()), ("MESH0150", "did you mean `host:vm-1`?"));
+    let named = with("[[allow]]\nfrom = [\"edge\"]\nto = [\"db\"]\n");
+    let named = parse(&named, "services.toml").unwrap_err().render(false);
+    assert!(named.contains("did you mean `host:edge`?"), "{named}");
+    assert!(parse_among(&text.replace("\"vm-1\"", "\"host:vm-1\""), "services.toml", members).is_ok());
+}
+
+#[test]
+fn a_domain_that_hides_names_of_strangers_is_a_warning_and_taken() {
+    let text = "version = 1\n[mesh]\nname = \"m\"\ndomains = [\"mesh.internal\", \"com\", \"mesh\"]\n";
+    let parsed = parse(text, "services.toml").unwrap();
+    assert_eq!(parsed.services.mesh.domains.len(), 3);
+    let [warning] = &*Diagnostics::new("services.toml", text, parsed.warnings).lines() else { panic!("one warning") };
+    assert!(warning.starts_with("services.toml:4:29: warning[MESH0146]: `com` is a public suffix: "), "{warning}");
 }
 
 proptest! {

@@ -210,7 +210,7 @@ impl Sink {
     pub(super) fn name<T: FromStr>(&mut self, word: Word<'_>) -> Option<T> {
         let name = word.text.parse().ok();
         if name.is_none() {
-            let mended = as_name(word.text);
+            let mended = as_name(word.text).filter(|mended| mended != word.text);
             let message = match word.text {
                 "" => "a name is empty".to_owned(),
                 text => format!("`{text}` is not a name"),
