@@ -31,8 +31,18 @@ const REST: Duration = Duration::from_millis(50);
 
 /// Says why the socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct SocketError(String);
+#[error("{sentence}")]
+pub struct SocketError {
+    sentence: String,
+    is_taken: bool,
+}
+
+impl SocketError {
+    /// Says whether another process answers there.
+    pub fn is_taken(&self) -> bool {
+        self.is_taken
+    }
+}
 
 /// A bound socket; its file goes with it.
 #[derive(Debug)]
@@ -62,7 +72,10 @@ impl Drop for Bound {
 impl Bound {
     /// Binds a path, replacing a socket that nobody answers on.
     fn new(path: &Path, words: &SocketWords) -> Result<Self, SocketError> {
-        let refused = |sentence: &str| SocketError(sentence.replace("{path}", &path.display().to_string()));
+        let refused = |sentence: &str| {
+            let sentence = sentence.replace("{path}", &path.display().to_string());
+            SocketError { sentence, is_taken: false }
+        };
         let at = |error: io::Error| refused(&words.unbound.replace("{why}", &error.to_string()));
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(at)?;
@@ -70,7 +83,9 @@ impl Bound {
         match fs::symlink_metadata(path) {
             Err(_) => {}
             Ok(found) if !found.file_type().is_socket() => return Err(refused(words.occupied)),
-            Ok(_) if UnixStream::connect(path).is_ok() => return Err(refused(words.taken)),
+            Ok(_) if UnixStream::connect(path).is_ok() => {
+                return Err(SocketError { is_taken: true, ..refused(words.taken) });
+            }
             Ok(_) => fs::remove_file(path).map_err(at)?,
         }
         let listener = UnixListener::bind(path).map_err(at)?;

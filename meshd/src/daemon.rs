@@ -97,7 +97,7 @@ pub async fn run(loaded: Loaded, lost_lines: LostLines) -> Result<(), DaemonErro
     background.spawn(tell_of_settings(settings.clone(), publisher.notes.clone()));
     background.spawn(tell_of_socket(socket.as_ref().map(Socket::trouble), publisher.notes.clone()));
     background.spawn(signals(requests.clone())?);
-    background.spawn(services_file::watch_services_file(offers.clone(), state.clone(), requests.reloads()));
+    background.spawn(services_file::watch_services_file(offers.clone(), state.clone(), requests.clone()));
     if let Some(listen) = config.metrics {
         background.spawn(prometheus::serve(listen, config.metrics_hosts.clone(), subscriber.clone(), stopping.clone()));
     }
@@ -292,7 +292,7 @@ fn signals(requests: Requests) -> Result<impl Future<Output = ()> + use<>, Daemo
             tokio::select! {
                 Some(()) = terminate.recv() => requests.stop(),
                 Some(()) = interrupt.recv() => requests.stop(),
-                Some(()) = hangup.recv() => requests.reload(),
+                Some(()) = hangup.recv() => drop(requests.reload()),
             }
         }
     })

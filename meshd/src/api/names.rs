@@ -6,7 +6,7 @@ use mesh_proto::base::addr::Flat;
 use mesh_proto::base::id::{NodeName, ServiceKey};
 use mesh_proto::model::netmap::{NetMap, Peer, Service, Transport};
 use mesh_proto::packet::ICMP;
-use mesh_proto::services::nearest;
+use mesh_proto::services::nearest_name;
 
 /// Why a word names nothing in this mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,11 @@ pub enum NameError {
     /// The service has no backend to speak for it.
     #[error("service `{0}` has no live backend, so nobody calls as it; name an address or `host:NODE` instead")]
     NoBackend(ServiceKey),
+    /// The map tells of the service by its name alone.
+    #[error(
+        "service `{0}` is in the mesh, but this node neither may call it nor backs it, and is not told where it runs: ask on a node that may, or add an [[allow]]"
+    )]
+    Hidden(ServiceKey),
     /// The port is no port.
     #[error("`{0}` is not a port: use 1 to 65535")]
     Port(String),
@@ -82,7 +87,12 @@ pub fn source(map: &NetMap, word: &str) -> Result<Ipv4Addr, NameError> {
         let backend = backend.ok_or_else(|| NameError::NoBackend(key.clone()))?;
         return Ok(backend.address.0);
     }
-    node(map, word).ok_or_else(|| unknown(map, word))
+    node(map, word).ok_or_else(|| hidden(map, word).unwrap_or_else(|| unknown(map, word)))
+}
+
+/// Says why a service that the map tells of by its name alone is no answer; `None` if it does not tell of it.
+pub fn hidden(map: &NetMap, word: &str) -> Option<NameError> {
+    key(map, word).filter(|key| map.names.contains_key(key)).map(NameError::Hidden)
 }
 
 /// Finds what would be called.
@@ -149,7 +159,7 @@ pub fn resolve(map: &NetMap, word: &str) -> Result<Meaning, NameError> {
     }
     let name = word.strip_prefix("host:").unwrap_or(word);
     let address = node(map, name).ok_or_else(|| unknown(map, word))?;
-    Ok(Meaning { kind: "node", address, full_name: format!("host:{name}") })
+    Ok(Meaning { kind: "node", address, full_name: format!("host:{}", plainly(name)) })
 }
 
 /// Finds the service or node that an address belongs to.
@@ -168,12 +178,12 @@ fn owner(map: &NetMap, address: Ipv4Addr) -> Option<Meaning> {
 /// # Errors
 /// `NameError` if no other node has it.
 pub fn peer<'m>(map: &'m NetMap, word: &str) -> Result<(&'m NodeName, &'m Peer), NameError> {
-    let bare = word.strip_prefix("host:").unwrap_or(word);
+    let bare = plainly(word.strip_prefix("host:").unwrap_or(word));
     let is = |name: &NodeName, address: Flat| name.as_str() == bare || address.0.to_string() == bare;
     if is(&map.node.name, map.node.address) {
         return Err(NameError::Own(word.into()));
     }
-    map.peers.iter().find(|(name, peer)| is(name, peer.address)).ok_or_else(|| no_node(map, bare))
+    map.peers.iter().find(|(name, peer)| is(name, peer.address)).ok_or_else(|| no_node(map, &bare))
 }
 
 /// Finds a service by its short name, its name and namespace, or either with a domain of the mesh.
@@ -183,15 +193,21 @@ pub fn service<'m>(map: &'m NetMap, word: &str) -> Option<(&'m ServiceKey, &'m S
 
 /// Returns the service that a word would name, whether or not there is such a one.
 fn key(map: &NetMap, word: &str) -> Option<ServiceKey> {
-    let word = word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase();
+    let word = plainly(word);
     let inside = |domain: &str| word.strip_suffix(domain)?.strip_suffix('.');
     let mut domains = map.mesh.domains.iter();
     let short = domains.find_map(|d| inside(d.as_str())).unwrap_or(&word);
     short.parse().ok()
 }
 
+/// Returns a name as DNS compares it: case, blanks around and a final dot make no other name.
+fn plainly(word: &str) -> String {
+    let word = word.trim();
+    word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase()
+}
+
 fn node(map: &NetMap, word: &str) -> Option<Ipv4Addr> {
-    let name: NodeName = word.parse().ok()?;
+    let name: NodeName = plainly(word).parse().ok()?;
     if name == map.node.name {
         return Some(map.node.address.0);
     }
@@ -220,7 +236,7 @@ fn no_node(map: &NetMap, word: &str) -> NameError {
 /// Says which name may have been meant, or where the names are.
 fn hint(word: &str, names: impl Iterator<Item = String>, else_see: &str) -> String {
     let names: Vec<String> = names.collect();
-    match nearest(word, names.iter().map(String::as_str)) {
+    match nearest_name(word, names.iter().map(String::as_str)) {
         Some(name) => format!("; did you mean `{name}`?"),
         None => format!("; {else_see}"),
     }
@@ -229,6 +245,8 @@ fn hint(word: &str, names: impl Iterator<Item = String>, else_see: &str) -> Stri
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeMap;
 
     use mesh_proto::base::addr::Flat;
     use mesh_proto::base::id::{NodeId, ServiceId};
@@ -274,6 +292,24 @@ mod tests {
         assert_eq!(source(&map, "cart").unwrap(), Ipv4Addr::new(241, 2, 0, 2));
         assert!(source(&map, "crat").unwrap_err().to_string().contains("did you mean `cart`?"));
         assert!(matches!(source(&map, "host:x"), Err(NameError::Node { .. })));
+    }
+
+    #[test]
+    fn a_known_name_is_never_answered_by_itself() {
+        let mut map = map();
+        map.names =
+            [("bank".parse().unwrap(), Flat([241, 0, 0, 101].into()))].into_iter().collect::<BTreeMap<_, _>>().into();
+        for word in ["bank", "Bank", "bank.", " bank", "bank.default.mesh.internal."] {
+            let said = source(&map, word).unwrap_err();
+            assert_eq!(said, NameError::Hidden("bank".parse().unwrap()), "{word}");
+            assert!(!said.to_string().contains("did you mean"), "{said}");
+            assert_eq!(target(&map, word, false).unwrap().address, Ipv4Addr::new(241, 0, 0, 101), "{word}");
+        }
+        for word in ["N1", "n1.", " n1 ", "host:N1"] {
+            assert_eq!(source(&map, word).unwrap(), map.node.address.0, "{word}");
+            assert_eq!(resolve(&map, word).unwrap().full_name, "host:n1", "{word}");
+            assert!(matches!(peer(&map, word), Err(NameError::Own(_))), "{word}");
+        }
     }
 
     #[test]

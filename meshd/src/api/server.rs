@@ -7,7 +7,8 @@
 //! POST /v1/rotate[?identity=1]      another tunnel key, or another identity key: answers when that is confirmed
 //! GET  /v1/lock             who waits for the lock's signature, POST /v1/lock?node=&signature= admits one
 //! POST /v1/join?coordinators=&pins= addresses of a token of the same mesh are tried from now on, at once where none works
-//! POST /v1/reload  /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
+//! POST /v1/reload           answers when services.toml is in force, or why it is not
+//! POST /v1/leave  /v1/stop  /v1/probe?node=      the round trip is in /v1/peers once it is measured
 //! ```
 
 use std::collections::BTreeMap;
@@ -119,6 +120,10 @@ async fn services(State(daemon): State<Daemon>, Query(words): Words) -> Answer<d
     if let Some(name) = words.get("name") {
         let key = snapshot.view.as_ref().and_then(|v| names::service(v.netmap(), name).map(|(key, _)| key.clone()));
         let key = key.ok_or_else(|| {
+            let hidden = snapshot.view.as_ref().and_then(|view| names::hidden(view.netmap(), name));
+            if let Some(hidden) = hidden {
+                return hidden.into();
+            }
             let message = format!("no service of this mesh is called `{name}`; `meshd services` lists them");
             No(StatusCode::NOT_FOUND, ErrorCode::NotFound, message)
         })?;
@@ -271,9 +276,17 @@ async fn join(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::
     Ok(done("the token's addresses are tried first"))
 }
 
-async fn reload(State(daemon): State<Daemon>) -> Json<doc::Done> {
-    daemon.requests.reload();
-    done("services.toml is read again")
+/// Has the node's services.toml read, and answers when it is in force, or why it is not.
+async fn reload(State(Daemon { requests, .. }): State<Daemon>) -> Answer<doc::Done> {
+    let number = requests.reload();
+    let reading = requests.reading(number).await;
+    if let Some(error) = reading.error {
+        let message = format!("services.toml is refused; the one before stays in force\n{error}");
+        return Err(No(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, message));
+    }
+    let Json(mut answer) = done(format!("services.toml is in force, with {} [[serve]]", reading.serve));
+    answer.done.extend(reading.warnings.iter().map(|warning| format!("warning: {warning}")));
+    Ok(Json(answer))
 }
 
 async fn leave(State(daemon): State<Daemon>) -> Answer<doc::Done> {

@@ -147,7 +147,7 @@ pub enum Verb {
     Flows,
     /// Print the metrics as Prometheus reads them
     Metrics,
-    /// Make the running daemon read its services.toml again
+    /// Make the running daemon read its services.toml again; when this returns, it is in force
     Reload,
     /// Give this node another tunnel key now, without losing a packet
     Rotate {

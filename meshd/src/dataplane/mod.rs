@@ -38,6 +38,7 @@ use mesh_proto::model::netmap::{NetMap, Peer};
 use mesh_proto::trust::audit_log::LogPosition;
 use tokio::sync::watch;
 
+use crate::base::retry::{Held, HeldBy};
 use crate::base::runtime::aside;
 use crate::base::state_dir::advice;
 use crate::control::LogGossip;
@@ -140,6 +141,25 @@ pub enum DataPlaneError {
     /// The kernel refuses a thread or a descriptor.
     #[error("cannot start a lane: {0}; raise the limits of processes and open files")]
     Thread(io::Error),
+}
+
+impl Held for DataPlaneError {
+    fn held_by(&self) -> HeldBy {
+        match self {
+            Self::Udp(UdpError::InUse { .. }) => HeldBy::Somebody,
+            Self::Tun(TunError::Create { source, .. })
+                if rustix::io::Errno::from_io_error(source) == Some(rustix::io::Errno::BUSY) =>
+            {
+                HeldBy::Somebody
+            }
+            Self::Udp(UdpError::Mark { .. } | UdpError::Open { .. })
+            | Self::Tun(TunError::Create { .. } | TunError::Name(_) | TunError::Device(_))
+            | Self::Lanes(_)
+            | Self::Ports { .. }
+            | Self::FlowFile { .. }
+            | Self::Thread(_) => HeldBy::Nobody,
+        }
+    }
 }
 
 /// A running data path. Dropping it stops it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mesh_host::socket::SocketError;
 
+use crate::base::retry::{Held, HeldBy};
 use crate::base::state_dir::{StateError, advice};
 use crate::dataplane::{DataPlaneError, LaneDeath};
 use crate::linux::KernelError;
@@ -72,5 +73,39 @@ pub enum DaemonError {
 impl From<StateError> for DaemonError {
     fn from(error: StateError) -> Self {
         if error.is_of_trust() { Self::Trust(error) } else { Self::State(error) }
+    }
+}
+
+impl Held for DaemonError {
+    fn held_by(&self) -> HeldBy {
+        match self {
+            Self::FlowsTaken(_) => HeldBy::Meshd,
+            Self::State(error) | Self::Trust(error) => error.held_by(),
+            Self::Socket(error) => error.held_by(),
+            Self::DataPlane(error) => error.held_by(),
+            Self::Kernel(_)
+            | Self::Copied(_)
+            | Self::Lane(_)
+            | Self::Signals(_)
+            | Self::Descriptors { .. }
+            | Self::Threads(_)
+            | Self::Runtime { .. } => HeldBy::Nobody,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::io::udp::UdpError;
+
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_has_a_holder_and_what_fails_has_none() {
+        let in_use = DataPlaneError::Udp(UdpError::InUse { port: 51820 });
+        assert_eq!(DaemonError::DataPlane(in_use).held_by(), HeldBy::Somebody);
+        let denied = UdpError::Mark { port: 51820, source: io::ErrorKind::PermissionDenied.into() };
+        assert_eq!(DaemonError::DataPlane(DataPlaneError::Udp(denied)).held_by(), HeldBy::Nobody);
+        assert_eq!(DaemonError::FlowsTaken("/run/meshd".into()).held_by(), HeldBy::Meshd);
     }
 }

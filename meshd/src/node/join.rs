@@ -1,6 +1,7 @@
 //! `meshd join`: from a token to an enrolment, and the mesh range closed before the first packet.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +20,9 @@ use crate::control::{self, AddressBook, Attempts, ChannelError, Dial};
 use crate::keys::node::NodeKeys;
 use crate::linux::{self, Home, HostFacts, KernelError, Shape};
 use crate::node::self_record::Author;
+use crate::node::token_file::{self, TokenFileError};
 use crate::node::{facts, psk_rollout, self_record, services_file};
 
-/// Longest token file that is read, in bytes.
-const MAX_TOKEN: u64 = 64 * 1024;
 /// How long coordinators are tried that do not answer; the rest of a join takes moments.
 pub const PATIENCE: Duration = Duration::from_secs(25);
 /// How long a coordinator has to say whether it knows this node.
@@ -37,15 +37,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The token cannot be read.
-    #[error(
-        "cannot read the token from {from}: {error}; give it with `--token-file FILE`, or on standard input with `-`"
-    )]
-    Read {
-        /// Where from.
-        from: String,
-        /// Why.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] TokenFileError),
     /// It is no token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -96,18 +89,11 @@ pub struct Joined {
 /// `JoinError` if it cannot be read or is none.
 pub fn read_token(word: Option<&str>, file: Option<&Path>) -> Result<JoinToken, JoinError> {
     let text = match (word, file) {
-        (_, Some(path)) => read(&path.display().to_string(), &mut || std::fs::File::open(path))?,
-        (Some("-") | None, None) => read("standard input", &mut || Ok(io::stdin()))?,
+        (_, Some(path)) => token_file::read(&path.display().to_string(), || File::open(path))?,
+        (Some("-") | None, None) => token_file::read("standard input", || Ok(io::stdin()))?,
         (Some(word), None) => word.to_owned(),
     };
     Ok(text.parse()?)
-}
-
-fn read<R: Read>(from: &str, open: &mut dyn FnMut() -> io::Result<R>) -> Result<String, JoinError> {
-    let mut text = String::new();
-    let result = open().and_then(|reader| reader.take(MAX_TOKEN).read_to_string(&mut text));
-    result.map_err(|error| JoinError::Read { from: from.into(), error })?;
-    Ok(text)
 }
 
 /// What a node joins with.
@@ -298,7 +284,7 @@ impl Asking<'_> {
         let (token, secret, oidc) = match credential {
             Credential::Token(token) => (token.id_text(), token.secret.clone(), None),
             Credential::Oidc { file, .. } => {
-                let text = read(&file.display().to_string(), &mut || std::fs::File::open(file))?;
+                let text = token_file::read(&file.display().to_string(), || File::open(file))?;
                 (String::new(), TokenSecret([0; 32]), Some(OidcToken(text.trim().to_owned())))
             }
         };

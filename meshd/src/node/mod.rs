@@ -18,6 +18,7 @@ pub mod requests;
 pub(crate) mod self_record;
 pub mod services_file;
 pub mod snapshot;
+pub mod token_file;
 pub(crate) mod tunnel_key_rotation;
 pub(crate) mod wished_name;
 

@@ -16,19 +16,56 @@ pub enum Order {
     Stop,
 }
 
+/// What came of a reading of services.toml that was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// The number of the latest request that it came after.
+    pub number: u64,
+    /// How many `[[serve]]` are in force.
+    pub serve: usize,
+    /// What the operator should know of the file in force.
+    pub warnings: Vec<String>,
+    /// What is wrong with the file, one line per mistake; then the one before is in force.
+    pub error: Option<String>,
+}
+
 /// Where the daemon is asked. Clones ask the same one. Of requests that wait, one of each kind counts.
 #[derive(Debug, Clone, Default)]
 pub struct Requests {
     order: watch::Sender<Order>,
-    reload: watch::Sender<()>,
+    /// How many readings of services.toml were asked for.
+    reload: watch::Sender<u64>,
+    reading: watch::Sender<Reading>,
     rotate: watch::Sender<()>,
     renew: watch::Sender<()>,
 }
 
 impl Requests {
-    /// Asks for services.toml to be read again.
-    pub fn reload(&self) {
-        self.reload.send_replace(());
+    /// Asks for services.toml to be read again, and returns the number of this request.
+    pub fn reload(&self) -> u64 {
+        let mut number = 0;
+        self.reload.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        number
+    }
+
+    /// Waits for what came of a request's reading, or of a later one.
+    pub async fn reading(&self, number: u64) -> Reading {
+        let mut readings = self.reading.subscribe();
+        loop {
+            let reading = readings.borrow_and_update().clone();
+            // We hold a sender, so that it changes or nothing happens.
+            if reading.number >= number || readings.changed().await.is_err() {
+                return reading;
+            }
+        }
+    }
+
+    /// Answers those who asked for a reading.
+    pub fn answer(&self, reading: Reading) {
+        self.reading.send_replace(reading);
     }
 
     /// Asks for another tunnel key.
@@ -82,8 +119,8 @@ impl Requests {
         self.order.subscribe()
     }
 
-    /// Returns what changes when services.toml is to be read again.
-    pub fn reloads(&self) -> watch::Receiver<()> {
+    /// Returns what changes when services.toml is to be read again: the number of the latest request.
+    pub fn reloads(&self) -> watch::Receiver<u64> {
         self.reload.subscribe()
     }
 

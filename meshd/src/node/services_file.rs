@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::base::files::SERVICES_TAKEN;
 use crate::base::state_dir::State;
+use crate::node::requests::{Reading, Requests};
 
 /// The node's own services.toml, as it was read last.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +30,14 @@ pub struct Offers {
     pub warnings: Vec<String>,
     /// What is wrong with the file on disk, and since when; the offers in force are then older ones.
     pub error: Option<(String, Instant)>,
+}
+
+impl Offers {
+    /// Returns what is told of the file to those who asked for it to be read.
+    fn reading(&self, number: u64) -> Reading {
+        let error = self.error.as_ref().map(|(error, _)| error.clone());
+        Reading { number, serve: self.serve.len(), warnings: self.warnings.clone(), error }
+    }
 }
 
 /// Reads the file as a new one; one that does not exist offers nothing.
@@ -105,15 +114,19 @@ pub fn offers(serve: &[ServeSpec]) -> Vec<ServeOffer> {
     serve.iter().map(offer).collect()
 }
 
-/// Keeps offers true to their file until the task is dropped; `reload` asks for it to be read again.
-pub async fn watch_services_file(offers: watch::Sender<Offers>, state: State, mut reload: watch::Receiver<()>) {
+/// Keeps offers true to their file until the task is dropped, and answers those who ask for it to be read again.
+pub async fn watch_services_file(offers: watch::Sender<Offers>, state: State, requests: Requests) {
     let path = offers.borrow().path.clone();
     let mut file = WatchedFile::new(&path);
+    let mut reloads = requests.reloads();
     loop {
+        // Before the file is read: who asks meanwhile gets another reading.
+        let number = *reloads.borrow_and_update();
         load(&offers, &path, &state);
+        requests.answer(offers.borrow().reading(number));
         tokio::select! {
             () = file.changed() => {}
-            Ok(()) = reload.changed() => {}
+            Ok(()) = reloads.changed() => file.look(),
         }
     }
 }
