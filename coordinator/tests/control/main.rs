@@ -16,6 +16,7 @@ mod kills;
 mod locking;
 mod logging;
 mod lost_store;
+mod reloading;
 mod renewing;
 mod restoring;
 mod rotating;
