@@ -9,7 +9,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mesh_proto::services::{Diagnostics, parse, parse_accepted, parse_node, parse_node_accepted};
+use mesh_proto::services::{Diagnostics, Severity, parse, parse_accepted, parse_node, parse_node_accepted};
 
 /// Reads a file the way its name asks for, and reports on it.
 fn report(name: &str, text: &str) -> Diagnostics {
@@ -82,7 +82,7 @@ fn files_that_use_what_is_reserved_are_refused_for_that_alone() {
 
         let all = report("", &text);
 
-        for one in &all.list {
+        for one in all.list.iter().filter(|one| one.severity == Severity::Error) {
             assert_eq!(one.code, "MESH0110", "{}: {}", path.display(), one.message);
         }
         files += 1;

@@ -124,6 +124,7 @@ fn documents(pair: &Pair, lines: &mut BTreeSet<String>) {
     };
     let good = file("plan.toml", &format!("{SERVICES}{MORE}"));
     let bad = file("bad.toml", &format!("{SERVICES}{BAD}"));
+    let same = file("same.toml", SERVICES);
     let copy = coordinator.folder.join("copy.redb").display().to_string();
     for (name, words) in [
         ("status", &["status"][..]),
@@ -139,6 +140,9 @@ fn documents(pair: &Pair, lines: &mut BTreeSet<String>) {
         ("check bad", &["check", &bad]),
         ("plan good", &["plan", &good]),
         ("plan bad", &["plan", &bad]),
+        ("apply same", &["apply", &same]),
+        ("apply bad", &["apply", &bad]),
+        ("reload", &["reload"]),
         ("revoke nobody", &["revoke", "nobody"]),
         ("lock status", &["lock", "status"]),
         ("export", &["export"]),

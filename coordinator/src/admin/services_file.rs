@@ -49,7 +49,7 @@ pub(crate) async fn reload(State(state): State<AdminState>) -> Result<Json<docum
             schema: documents::IN_FORCE.into(),
             file: status.path,
             revision: state.core.world().revision,
-            sha256: HEXLOWER.encode(&taken),
+            digest: HEXLOWER.encode(&taken),
             warnings: status.warnings,
         })),
         FileState::Rejected | FileState::Unreadable | FileState::Unread | FileState::Superseded => {

@@ -49,7 +49,7 @@ pub(crate) async fn apply(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
         return Ok(unsaved(&place, &error));
     }
     let why = match ask_to_read(&client(cli)).await {
-        Ok(held) if held.sha256 == HEXLOWER.encode(&sha256(&[text.as_bytes()])) => return Ok(in_force(cli, &held)),
+        Ok(held) if held.digest == HEXLOWER.encode(&sha256(&[text.as_bytes()])) => return Ok(in_force(cli, &held)),
         Ok(_) => Outcome::failed(&format!(
             "another text is in force than {}: somebody altered {} meanwhile; look at it, and run this again",
             file.display(),

@@ -415,7 +415,7 @@ pub struct InForceDocument {
     /// The revision that holds it, or a later one.
     pub revision: Revision,
     /// The SHA-256 of its text, as 64 hexadecimal digits.
-    pub sha256: String,
+    pub digest: String,
     /// What the operator should know all the same.
     pub warnings: Vec<String>,
 }

@@ -142,7 +142,7 @@ async fn of_texts_that_are_saved_one_after_another_each_reload_puts_its_own_in_f
         coordinator.save(&text);
         // A signal that asks for the same must not bring an older text back.
         let (reloaded, ()) = tokio::join!(client.post::<InForceDocument>("/v1/reload"), coordinator.running.reload());
-        assert_eq!(reloaded.unwrap().sha256, HEXLOWER.encode(&sha256(&[text.as_bytes()])), "{round}");
+        assert_eq!(reloaded.unwrap().digest, HEXLOWER.encode(&sha256(&[text.as_bytes()])), "{round}");
     }
 }
 
