@@ -18,7 +18,7 @@ pub enum Order {
 
 /// What came of a reading of services.toml that was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct ReloadAnswer {
     /// The number of the latest request that it came after.
     pub number: u64,
     /// How many `[[serve]]` are in force.
@@ -35,7 +35,7 @@ pub struct Requests {
     order: watch::Sender<Order>,
     /// How many readings of services.toml were asked for.
     reload: watch::Sender<u64>,
-    reading: watch::Sender<Reading>,
+    reading: watch::Sender<ReloadAnswer>,
     rotate: watch::Sender<()>,
     renew: watch::Sender<()>,
 }
@@ -52,7 +52,7 @@ impl Requests {
     }
 
     /// Waits for what came of a request's reading, or of a later one.
-    pub async fn reading(&self, number: u64) -> Reading {
+    pub async fn reading(&self, number: u64) -> ReloadAnswer {
         let mut readings = self.reading.subscribe();
         loop {
             let reading = readings.borrow_and_update().clone();
@@ -64,7 +64,7 @@ impl Requests {
     }
 
     /// Answers those who asked for a reading.
-    pub fn answer(&self, reading: Reading) {
+    pub fn answer(&self, reading: ReloadAnswer) {
         self.reading.send_replace(reading);
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::base::files::SERVICES_TAKEN;
 use crate::base::state_dir::State;
-use crate::node::requests::{Reading, Requests};
+use crate::node::requests::{ReloadAnswer, Requests};
 
 /// The node's own services.toml, as it was read last.
 #[derive(Debug, Clone, Default)]
@@ -34,9 +34,9 @@ pub struct Offers {
 
 impl Offers {
     /// Returns what is told of the file to those who asked for it to be read.
-    fn reading(&self, number: u64) -> Reading {
+    fn reading(&self, number: u64) -> ReloadAnswer {
         let error = self.error.as_ref().map(|(error, _)| error.clone());
-        Reading { number, serve: self.serve.len(), warnings: self.warnings.clone(), error }
+        ReloadAnswer { number, serve: self.serve.len(), warnings: self.warnings.clone(), error }
     }
 }
 
