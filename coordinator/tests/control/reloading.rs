@@ -2,15 +2,20 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Output;
 
+use axum::routing::{get, post};
+use axum::{Json, Router};
 use coordinator::base::words::SOCKET;
 use coordinator::core::documents::{FileState, InForceDocument, PlanDocument, Proposal, TokenLine};
 use data_encoding::HEXLOWER;
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use mesh_host::client::{AskError, Client};
+use mesh_host::socket::Socket;
 use mesh_host::sums::sha256;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::common::{SERVICES, TestCoordinator};
 use crate::verbs::{CoordinatorProgram, run};
@@ -98,6 +103,53 @@ async fn what_contradicts_the_mesh_is_refused_before_it_is_saved() {
     assert!(said(&refused).contains("name is boutique and cannot become other"), "{}", said(&refused));
     assert_eq!(fs::read_to_string(coordinator.services()).unwrap(), SERVICES);
     assert_eq!(coordinator.status().await.services.state, FileState::Accepted);
+}
+
+/// A coordinator that finds nothing wrong with a text, says that its file is at `place`, and answers a reload as told.
+async fn pretend(place: &Path, reload: (StatusCode, Value)) -> (tempfile::TempDir, watch::Sender<bool>) {
+    let real = TestCoordinator::start().await;
+    let mut status: Value = real.fetch("/v1/status").await;
+    status["services"]["path"] = json!(place);
+    let plan = json!({"schema": "coordinator.plan/1", "revision": 1, "changes": [], "warnings": []});
+    let routes = Router::new()
+        .route("/v1/status", get(async move || Json(status)))
+        .route("/v1/plan", post(async move || Json(plan)))
+        .route("/v1/reload", post(async move || (reload.0, Json(reload.1))));
+    let dir = tempfile::tempdir().unwrap();
+    let socket = Socket::bind(&dir.path().join("admin.sock"), &SOCKET).unwrap();
+    let (stop, stopping) = watch::channel(false);
+    tokio::spawn(socket.serve(move |_| routes.clone(), stopping));
+    (dir, stop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_taken_after_all_does_not_stay_in_the_place_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("services.toml");
+    fs::write(dir.path().join("draft.toml"), with_site("new")).unwrap();
+    let refusal = json!({"error": "services", "message": "the store is full"});
+    let other = json!({
+        "schema": "coordinator.in_force/1", "file": place, "revision": 7, "digest": "00", "warnings": []
+    });
+    for (answer, why) in
+        [((StatusCode::UNPROCESSABLE_ENTITY, refusal), "the store is full"), ((StatusCode::OK, other), "another text")]
+    {
+        for before in [Some(SERVICES), None] {
+            match before {
+                Some(before) => fs::write(&place, before).unwrap(),
+                None => fs::remove_file(&place).unwrap(),
+            }
+            let (folder, _stop) = pretend(&place, answer.clone()).await;
+            let socket = folder.path().join("admin.sock");
+            let words = ["--socket", socket.to_str().unwrap(), "apply", "draft.toml"];
+            let refused = tokio::task::block_in_place(|| run(dir.path(), &words));
+
+            assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{refused:?}");
+            assert!(said(&refused).contains(why), "{}", said(&refused));
+            assert_eq!(fs::read_to_string(&place).ok().as_deref(), before);
+        }
+        fs::write(&place, "").unwrap();
+    }
 }
 
 #[test]
