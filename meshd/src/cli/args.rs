@@ -142,7 +142,17 @@ pub enum Verb {
         udp: bool,
     },
     /// Check the configuration, the services.toml and the kernel, without a daemon
-    Check(ConfigArg),
+    Check {
+        /// Run the printed commands that touch nothing but what is of the mesh, each after asking
+        #[arg(long)]
+        fix: bool,
+        /// With --fix: run them without asking
+        #[arg(long, requires = "fix")]
+        yes: bool,
+        /// The configuration file.
+        #[command(flatten)]
+        config: ConfigArg,
+    },
     /// Show the live flows
     Flows,
     /// Print the metrics as Prometheus reads them

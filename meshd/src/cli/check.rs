@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mesh_host::output::OutputError;
 use mesh_proto::base::addr::{Flat, MeshRange};
+use mesh_proto::model::netmap::NetMap;
 use mesh_proto::ops::status as doc;
 use mesh_proto::services::Diagnostics;
 
@@ -13,11 +14,14 @@ use crate::base::text::JOIN_HINT;
 use crate::base::warning_id::WarningId;
 use crate::cli::args::ConfigArg;
 use crate::cli::error::CommandError;
+use crate::cli::fix::{self, Consent};
 use crate::cli::output::{load, print, print_json};
-use crate::config::Config;
+use crate::cli::{resolver, running};
+use crate::config::{CONFIG, Config};
 use crate::io::tun;
 use crate::keys::node::NodeKeys;
-use crate::linux::{self, Obstacle, Shape};
+use crate::linux::{self, HostPart, Obstacle, Shape};
+use crate::node::host_part::host_part;
 use crate::node::{join, wished_name};
 
 /// The exit code where something will not work.
@@ -33,6 +37,10 @@ struct Found {
     drawn: Option<Diagnostics>,
     /// What needs no mending.
     notes: Vec<String>,
+    /// The same, of what has a word of its own.
+    named_notes: Vec<doc::Note>,
+    /// What `--fix` ran.
+    fixed: Vec<doc::Fixed>,
     is_stranger: bool,
 }
 
@@ -47,7 +55,19 @@ impl Found {
 
     fn add(&mut self, is_error: bool, id: &str, cause: impl Into<String>, command: impl Into<String>) {
         let (id, cause, command) = (id.into(), cause.into(), command.into());
-        self.problems.push(doc::Problem { id, is_error, cause, command });
+        self.problems.push(doc::Problem { id, is_error, cause, command, safe: false });
+    }
+
+    /// Takes what stands in the way, whose command may be safe.
+    fn obstacle(&mut self, found: Obstacle, own: &str) {
+        let Obstacle { id, sentence, command, is_safe } = found;
+        let command = if command == "meshd guard" { format!("{command}{own}") } else { command };
+        self.problems.push(doc::Problem { id: id.into(), is_error: false, cause: sentence, command, safe: is_safe });
+    }
+
+    fn note(&mut self, note: doc::Note) {
+        self.notes.push(note.sentence());
+        self.named_notes.push(note);
     }
 
     fn sentences(&self, is_error: bool) -> impl Iterator<Item = String> {
@@ -65,23 +85,69 @@ impl Found {
     }
 }
 
-/// Checks what can be checked without a daemon.
-pub(crate) async fn check(arg: &ConfigArg, socket: Option<PathBuf>, json: bool) -> Result<u8, CommandError> {
+/// Checks what can be checked without a daemon, and asks one that runs. With a consent, mends what is safe to mend, and
+/// checks again.
+pub(crate) async fn check(
+    arg: &ConfigArg,
+    socket: Option<PathBuf>,
+    consent: Option<Consent>,
+    json: bool,
+) -> Result<u8, CommandError> {
+    if let Some(consent) = consent {
+        consent.check()?;
+    }
+    let mut found = look(arg, socket.clone()).await;
+    if let Some(consent) = consent {
+        let fixed = fix::mend(&found.problems, consent).await;
+        if !fixed.is_empty() {
+            found = look(arg, socket).await;
+        }
+        found.fixed = fixed;
+    }
+    let code = found.code();
+    show(found, json)?;
+    Ok(code)
+}
+
+/// Looks at everything once.
+async fn look(arg: &ConfigArg, socket: Option<PathBuf>) -> Found {
     let mut found = Found::default();
     match load(arg, socket) {
         Ok(config) => {
             services(&config, &mut found);
             if let Some(shape) = member(&config, &mut found) {
-                host(&shape, &mut found).await;
+                let map = State::open(&config.state_dir).ok().filter(|_| !found.is_stranger).and_then(|s| s.netmap());
+                let part = map.as_ref().map_or_else(HostPart::default, |map| host_part(&config, map));
+                host(&shape, &part, &own_words(arg), &mut found).await;
+                if let Some(map) = map {
+                    running(&config, &map, &mut found).await;
+                }
                 name(&config, &mut found);
             }
         }
         Err(error) => error.to_string().lines().for_each(|line| found.error("settings", line, "")),
     }
     device(&mut found);
-    let code = found.code();
-    show(found, json)?;
-    Ok(code)
+    found
+}
+
+/// What a command of ours has to be told, where the configuration is not at its usual place.
+fn own_words(arg: &ConfigArg) -> String {
+    let path = arg.config.display().to_string();
+    if path == CONFIG { String::new() } else { format!(" --config '{}'", path.replace('\'', "'\\''")) }
+}
+
+/// Asks the daemon, if one runs, what only it can know.
+async fn running(config: &Config, map: &NetMap, found: &mut Found) {
+    let Some(status) = running::status(config).await else { return };
+    for obstacle in running::silent_peers(&status, map, config.port) {
+        found.obstacle(obstacle, "");
+    }
+    if config.dns.enabled
+        && let Some(note) = resolver::note(map, &config.interface)
+    {
+        found.note(note);
+    }
 }
 
 fn show(found: Found, json: bool) -> Result<(), OutputError> {
@@ -89,8 +155,15 @@ fn show(found: Found, json: bool) -> Result<(), OutputError> {
         let mut errors: Vec<String> = found.sentences(true).collect();
         errors.extend(found.drawn.iter().flat_map(Diagnostics::lines));
         let warnings = found.sentences(false).collect();
-        let (notes, problems) = (found.notes, found.problems);
-        return print_json(&doc::Check { schema: doc::CHECK.into(), errors, warnings, notes, problems });
+        let Found { problems, notes, named_notes, fixed, .. } = found;
+        let schema = doc::CHECK.into();
+        return print_json(&doc::Check { schema, errors, warnings, notes, problems, named_notes, fixed });
+    }
+    for fixed in &found.fixed {
+        match &fixed.error {
+            None => print(&format!("ran `{}`", fixed.command))?,
+            Some(error) => print(&format!("`{}` failed: {error}", fixed.command))?,
+        }
     }
     if let Some(drawn) = &found.drawn {
         print(&drawn.render(io::stdout().is_terminal()))?;
@@ -170,17 +243,19 @@ fn device(found: &mut Found) {
         let advice = if command.is_empty() { "; run as root, or give the container the device" } else { "" };
         let cause = format!("/dev/net/tun cannot be opened ({error}), so that there is no mesh interface{advice}");
         found.error("no-tun", cause, command);
+        if let Some(problem) = found.problems.last_mut() {
+            problem.safe = !command.is_empty();
+        }
     }
 }
 
 /// Checks the kernel: what stands in the way, and whether the range is free.
-async fn host(shape: &Shape, found: &mut Found) {
+async fn host(shape: &Shape, part: &HostPart, own: &str, found: &mut Found) {
     let is_stranger = found.is_stranger;
     // Before the join, what the join sets is not there, and that is no obstacle.
     let ours = |o: &Obstacle| o.sentence.contains("ip meshd") || o.sentence.contains(&shape.interface);
-    for Obstacle { sentence, command } in linux::obstacles(shape).await.into_iter().filter(|o| !is_stranger || !ours(o))
-    {
-        found.warning("host", sentence, command);
+    for obstacle in linux::obstacles(shape, part).await.into_iter().filter(|o| !is_stranger || !ours(o)) {
+        found.obstacle(obstacle, own);
     }
     match linux::host_facts().await {
         Ok(host) => host.collision(shape.range).into_iter().for_each(|cause| found.error("range-taken", cause, "")),
@@ -192,6 +267,9 @@ async fn host(shape: &Shape, found: &mut Found) {
         Err(error) => found.error("host", error.to_string(), ""),
     }
     found.notes = linux::notes(shape).await;
+    if let Some(cause) = linux::unread() {
+        found.note(doc::Note { id: "legacy-iptables".into(), cause, command: String::new() });
+    }
 }
 
 /// Returns what the kernel would carry after a join with the default range.

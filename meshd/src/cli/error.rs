@@ -49,6 +49,9 @@ pub enum CommandError {
         "the running meshd is of an older version and would open the range: run `systemctl restart meshd`, and the same `meshd join` again"
     )]
     OldDaemon,
+    /// Nobody is there to be asked whether to mend.
+    #[error("nothing was run: --fix asks before each command, and there is no terminal to ask at; say --yes as well")]
+    Unasked,
     /// No runtime could be made.
     #[error("cannot start: {0}; check the limits of this process")]
     Runtime(io::Error),

@@ -21,7 +21,7 @@ use crate::cli::args::{Cli, ConfigArg, Output, Verb};
 use crate::cli::error::CommandError;
 use crate::cli::output::{Asker, finish, load, load_running, print, print_json, socket};
 use crate::cli::rejoin::rejoin;
-use crate::cli::{check, cleanup, hidden_token, joining, leaving, network_lock, render};
+use crate::cli::{check, cleanup, fix, hidden_token, joining, leaving, network_lock, render};
 use crate::config::accepted::Loaded;
 use crate::config::{CONFIG, Config};
 use crate::dataplane::bench;
@@ -182,7 +182,9 @@ async fn verb(
                 (false, _) => FAILED,
             })
         }
-        Verb::Check(config) => check::check(&config, cli.socket, json).await,
+        Verb::Check { fix, yes, config } => {
+            check::check(&config, cli.socket, fix.then(|| fix::Consent::of(yes)), json).await
+        }
         Verb::Flows => {
             let shown = |d: &doc::Flows| render::flows(&d.flows);
             ask.show("/v1/flows", shown).await.map(|_| 0)

@@ -1,22 +1,23 @@
 //! What stands in the way of mesh packets on this host, each with the command that mends it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use mesh_proto::base::addr::overlap;
 use netlink_packet_route::route::{RouteMessage, RouteType};
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleFlags};
 
 use super::error::KernelError;
+use super::ip_rule::IpRule;
 use super::route::{self, Routes};
-use super::{forward, guards, names, pod_interfaces};
-use crate::linux::shape::{Obstacle, RULE_PRIORITY, Shape};
+use super::{forward, guards, input, marked_route, names, pod_interfaces};
+use crate::linux::shape::{HostPart, Obstacle, RULE_PRIORITY, Shape};
 
 /// The kernel's table of local addresses, which comes first everywhere.
 const LOCAL: u32 = 255;
 
 /// Finds all of them. What cannot be examined is told like an obstacle.
-pub(super) async fn find(shape: &Shape) -> Vec<Obstacle> {
+pub(super) async fn find(shape: &Shape, part: &HostPart) -> Vec<Obstacle> {
     let mut found: Vec<Obstacle> = match guards(shape).await {
         Ok(missing) => missing.into_iter().map(Obstacle::plain).collect(),
         Err(error) => vec![Obstacle::plain(format!("cannot examine the guards: {error}"))],
@@ -32,6 +33,11 @@ pub(super) async fn find(shape: &Shape) -> Vec<Obstacle> {
     // Without nftables there is nothing to examine, which the guards have said already.
     found.extend(forward::obstacles(shape).unwrap_or_default());
     found.extend(forwarding(shape));
+    found.extend(input::obstacles(shape, part).await.unwrap_or_default());
+    match marked_route::obstacle(shape, part).await {
+        Ok(obstacle) => found.extend(obstacle),
+        Err(error) => found.push(Obstacle::plain(format!("cannot examine the way of the tunnel's packets: {error}"))),
+    }
     found
 }
 
@@ -42,7 +48,7 @@ async fn guards(shape: &Shape) -> Result<Vec<String>, KernelError> {
 
 impl Obstacle {
     fn plain(sentence: String) -> Self {
-        Self { sentence, command: String::new() }
+        Self::new(sentence, "")
     }
 }
 
@@ -65,7 +71,7 @@ async fn open(shape: &Shape, is_guarded: bool) -> Result<Option<Obstacle>, Kerne
             "nothing keeps packets for the mesh range {range} from leaving this host in clear: rule and route, and the nftables table `ip {table}`, are missing"
         ),
     };
-    Ok(Some(Obstacle { sentence, command: "meshd guard".to_owned() }))
+    Ok(Some(Obstacle::new(sentence, "meshd guard").safe()))
 }
 
 async fn rules(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
@@ -126,14 +132,15 @@ fn caught_by(rule: &IpRule<'_>, shape: &Shape) -> Obstacle {
     let (priority, range) = (rule.priority, shape.range);
     let selector = rule.from.map_or_else(|| "all".to_owned(), |net| net.to_string());
     let target = rule.table().map_or_else(|| "no table".to_owned(), |table| format!("table {table}"));
-    Obstacle {
-        sentence: format!(
-            "the ip rule of priority {priority} (from {selector}, {target}) comes before meshd's ({RULE_PRIORITY}) and takes packets for the mesh range {range}"
-        ),
-        command: match priority.checked_sub(1) {
-            Some(before) => format!("ip rule add pref {before} to {range} lookup {}", names::table(range)),
-            None => format!("ip rule del pref 0 from {selector}"),
-        },
+    let sentence = format!(
+        "the ip rule of priority {priority} (from {selector}, {target}) comes before meshd's ({RULE_PRIORITY}) and takes packets for the mesh range {range}"
+    );
+    match priority.checked_sub(1) {
+        Some(before) => {
+            let command = format!("ip rule add pref {before} to {range} lookup {}", names::table(range));
+            Obstacle::new(sentence, command).safe()
+        }
+        None => Obstacle::new(sentence, format!("ip rule del pref 0 from {selector}")),
     }
 }
 
@@ -151,10 +158,8 @@ async fn reverse_path(routes: &Routes, shape: &Shape) -> Result<Option<Obstacle>
     let strict = strict.into_iter().flatten().max() == Some(1);
     let consequence =
         if strict { ", and the strict reverse path filter (rp_filter) drops what arrives from it" } else { "" };
-    Ok(Some(Obstacle {
-        sentence: format!("packets for the mesh do not take `{name}`{consequence}"),
-        command: format!("ip route get {vip}"),
-    }))
+    let sentence = format!("packets for the mesh do not take `{name}`{consequence}");
+    Ok(Some(Obstacle::new(sentence, format!("ip route get {vip}"))))
 }
 
 /// Forwarding must be on where there are pods.
@@ -163,17 +168,15 @@ pub(super) fn forwarding(shape: &Shape) -> Option<Obstacle> {
         return None;
     }
     if sysctl("ip_forward") == Some(0) {
-        return Some(Obstacle {
-            sentence:
-                "this host does not forward packets (net.ipv4.ip_forward is 0), so that its pods cannot use the mesh"
-                    .to_owned(),
-            command: "sysctl -w net.ipv4.ip_forward=1".to_owned(),
-        });
+        return Some(Obstacle::new(
+            "this host does not forward packets (net.ipv4.ip_forward is 0), so that its pods cannot use the mesh",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ));
     }
     let name = &shape.interface;
-    (sysctl(&format!("conf/{name}/forwarding")) == Some(0)).then(|| Obstacle {
-        sentence: format!("`{name}` does not forward packets, so that pods cannot use the mesh"),
-        command: format!("sysctl -w net.ipv4.conf.{name}.forwarding=1"),
+    (sysctl(&format!("conf/{name}/forwarding")) == Some(0)).then(|| {
+        let sentence = format!("`{name}` does not forward packets, so that pods cannot use the mesh");
+        Obstacle::new(sentence, format!("sysctl -w net.ipv4.conf.{name}.forwarding=1")).safe()
     })
 }
 
@@ -181,49 +184,4 @@ pub(super) fn forwarding(shape: &Shape) -> Option<Obstacle> {
 fn sysctl(path: &str) -> Option<u32> {
     let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{path}")).ok()?;
     text.trim().parse().ok()
-}
-
-/// A rule of the kernel, as far as it matters here.
-#[derive(Default)]
-struct IpRule<'a> {
-    priority: u32,
-    table: u32,
-    to: Option<Ipv4Net>,
-    from: Option<Ipv4Net>,
-    input: Option<&'a str>,
-    has_output: bool,
-    mark: u32,
-    suppressed: Option<u32>,
-    header: RuleHeader,
-}
-
-impl<'a> IpRule<'a> {
-    fn read(rule: &'a RuleMessage) -> Self {
-        let header = rule.header.clone();
-        let mut read = Self { table: header.table.into(), ..Self::default() };
-        for attribute in &rule.attributes {
-            if let RuleAttribute::Priority(priority) = attribute {
-                read.priority = *priority;
-            } else if let RuleAttribute::Table(table) = attribute {
-                read.table = *table;
-            } else if let RuleAttribute::Destination(IpAddr::V4(net)) = attribute {
-                read.to = Ipv4Net::new(*net, header.dst_len).ok();
-            } else if let RuleAttribute::Source(IpAddr::V4(net)) = attribute {
-                read.from = Ipv4Net::new(*net, header.src_len).ok();
-            } else if let RuleAttribute::Iifname(name) = attribute {
-                read.input = Some(name);
-            } else if let RuleAttribute::Oifname(_) | RuleAttribute::L3MDev(true) = attribute {
-                read.has_output = true;
-            } else if let RuleAttribute::FwMark(mark) = attribute {
-                read.mark = *mark;
-            } else if let RuleAttribute::SuppressPrefixLen(length) = attribute {
-                read.suppressed = Some(*length).filter(|&length| length != u32::MAX);
-            }
-        }
-        Self { header, ..read }
-    }
-
-    fn table(&self) -> Option<u32> {
-        (self.header.action == RuleAction::ToTable).then_some(self.table)
-    }
 }

@@ -22,7 +22,11 @@ mod events;
 mod forward;
 mod guards;
 mod host;
+mod input;
+mod ip_rule;
+mod legacy;
 mod mark;
+mod marked_route;
 pub mod memory;
 mod meshes;
 mod names;
@@ -31,7 +35,10 @@ pub mod nft;
 mod pod_interfaces;
 mod reconciler;
 mod route;
+mod ruleset;
 mod source_guard;
+
+use std::net::SocketAddrV4;
 
 pub use claim::{Claim, claim, rival};
 pub use cleaning::{Cleaned, Extent, cleanup, forget, meshes};
@@ -44,7 +51,9 @@ pub use names::{nft_table, table};
 pub use reconciler::{Keeper, Upkeep};
 use route::Routes;
 
-pub use crate::linux::shape::{Guards, Home, MARK, MAX_POD_INTERFACES, Obstacle, RULE_PRIORITY, Shape, TABLE};
+pub use crate::linux::shape::{
+    Guards, Home, HostPart, MARK, MAX_CALLED, MAX_POD_INTERFACES, MAX_SERVED, Obstacle, RULE_PRIORITY, Shape, TABLE,
+};
 
 /// Closes the mesh range: rule, table, unreachable route and guards. Idempotent; outlives the process; needs no interface.
 ///
@@ -84,9 +93,18 @@ pub async fn attach(shape: &Shape) -> Result<(), KernelError> {
     Routes::open()?.ensure_interface(shape).await.map(drop)
 }
 
-/// Finds what stands in the way of mesh packets on this host.
-pub async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
-    conflicts::find(shape).await
+/// Finds what stands in the way of mesh packets on this host, and of what the host itself takes part in.
+pub async fn obstacles(shape: &Shape, part: &HostPart) -> Vec<Obstacle> {
+    conflicts::find(shape, part).await
+}
+
+/// Finds which of this host's own chains certainly drops the tunnel's UDP between one of its ports and a peer's address,
+/// with the command that opens it.
+///
+/// # Errors
+/// `KernelError` if the kernel does not answer.
+pub fn blocks_tunnel(own_port: u16, peer: SocketAddrV4) -> Result<Option<Obstacle>, KernelError> {
+    input::blocks_tunnel(own_port, peer)
 }
 
 /// Says in sentences what the guards do not hold on this host, and what they dropped so far; nothing of it needs mending.
@@ -94,6 +112,11 @@ pub async fn notes(shape: &Shape) -> Vec<String> {
     let Ok(routes) = Routes::open() else { return Vec::new() };
     let shape = pod_interfaces::found(&routes, shape).await;
     pod_interfaces::exempt(&shape).into_iter().chain(guards::dropped(&shape)).collect()
+}
+
+/// Says which rules of this host are not read here, if there are any.
+pub fn unread() -> Option<String> {
+    legacy::tables().map(|tables| legacy::sentence(&tables))
 }
 
 /// Reads what lies beneath the tunnel.

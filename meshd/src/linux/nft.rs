@@ -5,7 +5,7 @@
 
 mod expr;
 
-pub use expr::{Expr, Family, Fate, Fib, Meta, PayloadBase, Register};
+pub use expr::{Expr, Family, Fate, Fib, Meta, PayloadBase, Register, Tracked};
 
 use std::io;
 
@@ -21,6 +21,9 @@ const NEWRULE: u16 = 6;
 const GETRULE: u16 = 7;
 #[cfg(test)]
 const DELRULE: u16 = 8;
+const GETSETELEM: u16 = 13;
+/// An element that ends an interval (NFT_SET_ELEM_INTERVAL_END).
+const INTERVAL_END: u32 = 1;
 /// A table of one socket, since Linux 5.12 (NFT_TABLE_F_OWNER).
 const OWNED: u32 = 2;
 const NLM_F_CREATE: u16 = 0x400;
@@ -303,4 +306,33 @@ pub fn rules(chain: &Chain) -> Result<Vec<NftRule>, KernelError> {
         Some(NftRule { handle: attributes.long(3)?, exprs: attributes.nested(4).map(element).collect() })
     };
     Ok(replies.iter().filter_map(read).collect())
+}
+
+/// An element of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    /// What is compared with a register.
+    pub key: Vec<u8>,
+    /// What becomes of a packet that has it, if the set holds verdicts.
+    pub fate: Option<Fate>,
+}
+
+/// Lists the elements of a set of a chain's table; `None` if it holds intervals, or anything else than plain keys.
+///
+/// # Errors
+/// `KernelError` if the kernel has no such set or does not permit it.
+pub fn elements(chain: &Chain, set: &str) -> Result<Option<Vec<Element>>, KernelError> {
+    let replies = nfnetlink::dump(GETSETELEM, chain.family.number(), |w| {
+        w.text(1, &chain.table);
+        w.text(2, set);
+    })
+    .map_err(|error| KernelError::nft("list the elements of an nftables set", &error))?;
+    let element = |(_, element): (u16, _)| {
+        let element = Attributes(element);
+        let plain = element.number(3).unwrap_or(0) & INTERVAL_END == 0 && element.find(10).is_none();
+        let verdict = element.nested(2).nested(2);
+        let fate = verdict.number(1).map(|code| Fate::from_code(code.cast_signed(), verdict.text(2)));
+        plain.then(|| Some(Element { key: element.nested(1).find(1)?.to_vec(), fate })).flatten()
+    };
+    Ok(replies.iter().flat_map(|reply| reply.attributes().nested(3).map(element)).collect())
 }

@@ -16,7 +16,7 @@ use super::error::KernelError;
 use super::events::Events;
 use super::route::{Link, Routes};
 use super::{conflicts, guards, names, pod_interfaces};
-use crate::linux::shape::{Guards, Obstacle, Shape};
+use crate::linux::shape::{Guards, HostPart, Obstacle, Shape};
 
 /// How often it looks when nothing happens.
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,6 +48,7 @@ pub struct Upkeep {
 #[derive(Debug)]
 pub struct Keeper {
     shape: watch::Sender<Shape>,
+    part: watch::Sender<HostPart>,
     task: JoinHandle<()>,
 }
 
@@ -63,13 +64,25 @@ impl Keeper {
         let events = Events::open(&groups).map_err(socket)?;
         let routes = Routes::open()?;
         let (shape, shapes) = watch::channel(shape);
-        let task = tokio::spawn(reconcile(routes, events, shapes, upkeep));
-        Ok(Self { shape, task })
+        let (part, parts) = watch::channel(HostPart::default());
+        let task = tokio::spawn(reconcile(routes, events, (shapes, parts), upkeep));
+        Ok(Self { shape, part, task })
     }
 
     /// Replaces what is to be kept, as when a pod block appears.
     pub fn set_shape(&self, shape: Shape) {
         self.shape.send_replace(shape);
+    }
+
+    /// Replaces what the host itself takes part in.
+    pub fn set_part(&self, part: HostPart) {
+        self.part.send_if_modified(|known| {
+            let changed = *known != part;
+            if changed {
+                *known = part;
+            }
+            changed
+        });
     }
 
     /// Ends the task and leaves the kernel as it is.
@@ -79,7 +92,12 @@ impl Keeper {
     }
 }
 
-async fn reconcile(routes: Routes, events: Events, mut shapes: watch::Receiver<Shape>, upkeep: watch::Sender<Upkeep>) {
+async fn reconcile(
+    routes: Routes,
+    events: Events,
+    (mut shapes, mut parts): (watch::Receiver<Shape>, watch::Receiver<HostPart>),
+    upkeep: watch::Sender<Upkeep>,
+) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look: u64 = 0;
@@ -90,8 +108,10 @@ async fn reconcile(routes: Routes, events: Events, mut shapes: watch::Receiver<S
         let moved = shapes.has_changed().unwrap_or(false);
         let shape = shapes.borrow_and_update().clone();
         let known = settings.replace(conflicts::forwarding(&shape));
-        let search = look.is_multiple_of(SEARCH) || known != settings;
-        let mut seen = look_once(&routes, &shape, &mut device, search, look.is_multiple_of(RETRY)).await;
+        let other_part = parts.has_changed().unwrap_or(false);
+        let part = parts.borrow_and_update().clone();
+        let search = look.is_multiple_of(SEARCH) || known != settings || other_part;
+        let mut seen = look_once(&routes, (&shape, &part), &mut device, search, look.is_multiple_of(RETRY)).await;
         // What another shape needs was not taken away by anybody.
         let changes = std::mem::take(&mut seen.changes);
         if moved {
@@ -106,6 +126,7 @@ async fn reconcile(routes: Routes, events: Events, mut shapes: watch::Receiver<S
             _ = ticks.tick() => {}
             () = events.wait() => {}
             changed = shapes.changed() => if changed.is_err() { return },
+            changed = parts.changed() => if changed.is_err() { return },
         }
         sleep_until(started + SETTLE).await;
     }
@@ -138,7 +159,13 @@ impl Seen {
     }
 }
 
-async fn look_once(routes: &Routes, shape: &Shape, device: &mut Device, search: bool, retry: bool) -> Seen {
+async fn look_once(
+    routes: &Routes,
+    (shape, part): (&Shape, &HostPart),
+    device: &mut Device,
+    search: bool,
+    retry: bool,
+) -> Seen {
     let mut steps = Steps::default();
     steps.note(routes.ensure_unreachable(shape.range).await, false);
     steps.note(routes.ensure_rule(shape.range).await, true);
@@ -158,7 +185,7 @@ async fn look_once(routes: &Routes, shape: &Shape, device: &mut Device, search: 
         steps.changes.push(format!("the nftables table `ip {}`", names::nft_table(shape.range)));
     }
     let Steps { changes, failed, stopped } = steps;
-    let obstacles = if search || !changes.is_empty() { Some(conflicts::find(shape).await) } else { None };
+    let obstacles = if search || !changes.is_empty() { Some(conflicts::find(shape, part).await) } else { None };
     Seen { changes, failed, stopped, guards: ensured.guards, obstacles }
 }
 

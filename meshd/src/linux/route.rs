@@ -13,14 +13,16 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressSco
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::error::{KernelError, errno};
 use super::names;
-use crate::linux::shape::{RULE_PRIORITY, Shape, TABLE};
+use crate::linux::shape::{MARK, RULE_PRIORITY, Shape, TABLE};
 
 /// The routing protocol number that marks our rule and routes; a free one in rt_protos.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(105);
@@ -336,6 +338,18 @@ impl Routes {
         query.header.protocol = RouteProtocol::Unspec;
         query.header.kind = RouteType::Unspec;
         query.header.table = 0;
+        let mut answers = Box::pin(self.handle.route().get(query).execute());
+        answers.next().await?.ok()
+    }
+
+    /// Asks the kernel which route a packet with our mark takes to an address, as it stands in its table; `None` if none.
+    pub(super) async fn lookup_marked(&self, to: Ipv4Addr) -> Option<RouteMessage> {
+        let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build();
+        query.header.protocol = RouteProtocol::Unspec;
+        query.header.kind = RouteType::Unspec;
+        query.header.table = 0;
+        query.header.flags = RouteFlags::LookupTable | RouteFlags::FibMatch;
+        query.attributes.push(RouteAttribute::Mark(MARK));
         let mut answers = Box::pin(self.handle.route().get(query).execute());
         answers.next().await?.ok()
     }

@@ -1,5 +1,6 @@
 //! What is set in the kernel, by which numbers, what guards it, and what stands in the way.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -77,13 +78,52 @@ pub struct Guards {
     pub missing: Vec<String>,
 }
 
+/// What this node's host itself takes part in, beside its pods: what its own rules may stop.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostPart {
+    /// The ports of services that this host backs: the number of the transport, the port; at most `MAX_SERVED`.
+    pub served: BTreeSet<(u8, u16)>,
+    /// Whether it answers its pods' questions for names.
+    pub answers_names: bool,
+    /// Where peers are called, one address of each; at most `MAX_CALLED`.
+    pub called: BTreeSet<Ipv4Addr>,
+}
+
+/// Most ports of services of the host itself that are looked for in its rules.
+pub const MAX_SERVED: usize = 32;
+/// Most addresses of peers whose way is looked up.
+pub const MAX_CALLED: usize = 8;
+
 /// Something on this host that stands in the way of mesh packets.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Obstacle {
+    /// What it is, in a word that stays the same.
+    pub id: &'static str,
     /// What it is and what it does.
     pub sentence: String,
     /// The command that mends it; empty if there is no single one.
     pub command: String,
+    /// Whether the command mends it, and touches nothing but what is of the mesh.
+    pub is_safe: bool,
+}
+
+impl Obstacle {
+    /// One without a word of its own, whose command may do more than is wanted.
+    pub fn new(sentence: impl Into<String>, command: impl Into<String>) -> Self {
+        Self { id: "host", sentence: sentence.into(), command: command.into(), is_safe: false }
+    }
+
+    /// Says what it is in a word.
+    #[must_use]
+    pub fn named(self, id: &'static str) -> Self {
+        Self { id, ..self }
+    }
+
+    /// Says that its command touches nothing but what is of the mesh.
+    #[must_use]
+    pub fn safe(self) -> Self {
+        Self { is_safe: true, ..self }
+    }
 }
 
 impl fmt::Display for Obstacle {

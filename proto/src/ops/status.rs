@@ -528,6 +528,48 @@ pub struct Check {
     /// Both again, each in its parts; mistakes of services.toml are among the errors alone.
     #[serde(default)]
     pub problems: Vec<Problem>,
+    /// Those of the notes that have a word of their own, each in its parts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub named_notes: Vec<Note>,
+    /// What `--fix` ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fixed: Vec<Fixed>,
+}
+
+/// Something that is good to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// What it is, in a word that stays the same.
+    pub id: String,
+    /// What it is and what it means.
+    pub cause: String,
+    /// The command that would have it otherwise; empty if there is no single one.
+    pub command: String,
+}
+
+impl Note {
+    /// Says what it is, and what would have it otherwise.
+    pub fn sentence(&self) -> String {
+        with_command(&self.cause, &self.command)
+    }
+}
+
+/// A command that `meshd check --fix` ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fixed {
+    /// The problem's word.
+    pub id: String,
+    /// The command.
+    pub command: String,
+    /// Why it failed; absent if it ended with 0.
+    pub error: Option<String>,
+}
+
+fn with_command(cause: &str, command: &str) -> String {
+    match command {
+        "" => cause.to_owned(),
+        command => format!("{cause}; run `{command}`"),
+    }
 }
 
 /// Something that does not work, or may not: a line of `meshd check` or `meshd status`.
@@ -541,15 +583,15 @@ pub struct Problem {
     pub cause: String,
     /// The command that mends it; empty if there is no single one.
     pub command: String,
+    /// Whether the command touches nothing but what is of the mesh, so that `--fix` may run it.
+    #[serde(default)]
+    pub safe: bool,
 }
 
 impl Problem {
     /// Says what it is, and what mends it.
     pub fn sentence(&self) -> String {
-        match self.command.as_str() {
-            "" => self.cause.clone(),
-            command => format!("{}; run `{command}`", self.cause),
-        }
+        with_command(&self.cause, &self.command)
     }
 }
 

@@ -113,17 +113,21 @@ impl Register {
 pub enum Meta {
     /// Its firewall mark, four bytes in host order.
     Mark = 3,
+    /// The number of the interface it came in by, four bytes in host order.
+    InputIndex = 4,
     /// The name of the interface it came in by, 16 bytes.
     InputName = 6,
     /// The name of the interface it leaves by, 16 bytes.
     OutputName = 7,
+    /// Whether it is IPv4 or IPv6, one byte: 2 or 10.
+    Protocol = 15,
     /// Its transport protocol, one byte.
     Transport = 16,
 }
 
 impl Meta {
     fn from_number(number: u32) -> Option<Self> {
-        let all = [Self::Mark, Self::InputName, Self::OutputName, Self::Transport];
+        let all = [Self::Mark, Self::InputIndex, Self::InputName, Self::OutputName, Self::Protocol, Self::Transport];
         all.into_iter().find(|&key| key as u32 == number)
     }
 }
@@ -175,6 +179,25 @@ impl Fib {
     }
 }
 
+/// What connection tracking knows of a packet (NFT_CT_*), four bytes in host order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Tracked {
+    /// How it stands to its connection, one bit.
+    State = 0,
+    /// What was done to its connection, bits.
+    Status = 2,
+}
+
+impl Tracked {
+    /// The bit of `State` for a packet that begins a connection.
+    pub const NEW: u32 = 8;
+
+    fn from_number(number: u32) -> Option<Self> {
+        [Self::State, Self::Status].into_iter().find(|&key| key as u32 == number)
+    }
+}
+
 /// One step of a rule; a rule does all steps until one does not match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
@@ -191,6 +214,28 @@ pub enum Expr {
     },
     /// Loads what the routing tables say of the packet into register one.
     Fib(Fib),
+    /// Loads what connection tracking knows of the packet into register one.
+    Tracked(Tracked),
+    /// Goes on if register one is in a set of this name, or is not if `inverted`; with `decides`, does what the set says.
+    Lookup {
+        /// The set, of the rule's own table.
+        set: String,
+        /// Whether what is in it does not match.
+        inverted: bool,
+        /// Whether the set holds verdicts.
+        decides: bool,
+    },
+    /// Goes on if the packet is of a transport and to one of these ports: the matches `tcp` and `udp` of iptables.
+    Ports {
+        /// The transport protocol's number.
+        transport: u8,
+        /// The first port.
+        first: u16,
+        /// The last port.
+        last: u16,
+    },
+    /// Goes on if the packet's `Tracked::State` is one of these bits: the match `conntrack` of iptables.
+    States(u32),
     /// Keeps only these bits of register one.
     Mask(Vec<u8>),
     /// Goes on if register one holds this.
@@ -372,6 +417,20 @@ impl Expr {
             Self::Snat => step(w, "nat", |w| nat(w, 0, None)),
             Self::Dnat(port) => step(w, "nat", |w| nat(w, 1, *port)),
             Self::Masquerade => step(w, "masq", |_| {}),
+            Self::Tracked(key) => step(w, "ct", |w| {
+                w.number(1, Register::One as u32);
+                w.number(2, *key as u32);
+            }),
+            Self::Lookup { set, inverted, decides } => step(w, "lookup", |w| {
+                w.text(1, set);
+                w.number(2, Register::One as u32);
+                if *decides {
+                    w.number(3, 0);
+                }
+                w.number(5, u32::from(*inverted));
+            }),
+            // What iptables wrote is read and never written here.
+            Self::Ports { .. } | Self::States(_) => step(w, "match", |_| {}),
             Self::Other(name) => step(w, name, |_| {}),
         }
     }
@@ -413,10 +472,39 @@ impl Expr {
                 _ => None,
             },
             "masq" => Some(Self::Masquerade),
+            "ct" if data.number(1) == one => Some(Self::Tracked(Tracked::from_number(data.number(2)?)?)),
+            "lookup" if data.number(2) == one && matches!(data.number(3), None | Some(0)) => Some(Self::Lookup {
+                set: data.text(1)?,
+                inverted: data.number(5).is_some_and(|flags| flags & 1 != 0),
+                decides: data.number(3).is_some(),
+            }),
+            "match" => {
+                let (name, info) = (data.text(1)?, data.find(3).unwrap_or_default());
+                Some(matched(&name, data.number(2)?, info).unwrap_or(Self::Other(name)))
+            }
             // An iptables target is known by its own name, such as REJECT.
             "target" => Some(Self::Other(data.text(1)?)),
             _ => None,
         }
+    }
+}
+
+/// Reads a match of iptables (xt_tcp, xt_udp, xt_conntrack_mtinfo3); `None` for what else it may ask.
+fn matched(name: &str, revision: u32, info: &[u8]) -> Option<Expr> {
+    let number = |at: usize| Some(u16::from_ne_bytes(info.get(at..at + 2)?.try_into().ok()?));
+    match name {
+        "tcp" | "udp" if number(0)? == 0 && number(2)? == u16::MAX => {
+            let rest: &[u8] = if name == "tcp" { info.get(8..12)? } else { info.get(8..9)? };
+            let (transport, first, last) = (if name == "tcp" { 6 } else { 17 }, number(4)?, number(6)?);
+            // The mask of flags may be anything where no flag is asked for.
+            rest.iter().all(|&byte| byte == 0).then_some(Expr::Ports { transport, first, last })
+        }
+        "conntrack" if revision == 3 => {
+            let (asked, inverted, states) = (number(146)?, number(148)?, number(150)?);
+            (asked == 1 && inverted == 0).then_some(Expr::States(states.into()))
+        }
+        "state" => Some(Expr::States(u32::from_ne_bytes(info.get(..4)?.try_into().ok()?))),
+        _ => None,
     }
 }
 

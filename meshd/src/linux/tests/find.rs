@@ -35,6 +35,10 @@ async fn add_rule(priority: u32, from: Option<&str>, to: Option<&str>, table: u3
     add.action(RuleAction::ToTable).execute().await.unwrap();
 }
 
+async fn obstacles(shape: &Shape) -> Vec<Obstacle> {
+    super::obstacles(shape, &HostPart::default()).await
+}
+
 fn commands(obstacles: &[Obstacle]) -> Vec<&str> {
     obstacles.iter().map(|o| o.command.as_str()).collect()
 }

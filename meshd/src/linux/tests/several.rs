@@ -65,7 +65,8 @@ fn two_meshes_are_kept_side_by_side_and_each_goes_alone() {
         for (shape, vip) in [(&first, Ipv4Addr::new(241, 0, 0, 9)), (&second(), Ipv4Addr::new(100, 96, 0, 9))] {
             let way = routes.lookup(vip.into()).await.unwrap();
             assert_eq!(route::preferred_source(&way), Some(shape.address.0.into()));
-            assert_eq!(conflicts::find(shape).await.iter().filter(|o| !o.sentence.contains("forward")).count(), 0);
+            let found = obstacles(shape, &HostPart::default()).await;
+            assert_eq!(found.iter().filter(|o| !o.sentence.contains("forward")).count(), 0);
         }
         for (keeper, _) in keepers {
             keeper.stop().await;

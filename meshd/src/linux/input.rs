@@ -1,0 +1,137 @@
+//! Whether a host's own INPUT rules let in what the mesh brings to the host itself, and its INPUT and OUTPUT rules the
+//! tunnel's own packets. Only what is certain is told: a rule that cannot be known, and may accept, is taken to do so.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use ipnet::Ipv4Net;
+
+use super::error::KernelError;
+use super::guards;
+use super::nft::{self, Chain, Family, Hook};
+use super::route::{Link, Routes};
+use super::ruleset::{Packet, Ruleset};
+use crate::linux::shape::{HostPart, Obstacle, Shape};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const DNS_PORT: u16 = 53;
+/// Most ports that one sentence names.
+const MAX_NAMED: usize = 5;
+
+/// Finds chains that drop what is for services of this host, or its pods' questions for names.
+pub(super) async fn obstacles(shape: &Shape, part: &HostPart) -> Result<Vec<Obstacle>, KernelError> {
+    let asked = part.answers_names && !shape.pods.is_empty();
+    if part.served.is_empty() && !asked {
+        return Ok(Vec::new());
+    }
+    // Without the interface nothing comes from it.
+    let link = Routes::open()?.link(&shape.interface).await?;
+    let mut obstacles = Vec::new();
+    for rules in chains(Hook::Input)? {
+        if let Some(link) = &link {
+            obstacles.extend(closed_ports(shape, link, part, &rules)?);
+        }
+        if asked {
+            obstacles.extend(closed_names(shape, &rules)?);
+        }
+    }
+    Ok(obstacles)
+}
+
+fn closed_ports(shape: &Shape, link: &Link, part: &HostPart, rules: &Ruleset) -> Result<Option<Obstacle>, KernelError> {
+    let name = shape.interface.as_str();
+    let (sources, destinations) = ([shape.range.net()], [Ipv4Net::from(shape.address.0)]);
+    let mut closed = Vec::new();
+    for &(transport, port) in &part.served {
+        let packet = Packet {
+            input: Some(name),
+            input_index: Some(link.index),
+            output: None,
+            sources: &sources,
+            destinations: &destinations,
+            opens: Some((transport, port)),
+            in_doubt_passes: true,
+        };
+        if rules.drops(&packet)? {
+            closed.push(format!("{port}/{}", if transport == TCP { "tcp" } else { "udp" }));
+        }
+    }
+    if closed.is_empty() {
+        return Ok(None);
+    }
+    let more = match closed.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    closed.truncate(MAX_NAMED);
+    let Chain { family, table, name: chain, .. } = rules.chain();
+    let sentence = format!(
+        "the chain `{chain}` of table `{family} {table}` drops what comes from `{name}` for services of this host ({}{more}), so that nobody in the mesh reaches them",
+        closed.join(", ")
+    );
+    let command = format!("nft insert rule {family} {table} {chain} iifname \"{name}\" accept");
+    Ok(Some(Obstacle::new(sentence, command).named("input-drops").safe()))
+}
+
+fn closed_names(shape: &Shape, rules: &Ruleset) -> Result<Option<Obstacle>, KernelError> {
+    let dns = shape.dns();
+    let packet = Packet {
+        input: None,
+        input_index: None,
+        output: None,
+        sources: &shape.pods,
+        destinations: &[Ipv4Net::from(dns)],
+        opens: Some((UDP, DNS_PORT)),
+        in_doubt_passes: true,
+    };
+    if !rules.drops(&packet)? {
+        return Ok(None);
+    }
+    let Chain { family, table, name: chain, .. } = rules.chain();
+    let sentence = format!(
+        "the chain `{chain}` of table `{family} {table}` drops what this node's pods ask for names at {dns}:53, so that they find no service of the mesh"
+    );
+    let command = format!("nft insert rule {family} {table} {chain} ip daddr {dns} accept");
+    Ok(Some(Obstacle::new(sentence, command).named("input-drops").safe()))
+}
+
+/// Finds the first chain that drops the tunnel's packets to or from a peer.
+pub(super) fn blocks_tunnel(own_port: u16, peer: SocketAddrV4) -> Result<Option<Obstacle>, KernelError> {
+    let (peers, everybody) = ([Ipv4Net::from(*peer.ip())], [Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)]);
+    let ways = [
+        (Hook::Input, &peers, &everybody, own_port, "comes from there"),
+        (Hook::Output, &everybody, &peers, peer.port(), "goes there"),
+    ];
+    for (hook, sources, destinations, port, way) in ways {
+        let packet = Packet {
+            input: None,
+            input_index: None,
+            output: None,
+            sources,
+            destinations,
+            opens: Some((UDP, port)),
+            in_doubt_passes: true,
+        };
+        for rules in chains(hook)? {
+            if rules.drops(&packet)? {
+                let Chain { family, table, name: chain, .. } = rules.chain();
+                let sentence = format!(
+                    "the chain `{chain}` of table `{family} {table}` of this host drops what {way} to UDP port {port}"
+                );
+                let command = format!("nft insert rule {family} {table} {chain} udp dport {port} accept");
+                return Ok(Some(Obstacle::new(sentence, command).named("udp-blocked").safe()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The filters of others at a hook.
+fn chains(hook: Hook) -> Result<impl Iterator<Item = Ruleset>, KernelError> {
+    let filters = move |chain: &Chain| {
+        let here = |base: &nft::Base| base.hook == hook && base.kind == "filter";
+        matches!(chain.family, Family::Ip | Family::Inet) && chain.base.as_ref().is_some_and(here)
+    };
+    let found = nft::chains()?.into_iter();
+    Ok(found.filter(move |chain| filters(chain) && !guards::is_ours(chain)).map(Ruleset::of))
+}
