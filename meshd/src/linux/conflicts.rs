@@ -102,8 +102,8 @@ async fn catches(routes: &Routes, rule: &IpRule<'_>, shape: &Shape) -> Result<bo
     let elsewhere = rule.to.is_some_and(|net| !overlap(net, shape.range.net()))
         || rule.from.is_some_and(|net| !sends(shape, net))
         || rule.input.is_some_and(|name| name == shape.interface);
-    // Marked packets and those bound to an interface know where they want to go.
-    let special = rule.mark != 0 || rule.has_output;
+    // Marked packets and those bound to an interface know where they want to go; all but those of a mark are everybody's.
+    let special = (rule.mark != 0 && !inverted) || rule.has_output;
     if (elsewhere && !inverted) || special {
         return Ok(false);
     }

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use super::error::KernelError;
 use super::guards;
 use super::nft::{self, Chain, Family, Hook};
-use super::route::{Link, Routes};
+use super::route::{self, Link, Routes};
 use super::ruleset::{Packet, Ruleset};
 use crate::linux::shape::{HostPart, Obstacle, Shape};
 
@@ -25,14 +25,16 @@ pub(super) async fn obstacles(shape: &Shape, part: &HostPart) -> Result<Vec<Obst
         return Ok(Vec::new());
     }
     // Without the interface nothing comes from it.
-    let link = Routes::open()?.link(&shape.interface).await?;
+    let routes = Routes::open()?;
+    let link = routes.link(&shape.interface).await?;
+    let pods = if asked { pods_link(&routes, shape).await? } else { None };
     let mut obstacles = Vec::new();
     for rules in chains(Hook::Input)? {
         if let Some(link) = &link {
             obstacles.extend(closed_ports(shape, link, part, &rules)?);
         }
         if asked {
-            obstacles.extend(closed_names(shape, &rules)?);
+            obstacles.extend(closed_names(shape, pods.as_ref(), &rules)?);
         }
     }
     Ok(obstacles)
@@ -73,11 +75,25 @@ fn closed_ports(shape: &Shape, link: &Link, part: &HostPart, rules: &Ruleset) ->
     Ok(Some(Obstacle::new(sentence, command).named("input-drops").safe()))
 }
 
-fn closed_names(shape: &Shape, rules: &Ruleset) -> Result<Option<Obstacle>, KernelError> {
+/// The interface by which the pods of the first block come, where they all come by one.
+async fn pods_link(routes: &Routes, shape: &Shape) -> Result<Option<Link>, KernelError> {
+    let Some(pods) = shape.pods.first().filter(|_| shape.pods.len() == 1 && shape.pod_interfaces.is_empty()) else {
+        return Ok(None);
+    };
+    let last = u32::from(pods.broadcast()).saturating_sub(1);
+    let Some(way) = routes.entry(last.into(), 0).await else { return Ok(None) };
+    let whole = route::destination(&way).contains(pods) && route::destination(&way).prefix_len() > 0;
+    match route::output(&way) {
+        Some(index) if whole && route::gateway(&way).is_none() => routes.link_at(index).await,
+        Some(_) | None => Ok(None),
+    }
+}
+
+fn closed_names(shape: &Shape, pods: Option<&Link>, rules: &Ruleset) -> Result<Option<Obstacle>, KernelError> {
     let dns = shape.dns();
     let packet = Packet {
-        input: None,
-        input_index: None,
+        input: pods.map(|link| link.name.as_str()),
+        input_index: pods.map(|link| link.index),
         output: None,
         sources: &shape.pods,
         destinations: &[Ipv4Net::from(dns)],

@@ -25,7 +25,7 @@ pub(super) async fn obstacle(shape: &Shape, part: &HostPart) -> Result<Option<Ob
     }
     let routes = Routes::open()?;
     for &address in &part.called {
-        let Some(way) = routes.lookup_marked(address).await else { continue };
+        let Some(way) = routes.entry(address, MARK).await else { continue };
         if route::destination(&way).prefix_len() > HALF {
             continue;
         }

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 
 use super::error::{KernelError, errno};
 use super::names;
-use crate::linux::shape::{MARK, RULE_PRIORITY, Shape, TABLE};
+use crate::linux::shape::{RULE_PRIORITY, Shape, TABLE};
 
 /// The routing protocol number that marks our rule and routes; a free one in rt_protos.
 pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(105);
@@ -342,14 +342,15 @@ impl Routes {
         answers.next().await?.ok()
     }
 
-    /// Asks the kernel which route a packet with our mark takes to an address, as it stands in its table; `None` if none.
-    pub(super) async fn lookup_marked(&self, to: Ipv4Addr) -> Option<RouteMessage> {
+    /// Asks the kernel which route a packet with a mark takes to an address, as the route stands in its table; `None` if
+    /// none.
+    pub(super) async fn entry(&self, to: Ipv4Addr, mark: u32) -> Option<RouteMessage> {
         let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, 32).build();
         query.header.protocol = RouteProtocol::Unspec;
         query.header.kind = RouteType::Unspec;
         query.header.table = 0;
         query.header.flags = RouteFlags::LookupTable | RouteFlags::FibMatch;
-        query.attributes.push(RouteAttribute::Mark(MARK));
+        query.attributes.push(RouteAttribute::Mark(mark));
         let mut answers = Box::pin(self.handle.route().get(query).execute());
         answers.next().await?.ok()
     }
