@@ -46,7 +46,7 @@ to = ["back"]
 pub(crate) const AGAIN: Duration = Duration::from_secs(20);
 
 /// Fields are dropped in order.
-pub(crate) struct Ground {
+pub(crate) struct BrokenMesh {
     pub(crate) a: Daemon,
     pub(crate) b: Daemon,
     /// A pod of `b`.
@@ -56,7 +56,7 @@ pub(crate) struct Ground {
     _folder: TempDir,
 }
 
-pub(crate) fn set_up(binaries: &Binaries, word: &str) -> io::Result<Ground> {
+pub(crate) fn set_up(binaries: &Binaries, word: &str) -> io::Result<BrokenMesh> {
     let folder = tempfile::Builder::new().prefix("mesh-check-").tempdir()?;
     let prefix = format!("{word}{}", std::process::id());
     let network = Network::new(&prefix, folder.path(), 3, Underlay::V4).map_err(io::Error::other)?;
@@ -76,7 +76,7 @@ pub(crate) fn set_up(binaries: &Binaries, word: &str) -> io::Result<Ground> {
     };
     let (a, b) = (node("a", 1, None)?, node("b", 2, Some(PODS))?);
     let pod = network.pod(&b.namespace, PODS, POD).map_err(io::Error::other)?;
-    let ground = Ground { a, b, pod, _coordinator: coordinator, network, _folder: folder };
+    let ground = BrokenMesh { a, b, pod, _coordinator: coordinator, network, _folder: folder };
     if wait_until(STARTING, || ground.calls() && [&ground.a, &ground.b].into_iter().all(|node| rc(node) == 0)) {
         return Ok(ground);
     }
@@ -84,7 +84,7 @@ pub(crate) fn set_up(binaries: &Binaries, word: &str) -> io::Result<Ground> {
     Err(io::Error::other(format!("the mesh does not work: {logs}")))
 }
 
-impl Ground {
+impl BrokenMesh {
     /// Whether a call of `a` reaches the service on the host of `b`.
     pub(crate) fn calls(&self) -> bool {
         let services = self.a.status().map(|status| status.services).unwrap_or_default();
@@ -146,9 +146,12 @@ pub(crate) fn mends(node: &Daemon, id: &str, command: &str) {
     assert!(wait_until(AGAIN, || rc(node) == 0), "{:?}", node.status().map(|s| s.warnings));
 }
 
-/// Sees that nothing is wrong.
+/// Sees that nothing is wrong, at the latest once the daemon has looked again.
 pub(crate) fn is_well(node: &Daemon) {
-    let (code, document) = check(node);
-    assert!(code == Some(0) && document["problems"] == serde_json::json!([]), "{document}");
+    let well = || {
+        check(node)
+            == (Some(0), serde_json::json!({ "schema": "meshd.check/1", "errors": [], "warnings": [], "problems": [] }))
+    };
+    assert!(wait_until(AGAIN, well), "{}", check(node).1);
     assert!(wait_until(AGAIN, || rc(node) == 0), "{:?}", node.status().map(|s| s.warnings));
 }

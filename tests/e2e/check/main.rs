@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::skip::in_path;
 
-use ground::Ground;
+use ground::BrokenMesh;
 
-const RULES: &[Fact<Ground>] = &[
+const RULES: &[Fact<BrokenMesh>] = &[
     ("a_host_in_order_has_no_problem_and_no_note", rules::in_order),
     ("an_input_policy_that_drops_what_comes_from_the_mesh_is_found", rules::closed_to_the_mesh),
     ("an_input_rule_that_rejects_a_service_is_found", rules::rejects_a_port),
@@ -23,20 +23,21 @@ const RULES: &[Fact<Ground>] = &[
     ("input_rules_that_let_the_mesh_in_are_understood", rules::open),
     ("input_rules_that_cannot_be_read_are_not_judged", rules::unclear),
 ];
-const WAYS: &[Fact<Ground>] = &[
+const WAYS: &[Fact<BrokenMesh>] = &[
     ("a_rule_that_takes_the_tunnel_into_another_is_found", ways::by_a_rule),
     ("halves_of_a_default_route_that_take_the_tunnel_into_another_are_found", ways::by_halves),
     ("a_tunnel_that_is_the_only_way_is_no_trouble", ways::the_only_way),
     ("a_rule_of_this_host_that_drops_the_tunnel_is_found", ways::blocked_here),
     ("a_peer_that_is_blocked_elsewhere_is_named_with_what_to_open", ways::blocked_elsewhere),
 ];
-const NOTES: &[Fact<Ground>] =
+const NOTES: &[Fact<BrokenMesh>] =
     &[("a_resolver_that_does_not_ask_this_node_is_a_note_and_none_on_kubernetes", notes::resolver)];
-const MENDING: &[Fact<Ground>] = &[
+const MENDING: &[Fact<BrokenMesh>] = &[
     ("fix_runs_nothing_where_nobody_can_be_asked", mending::unasked),
+    ("fix_runs_what_the_operator_agrees_to", mending::asked),
     ("fix_runs_what_is_safe_and_says_what_remains", mending::given),
 ];
-const IPTABLES: &[Fact<Ground>] = &[
+const IPTABLES: &[Fact<BrokenMesh>] = &[
     ("rules_of_iptables_nft_are_read", rules::iptables_nft),
     ("tables_of_legacy_iptables_are_named_as_unread", notes::legacy),
 ];

@@ -1,14 +1,15 @@
 //! `meshd check --fix`.
 
 use mesh_tests::daemon::wait_until;
+use mesh_tests::skip::{in_path, skip};
 use serde_json::json;
 
-use crate::ground::{AGAIN, Ground, checked, is_well, problems, rc, sh};
+use crate::ground::{AGAIN, BrokenMesh, checked, is_well, problems, rc, sh};
 
 const CLOSED: &str = "nft 'add table inet fw; add chain inet fw in { type filter hook input priority 0; }; \
     add rule inet fw in tcp dport 8080 drop'";
 
-pub(crate) fn unasked(ground: &Ground) {
+pub(crate) fn unasked(ground: &BrokenMesh) {
     let node = &ground.b;
     sh(node, CLOSED);
     let output = node.config_verb(&["check", "--fix"]).unwrap();
@@ -18,7 +19,27 @@ pub(crate) fn unasked(ground: &Ground) {
     sh(node, "nft delete table inet fw");
 }
 
-pub(crate) fn given(ground: &Ground) {
+/// The terminal is one of `script`, which gives the answer to it.
+pub(crate) fn asked(ground: &BrokenMesh) {
+    let node = &ground.b;
+    if in_path("script").is_none() {
+        return skip("a question at a terminal", "install bsdutils");
+    }
+    sh(node, CLOSED);
+    let program = std::fs::read_link(format!("/proc/{}/exe", node.id().unwrap())).unwrap();
+    let answer = |word: &str| {
+        let line = format!("{} check --fix --config {}", program.display(), node.config().display());
+        sh(node, &format!("(sleep 1; echo {word}) | script -qec '{line}' /dev/null"))
+    };
+    answer("n");
+    assert_eq!(problems(node, "input-drops").len(), 1, "it was run though the answer is no");
+    answer("y");
+    assert_eq!(problems(node, "input-drops").len(), 0);
+    assert!(wait_until(AGAIN, || ground.calls()));
+    sh(node, "nft delete table inet fw");
+}
+
+pub(crate) fn given(ground: &BrokenMesh) {
     let node = &ground.b;
     sh(node, CLOSED);
     // Whether this host forwards is its operator's to say.

@@ -5,13 +5,13 @@ use std::process::Command;
 use mesh_tests::daemon::run;
 use serde_json::Value;
 
-use crate::ground::{Ground, check, is_well, rc, sh};
+use crate::ground::{BrokenMesh, check, is_well, rc, sh};
 
 fn noted(document: &Value, id: &str) -> Option<Value> {
     document["named_notes"].as_array()?.iter().find(|note| note["id"] == id).cloned()
 }
 
-pub(crate) fn resolver(ground: &Ground) {
+pub(crate) fn resolver(ground: &BrokenMesh) {
     let node = &ground.a;
     assert_eq!(noted(&check(node).1, "resolver"), None);
     // Only the file of this namespace is written.
@@ -34,7 +34,7 @@ pub(crate) fn resolver(ground: &Ground) {
     is_well(node);
 }
 
-pub(crate) fn legacy(ground: &Ground) {
+pub(crate) fn legacy(ground: &BrokenMesh) {
     let node = &ground.a;
     assert_eq!(noted(&check(node).1, "legacy-iptables"), None);
     sh(node, "iptables-legacy -A INPUT -p tcp --dport 22 -j ACCEPT");

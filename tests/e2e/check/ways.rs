@@ -3,7 +3,7 @@
 use mesh_tests::daemon::wait_until;
 use mesh_tests::topology::PORT;
 
-use crate::ground::{AGAIN, Ground, finds, is_well, mends, problems, sh};
+use crate::ground::{AGAIN, BrokenMesh, finds, is_well, mends, problems, sh};
 
 /// A VPN's device.
 const DEVICE: &str = "ip tuntap add dev tun0 mode tun && ip addr add 192.0.2.77/32 dev tun0 && ip link set tun0 up";
@@ -11,7 +11,7 @@ const DEVICE: &str = "ip tuntap add dev tun0 mode tun && ip addr add 192.0.2.77/
 const KEPT_OUT: &str = "ip rule add pref 90 to 172.31.3.0/24 lookup main";
 const NO_VPN: &str = "ip rule del pref 90; ip link del tun0";
 
-pub(crate) fn by_a_rule(ground: &Ground) {
+pub(crate) fn by_a_rule(ground: &BrokenMesh) {
     assert!(ground.calls());
     sh(&ground.a, DEVICE);
     // As wg-quick does: the kernel puts each before those that are there, and so before meshd's.
@@ -32,7 +32,7 @@ pub(crate) fn by_a_rule(ground: &Ground) {
     is_well(&ground.a);
 }
 
-pub(crate) fn by_halves(ground: &Ground) {
+pub(crate) fn by_halves(ground: &BrokenMesh) {
     sh(&ground.a, DEVICE);
     sh(&ground.a, KEPT_OUT);
     // As OpenVPN does with `redirect-gateway def1`.
@@ -47,7 +47,7 @@ pub(crate) fn by_halves(ground: &Ground) {
     is_well(&ground.a);
 }
 
-pub(crate) fn the_only_way(ground: &Ground) {
+pub(crate) fn the_only_way(ground: &BrokenMesh) {
     sh(&ground.a, DEVICE);
     sh(&ground.a, KEPT_OUT);
     sh(&ground.a, "ip route add 172.31.3.0/24 via 172.31.1.1 && ip route replace default dev tun0");
@@ -64,7 +64,7 @@ pub(crate) fn the_only_way(ground: &Ground) {
     is_well(&ground.a);
 }
 
-pub(crate) fn blocked_here(ground: &Ground) {
+pub(crate) fn blocked_here(ground: &BrokenMesh) {
     assert!(ground.calls());
     sh(
         &ground.a,
@@ -81,7 +81,7 @@ pub(crate) fn blocked_here(ground: &Ground) {
     is_well(&ground.a);
 }
 
-pub(crate) fn blocked_elsewhere(ground: &Ground) {
+pub(crate) fn blocked_elsewhere(ground: &BrokenMesh) {
     ground.network.router.block_udp(PORT, PORT).unwrap();
     assert!(wait_until(AGAIN, || !ground.calls() && !problems(&ground.a, "udp-blocked").is_empty()));
     let words = ["b has not answered at UDP 172.31.2.11:51820", "no rule of this host", "open UDP port 51820"];

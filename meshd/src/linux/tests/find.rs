@@ -238,3 +238,42 @@ fn facts_name_the_underlay_first_and_neither_the_mesh_nor_pods() {
         assert!(taken.contains("10.8.1.") && taken.contains("cni0"), "{taken}");
     });
 }
+
+#[test]
+fn a_rule_that_spares_one_mark_takes_the_range_as_any_other_does() {
+    in_namespace(|| async {
+        let shape = shape(&[]);
+        let _node = node(&shape).await;
+        // As wg-quick makes one.
+        let Some(_) = printed("ip rule add pref 60 not fwmark 0xca6c lookup main") else { return };
+
+        let found = obstacles(&shape).await;
+
+        assert_eq!(commands(&found), ["ip rule add pref 59 to 241.0.0.0/8 lookup 24105"]);
+        assert!(printed(&found[0].command).is_some());
+        assert_eq!(obstacles(&shape).await, Vec::new());
+    });
+}
+
+#[test]
+fn what_a_host_serves_and_its_rules_drop_is_found() {
+    in_namespace(|| async {
+        let shape = shape(&[]);
+        let _node = node(&shape).await;
+        let chain = |table: &str, policy| {
+            let hook = Hook::Input;
+            let base = Some(Base { kind: "filter".to_owned(), hook, priority: 0, policy });
+            Chain { base, ..forward(Family::Inet, table, Fate::Accept) }
+        };
+        let closed = chain("closed", Fate::Drop);
+        let web = [&Expr::destination_port(6, 8080)[..], &[Expr::Verdict(Fate::Accept)]].concat();
+        Batch::new().add_table(Family::Inet, "closed").add_chain(&closed).add_rule(&closed, &web).commit().unwrap();
+        let part = |port| HostPart { served: [(6, port)].into(), ..HostPart::default() };
+
+        assert_eq!(super::obstacles(&shape, &part(8080)).await, Vec::new());
+        let found = super::obstacles(&shape, &part(9090)).await;
+        assert_eq!(commands(&found), ["nft insert rule inet closed FORWARD iifname \"mesh0\" accept"]);
+        assert_eq!((found[0].id, found[0].is_safe), ("input-drops", true));
+        assert_eq!(super::obstacles(&shape, &HostPart::default()).await, Vec::new(), "it serves nothing");
+    });
+}
