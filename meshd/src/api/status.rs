@@ -224,7 +224,7 @@ fn mild(snapshot: &Snapshot) -> Vec<doc::Problem> {
 
 /// Makes a problem without a command of a sentence.
 fn problem(id: WarningId) -> impl Fn(String) -> doc::Problem {
-    move |cause| doc::Problem { id: id.word().into(), is_error: false, cause, command: String::new() }
+    move |cause| doc::Problem { id: id.word().into(), is_error: false, cause, command: String::new(), safe: false }
 }
 
 /// Says that the coordinator is reached where it does not say that it is.
@@ -249,9 +249,12 @@ fn other_name(snapshot: &Snapshot) -> Option<String> {
 /// What makes a node degraded.
 fn grave(snapshot: &Snapshot) -> Vec<doc::Problem> {
     let Snapshot { upkeep, link, offers, .. } = snapshot;
-    let obstacle = |Obstacle { sentence, command }: &Obstacle| doc::Problem {
+    let obstacle = |Obstacle { id, sentence, command, is_safe }: &Obstacle| doc::Problem {
+        id: (*id).into(),
+        is_error: false,
+        cause: sentence.clone(),
         command: command.clone(),
-        ..problem(WarningId::Host)(sentence.clone())
+        safe: *is_safe,
     };
     let mut list: Vec<doc::Problem> = upkeep.obstacles.iter().map(obstacle).collect();
     list.extend(upkeep.guards.missing.iter().cloned().map(problem(WarningId::Guards)));
@@ -626,7 +629,7 @@ mod tests {
         snapshot.view = Some(Arc::new(View::compile(VerifiedMap::by_hand(map))));
         let silent = Timestamp::from_micros(now().as_micros().saturating_sub(20_000_000));
         snapshot.view.as_ref().unwrap().set_silent(NodeId(2), Some(silent));
-        let obstacle = Obstacle { sentence: "a rule is in the way".into(), command: "ip rule del".into() };
+        let obstacle = Obstacle::new("a rule is in the way", "ip rule del");
         snapshot.upkeep.obstacles = vec![obstacle];
         snapshot.upkeep.guards.missing = vec!["a guard is missing".into()];
         snapshot.upkeep.failed = vec![KernelError::NoInterface("mesh0".into())];

@@ -44,7 +44,7 @@ impl Held for StateError {
     fn held_by(&self) -> HeldBy {
         match self {
             Self::Locked { .. } => HeldBy::Meshd,
-            Self::Io { .. } | Self::Open { .. } | Self::Lost(_) | Self::Damaged { .. } => HeldBy::Nobody,
+            Self::Io { .. } | Self::Open { .. } | Self::Lost { .. } | Self::Damaged { .. } => HeldBy::Nobody,
         }
     }
 }
@@ -95,7 +95,7 @@ mod tests {
     fn only_what_another_meshd_has_is_said_to_be_held_by_it() {
         let held = |error: &dyn Held| error.held_by().sentence().contains("the meshd before");
         assert!(held(&StateError::Locked { dir: "/s".into(), process: None }));
-        assert!(!held(&StateError::Lost("/s/identity.key".into())));
+        assert!(!held(&StateError::Lost { path: "/s/identity.key".into(), way: String::new() }));
     }
 
     #[tokio::test]
