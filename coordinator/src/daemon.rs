@@ -31,6 +31,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::core::coordinator_list::OwnEntry;
 use crate::core::counters::Counters;
+use crate::core::earlier_mesh::load_identity;
 use crate::core::file_report::FileReport;
 use crate::core::file_requests::FileRequests;
 use crate::core::limits::Limits;
@@ -38,7 +39,7 @@ use crate::core::open_store::{open_store, setup};
 use crate::core::pushed_keys::take_pushed;
 use crate::core::shared_store::SharedStore;
 use crate::core::status_snapshot::StatusSnapshot;
-use crate::keys::identity::{self, KeyError};
+use crate::keys::identity::KeyError;
 use crate::oidc::issuers::Issuers;
 use crate::registry::OpenError;
 use crate::store::StoreError;
@@ -88,11 +89,12 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Says whether the store lost the mesh: starting again does not bring it back.
+    /// Says whether the store lost the mesh, or the mesh its key: starting again does not bring it back.
     pub fn is_lost(&self) -> bool {
         match self {
             Self::Registry(error) => matches!(error, OpenError::Store(StoreError::Lost { .. })),
-            Self::Key(_) | Self::Admin(_) | Self::Tls(_) | Self::Descriptors(_) | Self::Listen { .. } => false,
+            Self::Key(error) => matches!(error, KeyError::Lost { .. }),
+            Self::Admin(_) | Self::Tls(_) | Self::Descriptors(_) | Self::Listen { .. } => false,
         }
     }
 }
@@ -121,7 +123,7 @@ pub async fn start(config: Config, lost_lines: LostLines) -> Result<RunningCoord
         Some(limit) if limit < DESCRIPTORS => return Err(StartError::Descriptors(limit)),
         Some(_) | None => {}
     }
-    let identity = identity::load(&config.state_dir)?;
+    let identity = load_identity(&config)?;
     let setup = setup(&config);
     let underlay = setup.underlay.clone();
     let (mut registry, store) = open_store(&config, identity.public(), setup).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use mesh_proto::wire::ErrorBody;
 use serde::Serialize;
@@ -117,25 +117,64 @@ impl Client {
     /// # Errors
     /// `AskError` if nobody answers, or the answer is no.
     pub async fn bytes(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, AskError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+        let stream = self.connect().await?;
+        let request = self.request(method, path, body)?;
+        let answered = timeout(self.patience, exchange(stream, request, MAX_ANSWER)).await.map_err(|_| self.late())?;
+        let (status, answer) = answered.map_err(|_| AskError::Ended(self.say(self.words.ended, "")))?;
+        if status.is_success() { Ok(answer) } else { Err(self.refusal(status, &answer)) }
+    }
+
+    /// Reads an answer of any length, and hands over each piece as it comes, until `take` says no. The patience is for
+    /// each piece. Returns the headers.
+    ///
+    /// # Errors
+    /// `AskError` if nobody answers, the answer is no, or it breaks off.
+    pub async fn pour(&self, path: &str, mut take: impl FnMut(&[u8]) -> bool) -> Result<HeaderMap, AskError> {
+        let stream = self.connect().await?;
+        let request = self.request(Method::GET, path, Vec::new())?;
+        let ended = || AskError::Ended(self.say(self.words.ended, ""));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| ended())?;
+        tokio::spawn(connection);
+        let answered = timeout(self.patience, sender.send_request(request)).await.map_err(|_| self.late())?;
+        let (head, mut body) = answered.map_err(|_| ended())?.into_parts();
+        if !head.status.is_success() {
+            let answer = timeout(self.patience, Limited::new(body, MAX_ANSWER).collect()).await;
+            let answer = answer.map_err(|_| self.late())?.map_err(|error| self.broken(&error.to_string()))?;
+            return Err(self.refusal(head.status, &answer.to_bytes()));
+        }
+        while let Some(frame) = timeout(self.patience, body.frame()).await.map_err(|_| self.late())? {
+            let frame = frame.map_err(|_| ended())?;
+            if frame.data_ref().is_some_and(|piece| !take(piece)) {
+                break;
+            }
+        }
+        Ok(head.headers)
+    }
+
+    async fn connect(&self) -> Result<UnixStream, AskError> {
+        UnixStream::connect(&self.socket).await.map_err(|error| {
             use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
             if [NotFound, ConnectionRefused, ConnectionReset].contains(&error.kind()) {
                 AskError::NotRunning(self.say(self.words.absent, ""))
             } else {
                 AskError::Closed(self.say(self.words.closed, &error.to_string()))
             }
-        })?;
+        })
+    }
+
+    fn request(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Request<Full<Bytes>>, AskError> {
         let request = Request::builder().method(method).uri(path).header("host", "daemon");
         let request = request.header("content-type", "application/json").body(Full::from(body));
-        let request = request.map_err(|error| self.broken(&error.to_string()))?;
-        let late = |_| self.broken(&format!("no answer in {} s", self.patience.as_secs()));
-        let answered = timeout(self.patience, exchange(stream, request, MAX_ANSWER)).await.map_err(late)?;
-        let (status, answer) = answered.map_err(|_| AskError::Ended(self.say(self.words.ended, "")))?;
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let refusal = serde_json::from_slice(&answer);
-        Err(refusal.map_or_else(|error| self.broken(&format!("status {status}: {error}")), AskError::Refused))
+        request.map_err(|error| self.broken(&error.to_string()))
+    }
+
+    fn refusal(&self, status: StatusCode, answer: &[u8]) -> AskError {
+        let refusal = serde_json::from_slice(answer);
+        refusal.map_or_else(|error| self.broken(&format!("status {status}: {error}")), AskError::Refused)
+    }
+
+    fn late(&self) -> AskError {
+        self.broken(&format!("no answer in {} s", self.patience.as_secs()))
     }
 
     fn broken(&self, why: &str) -> AskError {

@@ -1,5 +1,6 @@
 //! What the operator asks over the control socket.
 
+pub(crate) mod backup;
 pub(crate) mod context;
 pub(crate) mod coordinators;
 pub(crate) mod export;

@@ -16,7 +16,7 @@ use mesh_proto::wire::{ErrorCode, MAX_REQUEST};
 use mesh_proto::world::World;
 
 use crate::admin::context::AdminState;
-use crate::admin::{coordinators, export, issuers, log, network_lock, rotate_key, services_file, status};
+use crate::admin::{backup, coordinators, export, issuers, log, network_lock, rotate_key, services_file, status};
 use crate::core::coordinator_list::CoordinatorList;
 use crate::core::failure::{Rejection, Segment, no_such_path, not_written, read, wrong_method};
 use crate::core::{Core, documents};
@@ -45,7 +45,7 @@ fn routes(state: AdminState) -> Router {
         .route("/v1/coordinators/{key}", delete(coordinators::forget))
         .route("/v1/plan", post(services_file::propose))
         .route("/v1/reload", post(services_file::reload))
-        .route("/v1/backup", post(backup))
+        .route("/v1/backup", get(backup::copy).post(backup_into))
         .route("/v1/log", get(log::log))
         .route("/v1/export", get(export::export))
         .route("/v1/rotate-key", post(rotate_key::rotate))
@@ -152,11 +152,15 @@ async fn revoke(
     Ok(Json(documents::DoneDocument::new(message)))
 }
 
-async fn backup(State(core): State<Arc<Core>>, request: Request) -> Result<Json<documents::DoneDocument>, Rejection> {
+async fn backup_into(
+    State(core): State<Arc<Core>>,
+    request: Request,
+) -> Result<Json<documents::DoneDocument>, Rejection> {
     let documents::BackupDocument { file } = read(request, MAX_REQUEST).await?;
     let shown = file.display().to_string();
     let revision = core.with(move |registry| registry.backup(&file)).await.map_err(|error| not_written(&error))?;
-    let message =
-        format!("the store at revision {revision} is in {shown}; keep identity.key of the state directory with it");
+    let message = format!(
+        "the store at revision {revision} is in {shown}; it holds no key: keep identity.key of the state directory with it"
+    );
     Ok(Json(documents::DoneDocument::new(message)))
 }

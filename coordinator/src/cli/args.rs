@@ -105,6 +105,9 @@ pub enum Verb {
     Backup {
         /// The file; it must not exist
         file: PathBuf,
+        /// Replace the file if it exists
+        #[arg(long)]
+        force: bool,
     },
     /// Put a backup in the place of the store, while the coordinator is stopped
     Restore {
@@ -162,6 +165,9 @@ pub struct Init {
     /// Where Prometheus will read [default: 127.0.0.1:9587]
     #[arg(long, value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Make another identity key where that of a mesh is lost for good: every node has to join anew
+    #[arg(long)]
+    pub new_identity: bool,
 }
 
 /// Words of `token`.

@@ -10,7 +10,7 @@ use crate::base::state_files::{NAME, STORE};
 use crate::base::words::PORT;
 use crate::cli::args;
 use crate::config::{self, Config, ConfigError};
-use crate::core::earlier_mesh::refuse_lost;
+use crate::core::earlier_mesh::{lost_identity, refuse_lost};
 use crate::keys::identity::{self, KeyError};
 use crate::store::{self, StoreError};
 
@@ -53,6 +53,9 @@ pub fn init(words: &args::Init) -> Result<Vec<String>, InitError> {
     let config = Config::load(&path)?;
     if config.etcd.is_none() {
         refuse_lost(&config)?;
+        if let Some(lost) = lost_identity(&config).filter(|_| !words.new_identity) {
+            return Err(lost.into());
+        }
     }
 
     let (identity, fresh) = identity::load_or_create(&config.state_dir)?;

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod args;
+pub(crate) mod backup;
 pub mod init;
 pub(crate) mod log;
 pub(crate) mod network_lock;

@@ -24,8 +24,9 @@ use crate::base::noted_epoch::{NoteError, note, noted};
 use crate::base::state_files::{JOURNAL, STORE};
 use crate::config::{Config, ConfigError};
 use crate::core::backup_files;
+use crate::core::earlier_mesh::load_identity;
 use crate::core::open_store::{open_etcd, setup};
-use crate::keys::identity::{self, KeyError};
+use crate::keys::identity::KeyError;
 use crate::registry::{Actor, Change, OpenError, Refused, Registry, Withdrawn};
 use crate::store::{self, StoreError, StoreFile, StoreTable, Write, journal};
 
@@ -166,7 +167,7 @@ pub fn restore(config: &Path, file: Option<&Path>) -> Result<Vec<String>, Restor
 /// Begins a new epoch on what etcd holds: nodes follow into it although its revision went back.
 fn renew(config: &Config) -> Result<Vec<String>, RestoreError> {
     refuse_running(config)?;
-    let key = identity::load(&config.state_dir)?.public();
+    let key = load_identity(config)?.public();
     let (mut registry, at) = open_etcd(config, key)?;
     let epoch = registry.epoch().max(noted(&config.state_dir)) + 1;
     let until = registry.last_entry().map_or_else(|| "its snapshot".into(), |at| utc_text(at.0));

@@ -14,7 +14,7 @@ use crate::base::blocking::blocking;
 use crate::cli::args::{Cli, Output, TokenVerb, TrustVerb, Verb};
 use crate::cli::outcome::{DEGRADED, FAILED, Outcome, client, done, json, printed, show};
 use crate::cli::services_file::{self, unreadable};
-use crate::cli::{init, log, network_lock, render, restore};
+use crate::cli::{backup, init, log, network_lock, render, restore};
 use crate::core::documents;
 
 /// Does what a command line says, apart from `run`.
@@ -55,10 +55,7 @@ pub async fn perform(cli: &Cli) -> Outcome {
             done(cli, Method::POST, "/v1/rotate-key", Some(&documents::RotateKey { commit, force })).await
         }
         Verb::Lock(words) => network_lock::perform(cli, words).await,
-        Verb::Backup { file } => {
-            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
-            done(cli, Method::POST, "/v1/backup", Some(&documents::BackupDocument { file })).await
-        }
+        Verb::Backup { file, force } => backup::backup(cli, file, *force).await,
     };
     done.unwrap_or_else(Outcome::from)
 }

@@ -420,7 +420,12 @@ pub struct InForceDocument {
     pub warnings: Vec<String>,
 }
 
-/// Asks for a copy of the store.
+/// The header of a copy of the store that tells its revision.
+pub const BACKUP_REVISION: &str = "mesh-revision";
+/// The header of a copy of the store that tells where the identity key is, which it does not hold.
+pub const BACKUP_IDENTITY: &str = "mesh-identity-key";
+
+/// Asks for a copy of the store in a file that the coordinator writes, as an older `mesh-coordinator backup` does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupDocument {
     /// The file to write, absolute; it must not exist.

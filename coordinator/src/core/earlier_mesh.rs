@@ -10,14 +10,17 @@
 //! Traces are lines of the journal, backups, the marker, and an epoch that only a restore begins. Looking for them
 //! alters nothing.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use mesh_host::identity::Identity;
 use mesh_proto::base::id::Revision;
 
 use crate::base::noted_epoch::noted;
-use crate::base::state_files::{EPOCH, FOUNDED, JOURNAL, STORE};
+use crate::base::state_files::{EPOCH, FOUNDED, JOURNAL, NAME, STORE};
 use crate::config::Config;
 use crate::core::backup_files;
+use crate::keys::identity::{self, KeyError};
 use crate::store::{StoreError, StoreFile, journal, peek};
 
 /// What tells of an earlier mesh.
@@ -101,6 +104,36 @@ pub(crate) fn refuse_lost_etcd(config: &Config, at: Revision, shown: &Path) -> R
             Err(traces.lost(what, "restore etcd (etcdctl snapshot restore), then run `mesh-coordinator restore`"))
         }
     }
+}
+
+/// Reads the coordinator's identity key.
+///
+/// # Errors
+/// `KeyError::Lost` if it is gone and a mesh is kept here, `KeyError::Missing` if there is neither; others if it cannot be
+/// used.
+pub(crate) fn load_identity(config: &Config) -> Result<Identity, KeyError> {
+    match identity::load(&config.state_dir) {
+        Err(missing @ KeyError::Missing(_)) => Err(lost_identity(config).unwrap_or(missing)),
+        found => found,
+    }
+}
+
+/// Returns how to go on without the identity key of a mesh that is kept here; none if there is a key, or no mesh.
+pub(crate) fn lost_identity(config: &Config) -> Option<KeyError> {
+    let path = identity::path(&config.state_dir);
+    let store = config.state_dir.join(STORE);
+    let is_kept = config.etcd.is_none() && store.metadata().is_ok_and(|found| found.len() > 0);
+    // A journal that cannot be read is a trace, too.
+    let traces = Traces::find(config).map_or_else(|error| error.to_string(), |traces| traces.sentence());
+    let store = is_kept.then(|| format!("the store is {}", store.display()));
+    let traces: Vec<String> = store.into_iter().chain(Some(traces).filter(|traces| !traces.is_empty())).collect();
+    if path.symlink_metadata().is_ok() || traces.is_empty() {
+        return None;
+    }
+    let name = fs::read_to_string(config.state_dir.join(NAME)).unwrap_or_default();
+    let mut anew = format!("mesh-coordinator init --new-identity --name {}", name.trim());
+    config.public.iter().for_each(|public| anew.push_str(&format!(" --public {public}")));
+    Some(KeyError::Lost { path, traces: traces.join(", "), anew })
 }
 
 impl Traces {

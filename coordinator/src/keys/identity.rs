@@ -26,6 +26,18 @@ pub enum KeyError {
     /// There is none yet.
     #[error("there is no identity key in {0}; make one with `mesh-coordinator init --name NAME --public HOST:PORT`")]
     Missing(PathBuf),
+    /// It is gone, though a mesh is kept here.
+    #[error(
+        "{path} is gone, and the mesh that knows this coordinator by it is kept here ({traces}): put the file back from where you keep it, for no backup of mesh-coordinator holds it. Only if it is nowhere any more, `{anew}` makes another key, which no node trusts: each has to run `meshd leave` then, and to join anew"
+    )]
+    Lost {
+        /// Where it belongs.
+        path: PathBuf,
+        /// What tells of the mesh.
+        traces: String,
+        /// The command that makes another.
+        anew: String,
+    },
     /// There is no such key file.
     #[error("there is no key in {0}; name the file that holds it")]
     NoFile(PathBuf),
@@ -51,6 +63,11 @@ pub enum KeyError {
     /// The machine gave no entropy.
     #[error("the machine gives no random numbers; try again when it has booted")]
     Entropy,
+}
+
+/// Returns where the key of a state directory is.
+pub fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE)
 }
 
 /// Reads the key of a state directory.

@@ -12,6 +12,7 @@ mod growing;
 mod hygiene;
 mod idle_words;
 mod issuer;
+mod keeping;
 mod kills;
 mod locking;
 mod logging;

@@ -208,6 +208,7 @@ pub(crate) fn without_identity(ground: &Ground) {
     assert!(node.terminate());
     fs::remove_file(node.folder.join("state/identity.key")).unwrap();
     node.start().unwrap();
+    assert!(wait_until(STARTING, || !node.running()), "it runs without an identity");
     assert_eq!(node.exit_code(), Some(78));
     let said = tail(&node.log(), 1);
     assert!(said.contains("identity.key is lost"), "{said}");
