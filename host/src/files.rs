@@ -13,15 +13,31 @@ const MAX_ASIDE: usize = 8;
 /// Reads a text of at most 4 MiB that an operator wrote, such as services.toml.
 ///
 /// # Errors
-/// If it cannot be read, is larger, or is no UTF-8.
+/// If it cannot be read, is larger, or is no UTF-8; then the error says in which line and column.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let length = File::open(path)?.take(MAX_TEXT + 1).read_to_string(&mut text)?;
+    let mut bytes = Vec::new();
+    let length = File::open(path)?.take(MAX_TEXT + 1).read_to_end(&mut bytes)?;
     if length as u64 > MAX_TEXT {
         let message = format!("the file is larger than {} MiB", MAX_TEXT >> 20);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
     }
-    Ok(text)
+    decoded(bytes).map_err(|(line, column)| {
+        let message = format!("line {line}, column {column} is not UTF-8");
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
+}
+
+/// Reads bytes as UTF-8.
+///
+/// # Errors
+/// The line and the character of it where they are something else, each from 1.
+pub fn decoded(bytes: Vec<u8>) -> Result<String, (usize, usize)> {
+    String::from_utf8(bytes).map_err(|error| {
+        let end = error.utf8_error().valid_up_to();
+        let good = String::from_utf8_lossy(&error.as_bytes()[..end]);
+        let line = good.matches('\n').count() + 1;
+        (line, good.rsplit('\n').next().unwrap_or_default().chars().count() + 1)
+    })
 }
 
 /// Writes a file that does not exist yet, and waits for the disk.
@@ -183,6 +199,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         fs::write(&path, vec![b' '; 4 * 1024 * 1024 + 1]).unwrap();
         assert_eq!(read_text(&path).unwrap_err().to_string(), "the file is larger than 4 MiB");
+        fs::write(&path, b"version = 1\n# \xc3\xa4\xff\n").unwrap();
+        assert_eq!(read_text(&path).unwrap_err().to_string(), "line 2, column 4 is not UTF-8");
     }
 
     #[test]

@@ -174,6 +174,11 @@ fn a_reload_returns_when_the_file_is_in_force_and_fails_with_what_is_wrong() {
     }
     assert!(program.run(&["token", "create", "--site", "new"]).status.success(), "the text before stays in force");
 
+    fs::write(&file, b"version = 1\n# \xff\n").unwrap();
+    let binary = program.run(&["reload"]);
+    assert_eq!(binary.status.code(), Some(1), "{binary:?}");
+    assert!(said(&binary).contains("services.toml: line 2, column 3 is not UTF-8"), "{binary:?}");
+
     fs::remove_file(&file).unwrap();
     let missing = program.run(&["reload"]);
     assert_eq!(missing.status.code(), Some(1), "{missing:?}");

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read};
 
+use mesh_host::files::decoded;
+
 /// The longest text that is read; a token has less than a kilobyte.
 const MAX_TOKEN: u64 = 64 * 1024;
 /// What editors of other systems write before a text in UTF-8.
@@ -71,19 +73,9 @@ fn text(from: &str, bytes: &[u8]) -> Result<String, TokenFileError> {
         return Err(TokenFileError::Utf16(from.into()));
     }
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let (good, is_whole) = match bytes.utf8_chunks().next() {
-        Some(chunk) => (chunk.valid(), chunk.invalid().is_empty()),
-        None => ("", true),
-    };
-    if !is_whole {
-        let line = good.matches('\n').count() + 1;
-        let column = good.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        return Err(TokenFileError::Binary { from: from.into(), line, column });
-    }
-    if good.trim().is_empty() {
-        return Err(TokenFileError::Empty(from.into()));
-    }
-    Ok(good.to_owned())
+    let text = decoded(bytes.to_vec());
+    let text = text.map_err(|(line, column)| TokenFileError::Binary { from: from.into(), line, column })?;
+    if text.trim().is_empty() { Err(TokenFileError::Empty(from.into())) } else { Ok(text) }
 }
 
 #[cfg(test)]
