@@ -269,11 +269,17 @@ async fn a_member_where_a_service_is_meant_is_told_as_host() {
 }
 
 #[tokio::test]
-async fn a_plan_warns_of_a_domain_that_would_hide_names_of_strangers() {
+async fn check_and_plan_warn_of_a_domain_that_would_hide_names_of_strangers() {
     let coordinator = TestCoordinator::start().await;
     let client = Client::new(&SOCKET, coordinator.socket());
     let text =
         SERVICES.replace("name = \"boutique\"\n", "name = \"boutique\"\ndomains = [\"mesh.internal\", \"dev\"]\n");
+    fs::write(coordinator.dir.path().join("draft.toml"), &text).unwrap();
+    let check = run(coordinator.dir.path(), &["check", "draft.toml"]);
+    assert!(
+        check.status.success() && said(&check).contains("warning[MESH0146]: `dev` is a public suffix"),
+        "{check:?}"
+    );
     let proposal = Proposal { file: "draft.toml".into(), text };
 
     let plan: PlanDocument = client.ask(Method::POST, "/v1/plan", Some(&proposal)).await.unwrap();
