@@ -29,6 +29,7 @@ pub(crate) fn look(config: &Config) -> (Option<String>, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::state_dir::tests::enrolment;
 
     #[test]
     fn a_name_that_is_not_the_recorded_one_is_told_with_both() {
@@ -36,5 +37,27 @@ mod tests {
         assert_eq!(differs(&name("a"), &name("a")), None);
         let told = differs(&name("vm-1"), &name("vm-2")).unwrap_or_default();
         assert!(told.contains("this node is `vm-2` in the mesh") && told.contains("not `vm-1`"), "{told}");
+    }
+
+    #[test]
+    fn check_warns_of_a_name_in_the_file_and_notes_that_of_the_host() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let enrolment = enrolment();
+        let config = |name: &NodeName, is_name_set| Config {
+            name: name.clone(),
+            is_name_set,
+            state_dir: dir.path().join("s"),
+            ..Config::default()
+        };
+        let other: NodeName = "other".parse().expect("a name");
+        assert_eq!(look(&config(&other, true)), (None, None), "no member yet");
+        let state = State::open(&dir.path().join("s")).expect("a state directory");
+        state.keep_enrolment(&enrolment).expect("stored");
+        assert_eq!(look(&config(&enrolment.node, true)), (None, None));
+        assert_eq!(look(&config(&enrolment.node, false)), (None, None));
+        assert_eq!(look(&config(&other, true)), (differs(&other, &enrolment.node), None));
+        let (warning, note) = look(&config(&other, false));
+        assert_eq!(warning, None, "a token named it: that is well");
+        assert!(note.is_some_and(|note| note.contains("is called `other`")));
     }
 }

@@ -9,8 +9,8 @@ use super::clock::{Timestamp, UnixTime};
 
 /// Clocks that differ by no more agree: a word may have been on its way for some seconds.
 pub const APART: Duration = Duration::from_secs(30);
-/// How long a clock's word counts.
-pub const FRESH: Duration = Duration::from_secs(600);
+/// How long a clock's word counts: a machine that was paused meanwhile, as a virtual one is, takes it for another time.
+pub const FRESH: Duration = Duration::from_secs(120);
 
 const APART_MICROS: i64 = 30_000_000;
 
