@@ -638,7 +638,7 @@ mod tests {
         snapshot.link.alarms = vec!["the log forks".into()];
         snapshot.link.refused = vec!["a name is taken".into()];
         snapshot.link.rejected = vec!["a record is refused".into()];
-        snapshot.link.error = Some("nobody answers".into());
+        (snapshot.link.error, snapshot.link.disowned) = (Some("nobody answers".into()), true);
         snapshot.unstored.directory = Some("the disk is full".into());
         snapshot.wished_name = Some("wish".parse().unwrap());
         snapshot.lane_death = Some("a lane died".into());
