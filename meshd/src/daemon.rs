@@ -273,12 +273,14 @@ async fn leave(
     }
     publisher.notes.set(WarningId::Leave, None);
     publisher.clear();
-    if let Some(range) = opened {
-        for removed in linux::forget(range, &config.interface).await? {
-            tracing::info!(removed, "kernel set-up undone");
-        }
+    let Some(range) = opened else {
+        tracing::info!("left a mesh that disowned this node; its range stays closed");
+        return Ok(());
+    };
+    for removed in linux::forget(range, &config.interface).await? {
+        tracing::info!(removed, "kernel set-up undone");
     }
-    tracing::info!(is_range_open = opened.is_some(), "left the mesh");
+    tracing::info!("left the mesh");
     Ok(())
 }
 

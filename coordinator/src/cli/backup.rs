@@ -88,7 +88,7 @@ impl Drop for Draft {
 }
 
 fn exists(file: &Path) -> Outcome {
-    Outcome::failed(&format!("{} exists, and is not overwritten; name another file, or say --force", file.display()))
+    Outcome::failed(&format!("{} exists and is not overwritten; name another file, or say --force", file.display()))
 }
 
 fn unwritten(file: &Path, error: &io::Error) -> Outcome {

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use crate::control::channel::ChannelError;
-
 /// What an attempt waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -45,16 +43,8 @@ impl Attempts {
         });
     }
 
-    /// Notes why an attempt at an address came to nothing.
-    pub(super) fn end(&self, address: &str, error: &ChannelError) {
-        let text = error.to_string();
-        let said = if matches!(error, ChannelError::Refused(_)) {
-            format!("{address} answered: {text}")
-        } else if text.contains(address) {
-            text
-        } else {
-            format!("{address}: {text}")
-        };
+    /// Notes in a sentence why an attempt at an address came to nothing.
+    pub(super) fn end(&self, address: &str, said: String) {
         self.0.send_modify(|attempts| drop(attempts.insert(address.to_owned(), Attempt::Ended(said))));
     }
 
@@ -75,8 +65,6 @@ impl Attempts {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[test]
@@ -86,10 +74,9 @@ mod tests {
         assert!(attempts.sentences()[0].contains("DNS"), "{:?}", attempts.sentences());
         attempts.wait("c.example:7700", Stage::Connection);
         assert!(attempts.sentences()[0].contains("firewall"), "{:?}", attempts.sentences());
-        let error = io::Error::other("no such name");
-        attempts.end("c.example:7700", &ChannelError::Resolve { address: "c.example:7700".into(), error });
+        attempts.end("c.example:7700", "c.example:7700: no such name".into());
         attempts.wait("c.example:7700", Stage::Connection);
-        attempts.end("192.0.2.1:7700", &ChannelError::Silent);
+        attempts.end("192.0.2.1:7700", "192.0.2.1:7700: silent".into());
         let [ip, name] = &attempts.sentences()[..] else { panic!("{:?}", attempts.sentences()) };
         assert!(name.contains("no such name") && !name.contains("firewall"), "{name}");
         assert!(ip.starts_with("192.0.2.1:7700: "), "{ip}");

@@ -126,6 +126,18 @@ impl ChannelError {
         matches!(self, Self::Refused(body) if matches!(body.error, ErrorCode::Revoked | ErrorCode::UnknownNode))
     }
 
+    /// Returns the sentence with the address that it is about.
+    pub(super) fn sentence_of(&self, address: &str) -> String {
+        let text = self.to_string();
+        if matches!(self, Self::Refused(_)) {
+            format!("{address} answered: {text}")
+        } else if text.contains(address) {
+            text
+        } else {
+            format!("{address}: {text}")
+        }
+    }
+
     /// Says whether nobody took the request: another moment may be better.
     pub fn is_unreached(&self) -> bool {
         match self {
@@ -232,7 +244,7 @@ impl Channel {
             Ok(channel) => Ok((channel, address)),
             Err(error) => {
                 tracing::debug!(coordinator = address, %error, "not reached");
-                dial.attempts.end(&address, &error);
+                dial.attempts.end(&address, error.sentence_of(&address));
                 Err(error)
             }
         }

@@ -124,7 +124,7 @@ pub async fn join(dial: &Dial, request: &JoinRequest) -> Result<(JoinResponse, S
             // Another coordinator may have time, or a store that answers.
             Err(error @ ChannelError::Refused(_)) if !error.may_differ_elsewhere() => return Err(error),
             Err(error) => {
-                dial.attempts.end(&address, &error);
+                dial.attempts.end(&address, error.sentence_of(&address));
                 worst = Some(error);
             }
         }

@@ -23,12 +23,12 @@ const KEYS: [&str; 6] =
     ["identity.key", "identity.next", "tunnel.key", "tunnel.former", "tunnel.first", "preshared.keys"];
 
 /// A mesh of two nodes, and the commands as an installation has them.
-pub(crate) struct Ground {
+pub(crate) struct WaysBack {
     pair: Pair,
     bin: PathBuf,
 }
 
-pub(crate) fn set_up(binaries: &Binaries) -> io::Result<Ground> {
+pub(crate) fn set_up(binaries: &Binaries) -> io::Result<WaysBack> {
     let pair = Pair::start("wb", binaries, Underlay::V4, 1)?;
     traffic::serve_tcp(&pair.b.pod, 8080)?;
     let bin = pair.network.folder.join("bin");
@@ -46,7 +46,7 @@ pub(crate) fn set_up(binaries: &Binaries) -> io::Result<Ground> {
         script(&folder.join(program), &words)?;
         script(&folder.join("systemctl"), &format!("echo \"$*\" >> {}", folder.join("units").display()))?;
     }
-    let ground = Ground { pair, bin };
+    let ground = WaysBack { pair, bin };
     assert!(works(&ground), "the mesh does not work");
     Ok(ground)
 }
@@ -57,15 +57,15 @@ fn script(path: &Path, words: &str) -> io::Result<()> {
 }
 
 /// Says whether a pod behind `a` reaches the one behind `b`, before long.
-fn works(ground: &Ground) -> bool {
-    let Ground { pair, .. } = ground;
+fn works(ground: &WaysBack) -> bool {
+    let WaysBack { pair, .. } = ground;
     wait_until(STARTING, || {
         pair.a.node.status().is_ok() && traffic::seen_as(&pair.a.pod, (pair.vip("web"), 80)).is_ok()
     })
 }
 
 /// Runs a line in a shell where a daemon is, with a text to be pasted, and obeys what it says of units.
-fn shell(ground: &Ground, at: &Daemon, line: &str, pasted: &str) -> Output {
+fn shell(ground: &WaysBack, at: &Daemon, line: &str, pasted: &str) -> Output {
     let folder = ground.bin.join(&at.name);
     let mut command = Command::new("/bin/sh");
     let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
@@ -97,8 +97,8 @@ fn advice(said: &str, word: &str) -> String {
 }
 
 /// Follows what was printed: a token is made on the coordinator's host, and pasted on the node's.
-fn follow(ground: &Ground, said: &str, joins: &str) {
-    let Ground { pair, .. } = ground;
+fn follow(ground: &WaysBack, said: &str, joins: &str) {
+    let WaysBack { pair, .. } = ground;
     let made = shell(ground, &pair.coordinator, &advice(said, "mesh-coordinator "), "");
     assert!(made.status.success(), "{}", text(&made));
     let token = String::from_utf8_lossy(&made.stdout).lines().last().unwrap().to_owned();
@@ -106,7 +106,7 @@ fn follow(ground: &Ground, said: &str, joins: &str) {
     assert!(joined.status.success(), "{}", text(&joined));
 }
 
-fn is_back(ground: &Ground) {
+fn is_back(ground: &WaysBack) {
     let node = &ground.pair.b.node;
     if !node.running() {
         node.start().unwrap();
@@ -122,7 +122,7 @@ fn identity(node: &Daemon) -> Vec<u8> {
     fs::read(node.folder.join("state/identity.key")).unwrap()
 }
 
-pub(crate) fn left(ground: &Ground) {
+pub(crate) fn left(ground: &WaysBack) {
     let node = &ground.pair.b.node;
     let lock = node.folder.join("state/lock.key");
     for is_running in [true, false] {
@@ -143,8 +143,8 @@ pub(crate) fn left(ground: &Ground) {
     }
 }
 
-pub(crate) fn set_up_anew(ground: &Ground) {
-    let Ground { pair, .. } = ground;
+pub(crate) fn set_up_anew(ground: &WaysBack) {
+    let WaysBack { pair, .. } = ground;
     let (node, coordinator) = (&pair.b.node, &pair.coordinator);
     // Whoever makes a token for the name is told, and so is whoever joins with one that has no name.
     let named = shell(ground, coordinator, "mesh-coordinator token create --site west --name b", "");
@@ -173,8 +173,8 @@ fn disowned(node: &Daemon, word: &str) -> String {
     warnings()
 }
 
-pub(crate) fn revoked(ground: &Ground) {
-    let Ground { pair, .. } = ground;
+pub(crate) fn revoked(ground: &WaysBack) {
+    let WaysBack { pair, .. } = ground;
     let node = &pair.b.node;
     let before = identity(node);
     pair.coordinator.expect(&["revoke", "b"]).unwrap();
@@ -203,7 +203,7 @@ pub(crate) fn revoked(ground: &Ground) {
     let _ = writeln!(io::stdout(), "    closed in {} looks", open.0);
 }
 
-pub(crate) fn without_identity(ground: &Ground) {
+pub(crate) fn without_identity(ground: &WaysBack) {
     let node = &ground.pair.b.node;
     assert!(node.terminate());
     fs::remove_file(node.folder.join("state/identity.key")).unwrap();
@@ -216,8 +216,8 @@ pub(crate) fn without_identity(ground: &Ground) {
     is_back(ground);
 }
 
-pub(crate) fn restored(ground: &Ground) {
-    let Ground { pair, .. } = ground;
+pub(crate) fn restored(ground: &WaysBack) {
+    let WaysBack { pair, .. } = ground;
     let (node, coordinator) = (&pair.b.node, &pair.coordinator);
     let backup = pair.network.folder.join("backup.redb");
     coordinator.expect(&["backup", backup.to_str().unwrap()]).unwrap();
@@ -237,8 +237,8 @@ pub(crate) fn restored(ground: &Ground) {
     is_back(ground);
 }
 
-pub(crate) fn on_whose_word(ground: &Ground) {
-    let Ground { pair, .. } = ground;
+pub(crate) fn on_whose_word(ground: &WaysBack) {
+    let WaysBack { pair, .. } = ground;
     let (a, coordinator) = (&pair.a.node, &pair.coordinator);
     let before = identity(a);
     let token = coordinator.expect(&["token", "create", "--site", "east"]).unwrap();
@@ -264,7 +264,7 @@ pub(crate) fn on_whose_word(ground: &Ground) {
 }
 
 /// Where the programs lie.
-fn binaries(ground: &Ground) -> PathBuf {
+fn binaries(ground: &WaysBack) -> PathBuf {
     let script = fs::read_to_string(ground.bin.join("coordinator/mesh-coordinator")).unwrap();
     let program = script.split("exec ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
     Path::new(program).parent().unwrap().to_owned()

@@ -14,7 +14,7 @@ const JOINING: &[Fact<joining::Door>] = &[
     ("join_waits_for_a_coordinator_that_starts", joining::waits),
 ];
 
-const BACK: &[Fact<back::Ground>] = &[
+const BACK: &[Fact<back::WaysBack>] = &[
     ("who_leaves_keeps_no_key_and_comes_back_by_what_leave_says", back::left),
     ("a_machine_that_was_set_up_anew_comes_back_by_what_the_refusals_say", back::set_up_anew),
     ("a_revoked_machine_comes_back_by_what_its_status_says_and_is_never_open", back::revoked),
