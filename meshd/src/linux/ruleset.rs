@@ -2,7 +2,7 @@
 //!
 //! The rules of a chain are followed: a condition holds, does not hold, or cannot be known here (a set of intervals, a
 //! limit, a match that is not understood). A rule that cannot be known is taken not to match; with
-//! [`Packet::in_doubt_passes`], one that may accept is taken to do so, so that an answer of `drop` is certain.
+//! [`Packet::in_doubt_passes`], the packet goes both ways there, and is dropped only if no way accepts it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub(super) struct Packet<'a> {
     pub(super) destinations: &'a [Ipv4Net],
     /// Which port of which transport it begins a connection to.
     pub(super) opens: Option<(u8, u16)>,
-    /// Whether a rule that cannot be known, and may accept, is taken to do so.
+    /// Whether it is told to be dropped only where no rule that cannot be known would let it pass.
     pub(super) in_doubt_passes: bool,
 }
 
@@ -57,6 +57,25 @@ enum Said {
     Nothing,
 }
 
+/// How the packet may leave a chain; one way, unless something is in doubt.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ends {
+    accepted: bool,
+    dropped: bool,
+    /// No rule decides, or one says that the calling chain goes on.
+    passed: bool,
+}
+
+impl Ends {
+    fn or(self, other: Self) -> Self {
+        Self {
+            accepted: self.accepted || other.accepted,
+            dropped: self.dropped || other.dropped,
+            passed: self.passed || other.passed,
+        }
+    }
+}
+
 /// A base chain with the chains that it calls and the sets that it asks, each read once.
 pub(super) struct Ruleset {
     chain: Chain,
@@ -75,16 +94,14 @@ impl Ruleset {
         &self.chain
     }
 
-    /// Says whether the chain ends the packet.
+    /// Says whether the chain drops the packet, however what is in doubt turns out.
     ///
     /// # Errors
     /// `KernelError` if it cannot be read.
     pub(super) fn drops(&self, packet: &Packet<'_>) -> Result<bool, KernelError> {
         let policy = self.chain.base.as_ref().map(|base| &base.policy);
-        Ok(match self.fate(packet, &self.rules(&self.chain.name)?, 0) {
-            Some(decided) => decided == Fate::Drop,
-            None => policy == Some(&Fate::Drop),
-        })
+        let ends = self.ends(packet, &self.rules(&self.chain.name)?, 0);
+        Ok(!ends.accepted && (!ends.passed || policy == Some(&Fate::Drop)))
     }
 
     fn rules(&self, name: &str) -> Result<Rc<[NftRule]>, KernelError> {
@@ -107,40 +124,41 @@ impl Ruleset {
         set
     }
 
-    /// Follows the rules of a chain; `None` if none decides.
-    fn fate(&self, packet: &Packet<'_>, rules: &[NftRule], depth: usize) -> Option<Fate> {
-        if depth > DEPTH {
-            return None;
-        }
+    /// Follows the rules of a chain.
+    fn ends(&self, packet: &Packet<'_>, rules: &[NftRule], depth: usize) -> Ends {
+        let mut ends = Ends::default();
         for rule in rules {
-            match self.said(packet, rule) {
-                Said::Does(decided @ (Fate::Accept | Fate::Drop)) => return Some(decided),
-                Said::Does(Fate::Return) => return None,
-                Said::Does(Fate::Jump(name)) => {
-                    if let Some(decided) = self.call(packet, &name, depth) {
-                        return Some(decided);
-                    }
+            let (fate, certain) = match self.said(packet, rule) {
+                Said::Does(fate) => (fate, true),
+                Said::May(fate) if packet.in_doubt_passes => (fate, false),
+                Said::May(_) | Said::Nothing => continue,
+            };
+            let (these, goes_on) = match fate {
+                Fate::Accept => (Ends { accepted: true, ..Ends::default() }, false),
+                Fate::Drop => (Ends { dropped: true, ..Ends::default() }, false),
+                Fate::Return => (Ends { passed: true, ..Ends::default() }, false),
+                Fate::Jump(name) => {
+                    let called = self.call(packet, &name, depth);
+                    (Ends { passed: false, ..called }, called.passed)
                 }
-                Said::Does(Fate::Goto(name)) => return self.call(packet, &name, depth),
-                // What is not known to end here, and not known to go on, may well pass.
-                Said::Does(Fate::Other(_)) | Said::May(Fate::Accept | Fate::Return | Fate::Other(_))
-                    if packet.in_doubt_passes =>
-                {
-                    return Some(Fate::Accept);
-                }
-                Said::May(Fate::Jump(name) | Fate::Goto(name)) if packet.in_doubt_passes => {
-                    if self.call(packet, &name, depth) == Some(Fate::Accept) {
-                        return Some(Fate::Accept);
-                    }
-                }
-                Said::Does(Fate::Other(_)) | Said::May(_) | Said::Nothing => {}
+                Fate::Goto(name) => (self.call(packet, &name, depth), false),
+                // Such as a queue to a program, which may say anything.
+                Fate::Other(_) => (Ends { accepted: packet.in_doubt_passes, ..Ends::default() }, true),
+            };
+            ends = ends.or(these);
+            if certain && !goes_on {
+                return ends;
             }
         }
-        None
+        ends.or(Ends { passed: true, ..Ends::default() })
     }
 
-    fn call(&self, packet: &Packet<'_>, name: &str, depth: usize) -> Option<Fate> {
-        self.fate(packet, &self.rules(name).ok()?, depth + 1)
+    fn call(&self, packet: &Packet<'_>, name: &str, depth: usize) -> Ends {
+        match self.rules(name) {
+            Ok(rules) if depth < DEPTH => self.ends(packet, &rules, depth + 1),
+            // The kernel calls no deeper; what cannot be read may say anything.
+            Ok(_) | Err(_) => Ends { accepted: packet.in_doubt_passes, dropped: false, passed: true },
+        }
     }
 
     fn said(&self, packet: &Packet<'_>, rule: &NftRule) -> Said {

@@ -19,6 +19,7 @@ const RULES: &[Fact<BrokenMesh>] = &[
     ("a_host_in_order_has_no_problem_and_no_note", rules::in_order),
     ("an_input_policy_that_drops_what_comes_from_the_mesh_is_found", rules::closed_to_the_mesh),
     ("an_input_rule_that_rejects_a_service_is_found", rules::rejects_a_port),
+    ("a_zone_of_firewalld_that_does_not_know_the_mesh_is_found", rules::firewalld),
     ("an_input_policy_that_drops_questions_for_names_is_found", rules::closed_to_names),
     ("input_rules_that_let_the_mesh_in_are_understood", rules::open),
     ("input_rules_that_cannot_be_read_are_not_judged", rules::unclear),
@@ -39,6 +40,7 @@ const MENDING: &[Fact<BrokenMesh>] = &[
 ];
 const IPTABLES: &[Fact<BrokenMesh>] = &[
     ("rules_of_iptables_nft_are_read", rules::iptables_nft),
+    ("rules_of_ufw_are_read", rules::ufw),
     ("tables_of_legacy_iptables_are_named_as_unread", notes::legacy),
 ];
 

@@ -127,3 +127,75 @@ pub(crate) fn iptables_nft(ground: &BrokenMesh) {
     sh(&ground.b, "nft flush table ip filter && iptables-nft -P INPUT ACCEPT");
     is_well(&ground.b);
 }
+
+pub(crate) fn ufw(ground: &BrokenMesh) {
+    // What `ufw enable` makes, without its log.
+    let rules = "*filter
+:INPUT DROP [0:0]
+:ufw-before-input - [0:0]
+:ufw-not-local - [0:0]
+:ufw-logging-deny - [0:0]
+:ufw-user-input - [0:0]
+-A INPUT -j ufw-before-input
+-A INPUT -j ufw-user-input
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate INVALID -j DROP
+-A ufw-before-input -p icmp --icmp-type echo-request -j ACCEPT
+-A ufw-before-input -p udp --sport 67 --dport 68 -j ACCEPT
+-A ufw-before-input -j ufw-not-local
+-A ufw-before-input -d 224.0.0.251 -p udp --dport 5353 -j ACCEPT
+-A ufw-not-local -m addrtype --dst-type LOCAL -j RETURN
+-A ufw-not-local -m addrtype --dst-type MULTICAST -j RETURN
+-A ufw-not-local -m limit --limit 3/min --limit-burst 10 -j ufw-logging-deny
+-A ufw-not-local -j DROP
+-A ufw-user-input -p tcp --dport 22 -j ACCEPT
+-A ufw-user-input -p udp --dport 51820 -j ACCEPT
+-A ufw-user-input -p udp --dport 53 -j ACCEPT
+COMMIT
+";
+    sh(&ground.b, &format!("iptables-nft-restore <<'END'\n{rules}END"));
+    assert!(!ground.calls(), "the rules do not close it");
+    let command = finds(&ground.b, ID, &["`INPUT`", "ip filter", "8080/tcp"]);
+    mends(&ground.b, ID, &command);
+    assert!(wait_until(AGAIN, || ground.calls()));
+    sh(&ground.b, "iptables-nft -F && iptables-nft -P INPUT ACCEPT");
+    is_well(&ground.b);
+}
+
+pub(crate) fn firewalld(ground: &BrokenMesh) {
+    // As firewalld writes it, shortened.
+    let rules = r#"table inet firewalld {
+  chain filter_INPUT {
+    type filter hook input priority filter + 10; policy accept;
+    ct state { established, related } accept
+    ct status dnat accept
+    iifname "lo" accept
+    ct state invalid drop
+    jump filter_INPUT_ZONES
+    reject with icmpx admin-prohibited
+  }
+  chain filter_INPUT_ZONES {
+    iifname "eth0" goto filter_IN_trusted
+    iifname "cni0" goto filter_IN_trusted
+    goto filter_IN_public
+  }
+  chain filter_IN_trusted { accept; }
+  chain filter_IN_public {
+    jump filter_IN_public_allow
+    meta l4proto { icmp, ipv6-icmp } accept
+    reject with icmpx admin-prohibited
+  }
+  chain filter_IN_public_allow {
+    tcp dport 22 accept
+    ip6 daddr fe80::/64 udp dport 546 accept
+  }
+}"#;
+    sh(&ground.b, &format!("nft -f - <<'END'\n{rules}\nEND"));
+    assert!(!ground.calls(), "the rules do not close it");
+    let command = finds(&ground.b, ID, &["`filter_INPUT`", "inet firewalld", "8080/tcp"]);
+    mends(&ground.b, ID, &command);
+    assert!(wait_until(AGAIN, || ground.calls()));
+    sh(&ground.b, "nft delete table inet firewalld");
+    is_well(&ground.b);
+}
