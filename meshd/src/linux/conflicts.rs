@@ -10,7 +10,7 @@ use netlink_packet_route::rule::{RuleAction, RuleFlags};
 use super::error::KernelError;
 use super::ip_rule::IpRule;
 use super::route::{self, Routes};
-use super::{forward, guards, input, marked_route, names, pod_interfaces};
+use super::{forward, guards, input, marked_route, names, nft, pod_interfaces};
 use crate::linux::shape::{HostPart, Obstacle, RULE_PRIORITY, Shape};
 
 /// The kernel's table of local addresses, which comes first everywhere.
@@ -30,10 +30,12 @@ pub(super) async fn find(shape: &Shape, part: &HostPart) -> Vec<Obstacle> {
         Ok(obstacles) => found.extend(obstacles),
         Err(error) => found.push(Obstacle::plain(format!("cannot examine the ip rules: {error}"))),
     }
-    // Without nftables there is nothing to examine, which the guards have said already.
-    found.extend(forward::obstacles(shape).unwrap_or_default());
+    // Without nftables there is nothing to examine, which the guards have said already. A Kubernetes node has many chains.
+    let is_asked = !shape.pods.is_empty() || !part.served.is_empty();
+    let chains = if is_asked { nft::chains().unwrap_or_default() } else { Vec::new() };
+    found.extend(forward::obstacles(shape, &chains).unwrap_or_default());
     found.extend(forwarding(shape));
-    found.extend(input::obstacles(shape, part).await.unwrap_or_default());
+    found.extend(input::obstacles(shape, part, &chains).await.unwrap_or_default());
     match marked_route::obstacle(shape, part).await {
         Ok(obstacle) => found.extend(obstacle),
         Err(error) => found.push(Obstacle::plain(format!("cannot examine the way of the tunnel's packets: {error}"))),

@@ -9,8 +9,8 @@ use super::nft::{self, Chain, Family, Hook};
 use super::ruleset::{Packet, Ruleset};
 use crate::linux::shape::{Obstacle, Shape};
 
-/// Finds forward chains that drop mesh packets, with the command that mends each.
-pub(super) fn obstacles(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
+/// Finds those of this host's chains that drop forwarded mesh packets, with the command that mends each.
+pub(super) fn obstacles(shape: &Shape, chains: &[Chain]) -> Result<Vec<Obstacle>, KernelError> {
     if shape.pods.is_empty() {
         return Ok(Vec::new());
     }
@@ -20,8 +20,8 @@ pub(super) fn obstacles(shape: &Shape) -> Result<Vec<Obstacle>, KernelError> {
     let outbound = Packet { output: Some(name), sources: &shape.pods, destinations: &range, ..Packet::default() };
 
     let mut obstacles = Vec::new();
-    for chain in nft::chains()?.into_iter().filter(|chain| is_forward(chain) && !guards::is_ours(chain)) {
-        let rules = Ruleset::of(chain);
+    for chain in chains.iter().filter(|chain| is_forward(chain) && !guards::is_ours(chain)) {
+        let rules = Ruleset::of(chain.clone());
         for (packet, word, way) in [(&inbound, "iifname", "from"), (&outbound, "oifname", "to")] {
             if !rules.drops(packet)? {
                 continue;

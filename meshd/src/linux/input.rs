@@ -18,8 +18,8 @@ const DNS_PORT: u16 = 53;
 /// Most ports that one sentence names.
 const MAX_NAMED: usize = 5;
 
-/// Finds chains that drop what is for services of this host, or its pods' questions for names.
-pub(super) async fn obstacles(shape: &Shape, part: &HostPart) -> Result<Vec<Obstacle>, KernelError> {
+/// Finds those of this host's chains that drop what is for services of this host, or its pods' questions for names.
+pub(super) async fn obstacles(shape: &Shape, part: &HostPart, chains: &[Chain]) -> Result<Vec<Obstacle>, KernelError> {
     let asked = part.answers_names && !shape.pods.is_empty();
     if part.served.is_empty() && !asked {
         return Ok(Vec::new());
@@ -29,7 +29,7 @@ pub(super) async fn obstacles(shape: &Shape, part: &HostPart) -> Result<Vec<Obst
     let link = routes.link(&shape.interface).await?;
     let pods = if asked { pods_link(&routes, shape).await? } else { None };
     let mut obstacles = Vec::new();
-    for rules in chains(Hook::Input)? {
+    for rules in filters(chains, Hook::Input) {
         if let Some(link) = &link {
             obstacles.extend(closed_ports(shape, link, part, &rules)?);
         }
@@ -68,7 +68,7 @@ fn closed_ports(shape: &Shape, link: &Link, part: &HostPart, rules: &Ruleset) ->
     closed.truncate(MAX_NAMED);
     let Chain { family, table, name: chain, .. } = rules.chain();
     let sentence = format!(
-        "the chain `{chain}` of table `{family} {table}` drops what comes from `{name}` for services of this host ({}{more}), so that nobody in the mesh reaches them",
+        "the chain `{chain}` of table `{family} {table}` drops what comes from `{name}` for services of this host ({}{more}), so that nobody in the mesh reaches them; what the command inserts lasts until that firewall is loaded anew",
         closed.join(", ")
     );
     let command = format!("nft insert rule {family} {table} {chain} iifname \"{name}\" accept");
@@ -105,7 +105,7 @@ fn closed_names(shape: &Shape, pods: Option<&Link>, rules: &Ruleset) -> Result<O
     }
     let Chain { family, table, name: chain, .. } = rules.chain();
     let sentence = format!(
-        "the chain `{chain}` of table `{family} {table}` drops what this node's pods ask for names at {dns}:53, so that they find no service of the mesh"
+        "the chain `{chain}` of table `{family} {table}` drops what this node's pods ask for names at {dns}:53, so that they find no service of the mesh; what the command inserts lasts until that firewall is loaded anew"
     );
     let command = format!("nft insert rule {family} {table} {chain} ip daddr {dns} accept");
     Ok(Some(Obstacle::new(sentence, command).named("input-drops").safe()))
@@ -118,6 +118,7 @@ pub(super) fn blocks_tunnel(own_port: u16, peer: SocketAddrV4) -> Result<Option<
         (Hook::Input, &peers, &everybody, own_port, "comes from there"),
         (Hook::Output, &everybody, &peers, peer.port(), "goes there"),
     ];
+    let chains = nft::chains()?;
     for (hook, sources, destinations, port, way) in ways {
         let packet = Packet {
             input: None,
@@ -128,7 +129,7 @@ pub(super) fn blocks_tunnel(own_port: u16, peer: SocketAddrV4) -> Result<Option<
             opens: Some((UDP, port)),
             in_doubt_passes: true,
         };
-        for rules in chains(hook)? {
+        for rules in filters(&chains, hook) {
             if rules.drops(&packet)? {
                 let Chain { family, table, name: chain, .. } = rules.chain();
                 let sentence = format!(
@@ -143,11 +144,10 @@ pub(super) fn blocks_tunnel(own_port: u16, peer: SocketAddrV4) -> Result<Option<
 }
 
 /// The filters of others at a hook.
-fn chains(hook: Hook) -> Result<impl Iterator<Item = Ruleset>, KernelError> {
-    let filters = move |chain: &Chain| {
+fn filters(chains: &[Chain], hook: Hook) -> impl Iterator<Item = Ruleset> {
+    let is_filter = move |chain: &&Chain| {
         let here = |base: &nft::Base| base.hook == hook && base.kind == "filter";
         matches!(chain.family, Family::Ip | Family::Inet) && chain.base.as_ref().is_some_and(here)
     };
-    let found = nft::chains()?.into_iter();
-    Ok(found.filter(move |chain| filters(chain) && !guards::is_ours(chain)).map(Ruleset::of))
+    chains.iter().filter(is_filter).filter(|chain| !guards::is_ours(chain)).map(|chain| Ruleset::of(chain.clone()))
 }

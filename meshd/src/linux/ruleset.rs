@@ -57,22 +57,17 @@ enum Said {
     Nothing,
 }
 
-/// How the packet may leave a chain; one way, unless something is in doubt.
+/// How the packet may leave a chain, besides being dropped.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ends {
     accepted: bool,
-    dropped: bool,
     /// No rule decides, or one says that the calling chain goes on.
     passed: bool,
 }
 
 impl Ends {
     fn or(self, other: Self) -> Self {
-        Self {
-            accepted: self.accepted || other.accepted,
-            dropped: self.dropped || other.dropped,
-            passed: self.passed || other.passed,
-        }
+        Self { accepted: self.accepted || other.accepted, passed: self.passed || other.passed }
     }
 }
 
@@ -134,30 +129,30 @@ impl Ruleset {
                 Said::May(_) | Said::Nothing => continue,
             };
             let (these, goes_on) = match fate {
-                Fate::Accept => (Ends { accepted: true, ..Ends::default() }, false),
-                Fate::Drop => (Ends { dropped: true, ..Ends::default() }, false),
-                Fate::Return => (Ends { passed: true, ..Ends::default() }, false),
+                Fate::Accept => (Ends { accepted: true, passed: false }, false),
+                Fate::Drop => (Ends::default(), false),
+                Fate::Return => (Ends { accepted: false, passed: true }, false),
                 Fate::Jump(name) => {
                     let called = self.call(packet, &name, depth);
                     (Ends { passed: false, ..called }, called.passed)
                 }
                 Fate::Goto(name) => (self.call(packet, &name, depth), false),
                 // Such as a queue to a program, which may say anything.
-                Fate::Other(_) => (Ends { accepted: packet.in_doubt_passes, ..Ends::default() }, true),
+                Fate::Other(_) => (Ends { accepted: packet.in_doubt_passes, passed: false }, true),
             };
             ends = ends.or(these);
             if certain && !goes_on {
                 return ends;
             }
         }
-        ends.or(Ends { passed: true, ..Ends::default() })
+        ends.or(Ends { accepted: false, passed: true })
     }
 
     fn call(&self, packet: &Packet<'_>, name: &str, depth: usize) -> Ends {
         match self.rules(name) {
             Ok(rules) if depth < DEPTH => self.ends(packet, &rules, depth + 1),
             // The kernel calls no deeper; what cannot be read may say anything.
-            Ok(_) | Err(_) => Ends { accepted: packet.in_doubt_passes, dropped: false, passed: true },
+            Ok(_) | Err(_) => Ends { accepted: packet.in_doubt_passes, passed: true },
         }
     }
 

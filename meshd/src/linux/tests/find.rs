@@ -156,7 +156,7 @@ fn rules_of_others_that_let_the_mesh_pass_are_understood() {
         assert_eq!(obstacles(&shape).await, Vec::new());
         // Without pods nothing is forwarded, so that nothing can be in the way.
         let hosts = Shape { pods: vec![], ..shape };
-        assert!(forward::obstacles(&hosts).unwrap().is_empty());
+        assert!(forward::obstacles(&hosts, &nft::chains().unwrap()).unwrap().is_empty());
     });
 }
 
