@@ -58,12 +58,12 @@ impl Context {
         } else if known.0 {
             Rejection::new(
                 ErrorCode::Revoked,
-                "this node was revoked; a token for its name brings the machine back (an older meshd has to leave first)",
+                "this node was revoked; a token for its name brings the machine back by `meshd join` (an older meshd has to leave first)",
             )
         } else {
             Rejection::new(
                 ErrorCode::UnknownNode,
-                "this coordinator does not know this node; a token for its name brings the machine back (an older meshd has to leave first)",
+                "this coordinator does not know this node; a token for its name brings the machine back by `meshd join` (an older meshd has to leave first)",
             )
         };
         Err(refused)
