@@ -68,7 +68,9 @@ pub struct HostFacts {
 impl HostFacts {
     /// Says which route of this host overlaps a mesh range, in a sentence that names it.
     pub fn collision(&self, range: MeshRange) -> Option<String> {
-        let overlapping = |route: &&HostRoute| overlap(route.destination, range.net());
+        // A route to a half of all addresses is as good as a default route, which is nobody's network.
+        let is_network = |route: &HostRoute| route.destination.prefix_len() > 1;
+        let overlapping = |route: &&HostRoute| is_network(route) && overlap(route.destination, range.net());
         let route = self.routes.iter().find(overlapping)?;
         let HostRoute { destination, interface, table, .. } = route;
         Some(format!(

@@ -27,6 +27,7 @@ pub(crate) fn by_a_rule(ground: &BrokenMesh) {
     sh(&ground.a, &first);
     mends(&ground.a, "marked-route", &command);
     assert!(wait_until(AGAIN, || ground.calls()));
+    is_well(&ground.a);
     sh(&ground.a, "ip rule del fwmark 0x3041; ip rule del pref 103; ip rule del pref 103; ip rule del lookup 51820");
     sh(&ground.a, NO_VPN);
     is_well(&ground.a);
@@ -41,6 +42,7 @@ pub(crate) fn by_halves(ground: &BrokenMesh) {
     let command = finds(&ground.a, "marked-route", &["`tun0`", "254", "172.31.2.11"]);
     mends(&ground.a, "marked-route", &command);
     assert!(wait_until(AGAIN, || ground.calls()));
+    is_well(&ground.a);
     sh(&ground.a, "ip rule del fwmark 0x3041; ip rule del fwmark 0x3041; ip route flush table 12353");
     sh(&ground.a, "ip route del 172.31.3.0/24");
     sh(&ground.a, NO_VPN);
