@@ -173,6 +173,15 @@ fn disowned(node: &Daemon, word: &str) -> String {
     warnings()
 }
 
+/// Ends what watches, also where the test fails meanwhile.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 pub(crate) fn revoked(ground: &WaysBack) {
     let WaysBack { pair, .. } = ground;
     let node = &pair.b.node;
@@ -193,8 +202,9 @@ pub(crate) fn revoked(ground: &WaysBack) {
             }
             (looks, open)
         });
+        let ends = Ends(&ended);
         follow(ground, &said, "meshd join");
-        ended.store(true, Ordering::Relaxed);
+        drop(ends);
         watching.join().unwrap()
     });
     assert!(open.0 > 3 && open.1.is_empty(), "open in {} of {} looks: {:?}", open.1.len(), open.0, open.1.first());
