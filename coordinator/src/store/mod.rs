@@ -164,7 +164,7 @@ pub enum StoreError {
     },
     /// The file is torn or was written by something else.
     #[error(
-        "{path} is damaged: {detail}; stop the coordinator and restore it from a backup (mesh-coordinator restore)"
+        "{path} is damaged: {detail}; run `systemctl stop mesh-coordinator; mesh-coordinator restore`, which takes the newest good backup and what the journal tells since"
     )]
     Damaged {
         /// The file.

@@ -75,8 +75,11 @@ fn shell(ground: &WaysBack, at: &Daemon, line: &str, pasted: &str) -> Output {
     let output = child.wait_with_output().unwrap();
     let units = folder.join("units");
     for line in fs::read_to_string(&units).unwrap_or_default().lines() {
-        assert!(line.starts_with("start mesh"), "{line}");
-        at.start().unwrap();
+        match line {
+            "stop mesh-coordinator" => assert!(!at.running(), "it is stopped after the line only"),
+            "start mesh-coordinator" => at.start().unwrap(),
+            other => panic!("no unit that is known here: {other}"),
+        }
     }
     let _ = fs::remove_file(units);
     let _ = writeln!(io::stdout(), "    {}: {line} -> {}", at.name, output.status);
@@ -245,6 +248,35 @@ pub(crate) fn restored(ground: &WaysBack) {
     let said = disowned(node, "does not know this node");
     follow(ground, &said, "meshd join");
     is_back(ground);
+}
+
+/// Waits until the coordinator refuses to run, and returns its last words.
+fn refuses(coordinator: &Daemon) -> String {
+    coordinator.start().unwrap();
+    assert!(wait_until(STARTING, || !coordinator.running()), "it runs without its store");
+    tail(&coordinator.log(), 3)
+}
+
+pub(crate) fn without_store(ground: &WaysBack) {
+    let WaysBack { pair, .. } = ground;
+    let coordinator = &pair.coordinator;
+    let store = coordinator.folder.join("state/store.redb");
+    let connected = || [&pair.a.node, &pair.b.node].iter().all(|n| n.status().is_ok_and(|s| s.coordinator.connected));
+    for is_damaged in [false, true] {
+        assert!(coordinator.terminate());
+        match is_damaged {
+            true => fs::write(&store, [0xa5; 8192]).unwrap(),
+            false => fs::remove_file(&store).unwrap(),
+        }
+        let said = refuses(coordinator);
+        let word = if is_damaged { "systemctl stop" } else { "mesh-coordinator restore" };
+        let restored = shell(ground, coordinator, &advice(&said, word), "");
+        assert!(restored.status.success(), "{}", text(&restored));
+        shell(ground, coordinator, &advice(&text(&restored), "systemctl"), "");
+        // Nobody has to join again.
+        assert!(wait_until(TOLD, connected), "{}", tail(&coordinator.log(), 5));
+        assert!(works(ground));
+    }
 }
 
 pub(crate) fn on_whose_word(ground: &WaysBack) {

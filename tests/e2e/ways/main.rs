@@ -20,6 +20,7 @@ const BACK: &[Fact<back::WaysBack>] = &[
     ("a_revoked_machine_comes_back_by_what_its_status_says_and_is_never_open", back::revoked),
     ("a_machine_that_lost_its_identity_comes_back_by_what_its_last_words_say", back::without_identity),
     ("a_machine_that_a_restored_backup_does_not_know_comes_back_by_what_its_status_says", back::restored),
+    ("a_coordinator_without_its_store_is_back_by_the_lines_that_it_prints", back::without_store),
     ("join_leaves_a_mesh_on_the_word_of_its_own_coordinator_alone", back::on_whose_word),
 ];
 
