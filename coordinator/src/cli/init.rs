@@ -82,7 +82,7 @@ pub fn init(words: &args::Init) -> Result<Vec<String>, InitError> {
     };
     said.push("next:".into());
     said.push(format!("  1. start it:       {run}"));
-    said.push(format!("  2. name a site:    add a [[site]] to {}", config.services.display()));
+    said.push(format!("  2. name your sites: see [[site]] in {}", config.services.display()));
     said.push(format!("  3. make a token:   mesh-coordinator{socket} token create --site SITE"));
     said.push("  4. on each node:   meshd join --token-file FILE".into());
     Ok(said)
@@ -132,9 +132,6 @@ fn services_toml(words: &args::Init) -> String {
 # a file with errors changes nothing. Try one first: mesh-coordinator check FILE, mesh-coordinator plan FILE
 #
 # [[site]]
-# name = "dc"                            # a group of hosts
-#
-# [[site]]
 # name = "c1"                            # a cluster: its nodes may claim pod blocks within `pods`
 # kind = "kubernetes"
 # pods = ["10.8.0.0/14"]
@@ -151,6 +148,9 @@ version = 1
 
 [mesh]
 name = "{}"
+
+[[site]]
+name = "dc"                              # a group of hosts; its name is yours to choose until the first one joins
 "#,
         words.name
     )
@@ -201,6 +201,8 @@ mod tests {
         let services = fs::read_to_string(&config.services).unwrap();
         let parsed = mesh_proto::services::parse(&services, "services.toml").unwrap();
         assert_eq!(parsed.services.mesh.name, "boutique".parse().ok());
+        // README's next line but one makes a token for it.
+        assert!(parsed.services.sites.iter().any(|site| site.name.as_str() == "dc"), "{services}");
     }
 
     #[test]
