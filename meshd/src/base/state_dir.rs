@@ -96,7 +96,7 @@ pub(crate) fn advice(error: &io::Error, path: &Path, usual: &str) -> String {
             format!("its disk is full: make room there (`df -h {dir}` and `df -i {dir}` show how much there is)")
         }
         Some(Errno::ROFS) => format!(
-            "its file system is read-only: see in the kernel's log whether the disk fails (`dmesg`), and then run `mount -o remount,rw` on the mount that `findmnt -T {dir}` shows"
+            "its file system is read-only: see in the kernel's log whether the disk fails (`dmesg`), and then run `mount -o remount,rw` on the mount that `findmnt -T {dir}` shows; a unit that was started meanwhile needs `systemctl restart meshd` after that"
         ),
         Some(Errno::IO) => "its disk fails: see the kernel's log (`dmesg`)".to_owned(),
         Some(_) | None => usual.to_owned(),

@@ -161,7 +161,10 @@ fn a_full_disk_a_read_only_one_and_one_that_fails_get_advice_of_their_own() {
     for (errno, words) in [
         (Errno::NOSPC, ["make room there", "df -h /d"]),
         (Errno::DQUOT, ["make room there", "df -i /d"]),
-        (Errno::ROFS, ["mount -o remount,rw", "findmnt -T /d"]),
+        (
+            Errno::ROFS,
+            ["then run `mount -o remount,rw` on the mount that `findmnt -T /d` shows", "`systemctl restart meshd`"],
+        ),
         (Errno::IO, ["its disk fails", "dmesg"]),
         (Errno::ACCESS, ["run as root", "state_dir"]),
     ] {
