@@ -23,11 +23,21 @@ pub type Fact<T> = (&'static str, fn(&T));
 /// # Panics
 /// If the daemons do not build; with `MESH_STRICT=1` in the environment, if a fact is skipped.
 pub fn in_namespaces(prove: impl FnOnce(&mut FactsRun, &Binaries)) -> ExitCode {
+    as_root(|run| {
+        let idle = run.list || run.lacking.is_some();
+        let binaries = if idle { Ok(Binaries::of(PathBuf::new())) } else { Binaries::build() };
+        prove(run, &binaries.expect("the daemons build"));
+    })
+}
+
+/// Like `in_namespaces`, for what builds no daemons.
+///
+/// # Panics
+/// With `MESH_STRICT=1` in the environment, if a fact is skipped.
+pub fn as_root(prove: impl FnOnce(&mut FactsRun)) -> ExitCode {
     let mut run = FactsRun::new();
     run.needs(privilege::is_root(), privilege::HOW);
-    let idle = run.list || run.lacking.is_some();
-    let binaries = if idle { Ok(Binaries::of(PathBuf::new())) } else { Binaries::build() };
-    prove(&mut run, &binaries.expect("the daemons build"));
+    prove(&mut run);
     run.finish()
 }
 

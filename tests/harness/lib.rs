@@ -17,6 +17,7 @@
 //! skip       what a test needs of the machine, and how it says that it is missing
 //! privilege  whether this process may do what tests in namespaces do
 //! facts      a test binary whose facts share one set-up
+//! machines   booted Debian systems, on a bridge of their own
 //! ```
 
 pub mod boutique;
@@ -27,6 +28,7 @@ pub mod daemon;
 pub mod evil;
 pub mod facts;
 pub mod http;
+pub mod machines;
 pub mod netns;
 pub mod nft;
 pub mod pair;
