@@ -52,8 +52,9 @@ systemctl enable --now hello
 /// A client of it: prints what the server says, or why it does not.
 const CLIENT: &str =
     "python3 -c 'import socket, sys; print(socket.create_connection((sys.argv[1], 8080), 2).recv(99).decode())' ";
-/// What meshd and its packages may alter on a machine; the far end of its link has another number after a reboot.
-const TRACES: &str = "ip rule; ip route show table all; { ip -br link; ip -br address; } | sed 's/@if[0-9]*//'; nft list ruleset; \
+/// What meshd and its packages may alter on a machine. After a reboot the far end of its link has another number, and addresses
+/// of the link itself may take a moment to come.
+const TRACES: &str = "ip rule; ip route show table all | grep -v 'fe80:'; { ip -br link; ip -br -4 address; } | sed 's/@if[0-9]*//'; nft list ruleset; \
     ls -d /etc/meshd /run/meshd /var/lib/meshd; find /etc/systemd /var/lib/systemd -name '*mesh*'; true";
 
 /// The packages under test.

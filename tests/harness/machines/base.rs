@@ -18,7 +18,7 @@ const UNITS: &str = "systemd-networkd systemd-resolved";
 /// Makes one in memory, where the archive's tools need not wait for a disk, and keeps it as a whole.
 const MAKE: &str = r#"
 mkdir "$3"
-mount -t tmpfs base "$3"
+mount -t tmpfs -o mode=755 base "$3"
 debootstrap --variant=minbase --include="$1" "$0" "$3"
 chroot "$3" systemctl enable $2
 cp -a "$3" "$3.disk"
