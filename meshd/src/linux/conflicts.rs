@@ -178,7 +178,7 @@ pub(super) fn forwarding(shape: &Shape) -> Option<Obstacle> {
     let name = &shape.interface;
     (sysctl(&format!("conf/{name}/forwarding")) == Some(0)).then(|| {
         let sentence = format!("`{name}` does not forward packets, so that pods cannot use the mesh");
-        Obstacle::new(sentence, format!("sysctl -w net.ipv4.conf.{name}.forwarding=1")).safe()
+        Obstacle::new(sentence, format!("sysctl -w net/ipv4/conf/{name}/forwarding=1")).safe()
     })
 }
 

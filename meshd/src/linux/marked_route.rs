@@ -7,6 +7,7 @@ use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::route::{RouteMessage, RouteType};
 
 use super::error::KernelError;
+use super::input::is_plain;
 use super::ip_rule::IpRule;
 use super::route::{self, Link, Routes};
 use crate::linux::shape::{HostPart, MARK, Obstacle, RULE_PRIORITY, Shape};
@@ -71,7 +72,8 @@ async fn command(
         if !is_own(routes, shape, route).await? {
             continue;
         }
-        let Some(link) = link_of(routes, route).await? else { continue };
+        // Its name stands in a command.
+        let Some(link) = link_of(routes, route).await?.filter(|link| is_plain(&link.name)) else { continue };
         let (last, name) = (before(RULE_PRIORITY - 1), &link.name);
         let first = last.saturating_sub(1);
         return Ok(Some(format!(

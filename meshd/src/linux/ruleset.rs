@@ -17,6 +17,8 @@ use super::nft::{self, Chain, Element, Expr, Fate, Meta, NftRule, PayloadBase, T
 
 /// How deep chains may call each other; the kernel allows 16.
 const DEPTH: usize = 16;
+/// Steps of nft and iptables that decide nothing.
+const SILENT: [&str; 10] = ["log", "LOG", "comment", "MARK", "CONNMARK", "CT", "NFLOG", "SET", "TCPMSS", "TRACE"];
 /// The nftables number of IPv4.
 const IPV4: u8 = 2;
 
@@ -35,8 +37,17 @@ pub(super) struct Packet<'a> {
     pub(super) destinations: &'a [Ipv4Net],
     /// Which port of which transport it begins a connection to.
     pub(super) opens: Option<(u8, u16)>,
+    /// Whether it is known to be the first of its connection: otherwise what conntrack knows of it is in doubt.
+    pub(super) begins: bool,
     /// Whether it is told to be dropped only where no rule that cannot be known would let it pass.
     pub(super) in_doubt_passes: bool,
+}
+
+impl Packet<'_> {
+    /// Says that it is known to begin a connection, if it is.
+    fn begun(&self) -> Option<()> {
+        self.opens.filter(|_| self.begins).map(|_| ())
+    }
 }
 
 /// What register one holds, of what can be known.
@@ -76,12 +87,14 @@ pub(super) struct Ruleset {
     chain: Chain,
     rules: RefCell<BTreeMap<String, Rc<[NftRule]>>>,
     sets: RefCell<BTreeMap<String, Option<Rc<[Element]>>>>,
+    /// What the chains that are called do with the packet at hand: each is followed once, however many ways lead there.
+    followed: RefCell<BTreeMap<String, Ends>>,
 }
 
 impl Ruleset {
     /// Reads nothing yet.
     pub(super) fn of(chain: Chain) -> Self {
-        Self { chain, rules: RefCell::default(), sets: RefCell::default() }
+        Self { chain, rules: RefCell::default(), sets: RefCell::default(), followed: RefCell::default() }
     }
 
     /// The base chain.
@@ -94,6 +107,7 @@ impl Ruleset {
     /// # Errors
     /// `KernelError` if it cannot be read.
     pub(super) fn drops(&self, packet: &Packet<'_>) -> Result<bool, KernelError> {
+        self.followed.borrow_mut().clear();
         let policy = self.chain.base.as_ref().map(|base| &base.policy);
         let ends = self.ends(packet, &self.rules(&self.chain.name)?, 0);
         Ok(!ends.accepted && (!ends.passed || policy == Some(&Fate::Drop)))
@@ -149,16 +163,22 @@ impl Ruleset {
     }
 
     fn call(&self, packet: &Packet<'_>, name: &str, depth: usize) -> Ends {
-        match self.rules(name) {
+        if let Some(&ends) = self.followed.borrow().get(name) {
+            return ends;
+        }
+        let ends = match self.rules(name) {
             Ok(rules) if depth < DEPTH => self.ends(packet, &rules, depth + 1),
             // The kernel calls no deeper; what cannot be read may say anything.
             Ok(_) | Err(_) => Ends { accepted: packet.in_doubt_passes, passed: true },
-        }
+        };
+        self.followed.borrow_mut().insert(name.to_owned(), ends);
+        ends
     }
 
     fn said(&self, packet: &Packet<'_>, rule: &NftRule) -> Said {
         let mut loaded = Loaded::Unknown;
         let mut certain = true;
+        let mut is_handed_on = false;
         let says = |fate: Fate, certain| if certain { Said::Does(fate) } else { Said::May(fate) };
         for expr in &rule.exprs {
             let holds = match expr {
@@ -172,7 +192,7 @@ impl Ruleset {
                 }
                 // Steps that only write something down, and match every packet.
                 Expr::Counter { .. } => continue,
-                Expr::Other(name) if ["log", "LOG", "comment"].contains(&name.as_str()) => continue,
+                Expr::Other(name) if SILENT.contains(&name.as_str()) => continue,
                 Expr::Verdict(fate) => return says(fate.clone(), certain),
                 Expr::Other(name) if name == "reject" || name == "REJECT" => return says(Fate::Drop, certain),
                 Expr::Equal(value) => equal(&loaded, value),
@@ -190,8 +210,11 @@ impl Ruleset {
                 Expr::Ports { transport, first, last } => {
                     packet.opens.map(|(number, port)| number == *transport && (*first..=*last).contains(&port))
                 }
-                Expr::States(states) => packet.opens.map(|_| states & Tracked::NEW != 0),
-                Expr::Other(_) => None,
+                Expr::States(states) => packet.begun().map(|()| states & Tracked::NEW != 0),
+                Expr::Other(name) => {
+                    is_handed_on |= is_target(name);
+                    None
+                }
                 Expr::Snat | Expr::Dnat(_) | Expr::Masquerade => return Said::Nothing,
             };
             match holds {
@@ -200,7 +223,8 @@ impl Ruleset {
                 None => certain = false,
             }
         }
-        Said::Nothing
+        // A target that is not known here, such as a queue to a program, may say anything.
+        if is_handed_on { Said::May(Fate::Accept) } else { Said::Nothing }
     }
 
     /// Finds what is known in a set; `None` if it cannot be told.
@@ -215,6 +239,12 @@ impl Ruleset {
         }
         Some(None)
     }
+}
+
+/// Says whether a step that is not known here is a target, which decides, rather than a match: iptables writes those large.
+fn is_target(name: &str) -> bool {
+    ["queue", "tproxy", "synproxy"].contains(&name)
+        || name.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
 }
 
 /// What a step loads into register one.
@@ -238,9 +268,9 @@ fn load(packet: &Packet<'_>, expr: &Expr) -> Loaded {
         Expr::Payload { header: PayloadBase::Transport, offset: 2, length: 2 } => {
             bytes(packet.opens.map(|(_, port)| port.to_be_bytes().to_vec()))
         }
-        Expr::Tracked(Tracked::State) => bytes(packet.opens.map(|_| Tracked::NEW.to_ne_bytes().to_vec())),
+        Expr::Tracked(Tracked::State) => bytes(packet.begun().map(|()| Tracked::NEW.to_ne_bytes().to_vec())),
         // Nothing was done to a connection that begins, and is not translated.
-        Expr::Tracked(Tracked::Status) => bytes(packet.opens.map(|_| vec![0; 4])),
+        Expr::Tracked(Tracked::Status) => bytes(packet.begun().map(|()| vec![0; 4])),
         Expr::Meta(Meta::Mark)
         | Expr::Payload { .. }
         | Expr::Fib(_)
