@@ -49,13 +49,6 @@ pub struct HostUnderlay {
     pub mtu: u16,
 }
 
-impl HostUnderlay {
-    /// Says whether an address is gone since that a peer may speak to. Those of links alone come and go with pods.
-    pub fn lost_an_address_since(&self, before: &Self) -> bool {
-        before.own.difference(&self.own).any(reaches_beyond_the_link)
-    }
-}
-
 /// What this host knows of its own network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostFacts {
@@ -198,14 +191,10 @@ fn usable(message: &AddressMessage) -> Option<IpAddr> {
     if secondary && message.header.family == AddressFamily::Inet6 {
         return None;
     }
-    address(message).filter(reaches_beyond_the_link)
-}
-
-fn reaches_beyond_the_link(address: &IpAddr) -> bool {
-    match address {
+    address(message).filter(|address| match address {
         IpAddr::V4(a) => !(a.is_loopback() || a.is_link_local() || a.is_multicast() || a.is_unspecified()),
         IpAddr::V6(a) => !(a.is_loopback() || a.is_unicast_link_local() || a.is_multicast() || a.is_unspecified()),
-    }
+    })
 }
 
 fn address(message: &AddressMessage) -> Option<IpAddr> {

@@ -106,21 +106,6 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_missed_only_where_a_peer_may_speak_to_it() {
-        let host = |own: &[&str]| HostUnderlay {
-            own: own.iter().map(|address| address.parse().unwrap()).collect(),
-            ..HostUnderlay::default()
-        };
-        let before = host(&["192.0.2.1", "2001:db8::1", "fe80::1", "127.0.0.1"]);
-        assert!(
-            !host(&["192.0.2.1", "2001:db8::1", "198.51.100.1"]).lost_an_address_since(&before),
-            "a pod's link went"
-        );
-        assert!(host(&["2001:db8::1", "fe80::1"]).lost_an_address_since(&before));
-        assert!(host(&["192.0.2.1", "fe80::1"]).lost_an_address_since(&before));
-    }
-
-    #[test]
     fn own_addresses_are_endpoints_unless_the_operator_names_others() {
         let keys = LaneKeys::derive(&StaticSecret::from([1; 32]), 2);
         let host = HostUnderlay {

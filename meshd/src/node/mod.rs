@@ -520,7 +520,7 @@ impl<'d> Membership<'d> {
             let locals: Arc<[_]> = facts::locals(&self.host).into();
             let plane = self.plane.handle();
             plane.set_locals(locals);
-            if self.host.addresses != before.addresses || self.host.lost_an_address_since(&before) {
+            if self.host.addresses != before.addresses {
                 tracing::info!(addresses = ?self.host.addresses, "addresses of this host changed");
                 plane.move_to(&own, !self.publisher.link.borrow().connected);
             }
