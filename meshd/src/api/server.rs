@@ -277,15 +277,20 @@ async fn join(State(daemon): State<Daemon>, Query(words): Words) -> Answer<doc::
 }
 
 /// Has the node's services.toml read, and answers when it is in force, or why it is not.
-async fn reload(State(Daemon { requests, .. }): State<Daemon>) -> Answer<doc::Done> {
-    let number = requests.reload();
-    let reading = requests.reading(number).await;
+async fn reload(State(daemon): State<Daemon>) -> Answer<doc::Done> {
+    let number = daemon.requests.reload();
+    let reading = daemon.requests.reading(number).await;
     if let Some(error) = reading.error {
         let message = format!("services.toml is refused; the one before stays in force\n{error}");
         return Err(No(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Services, message));
     }
     let Json(mut answer) = done(format!("services.toml is in force, with {} [[serve]]", reading.serve));
     answer.done.extend(reading.warnings.iter().map(|warning| format!("warning: {warning}")));
+    if reading.serve > 0 && !daemon.subscriber.snapshot().link.connected {
+        answer.done.push(
+            "warning: no coordinator is reached, which has to admit each [[serve]] before anybody calls it".into(),
+        );
+    }
     Ok(Json(answer))
 }
 

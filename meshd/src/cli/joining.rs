@@ -35,7 +35,13 @@ pub(crate) async fn join(config: &Config, credential: &Credential, ephemeral: bo
     let (mesh, node) = (&before.mesh, &before.node);
     // Nobody has to listen.
     let _ = writeln!(io::stderr(), "meshd: left mesh {mesh} as {node}, whose coordinator said: {word}");
-    let joined = told(config, credential, ephemeral).await?;
+    let joined = told(config, credential, ephemeral).await.inspect_err(|_| {
+        let _ = writeln!(
+            io::stderr(),
+            "meshd: {} stays closed until this machine has joined again; `meshd cleanup --range {0}` opens it",
+            before.range.net()
+        );
+    })?;
     if joined.enrolment.range != before.range {
         linux::forget(before.range, &config.interface).await?;
     }
