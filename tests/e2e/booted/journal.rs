@@ -40,7 +40,7 @@ const SOCKETS: &str = "systemd-journald.socket systemd-journald-dev-log.socket s
 
 /// A daemon: its unit, the variable of its log, and the port of its metrics.
 const MESHD: [&str; 3] = ["meshd", "MESHD_LOG", "9586"];
-const COORDINATOR: [&str; 3] = ["mesh-coordinator", "MESH_COORDINATOR_LOG", "9587"];
+const COORDINATOR: [&str; 3] = ["mesh-coordinator", "RUST_LOG", "9587"];
 
 fn of(script: &str, [name, variable, port]: [&str; 3]) -> String {
     script.replace("NAME", name).replace("VARIABLE", variable).replace("PORT", port)

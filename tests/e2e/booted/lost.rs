@@ -7,6 +7,12 @@ use crate::mesh::{BootedMesh, PATIENCE, journal, unit};
 /// A unit that ended with a loss, and stays down.
 const ENDED: &str = "ActiveState=failed ExecMainStatus=78 NRestarts=0";
 
+/// The command in backticks that follows some words.
+fn command_after<'a>(words: &str, told: &'a str) -> &'a str {
+    let mut rest = told.split_once(words).map_or("", |(_, rest)| rest).split('`').skip(1);
+    rest.next().unwrap_or_else(|| panic!("no command after `{words}`: {told}"))
+}
+
 pub(crate) fn store(mesh: &BootedMesh) {
     let machine = &mesh.coordinator;
     let vip = mesh.vip();
@@ -18,13 +24,8 @@ pub(crate) fn store(mesh: &BootedMesh) {
     assert_eq!(unit(machine, "mesh-coordinator"), ENDED, "{}", journal(machine, "mesh-coordinator"));
 
     let told = journal(machine, "mesh-coordinator");
-    let named = told.split_once("store.redb is missing").and_then(|(_, rest)| rest.split_once(": run "));
-    let command = named.and_then(|(_, rest)| rest.split([',', ';', '\n']).next());
-    let command = command.unwrap_or_else(|| panic!("the journal names no command: {told}"));
-    let restored = machine.expect(command).unwrap();
-    let next = restored.lines().find(|line| line.starts_with("next: ")).and_then(|line| line.split_once('('));
-    let next = next.and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or_else(|| panic!("{restored}"));
-    machine.expect(next).unwrap();
+    let restored = machine.expect(command_after("store.redb is missing", &told)).unwrap();
+    machine.expect(command_after("next: ", &restored)).unwrap();
     for vm in [&mesh.vm_1, &mesh.vm_2] {
         mesh.heals(vm);
     }

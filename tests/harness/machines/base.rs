@@ -15,11 +15,11 @@ const EDITION: u32 = 1;
 const PACKAGES: &str = "systemd,systemd-sysv,systemd-resolved,dbus,iproute2,nftables,python3-minimal,procps";
 /// What begins with the machine.
 const UNITS: &str = "systemd-networkd systemd-resolved";
-/// Makes one in memory, where the archive's tools need not wait for a disk, and keeps it as a whole.
+/// Makes one in memory, of the mirror that `MESH_DEBIAN_MIRROR` names if it does, where the archive's tools need not wait for a disk, and keeps it as a whole.
 const MAKE: &str = r#"
 mkdir "$3"
 mount -t tmpfs -o mode=755 base "$3"
-debootstrap --variant=minbase --include="$1" "$0" "$3"
+timeout 900 debootstrap --variant=minbase --include="$1" "$0" "$3" $4
 chroot "$3" systemctl enable $2
 cp -a "$3" "$3.disk"
 "#;
@@ -81,6 +81,7 @@ pub(crate) fn made(suite: DebianSuite) -> io::Result<PathBuf> {
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-ec", MAKE, suite.name(), PACKAGES, UNITS]).arg(&part);
+    command.args(std::env::var_os("MESH_DEBIAN_MIRROR"));
     logged(command, &log)?;
     fs::remove_dir(&part)?;
     fs::rename(&whole, &base)?;

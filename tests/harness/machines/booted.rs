@@ -110,7 +110,9 @@ impl BootedMachine {
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         let is_up = || {
             let state = self.run("systemctl is-system-running").map(|ran| ran.out).unwrap_or_default();
-            matches!(state.trim(), "running" | "degraded")
+            let has_address =
+                || self.run("ip -4 -brief address show host0").is_ok_and(|ran| ran.out.contains("10.60.0."));
+            matches!(state.trim(), "running" | "degraded") && has_address()
         };
         if wait_until(BOOT, is_up) {
             return Ok(());
@@ -199,7 +201,15 @@ impl BootedMachine {
     fn first(&self) -> io::Result<u32> {
         let held = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         let outer = held.as_ref().map(Process::id).ok_or(io::ErrorKind::NotFound)?;
-        child_of(child_of(outer)?)
+        let first = child_of(child_of(outer)?)?;
+        // Until it is the first of a tree of its own, inside that of this machine's, it is still out here.
+        let status = fs::read_to_string(format!("/proc/{first}/status"))?;
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if ids.len() < 3 || ids.last() != Some(&"1") {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the machine has not begun"));
+        }
+        Ok(first)
     }
 }
 
