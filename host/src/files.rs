@@ -92,7 +92,8 @@ pub fn replace_alike(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_owned(), None),
         Err(error) => return Err(error),
     };
-    let beside = vacant(&path);
+    // Of two who replace it at once each has a draft of his own.
+    let beside = path.with_extension(format!("draft-{}", std::process::id()));
     let alike = |file: &File| {
         let Some(before) = &before else { return file.set_permissions(fs::Permissions::from_mode(0o644)) };
         let own = file.metadata()?;

@@ -5,8 +5,8 @@
 //!   rotate-key --commit  once all nodes have that in force: identity.next becomes identity.key, used from the next start
 //!                        on; then nodes are told of the new key alone
 //! ```
-//! A node that was not there in between knows the former key only, and refuses: `meshd leave`, and a join with a new
-//! token, which the coordinator answers as to the member that it is.
+//! A node that was not there in between knows the former key only, and refuses: a join with a new token, which the
+//! coordinator answers as to the member that it is.
 
 use axum::extract::{Request, State};
 use axum::{Extension, Json};

@@ -88,6 +88,9 @@ impl Drop for Draft {
 }
 
 fn exists(file: &Path) -> Outcome {
+    if file.symlink_metadata().is_ok_and(|found| !found.is_file()) {
+        return Outcome::failed(&format!("{} is no regular file, and stays; name another file", file.display()));
+    }
     Outcome::failed(&format!("{} exists and is not overwritten; name another file, or say --force", file.display()))
 }
 

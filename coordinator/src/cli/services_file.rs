@@ -55,7 +55,16 @@ pub(crate) async fn apply(cli: &Cli, file: &Path) -> Result<Outcome, AskError> {
             file.display(),
             place.display()
         )),
-        Err(error) => refused(error)?,
+        Err(error) => match refused(error) {
+            Ok(why) => why,
+            // Nobody said what came of it.
+            Err(error) => {
+                return Ok(Outcome::failed(&format!(
+                    "{error}. {} holds the new text all the same; `mesh-coordinator status` says whether it is in force",
+                    place.display()
+                )));
+            }
+        },
     };
     // What lies there now may be somebody else's.
     if std::fs::read(&place).is_ok_and(|found| found == text.as_bytes()) {

@@ -131,7 +131,8 @@ pub(crate) fn lost_identity(config: &Config) -> Option<KeyError> {
         return None;
     }
     let name = fs::read_to_string(config.state_dir.join(NAME)).unwrap_or_default();
-    let mut anew = format!("mesh-coordinator init --new-identity --name {}", name.trim());
+    let name = Some(name.trim()).filter(|name| !name.is_empty()).unwrap_or("mesh");
+    let mut anew = format!("mesh-coordinator init --new-identity --name {name}");
     config.public.iter().for_each(|public| anew.push_str(&format!(" --public {public}")));
     Some(KeyError::Lost { path, traces: traces.join(", "), anew })
 }
