@@ -194,7 +194,7 @@ fn a_torn_file_is_an_error_with_advice_and_never_another_state() {
             Err(error) => {
                 errors += 1;
                 assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
-                assert!(error.to_string().contains("restore it from a backup"), "{error}");
+                assert!(error.to_string().contains("mesh-coordinator restore`"), "{error}");
             }
         }
     }

@@ -156,7 +156,7 @@ fn a_flipped_bit_is_noticed_or_harmless() {
                 harmless += 1;
             }
             Err(error) => {
-                assert!(error.to_string().contains("restore it from a backup"), "{error}");
+                assert!(error.to_string().contains("mesh-coordinator restore`"), "{error}");
                 noticed += 1;
             }
         }
