@@ -53,7 +53,9 @@ pub enum KeyError {
     #[error("{0} can be read by others; run `chmod 600 {0}`, and make new keys if that has been so for long")]
     Exposed(PathBuf),
     /// The file holds something else.
-    #[error("{0} is not an Ed25519 key; restore it from a backup: nodes trust this key alone")]
+    #[error(
+        "{0} is not an Ed25519 key; put it back from where you keep it: nodes trust this key alone, and no backup holds it"
+    )]
     Damaged(PathBuf),
     /// The state directory is shared with other things.
     #[error(
