@@ -4,42 +4,17 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
 use mesh_tests::pair::{Pair, PairGround, STARTING};
-use mesh_tests::skip::{in_path, skip_facts};
+use mesh_tests::shifted_clocks::{self, ShiftedClocks};
 use mesh_tests::topology::Underlay;
 use mesh_tests::traffic;
 use serde_json::Value;
-use tempfile::TempDir;
 
-/// Shifts CLOCK_REALTIME by the seconds in the file that MESH_TEST_CLOCK names.
-const SHIFT: &str = r#"
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t id, struct timespec *t) {
-    int rc = syscall(SYS_clock_gettime, id, t), before = errno;
-    const char *path = id == CLOCK_REALTIME ? getenv("MESH_TEST_CLOCK") : 0;
-    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-        char text[32] = {0};
-        if (read(fd, text, 31) > 0) t->tv_sec += atoll(text);
-        close(fd);
-    }
-    errno = before;
-    return rc;
-}
-"#;
 /// How long a node may take to notice a clock that was set: its own look each second, and a word of others each five.
 const NOTICED: Duration = Duration::from_secs(12);
 const YEAR: i64 = 365 * 86_400;
@@ -47,7 +22,7 @@ const YEAR: i64 = 365 * 86_400;
 /// A pair each program of which has a clock of its own.
 struct Ground {
     pair: Pair,
-    folder: TempDir,
+    clocks: ShiftedClocks,
 }
 
 const FACTS: &[Fact<Ground>] = &[
@@ -65,54 +40,24 @@ const FACTS: &[Fact<Ground>] = &[
 
 fn main() -> ExitCode {
     in_namespaces(|run, binaries| {
-        if in_path("cc").is_none() {
-            return skip_facts(FACTS.len(), FACTS.len(), "install a C compiler (cc)");
-        }
+        run.needs(shifted_clocks::are_possible(), "install a C compiler (cc)");
         run.scene("clocks", || set_up(binaries), FACTS);
     })
 }
 
 fn set_up(binaries: &Binaries) -> io::Result<Ground> {
-    let folder = tempfile::Builder::new().prefix("mesh-clocks-").tempdir()?;
-    let (source, library) = (folder.path().join("shift.c"), folder.path().join("shift.so"));
-    std::fs::write(&source, SHIFT)?;
-    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).status()?;
-    assert!(made.success(), "the library does not build");
-    let versions = ["a", "b", "coordinator"].map(|name| behind(binaries, folder.path(), name, &library).unwrap());
+    let clocks = ShiftedClocks::new()?;
+    let [a, b, coordinator] = ["a", "b", "coordinator"].map(|name| clocks.programs(binaries, name));
+    let versions = [a?, b?, coordinator?];
     let ground = PairGround { more: "max_offline = \"1h\"\n", ..PairGround::plain(Underlay::V4, 1) };
     let pair = Pair::start_versions(ground, "ck", [&versions[0], &versions[1], &versions[2]])?;
     traffic::serve_tcp(&pair.b.pod, 8080)?;
-    Ok(Ground { pair, folder })
-}
-
-/// The programs, with a clock that the file `NAME.clock` shifts.
-fn behind(binaries: &Binaries, folder: &Path, name: &str, library: &Path) -> io::Result<Binaries> {
-    let home = folder.join(name);
-    std::fs::create_dir(&home)?;
-    std::fs::write(clock(folder, name), "0")?;
-    for program in ["meshd", "mesh-coordinator"] {
-        let (file, real) = (home.join(program), binaries.path(program));
-        let text = format!(
-            "#!/bin/sh\nexport LD_PRELOAD={} MESH_TEST_CLOCK={}\nexec {} \"$@\"\n",
-            library.display(),
-            clock(folder, name).display(),
-            real.display()
-        );
-        std::fs::write(&file, text)?;
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
-    }
-    Ok(Binaries::of(home))
-}
-
-fn clock(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!("{name}.clock"))
+    Ok(Ground { pair, clocks })
 }
 
 /// Shifts a program's clock by so many seconds from now on.
 fn set(ground: &Ground, name: &str, seconds: i64) {
-    let (file, next) = (clock(ground.folder.path(), name), ground.folder.path().join("next"));
-    std::fs::write(&next, seconds.to_string()).unwrap();
-    std::fs::rename(next, file).unwrap();
+    ground.clocks.set(name, seconds).unwrap();
 }
 
 /// Has both nodes talk, so that they probe each other.
@@ -148,13 +93,16 @@ fn times(sentence: &str) -> usize {
 fn wrong_clock(ground: &Ground) {
     let (a, b) = (&ground.pair.a.node, &ground.pair.b.node);
     set(ground, "a", 300);
-    let own = wait(ground, a, "clock", |cause| cause.contains("the clock of this host is wrong"));
+    let is_told =
+        |cause: &str| cause.contains("the clock of this host is wrong") && cause.contains("2 of the 2 others");
+    let own = wait(ground, a, "clock", is_told);
     assert_eq!(times(&own), 2, "{own}");
-    assert!(own.contains("2 of the 2 others"), "{own}");
     assert_eq!(a.verb(&["status"]).unwrap().status.code(), Some(3));
     assert!(a.status().unwrap().warnings.contains(&own), "the sentence is among the warnings, too");
-    let theirs = wait(ground, b, "clock", |cause| cause.contains("peer `a`"));
-    assert!(theirs.starts_with("most clocks, this host's among them, say") && times(&theirs) == 2, "{theirs}");
+    // Until it has the coordinator's word, too, it cannot tell who is right.
+    let most = "most clocks, this host's among them, say";
+    let theirs = wait(ground, b, "clock", |cause| cause.contains("peer `a`") && cause.starts_with(most));
+    assert_eq!(times(&theirs), 2, "{theirs}");
 
     set(ground, "a", 20);
     wait(ground, a, "clock", str::is_empty);
@@ -166,8 +114,10 @@ fn wrong_coordinator(ground: &Ground) {
     let nodes = [&ground.pair.a.node, &ground.pair.b.node];
     set(ground, "coordinator", -3600);
     for node in nodes {
-        let cause = wait(ground, node, "clock", |cause| cause.contains("that of the coordinator"));
-        assert!(cause.contains("most clocks, this host's among them") && cause.contains("(60 min apart)"), "{cause}");
+        let most = "most clocks, this host's among them";
+        let is_told = |cause: &str| cause.contains("that of the coordinator") && cause.contains(most);
+        let cause = wait(ground, node, "clock", is_told);
+        assert!(cause.contains("(60 min apart)"), "{cause}");
     }
     set(ground, "coordinator", 0);
     for node in nodes {

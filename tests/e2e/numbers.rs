@@ -10,7 +10,8 @@ use mesh_proto::trust::signed_record::SignedRecord;
 use mesh_proto::wire::NodeFacts;
 use mesh_tests::daemon::{Binaries, Daemon, wait_until};
 use mesh_tests::facts::{Fact, in_namespaces};
-use mesh_tests::pair::{PODS, Pair, STARTING};
+use mesh_tests::pair::{PODS, Pair, PairGround, STARTING};
+use mesh_tests::shifted_clocks::{self, ShiftedClocks};
 use mesh_tests::topology::{Underlay, write_node};
 use mesh_tests::traffic;
 use meshd::base::state_dir::State;
@@ -26,7 +27,7 @@ const FIRST: Duration = Duration::from_secs(1);
 type Ground = (Pair, Binaries);
 
 const CLOCK: &[Fact<Ground>] = &[("a_node_whose_clock_was_set_back_is_called_within_a_second_and_says_so", set_back)];
-const AHEAD: &[Fact<Ground>] =
+const AHEAD: &[Fact<(Pair, ShiftedClocks)>] =
     &[("a_clock_that_was_an_hour_ahead_when_it_called_and_is_right_again_costs_no_second", put_right)];
 const RECORDS: &[Fact<Ground>] = &[
     ("a_state_directory_of_a_snapshot_signs_above_what_it_forgot", snapshot),
@@ -37,8 +38,8 @@ fn main() -> ExitCode {
     in_namespaces(|run, binaries| {
         run.scene("clock", || set_up(binaries, "nc"), CLOCK);
         run.scene("records", || set_up(binaries, "nr"), RECORDS);
-        run.needs(faketime().is_some(), "apt-get install faketime");
-        run.scene("ahead", || set_up(binaries, "na"), AHEAD);
+        run.needs(shifted_clocks::are_possible(), "install a C compiler (cc)");
+        run.scene("ahead", || with_a_clock(binaries), AHEAD);
     })
 }
 
@@ -48,6 +49,17 @@ fn set_up(binaries: &Binaries, word: &str) -> io::Result<Ground> {
     let web = pair.vip("web");
     assert!(wait_until(STARTING, || traffic::connect(&pair.a.pod, (web, 80)).is_ok()));
     Ok((pair, binaries.clone()))
+}
+
+/// A pair whose first node has a clock of its own.
+fn with_a_clock(binaries: &Binaries) -> io::Result<(Pair, ShiftedClocks)> {
+    let clocks = ShiftedClocks::new()?;
+    let shifted = clocks.programs(binaries, "a")?;
+    let pair = Pair::start_versions(PairGround::plain(Underlay::V4, 1), "na", [&shifted, binaries, binaries])?;
+    traffic::serve_tcp(&pair.b.pod, 8080)?;
+    let web = pair.vip("web");
+    assert!(wait_until(STARTING, || traffic::connect(&pair.a.pod, (web, 80)).is_ok()));
+    Ok((pair, clocks))
 }
 
 /// Tells a figure.
@@ -122,29 +134,22 @@ fn number_above_the_clock(state: &Path) {
     std::fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
 }
 
-/// Finds the library that tells a program another time, of Debian's `faketime`.
-fn faketime() -> Option<String> {
-    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten().map(|entry| entry.path());
-    let library = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1")).find(|file| file.exists())?;
-    library.to_str().map(str::to_owned)
-}
-
-fn put_right((pair, _): &Ground) {
-    let library = faketime().unwrap();
+fn put_right((pair, clocks): &(Pair, ShiftedClocks)) {
     let (a, web) = (&pair.a.node, pair.vip("web"));
     let answered = || traffic::connect(&pair.a.pod, (web, 80)).is_ok();
     a.terminate();
     // Stopped meanwhile, its peer cannot be quicker to call.
     let signal = |what| kill(Pid::from_raw(pair.b.node.id().unwrap().cast_signed()), what).unwrap();
     signal(Signal::SIGSTOP);
-    let ahead = [("LD_PRELOAD", library.as_str()), ("FAKETIME", "+1h"), ("DONT_FAKE_MONOTONIC", "1")];
-    a.start_telling(std::fs::File::create(a.folder.join("ahead.log")).unwrap(), &ahead).unwrap();
+    clocks.set("a", 3600).unwrap();
+    a.start().unwrap();
     assert!(wait_until(STARTING, || a.status().is_ok()));
     assert!((0..2).all(|_| !answered()), "its peer is stopped");
     signal(Signal::SIGCONT);
     assert!(wait_until(STARTING, answered), "it does not call while its clock is ahead");
     assert!(a.terminate());
 
+    clocks.set("a", 0).unwrap();
     a.start().unwrap();
     let is_member = || a.status().is_ok_and(|status| status.state != mesh_proto::ops::status::Health::NotJoined);
     assert!(wait_until(STARTING, is_member));

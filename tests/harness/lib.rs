@@ -33,6 +33,7 @@ pub mod netns;
 pub mod nft;
 pub mod pair;
 pub mod privilege;
+pub mod shifted_clocks;
 pub mod skip;
 pub mod snapshot;
 pub mod topology;
