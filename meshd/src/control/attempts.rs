@@ -33,6 +33,11 @@ impl Default for Attempts {
 }
 
 impl Attempts {
+    /// Begins a round at these addresses; what came of others is forgotten.
+    pub(super) fn begin(&self, addresses: &[String]) {
+        self.0.send_modify(|attempts| attempts.retain(|address, _| addresses.contains(address)));
+    }
+
     /// Notes what the first attempt at an address waits for; what came of an earlier one says more.
     pub(super) fn wait(&self, address: &str, stage: Stage) {
         self.0.send_modify(|attempts| {
@@ -80,5 +85,8 @@ mod tests {
         let [ip, name] = &attempts.sentences()[..] else { panic!("{:?}", attempts.sentences()) };
         assert!(name.contains("no such name") && !name.contains("firewall"), "{name}");
         assert!(ip.starts_with("192.0.2.1:7700: "), "{ip}");
+
+        attempts.begin(&["c.example:7700".into()]);
+        assert_eq!(attempts.sentences().len(), 1, "an address that is not tried any more is forgotten");
     }
 }

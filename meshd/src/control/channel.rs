@@ -230,6 +230,7 @@ impl Channel {
     /// # Errors
     /// The most telling of what they failed at: a wrong key before anything else, then what the first failed at.
     pub async fn open_first(dial: &Dial, addresses: &[String]) -> Result<(Self, String), ChannelError> {
+        dial.attempts.begin(addresses);
         let ways = addresses.iter().cloned().map(|address| Self::open_named(dial.clone(), address));
         race::first(ways).await.map_err(|errors| {
             let mut errors = errors.into_iter().peekable();
